@@ -1,0 +1,1 @@
+"""Benchmarks: the asv suite, and the comparison with other frameworks."""

@@ -1,0 +1,371 @@
+"""A thin tape: tensors that remember how they were made, and reverse-mode differentiation.
+
+An op is recorded by `record`, with a function from the output's gradient to those of the inputs.
+What the ops compute is the matter of `fastlayers.ops`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from fastlayers.ops import arithmetic
+from fastlayers.ops.layout import contiguous
+
+__all__ = ["Tensor", "is_grad_enabled", "no_grad", "record", "tensor"]
+
+Gradients = Sequence[np.ndarray | None]
+Backward = Callable[[np.ndarray], Gradients]
+
+_numbers = itertools.count()
+
+
+class _Mode(threading.local):
+    enabled = True
+
+
+_mode = _Mode()
+
+
+def is_grad_enabled() -> bool:
+    """Whether ops are recorded in this thread."""
+    return _mode.enabled
+
+
+class no_grad(contextlib.ContextDecorator):  # noqa: N801  PyTorch's name
+    """Context, or decorator, in which ops of this thread are not recorded."""
+
+    def __init__(self) -> None:
+        self._before: list[bool] = []
+
+    def __enter__(self) -> None:
+        self._before.append(_mode.enabled)
+        _mode.enabled = False
+
+    def __exit__(self, *error: object) -> None:
+        _mode.enabled = self._before.pop()
+
+
+class _Node:
+    """One recorded op. Numbers grow with time, so an op's inputs have smaller ones."""
+
+    __slots__ = ("backward", "inputs", "number")
+
+    def __init__(self, inputs: tuple[Tensor | None, ...], backward: Backward) -> None:
+        self.number = next(_numbers)
+        self.inputs: tuple[Tensor | None, ...] | None = inputs
+        self.backward: Backward | None = backward
+
+
+class Tensor:
+    """An array with a gradient.
+
+    Parameters
+    ----------
+    data : array_like
+        Wrapped without a copy if it is an ndarray; Python floats become float32.
+    requires_grad : bool
+        Whether `backward` shall add up gradients in `grad`.
+
+    Attributes
+    ----------
+    data : ndarray
+        The values.
+    grad : ndarray or None
+        Sum of the gradients of all `backward` calls since it was last None.
+    requires_grad : bool
+        Whether gradients reach this tensor.
+
+    Raises
+    ------
+    TypeError
+        If gradients are asked for values that are not floating point.
+    """
+
+    __slots__ = ("__weakref__", "_node", "data", "grad", "requires_grad")
+    # ndarray + Tensor is left to Tensor.__radd__.
+    __array_priority__ = 1000
+
+    def __init__(self, data: ArrayLike | Tensor, requires_grad: bool = False) -> None:
+        self.data: np.ndarray = _as_array(data)
+        if requires_grad and self.data.dtype.kind != "f":
+            raise TypeError(
+                f"Tensor: requires_grad needs floating point data, got {self.data.dtype}"
+            )
+        self.grad: np.ndarray | None = None
+        self.requires_grad = requires_grad
+        self._node: _Node | None = None
+
+    shape = property(lambda self: self.data.shape, doc="Lengths of the axes.")
+    ndim = property(lambda self: self.data.ndim, doc="Number of axes.")
+    dtype = property(lambda self: self.data.dtype, doc="Type of the elements.")
+    is_leaf = property(lambda self: self._node is None, doc="Whether no op made this tensor.")
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or the length of one axis."""
+        return self.data.shape if dim is None else self.data.shape[dim]
+
+    def dim(self) -> int:
+        """Number of axes."""
+        return self.data.ndim
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.data.size
+
+    def item(self) -> Any:
+        """The only element as a Python number."""
+        return self.data.item()
+
+    def tolist(self) -> Any:
+        """The elements as nested lists."""
+        return self.data.tolist()
+
+    def numpy(self) -> np.ndarray:
+        """The array itself, without its history."""
+        return self.data
+
+    def detach(self) -> Tensor:
+        """A tensor of the same memory without history."""
+        return Tensor(self.data)
+
+    def to(self, target: Any) -> Tensor:
+        """This tensor on "cpu", the only device, or converted to a dtype, without history."""
+        if isinstance(target, str) and target == "cpu":
+            return self
+        if isinstance(target, str) and target.partition(":")[0] in ("cuda", "mps", "xpu"):
+            raise ValueError(f"Tensor.to: the only device is 'cpu', got {target!r}")
+        return Tensor(self.data.astype(target, copy=False))
+
+    def argmax(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
+        """Index of the first maximum, over all elements or along an axis."""
+        return Tensor(np.asarray(self.data.argmax(axis=dim, keepdims=keepdim)))
+
+    def backward(
+        self, gradient: ArrayLike | Tensor | None = None, retain_graph: bool = False
+    ) -> None:
+        """Add the gradient of this tensor to `grad` of every leaf that it depends on.
+
+        Parameters
+        ----------
+        gradient : array_like, optional
+            Gradient by this tensor, of its shape; 1 for a scalar by default.
+        retain_graph : bool
+            Keep what was recorded, so that `backward` can be called again.
+
+        Raises
+        ------
+        RuntimeError
+            If no gradient is required, a non-scalar gets no `gradient`, or what was recorded
+            has been freed by an earlier `backward`.
+        ValueError
+            If `gradient` has another shape.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("backward: the tensor does not require a gradient")
+        if gradient is None:
+            if self.data.size != 1:
+                raise RuntimeError(
+                    f"backward: a tensor of shape {self.shape} needs the argument gradient"
+                )
+            seed = np.ones_like(self.data)
+        else:
+            seed = _as_array(gradient).astype(self.data.dtype, copy=True)
+            if seed.shape != self.shape:
+                raise ValueError(
+                    f"backward: gradient must have shape {self.shape}, got {seed.shape}"
+                )
+        _run_backward(self, seed, retain_graph)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        """The elements in C order of (N, C, H, W) in another shape; one length may be -1."""
+        sizes = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        before = self.data.shape
+        out = contiguous(self.data).reshape(sizes)
+        return record(out, (self,), lambda dy: (contiguous(dy).reshape(before),))
+
+    view = reshape
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        """Join the axes from `start_dim` to `end_dim` into one."""
+        ndim = max(self.ndim, 1)
+        if not (-ndim <= start_dim < ndim and -ndim <= end_dim < ndim):
+            raise ValueError(
+                f"flatten: start_dim and end_dim must be axes of shape {self.shape}, "
+                f"got {start_dim} and {end_dim}"
+            )
+        first, last = start_dim % ndim, end_dim % ndim
+        if first > last:
+            raise ValueError(f"flatten: start_dim {start_dim} comes after end_dim {end_dim}")
+        joined = int(np.prod(self.shape[first : last + 1]))
+        return self.reshape(*self.shape[:first], joined, *self.shape[last + 1 :])
+
+    def sum(self, dim: Any = None, keepdim: bool = False) -> Tensor:
+        """Sum over one, several or all axes."""
+        x = self.data
+        out = arithmetic.sum(x, dim, keepdim)
+        return record(out, (self,), lambda dy: (arithmetic.sum_backward(dy, x, dim, keepdim),))
+
+    def mean(self, dim: Any = None, keepdim: bool = False) -> Tensor:
+        """Mean over one, several or all axes."""
+        x = self.data
+        out = arithmetic.mean(x, dim, keepdim)
+        return record(out, (self,), lambda dy: (arithmetic.mean_backward(dy, x, dim, keepdim),))
+
+    def __getitem__(self, index: Any) -> Tensor:
+        index = index.data if isinstance(index, Tensor) else index
+        x = self.data
+        out = arithmetic.getitem(x, index)
+        return record(out, (self,), lambda dy: (arithmetic.getitem_backward(dy, x, index),))
+
+    def __add__(self, other: Any) -> Tensor:
+        return _binary(arithmetic.add, arithmetic.add_backward, self, other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Tensor:
+        return _binary(arithmetic.sub, arithmetic.sub_backward, self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return _binary(arithmetic.sub, arithmetic.sub_backward, other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return _binary(arithmetic.mul, arithmetic.mul_backward, self, other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return _binary(arithmetic.div, arithmetic.div_backward, self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return _binary(arithmetic.div, arithmetic.div_backward, other, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return _binary(arithmetic.matmul, arithmetic.matmul_backward, self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return _binary(arithmetic.matmul, arithmetic.matmul_backward, other, self)
+
+    def __neg__(self) -> Tensor:
+        return self * -1
+
+    def __eq__(self, other: object) -> Tensor:  # type: ignore[override]
+        return Tensor(np.asarray(self.data == _as_array(other)))
+
+    def __ne__(self, other: object) -> Tensor:  # type: ignore[override]
+        return Tensor(np.asarray(self.data != _as_array(other)))
+
+    __hash__ = object.__hash__
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.data, dtype=dtype, copy=copy)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    def __float__(self) -> float:
+        return float(self.data)
+
+    def __int__(self) -> int:
+        return int(self.data)
+
+    def __repr__(self) -> str:
+        body = np.array2string(self.data, separator=", ", prefix="tensor(")
+        return f"tensor({body}{', requires_grad=True' if self.requires_grad else ''})"
+
+
+def tensor(array: ArrayLike | Tensor, requires_grad: bool = False) -> Tensor:
+    """A tensor of a copy of `array`; Python floats become float32."""
+    return Tensor(np.array(_as_array(array)), requires_grad)
+
+
+def record(data: np.ndarray, inputs: tuple[Tensor | None, ...], backward: Backward) -> Tensor:
+    """The tensor of an op's output, with a node on the tape where a gradient may be asked for.
+
+    `backward` maps the output's gradient to one for each input, None where it isn't required.
+    """
+    out = Tensor(data)
+    if _mode.enabled and any(t is not None and t.requires_grad for t in inputs):
+        out.requires_grad = True
+        out._node = _Node(inputs, backward)
+    return out
+
+
+def _as_array(value: Any) -> np.ndarray:
+    if isinstance(value, Tensor):
+        return value.data
+    if isinstance(value, np.ndarray):
+        return value
+    array = np.asarray(value)
+    is_python = not isinstance(value, np.generic)
+    return array.astype(np.float32) if is_python and array.dtype == np.float64 else array
+
+
+def _binary(
+    forward: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    backward: Callable[..., Gradients],
+    left: Any,
+    right: Any,
+) -> Tensor:
+    """Record an op of two operands, of which one may be an array or a number."""
+    a, b = (t if isinstance(t, Tensor) else None for t in (left, right))
+    dtype = (a if a is not None else b).data.dtype  # type: ignore[union-attr]
+    x, y = (
+        np.asarray(t, dtype) if isinstance(t, (int, float)) and dtype.kind == "f" else _as_array(t)
+        for t in (left, right)
+    )
+    needs = tuple(t is not None and t.requires_grad for t in (a, b))
+    return record(forward(x, y), (a, b), lambda dy: backward(dy, x, y, needs))
+
+
+def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
+    """Visit the nodes from the newest to the oldest; each has then got all of its gradient."""
+    nodes: dict[int, _Node] = {}
+    gradients: dict[int, np.ndarray] = {}
+    order: list[int] = []  # a heap of negative numbers: the newest node first
+
+    def give(target: Tensor, gradient: np.ndarray, shared: np.ndarray | None) -> None:
+        node = target._node
+        if node is None:
+            _accumulate(target, gradient, shared)
+        elif node.number in nodes:
+            gradients[node.number] = gradients[node.number] + gradient
+        else:
+            nodes[node.number], gradients[node.number] = node, gradient
+            heapq.heappush(order, -node.number)
+
+    give(root, seed, None)
+    while order:
+        number = -heapq.heappop(order)
+        node, gradient = nodes.pop(number), gradients.pop(number)
+        if node.backward is None or node.inputs is None:
+            raise RuntimeError(
+                "backward: what was recorded has been freed by an earlier backward; "
+                "pass retain_graph=True to the first one to call it twice"
+            )
+        parts = node.backward(gradient)
+        for target, part in zip(node.inputs, parts, strict=True):
+            if target is not None and target.requires_grad and part is not None:
+                give(target, part, gradient)
+        if not retain_graph:
+            node.backward = node.inputs = None
+
+
+def _accumulate(leaf: Tensor, gradient: np.ndarray, shared: np.ndarray | None) -> None:
+    """Add to a leaf's gradient, which owns its memory: another leaf may be given the same array."""
+    if leaf.grad is not None:
+        leaf.grad = leaf.grad + gradient
+    elif shared is not None and np.may_share_memory(gradient, shared):
+        leaf.grad = gradient.copy()
+    else:
+        leaf.grad = gradient

@@ -1,0 +1,46 @@
+"""Checks of arguments, with errors that name the function, the argument and what was given."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = SupportsIndex | slice | Sequence[int] | NDArray[np.integer[Any]]
+
+
+def whole_number(function: str, argument: str, value: int, minimum: int) -> int:
+    """Give `value` as an int, with ValueError if it is none or below `minimum`, 0 or 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        kind = "positive" if minimum else "non-negative"
+        raise ValueError(f"{function}: {argument} must be a {kind} integer, got {value!r}")
+    return int(value)
+
+
+def as_indices(function: str, argument: str, indices: Iterable[int]) -> NDArray[np.int64]:
+    """Turn an iterable of ints into an int64 array (M,), with TypeError for anything else."""
+    array = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise TypeError(
+            f"{function}: {argument} must be a sequence of integers, "
+            f"got {array.dtype} of shape {array.shape}"
+        )
+    return array.astype(np.int64)
+
+
+def first_axis_index(function: str, index: Indices, length: int) -> int | slice | NDArray[Any]:
+    """Give `index` in a form that NumPy applies to the first axis only, of the given length."""
+    if isinstance(index, slice):
+        return index
+    array = np.asarray(index)
+    if array.ndim == 1 and array.size == 0:  # an empty list is float64 to NumPy
+        return array.astype(np.int64)
+    if array.ndim > 1 or array.dtype.kind not in "iu":
+        raise TypeError(
+            f"{function}: index must be an integer, a slice or a 1-d integer array, "
+            f"got {type(index).__name__} of dtype {array.dtype} and shape {array.shape}"
+        )
+    if array.min() < -length or array.max() >= length:
+        wrong = array[(array < -length) | (array >= length)].flat[0]
+        raise IndexError(f"{function}: index must be in [{-length}, {length}), got {wrong}")
+    return array if array.ndim else int(array)

@@ -1,0 +1,256 @@
+"""Elementwise activations and softmax over the last axis of a matrix.
+
+Elementwise kernels take flat arrays and cut them into chunks of `SPAN` elements.
+"""
+
+from __future__ import annotations
+
+import math
+
+from fastlayers.runtime.cache import kernel
+from fastlayers.runtime.threads import parallel_for
+
+__all__ = [
+    "SPAN",
+    "gelu",
+    "gelu_backward",
+    "leaky_relu",
+    "leaky_relu_backward",
+    "log_softmax",
+    "log_softmax_backward",
+    "relu",
+    "relu_backward",
+    "sigmoid",
+    "sigmoid_backward",
+    "softmax",
+    "softmax_backward",
+    "tanh",
+    "tanh_backward",
+]
+
+SPAN = 16384
+
+
+@kernel
+def _chunks(count):
+    return (count + SPAN - 1) // SPAN
+
+
+@kernel
+def _relu_chunk(chunk, worker, x, y):
+    zero = x.dtype.type(0)
+    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, x.size)):
+        y[i] = zero if x[i] <= zero else x[i]  # NaN compares false and passes
+
+
+@kernel
+def relu(x, workers, y):
+    """``y = max(x, 0)``; NaN stays NaN."""
+    parallel_for(_relu_chunk, _chunks(x.size), workers, (x, y))
+
+
+@kernel
+def _relu_backward_chunk(chunk, worker, dy, y, dx):
+    zero = y.dtype.type(0)
+    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, y.size)):
+        dx[i] = zero if y[i] <= zero else dy[i]
+
+
+@kernel
+def relu_backward(dy, y, workers, dx):
+    """``dx = dy`` where the output is not 0."""
+    parallel_for(_relu_backward_chunk, _chunks(y.size), workers, (dy, y, dx))
+
+
+@kernel
+def _leaky_relu_chunk(chunk, worker, x, slope, y):
+    zero = x.dtype.type(0)
+    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, x.size)):
+        y[i] = x[i] if x[i] > zero else x[i] * slope
+
+
+@kernel
+def leaky_relu(x, slope, workers, y):
+    """``y = x`` where positive, else ``slope * x``; `slope` has the dtype of `x`."""
+    parallel_for(_leaky_relu_chunk, _chunks(x.size), workers, (x, slope, y))
+
+
+@kernel
+def _leaky_relu_backward_chunk(chunk, worker, dy, x, slope, dx):
+    zero = x.dtype.type(0)
+    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, x.size)):
+        dx[i] = dy[i] if x[i] > zero else dy[i] * slope
+
+
+@kernel
+def leaky_relu_backward(dy, x, slope, workers, dx):
+    """``dx = dy`` where the input was positive, else ``slope * dy``."""
+    parallel_for(_leaky_relu_backward_chunk, _chunks(x.size), workers, (dy, x, slope, dx))
+
+
+@kernel
+def _sigmoid_chunk(chunk, worker, x, y):
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, x.size)):
+        small = math.exp(-abs(x[i]))  # never overflows
+        y[i] = (one if x[i] >= zero else small) / (one + small)
+
+
+@kernel
+def sigmoid(x, workers, y):
+    """``y = 1 / (1 + exp(-x))`` without overflow."""
+    parallel_for(_sigmoid_chunk, _chunks(x.size), workers, (x, y))
+
+
+@kernel
+def _sigmoid_backward_chunk(chunk, worker, dy, y, dx):
+    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, y.size)):
+        dx[i] = dy[i] * (y[i] - y[i] * y[i])
+
+
+@kernel
+def sigmoid_backward(dy, y, workers, dx):
+    """``dx = dy * y * (1 - y)``."""
+    parallel_for(_sigmoid_backward_chunk, _chunks(y.size), workers, (dy, y, dx))
+
+
+@kernel
+def _tanh_chunk(chunk, worker, x, y):
+    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, x.size)):
+        y[i] = math.tanh(x[i])
+
+
+@kernel
+def tanh(x, workers, y):
+    """``y = tanh(x)``."""
+    parallel_for(_tanh_chunk, _chunks(x.size), workers, (x, y))
+
+
+@kernel
+def _tanh_backward_chunk(chunk, worker, dy, y, dx):
+    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, y.size)):
+        dx[i] = dy[i] - dy[i] * y[i] * y[i]
+
+
+@kernel
+def tanh_backward(dy, y, workers, dx):
+    """``dx = dy * (1 - y^2)``."""
+    parallel_for(_tanh_backward_chunk, _chunks(y.size), workers, (dy, y, dx))
+
+
+SQRT_HALF = math.sqrt(0.5)
+SQRT_2_PI = math.sqrt(2 / math.pi)
+CUBIC = 0.044715  # Hendrycks and Gimpel, 2016
+
+
+@kernel
+def _gelu_chunk(chunk, worker, x, approximate, y):
+    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, x.size)):
+        value = x[i]
+        if approximate:
+            share = math.tanh(SQRT_2_PI * (value + CUBIC * value**3))
+        else:
+            share = math.erf(value * SQRT_HALF)
+        y[i] = 0.5 * value * (1 + share)
+
+
+@kernel
+def gelu(x, approximate, workers, y):
+    """``y = x * Phi(x)``, Phi the normal distribution or its tanh approximation."""
+    parallel_for(_gelu_chunk, _chunks(x.size), workers, (x, approximate, y))
+
+
+@kernel
+def _gelu_backward_chunk(chunk, worker, dy, x, approximate, dx):
+    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, x.size)):
+        value = x[i]
+        if approximate:
+            share = math.tanh(SQRT_2_PI * (value + CUBIC * value**3))
+            slope = (1 - share * share) * SQRT_2_PI * (1 + 3 * CUBIC * value * value)
+        else:
+            share = math.erf(value * SQRT_HALF)
+            slope = SQRT_2_PI * math.exp(-0.5 * value * value)
+        dx[i] = dy[i] * 0.5 * (1 + share + value * slope)
+
+
+@kernel
+def gelu_backward(dy, x, approximate, workers, dx):
+    """``dx = dy * (Phi(x) + x * Phi'(x))``."""
+    parallel_for(_gelu_backward_chunk, _chunks(x.size), workers, (dy, x, approximate, dx))
+
+
+@kernel
+def _rows_per_chunk(columns):
+    return max(1, SPAN // max(1, columns))
+
+
+@kernel
+def _softmax_chunk(chunk, worker, x, logarithm, y):
+    rows = _rows_per_chunk(x.shape[1])
+    for i in range(chunk * rows, min((chunk + 1) * rows, x.shape[0])):
+        top = x[i, 0]
+        for j in range(1, x.shape[1]):
+            top = max(top, x[i, j])
+        total = x.dtype.type(0)
+        for j in range(x.shape[1]):
+            y[i, j] = math.exp(x[i, j] - top)
+            total += y[i, j]
+        if logarithm:
+            total = math.log(total)
+            for j in range(x.shape[1]):
+                y[i, j] = x[i, j] - top - total
+        else:
+            for j in range(x.shape[1]):
+                y[i, j] /= total
+
+
+@kernel
+def _softmax(x, logarithm, workers, y):
+    rows = _rows_per_chunk(x.shape[1])
+    chunks = (x.shape[0] + rows - 1) // rows
+    parallel_for(_softmax_chunk, chunks, workers, (x, logarithm, y))
+
+
+@kernel
+def softmax(x, workers, y):
+    """``y = exp(x - max) / sum(exp(x - max))`` in each row."""
+    _softmax(x, False, workers, y)
+
+
+@kernel
+def log_softmax(x, workers, y):
+    """``y = x - max - log(sum(exp(x - max)))`` in each row."""
+    _softmax(x, True, workers, y)
+
+
+@kernel
+def _softmax_backward_chunk(chunk, worker, dy, y, logarithm, dx):
+    rows = _rows_per_chunk(y.shape[1])
+    for i in range(chunk * rows, min((chunk + 1) * rows, y.shape[0])):
+        total = y.dtype.type(0)
+        for j in range(y.shape[1]):
+            total += dy[i, j] if logarithm else dy[i, j] * y[i, j]
+        for j in range(y.shape[1]):
+            if logarithm:
+                dx[i, j] = dy[i, j] - math.exp(y[i, j]) * total
+            else:
+                dx[i, j] = y[i, j] * (dy[i, j] - total)
+
+
+@kernel
+def _softmax_backward(dy, y, logarithm, workers, dx):
+    rows = _rows_per_chunk(y.shape[1])
+    chunks = (y.shape[0] + rows - 1) // rows
+    parallel_for(_softmax_backward_chunk, chunks, workers, (dy, y, logarithm, dx))
+
+
+@kernel
+def softmax_backward(dy, y, workers, dx):
+    """``dx = y * (dy - sum(dy * y))`` in each row."""
+    _softmax_backward(dy, y, False, workers, dx)
+
+
+@kernel
+def log_softmax_backward(dy, y, workers, dx):
+    """``dx = dy - exp(y) * sum(dy)`` in each row."""
+    _softmax_backward(dy, y, True, workers, dx)

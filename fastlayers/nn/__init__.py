@@ -1,0 +1,44 @@
+"""Layers, losses and models' building blocks with PyTorch's names."""
+
+from fastlayers.nn import functional, init
+from fastlayers.nn.activation import GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, Softmax, Tanh
+from fastlayers.nn.batchnorm import BatchNorm1d, BatchNorm2d
+from fastlayers.nn.container import Identity, ModuleList, Sequential
+from fastlayers.nn.conv import Conv2d
+from fastlayers.nn.dropout import Dropout, Dropout1d, Dropout2d
+from fastlayers.nn.linear import Flatten, Linear
+from fastlayers.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, NLLLoss
+from fastlayers.nn.module import Module, Parameter
+from fastlayers.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+
+__all__ = [
+    "GELU",
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "BCEWithLogitsLoss",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "Conv2d",
+    "CrossEntropyLoss",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Flatten",
+    "Identity",
+    "LeakyReLU",
+    "Linear",
+    "LogSoftmax",
+    "MSELoss",
+    "MaxPool2d",
+    "Module",
+    "ModuleList",
+    "NLLLoss",
+    "Parameter",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+    "functional",
+    "init",
+]

@@ -1,0 +1,103 @@
+"""Activation layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastlayers.autograd import Tensor
+from fastlayers.nn import functional
+from fastlayers.nn.module import Module
+from fastlayers.ops import _check
+
+__all__ = ["GELU", "LeakyReLU", "LogSoftmax", "ReLU", "Sigmoid", "Softmax", "Tanh"]
+
+
+class ReLU(Module):
+    """``max(x, 0)``; `inplace` is taken as PyTorch's hint, the result is a new tensor."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
+
+    def forward(self, input: Any) -> Tensor:
+        """Apply the function."""
+        return functional.relu(input)
+
+    def extra_repr(self) -> str:
+        """The hint, where it is given."""
+        return "inplace=True" if self.inplace else ""
+
+
+class LeakyReLU(Module):
+    """``x`` where positive, else ``negative_slope * x``."""
+
+    def __init__(self, negative_slope: float = 0.01, inplace: bool = False) -> None:
+        super().__init__()
+        self.negative_slope, self.inplace = negative_slope, inplace
+
+    def forward(self, input: Any) -> Tensor:
+        """Apply the function."""
+        return functional.leaky_relu(input, self.negative_slope)
+
+    def extra_repr(self) -> str:
+        """The slope."""
+        return f"negative_slope={self.negative_slope}"
+
+
+class Sigmoid(Module):
+    """``1 / (1 + exp(-x))``."""
+
+    def forward(self, input: Any) -> Tensor:
+        """Apply the function."""
+        return functional.sigmoid(input)
+
+
+class Tanh(Module):
+    """Hyperbolic tangent."""
+
+    def forward(self, input: Any) -> Tensor:
+        """Apply the function."""
+        return functional.tanh(input)
+
+
+class GELU(Module):
+    """``x * Phi(x)``; see `fastlayers.ops.gelu`."""
+
+    def __init__(self, approximate: str = "none") -> None:
+        super().__init__()
+        _check.one_of("GELU", "approximate", approximate, ("none", "tanh"))
+        self.approximate = approximate
+
+    def forward(self, input: Any) -> Tensor:
+        """Apply the function."""
+        return functional.gelu(input, self.approximate)
+
+    def extra_repr(self) -> str:
+        """The approximation."""
+        return f"approximate={self.approximate!r}"
+
+
+class _AlongAxis(Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def extra_repr(self) -> str:
+        """The axis."""
+        return f"dim={self.dim}"
+
+
+class Softmax(_AlongAxis):
+    """Shares that sum to 1 along an axis, which must be named."""
+
+    def forward(self, input: Any) -> Tensor:
+        """Apply the function."""
+        return functional.softmax(input, self.dim)
+
+
+class LogSoftmax(_AlongAxis):
+    """Logarithm of `Softmax`."""
+
+    def forward(self, input: Any) -> Tensor:
+        """Apply the function."""
+        return functional.log_softmax(input, self.dim)

@@ -1,0 +1,132 @@
+"""Batch normalisation layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastlayers.autograd import Tensor
+from fastlayers.nn import functional, init
+from fastlayers.nn.module import Module, Parameter
+from fastlayers.ops import _check
+
+__all__ = ["BatchNorm1d", "BatchNorm2d"]
+
+
+class _BatchNorm(Module):
+    _ndims: tuple[int, ...]
+    _shapes: str
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        dtype: type | np.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        op = type(self).__name__
+        self.num_features = _check.integer(op, "num_features", num_features, 1)
+        if not 0 <= eps < np.inf:
+            raise ValueError(f"{op}: eps must be finite and at least 0, got {eps!r}")
+        if momentum is not None and not 0 <= momentum <= 1:
+            raise ValueError(f"{op}: momentum must be None or in [0, 1], got {momentum!r}")
+        self.eps, self.momentum = eps, momentum
+        self.affine, self.track_running_stats = affine, track_running_stats
+        for name in ("weight", "bias"):
+            values = Parameter(init.new((num_features,), dtype)) if affine else None
+            self.register_parameter(name, values)
+        buffers = {"running_mean": (num_features,), "running_var": (num_features,)}
+        for name, shape in buffers.items():
+            self.register_buffer(name, init.new(shape, dtype) if track_running_stats else None)
+        count = np.zeros((), np.int64) if track_running_stats else None
+        self.register_buffer("num_batches_tracked", count)
+        self.reset_parameters()
+
+    def reset_running_stats(self) -> None:
+        """Set the running mean to 0, the variance to 1 and the count of batches to 0."""
+        if self.track_running_stats:
+            self.running_mean[...] = 0
+            self.running_var[...] = 1
+            self.num_batches_tracked[...] = 0
+
+    def reset_parameters(self) -> None:
+        """Reset the statistics, the weight to 1 and the bias to 0."""
+        self.reset_running_stats()
+        if self.affine:
+            init.ones_(self.weight)
+            init.zeros_(self.bias)
+
+    def forward(self, input: Any) -> Tensor:
+        """Normalise the input, and in training update the running statistics."""
+        op = type(self).__name__
+        shape = np.shape(input)
+        if len(shape) not in self._ndims or shape[1] != self.num_features:
+            raise ValueError(
+                f"{op}: input must have shape {self._shapes} with C = {self.num_features}, "
+                f"got {shape}"
+            )
+        tracks = self.training and self.running_mean is not None
+        momentum = self.momentum
+        if momentum is None:  # the plain average over all batches so far
+            momentum = 1.0 / (int(self.num_batches_tracked) + 1) if tracks else 0.0
+        output = functional.batch_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            momentum,
+            self.eps,
+        )
+        if tracks:
+            self.num_batches_tracked[...] += 1
+        return output
+
+    def extra_repr(self) -> str:
+        """The layer's options."""
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
+            f"affine={self.affine}, track_running_stats={self.track_running_stats}"
+        )
+
+
+class BatchNorm1d(_BatchNorm):
+    """Normalise the channels of (N, C) or (N, C, L); see `fastlayers.ops.batch_norm`.
+
+    Parameters
+    ----------
+    num_features : int
+        Channels C.
+    eps : float
+        Added to the variance.
+    momentum : float or None
+        Share of the batch in the running statistics; None averages over all batches.
+    affine : bool
+        Whether there are a weight and a bias.
+    track_running_stats : bool
+        Otherwise the batch's statistics are used in evaluation too.
+    dtype : dtype, optional
+        float32 by default.
+
+    Raises
+    ------
+    ValueError
+        For a wrong shape, or one value per channel in training; statistics are then unchanged.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm1d.html
+    """
+
+    _ndims, _shapes = (2, 3), "(N, C) or (N, C, L)"
+
+
+class BatchNorm2d(_BatchNorm):
+    """Normalise the channels of images (N, C, H, W); otherwise as `BatchNorm1d`."""
+
+    _ndims, _shapes = (4,), "(N, C, H, W)"

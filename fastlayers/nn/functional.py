@@ -1,0 +1,365 @@
+"""The ops, bound to the tape.
+
+Functions take tensors or arrays, and return tensors; arguments and defaults are PyTorch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, overload
+
+import numpy as np
+
+from fastlayers import ops
+from fastlayers.autograd import Tensor, record
+
+__all__ = [
+    "adaptive_avg_pool2d",
+    "avg_pool2d",
+    "batch_norm",
+    "binary_cross_entropy_with_logits",
+    "conv2d",
+    "cross_entropy",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "flatten",
+    "gelu",
+    "leaky_relu",
+    "linear",
+    "log_softmax",
+    "max_pool2d",
+    "mse_loss",
+    "nll_loss",
+    "relu",
+    "sigmoid",
+    "softmax",
+    "tanh",
+]
+
+Input = Tensor | np.ndarray
+IntPair = int | Sequence[int]
+
+
+def _tensor(value: Input) -> Tensor:
+    return value if isinstance(value, Tensor) else Tensor(value)
+
+
+def _optional(value: Input | None) -> Tensor | None:
+    return None if value is None else _tensor(value)
+
+
+def _array(value: Input | None) -> np.ndarray | None:
+    return value.data if isinstance(value, Tensor) else value
+
+
+def _target(value: Any) -> Any:
+    return value.data if isinstance(value, Tensor) else value
+
+
+def _needs(*inputs: Tensor | None) -> tuple[bool, ...]:
+    return tuple(t is not None and t.requires_grad for t in inputs)
+
+
+def conv2d(
+    input: Input,
+    weight: Input,
+    bias: Input | None = None,
+    stride: IntPair = 1,
+    padding: IntPair | str = 0,
+    dilation: IntPair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolve images; see `fastlayers.ops.conv2d`."""
+    x, w, b = _tensor(input), _tensor(weight), _optional(bias)
+    options = (stride, padding, dilation, groups)
+    images, kernels, needs = x.data, w.data, _needs(x, w, b)
+    y = ops.conv2d(images, kernels, _array(b), *options)
+    return record(
+        y, (x, w, b), lambda dy: ops.conv2d_backward(dy, images, kernels, *options, needs)
+    )
+
+
+def linear(input: Input, weight: Input, bias: Input | None = None) -> Tensor:
+    """Map the last axis; see `fastlayers.ops.linear`."""
+    x, w, b = _tensor(input), _tensor(weight), _optional(bias)
+    rows, matrix, needs = x.data, w.data, _needs(x, w, b)
+    y = ops.linear(rows, matrix, _array(b))
+    return record(y, (x, w, b), lambda dy: ops.linear_backward(dy, rows, matrix, needs))
+
+
+@overload
+def max_pool2d(
+    input: Input,
+    kernel_size: IntPair,
+    stride: IntPair | None = ...,
+    padding: IntPair = ...,
+    dilation: IntPair = ...,
+    ceil_mode: bool = ...,
+    return_indices: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def max_pool2d(
+    input: Input,
+    kernel_size: IntPair,
+    stride: IntPair | None = ...,
+    padding: IntPair = ...,
+    dilation: IntPair = ...,
+    ceil_mode: bool = ...,
+    *,
+    return_indices: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def max_pool2d(
+    input: Input,
+    kernel_size: IntPair,
+    stride: IntPair | None = ...,
+    padding: IntPair = ...,
+    dilation: IntPair = ...,
+    ceil_mode: bool = ...,
+    return_indices: bool = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
+def max_pool2d(
+    input: Input,
+    kernel_size: IntPair,
+    stride: IntPair | None = None,
+    padding: IntPair = 0,
+    dilation: IntPair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Maximum of each window; see `fastlayers.ops.max_pool2d`."""
+    x = _tensor(input)
+    window = (kernel_size, stride, padding, dilation)
+    y, offsets = ops.max_pool2d_forward(x.data, *window, ceil_mode)
+    shape = x.shape
+    out = record(
+        y, (x,), lambda dy: (ops.max_pool2d_backward(dy, offsets, shape, *window),)
+    )
+    if not return_indices:
+        return out
+    return out, Tensor(ops.max_pool2d_indices(offsets, shape, *window))
+
+
+def avg_pool2d(
+    input: Input,
+    kernel_size: IntPair,
+    stride: IntPair | None = None,
+    padding: IntPair = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Mean of each window; see `fastlayers.ops.avg_pool2d`."""
+    x = _tensor(input)
+    options = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    shape = x.shape
+    y = ops.avg_pool2d(x.data, *options)
+    return record(y, (x,), lambda dy: (ops.avg_pool2d_backward(dy, shape, *options),))
+
+
+def adaptive_avg_pool2d(
+    input: Input, output_size: int | Sequence[int | None] | None
+) -> Tensor:
+    """Means over windows that give an output size; see `fastlayers.ops.adaptive_avg_pool2d`."""
+    x = _tensor(input)
+    shape = x.shape
+    y = ops.adaptive_avg_pool2d(x.data, output_size)
+    return record(y, (x,), lambda dy: (ops.adaptive_avg_pool2d_backward(dy, shape),))
+
+
+def batch_norm(
+    input: Input,
+    running_mean: Input | None,
+    running_var: Input | None,
+    weight: Input | None = None,
+    bias: Input | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise each channel, updating the running arrays; see `fastlayers.ops.batch_norm`."""
+    x, w, b = _tensor(input), _optional(weight), _optional(bias)
+    rows, scale, needs = x.data, _array(w), _needs(x, w, b)
+    running = (_array(running_mean), _array(running_var))
+    y, mean, invstd = ops.batch_norm_forward(
+        rows, *running, scale, _array(b), training, momentum, eps
+    )
+    of_batch = training or running[0] is None
+    return record(
+        y,
+        (x, w, b),
+        lambda dy: ops.batch_norm_backward(dy, rows, scale, mean, invstd, of_batch, needs),
+    )
+
+
+def dropout(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Zero elements with probability p; see `fastlayers.ops.dropout`.
+
+    `inplace` is taken as PyTorch's hint; the result is a new tensor.
+    """
+    x = _tensor(input)
+    if not training:
+        ops.dropout(x.data, p, False)
+        return x
+    y, mask = ops.dropout_forward(x.data, p)
+    return record(y, (x,), lambda dy: (ops.dropout_backward(dy, mask, p),))
+
+
+def _feature_dropout(input: Input, p: float, training: bool, op: str, batched: int) -> Tensor:
+    x = _tensor(input)
+    getattr(ops, op)(x.data, p, False)  # checks rank, dtype and p in both modes
+    if not training:
+        return x
+    axis = 1 if x.ndim == batched else 0
+    y, scale = ops.feature_dropout_forward(x.data, p, axis)
+    return record(y, (x,), lambda dy: (ops.feature_dropout_backward(dy, scale, axis),))
+
+
+def dropout1d(
+    input: Input, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
+    """Zero whole channels of (N, C, L) or (C, L); see `fastlayers.ops.dropout1d`."""
+    return _feature_dropout(input, p, training, "dropout1d", 3)
+
+
+def dropout2d(
+    input: Input, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
+    """Zero whole channels of (N, C, H, W) or (C, H, W); see `fastlayers.ops.dropout2d`."""
+    return _feature_dropout(input, p, training, "dropout2d", 4)
+
+
+def _of_output(
+    input: Input,
+    forward: Callable[..., np.ndarray],
+    backward: Callable[..., np.ndarray],
+    *options: Any,
+) -> Tensor:
+    """Record an op whose gradient needs its output."""
+    x = _tensor(input)
+    y = forward(x.data, *options)
+    return record(y, (x,), lambda dy: (backward(dy, y, *options),))
+
+
+def _of_input(
+    input: Input,
+    forward: Callable[..., np.ndarray],
+    backward: Callable[..., np.ndarray],
+    *options: Any,
+) -> Tensor:
+    """Record an op whose gradient needs its input."""
+    x = _tensor(input)
+    data = x.data
+    return record(forward(data, *options), (x,), lambda dy: (backward(dy, data, *options),))
+
+
+def relu(input: Input, inplace: bool = False) -> Tensor:
+    """``max(x, 0)``; `inplace` is taken as PyTorch's hint, the result is a new tensor."""
+    return _of_output(input, ops.relu, ops.relu_backward)
+
+
+def leaky_relu(input: Input, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    """``x`` or ``negative_slope * x``; the result is a new tensor."""
+    return _of_input(input, ops.leaky_relu, ops.leaky_relu_backward, negative_slope)
+
+
+def sigmoid(input: Input) -> Tensor:
+    """``1 / (1 + exp(-x))``."""
+    return _of_output(input, ops.sigmoid, ops.sigmoid_backward)
+
+
+def tanh(input: Input) -> Tensor:
+    """Hyperbolic tangent."""
+    return _of_output(input, ops.tanh, ops.tanh_backward)
+
+
+def gelu(input: Input, approximate: str = "none") -> Tensor:
+    """``x * Phi(x)``; see `fastlayers.ops.gelu`."""
+    return _of_input(input, ops.gelu, ops.gelu_backward, approximate)
+
+
+def softmax(input: Input, dim: int) -> Tensor:
+    """Shares along an axis; see `fastlayers.ops.softmax`."""
+    return _of_output(input, ops.softmax, ops.softmax_backward, dim)
+
+
+def log_softmax(input: Input, dim: int) -> Tensor:
+    """Logarithm of the shares along an axis; see `fastlayers.ops.log_softmax`."""
+    return _of_output(input, ops.log_softmax, ops.log_softmax_backward, dim)
+
+
+def _loss(
+    input: Input,
+    forward: Callable[..., np.ndarray],
+    backward: Callable[..., np.ndarray],
+    *arguments: Any,
+) -> Tensor:
+    """Record a loss; its gradient reaches the input, not the target or the weights."""
+    x = _tensor(input)
+    data, fixed = x.data, tuple(_target(a) for a in arguments)
+    return record(forward(data, *fixed), (x,), lambda dy: (backward(dy, data, *fixed),))
+
+
+def cross_entropy(
+    input: Input,
+    target: Any,
+    weight: Input | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Loss of logits against class indices; see `fastlayers.ops.cross_entropy`."""
+    options = (target, weight, ignore_index, reduction, label_smoothing)
+    return _loss(input, ops.cross_entropy, ops.cross_entropy_backward, *options)
+
+
+def nll_loss(
+    input: Input,
+    target: Any,
+    weight: Input | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """Loss of log-probabilities against class indices; see `fastlayers.ops.nll_loss`."""
+    options = (target, weight, ignore_index, reduction)
+    return _loss(input, ops.nll_loss, ops.nll_loss_backward, *options)
+
+
+def mse_loss(input: Input, target: Input, reduction: str = "mean") -> Tensor:
+    """Squared error; see `fastlayers.ops.mse_loss`."""
+    x, t = _tensor(input), _tensor(target)
+    a, b = x.data, t.data
+
+    def backward(dy: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        dx = ops.mse_loss_backward(dy, a, b, reduction)
+        return dx, -dx if t.requires_grad else None
+
+    return record(ops.mse_loss(a, b, reduction), (x, t), backward)
+
+
+def binary_cross_entropy_with_logits(
+    input: Input,
+    target: Input,
+    weight: Input | None = None,
+    reduction: str = "mean",
+    pos_weight: Input | None = None,
+) -> Tensor:
+    """Loss of logits against yes-no targets; see the op of the same name in `fastlayers.ops`."""
+    return _loss(
+        input,
+        ops.binary_cross_entropy_with_logits,
+        ops.binary_cross_entropy_with_logits_backward,
+        *(target, weight, reduction, pos_weight),
+    )
+
+
+def flatten(input: Input, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    """Join the axes from `start_dim` to `end_dim` into one."""
+    return _tensor(input).flatten(start_dim, end_dim)

@@ -1,0 +1,306 @@
+"""The base class of layers and models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from fastlayers.autograd import Tensor
+
+__all__ = ["IncompatibleKeys", "Module", "Parameter"]
+
+
+class Parameter(Tensor):
+    """A tensor that a module lists among its parameters, in C order.
+
+    Parameters
+    ----------
+    data : array_like
+        The values; float32 or float64.
+    requires_grad : bool
+        Whether it is trained.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, data: ArrayLike | Tensor, requires_grad: bool = True) -> None:
+        super().__init__(data, requires_grad)
+        self.data = np.ascontiguousarray(self.data).reshape(self.data.shape)
+
+    def __repr__(self) -> str:
+        return f"Parameter containing:\n{super().__repr__()}"
+
+
+class IncompatibleKeys(NamedTuple):
+    """Names that a state lacks, and names that the module doesn't know."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class Module:
+    """Base of layers and models: parameters, buffers and submodules found by attribute.
+
+    A subclass calls ``super().__init__()`` first, assigns parameters and modules to attributes
+    and defines `forward`.
+    """
+
+    training: bool
+
+    def __init__(self) -> None:
+        for name, value in (("_parameters", {}), ("_buffers", {}), ("_modules", {})):
+            object.__setattr__(self, name, value)
+        self.training = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the output; defined by each subclass."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        tables = self.__dict__.get("_parameters"), self.__dict__.get("_modules")
+        if tables[0] is None or tables[1] is None:
+            if isinstance(value, (Parameter, Module)):
+                raise AttributeError(
+                    f"{type(self).__name__}: call super().__init__() before assigning {name!r}"
+                )
+            object.__setattr__(self, name, value)
+            return
+        if name in self._buffers and not isinstance(value, (Parameter, Module)):
+            self._buffers[name] = None if value is None else np.asarray(value)
+            return
+        for table, kind in zip(tables, (Parameter, Module), strict=True):
+            if isinstance(value, kind) or (name in table and value is None):
+                self._forget(name)
+                table[name] = value
+                return
+        self._forget(name)
+        object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        for table in ("_parameters", "_buffers", "_modules"):
+            known = self.__dict__.get(table, {})
+            if name in known:
+                return known[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        if not self._forget(name):
+            object.__delattr__(self, name)
+
+    def _forget(self, name: str) -> bool:
+        """Drop an attribute of any kind, so that no two kinds hold the same name."""
+        found = self.__dict__.pop(name, self) is not self
+        for table in (self._parameters, self._buffers, self._modules):
+            found |= table.pop(name, self) is not self
+        return found
+
+    def register_parameter(self, name: str, parameter: Parameter | None) -> None:
+        """Add a parameter, or a place for one."""
+        self._forget(name)
+        self._parameters[name] = parameter
+
+    def register_buffer(self, name: str, array: np.ndarray | None) -> None:
+        """Add an array that belongs to the state but is not trained, or a place for one."""
+        self._forget(name)
+        self._buffers[name] = array
+
+    def add_module(self, name: str, module: Module | None) -> None:
+        """Add a submodule under a name."""
+        self._forget(name)
+        self._modules[name] = module
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below it, each once, with dotted names."""
+        seen: set[int] = set()
+        stack: list[tuple[str, Module]] = [(prefix, self)]
+        while stack:
+            path, module = stack.pop()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            yield path, module
+            below = [(_join(path, n), m) for n, m in module._modules.items() if m is not None]
+            stack.extend(reversed(below))
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it, each once."""
+        return (module for _, module in self.named_modules())
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The modules directly below this one."""
+        return ((n, m) for n, m in self._modules.items() if m is not None)
+
+    def children(self) -> Iterator[Module]:
+        """The modules directly below this one."""
+        return (module for _, module in self.named_children())
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        """All parameters, each once, with dotted names."""
+        seen: set[int] = set()
+        for path, module in self.named_modules(prefix):
+            for name, parameter in module._parameters.items():
+                if parameter is not None and id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield _join(path, name), parameter
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All parameters, each once."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def named_buffers(self, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+        """All buffers with dotted names."""
+        for path, module in self.named_modules(prefix):
+            for name, array in module._buffers.items():
+                if array is not None:
+                    yield _join(path, name), array
+
+    def buffers(self) -> Iterator[np.ndarray]:
+        """All buffers."""
+        return (array for _, array in self.named_buffers())
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch this module and all below it to training mode, or to evaluation mode."""
+        for module in self.modules():
+            module.training = bool(mode)
+        return self
+
+    def eval(self) -> Self:
+        """Switch this module and all below it to evaluation mode."""
+        return self.train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Train all parameters, or freeze them."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of all parameters, or set them to 0."""
+        for parameter in self.parameters():
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad[...] = 0
+
+    def apply(self, function: Callable[[Module], Any]) -> Self:
+        """Call `function` with every module, those below first."""
+        for module in self.children():
+            module.apply(function)
+        function(self)
+        return self
+
+    def to(self, target: DTypeLike) -> Self:
+        """Move to "cpu", the only device, or convert floating point values to a dtype."""
+        if isinstance(target, str) and target.partition(":")[0] in ("cuda", "mps", "xpu"):
+            raise ValueError(f"Module.to: the only device is 'cpu', got {target!r}")
+        if target == "cpu":
+            return self
+        dtype = np.dtype(target)
+        if dtype not in (np.float32, np.float64):
+            raise TypeError(f"Module.to: the dtype must be float32 or float64, got {dtype}")
+        for module in self.modules():
+            for parameter in filter(None, map(module._parameters.get, module._parameters)):
+                parameter.data, parameter.grad = parameter.data.astype(dtype), None
+            for name, array in module._buffers.items():
+                if array is not None and array.dtype.kind == "f":
+                    module._buffers[name] = array.astype(dtype)
+        return self
+
+    def float(self) -> Self:
+        """Convert floating point values to float32."""
+        return self.to(np.float32)
+
+    def double(self) -> Self:
+        """Convert floating point values to float64."""
+        return self.to(np.float64)
+
+    def _state(self) -> dict[str, tuple[dict[str, Any], str]]:
+        """Where each value of the state is kept: key -> (table, name), shared ones under each key."""
+        places: dict[str, tuple[dict[str, Any], str]] = {}
+
+        def visit(module: Module, path: str) -> None:
+            for table in (module._parameters, module._buffers):
+                for name, value in table.items():
+                    if value is not None:
+                        places[_join(path, name)] = (table, name)
+            for name, child in module.named_children():
+                visit(child, _join(path, name))
+
+        visit(self, "")
+        return places
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Parameters and buffers by PyTorch's key names; the arrays themselves, not copies."""
+        values = {key: table[name] for key, (table, name) in self._state().items()}
+        return {k: v.data if isinstance(v, Tensor) else v for k, v in values.items()}
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, ArrayLike], strict: bool = True
+    ) -> IncompatibleKeys:
+        """Copy values into parameters and buffers, after all of them were checked.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array_like
+            As from `state_dict`, or PyTorch's.
+        strict : bool
+            Whether the keys must be the same.
+
+        Returns
+        -------
+        IncompatibleKeys
+            Missing and unexpected keys.
+
+        Raises
+        ------
+        ValueError
+            If keys (when strict) or shapes do not fit; nothing is changed then.
+        TypeError
+            If a value is not numeric, or cannot be converted to the dtype.
+        """
+        own = self.state_dict()
+        keys = IncompatibleKeys(
+            [k for k in own if k not in state_dict], [k for k in state_dict if k not in own]
+        )
+        if strict and (keys.missing_keys or keys.unexpected_keys):
+            raise ValueError(
+                f"load_state_dict: state_dict must have the keys of {type(self).__name__}, "
+                f"got missing keys {keys.missing_keys} and unexpected keys {keys.unexpected_keys}"
+            )
+        values = {k: np.asarray(state_dict[k]) for k in own if k in state_dict}
+        for key, value in values.items():
+            if value.shape != own[key].shape:
+                raise ValueError(
+                    f"load_state_dict: state_dict[{key!r}] must have shape {own[key].shape}, "
+                    f"got {value.shape}"
+                )
+            if not np.can_cast(value.dtype, own[key].dtype, "same_kind"):
+                raise TypeError(
+                    f"load_state_dict: state_dict[{key!r}] must be {own[key].dtype}, "
+                    f"got {value.dtype}"
+                )
+        for key, value in values.items():
+            np.copyto(own[key], value, casting="same_kind")
+        return keys
+
+    def extra_repr(self) -> str:
+        """The layer's options as `repr` shows them."""
+        return ""
+
+    def __repr__(self) -> str:
+        lines = [
+            f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()
+        ]
+        if not lines:
+            return f"{type(self).__name__}({self.extra_repr()})"
+        return "\n  ".join([f"{type(self).__name__}({self.extra_repr()}", *lines]) + "\n)"
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

@@ -1,0 +1,102 @@
+"""Ops on NumPy arrays, forward and backward in pairs.
+
+Arguments, defaults and shapes are PyTorch's; arrays are float32 or float64. Image arrays come
+back with PyTorch's shape (N, C, H, W) on channels-last memory. An op whose gradient needs more
+than its input or output has an ``*_forward`` that returns that too.
+"""
+
+from fastlayers.ops.activation import (
+    gelu,
+    gelu_backward,
+    leaky_relu,
+    leaky_relu_backward,
+    log_softmax,
+    log_softmax_backward,
+    relu,
+    relu_backward,
+    sigmoid,
+    sigmoid_backward,
+    softmax,
+    softmax_backward,
+    tanh,
+    tanh_backward,
+)
+from fastlayers.ops.batchnorm import batch_norm, batch_norm_backward, batch_norm_forward
+from fastlayers.ops.conv import conv2d, conv2d_backward
+from fastlayers.ops.dropout import (
+    dropout,
+    dropout1d,
+    dropout2d,
+    dropout_backward,
+    dropout_forward,
+    feature_dropout_backward,
+    feature_dropout_forward,
+)
+from fastlayers.ops.linear import linear, linear_backward
+from fastlayers.ops.loss import (
+    binary_cross_entropy_with_logits,
+    binary_cross_entropy_with_logits_backward,
+    cross_entropy,
+    cross_entropy_backward,
+    mse_loss,
+    mse_loss_backward,
+    nll_loss,
+    nll_loss_backward,
+)
+from fastlayers.ops.pool import (
+    adaptive_avg_pool2d,
+    adaptive_avg_pool2d_backward,
+    avg_pool2d,
+    avg_pool2d_backward,
+    max_pool2d,
+    max_pool2d_backward,
+    max_pool2d_forward,
+    max_pool2d_indices,
+)
+
+__all__ = [
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool2d_backward",
+    "avg_pool2d",
+    "avg_pool2d_backward",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_backward",
+    "conv2d",
+    "conv2d_backward",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout_backward",
+    "dropout_forward",
+    "feature_dropout_backward",
+    "feature_dropout_forward",
+    "gelu",
+    "gelu_backward",
+    "leaky_relu",
+    "leaky_relu_backward",
+    "linear",
+    "linear_backward",
+    "log_softmax",
+    "log_softmax_backward",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "max_pool2d_forward",
+    "max_pool2d_indices",
+    "mse_loss",
+    "mse_loss_backward",
+    "nll_loss",
+    "nll_loss_backward",
+    "relu",
+    "relu_backward",
+    "sigmoid",
+    "sigmoid_backward",
+    "softmax",
+    "softmax_backward",
+    "tanh",
+    "tanh_backward",
+]

@@ -1,0 +1,236 @@
+"""Elementwise activations and softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastlayers import kernels
+from fastlayers.ops import _check
+from fastlayers.ops.layout import kernel_ready, like, raveled
+from fastlayers.runtime import memory, threads
+
+__all__ = [
+    "gelu",
+    "gelu_backward",
+    "leaky_relu",
+    "leaky_relu_backward",
+    "log_softmax",
+    "log_softmax_backward",
+    "relu",
+    "relu_backward",
+    "sigmoid",
+    "sigmoid_backward",
+    "softmax",
+    "softmax_backward",
+    "tanh",
+    "tanh_backward",
+]
+
+# An exponential costs about as much as ten multiply-adds.
+EXP_WORK = 10
+
+
+def _forward(op: str, kernel: Callable[..., None], input: Any, *options: Any) -> np.ndarray:
+    x = _check.array(op, "input", input)
+    y, flat = like(x)
+    work = x.size if op.endswith("relu") else EXP_WORK * x.size
+    kernel(raveled(x), *options, threads.workers_for(work), flat)
+    return y
+
+
+def _backward(
+    op: str, kernel: Callable[..., None], grad_output: Any, name: str, saved: Any, *options: Any
+) -> np.ndarray:
+    """Gradient by the input, of the input or the output that was saved."""
+    saved = _check.array(op, name, saved)
+    dy = _check.gradient(op, grad_output, saved.shape, saved.dtype)
+    dx, flat = like(saved)
+    work = saved.size if options == () else EXP_WORK * saved.size
+    kernel(raveled(dy), raveled(saved), *options, threads.workers_for(work), flat)
+    return dx
+
+
+def relu(input: np.ndarray) -> np.ndarray:
+    """Rectified linear unit, ``y = max(x, 0)``, of a float array of any shape; NaN stays NaN.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.relu.html
+    """
+    return _forward("relu", kernels.activation.relu, input)
+
+
+def relu_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """Gradient of `relu` by its input: `grad_output` where the output is not 0."""
+    return _backward(
+        "relu_backward", kernels.activation.relu_backward, grad_output, "output", output
+    )
+
+
+def _slope(op: str, x: Any, negative_slope: Any) -> Any:
+    if isinstance(negative_slope, bool) or not isinstance(negative_slope, (int, float, np.number)):
+        raise TypeError(
+            f"{op}: negative_slope must be a number, got {_check.describe(negative_slope)}"
+        )
+    return np.dtype(getattr(x, "dtype", float)).type(negative_slope)
+
+
+def leaky_relu(input: np.ndarray, negative_slope: float = 0.01) -> np.ndarray:
+    """Leaky rectified linear unit: ``y = x`` where ``x > 0``, else ``negative_slope * x``.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.leaky_relu.html
+    """
+    op = "leaky_relu"
+    x = _check.array(op, "input", input)
+    return _forward(op, kernels.activation.leaky_relu, x, _slope(op, x, negative_slope))
+
+
+def leaky_relu_backward(
+    grad_output: np.ndarray, input: np.ndarray, negative_slope: float = 0.01
+) -> np.ndarray:
+    """Gradient of `leaky_relu` by its input."""
+    op = "leaky_relu_backward"
+    x = _check.array(op, "input", input)
+    slope = _slope(op, x, negative_slope)
+    return _backward(op, kernels.activation.leaky_relu_backward, grad_output, "input", x, slope)
+
+
+def sigmoid(input: np.ndarray) -> np.ndarray:
+    """Logistic function, ``y = 1 / (1 + exp(-x))``, of a float array of any shape.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.sigmoid.html
+    """
+    return _forward("sigmoid", kernels.activation.sigmoid, input)
+
+
+def sigmoid_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """Gradient of `sigmoid` by its input: ``grad_output * y * (1 - y)``."""
+    return _backward(
+        "sigmoid_backward", kernels.activation.sigmoid_backward, grad_output, "output", output
+    )
+
+
+def tanh(input: np.ndarray) -> np.ndarray:
+    """Hyperbolic tangent of a float array of any shape.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.tanh.html
+    """
+    return _forward("tanh", kernels.activation.tanh, input)
+
+
+def tanh_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """Gradient of `tanh` by its input: ``grad_output * (1 - y^2)``."""
+    return _backward(
+        "tanh_backward", kernels.activation.tanh_backward, grad_output, "output", output
+    )
+
+
+def gelu(input: np.ndarray, approximate: str = "none") -> np.ndarray:
+    """Gaussian error linear unit, ``y = x * Phi(x)`` with the normal distribution function.
+
+    Parameters
+    ----------
+    input : ndarray
+        Of any shape, float32 or float64.
+    approximate : {"none", "tanh"}
+        "tanh": ``y = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))``.
+
+    References
+    ----------
+    Hendrycks and Gimpel, 2016, https://arxiv.org/abs/1606.08415
+    """
+    _check.one_of("gelu", "approximate", approximate, ("none", "tanh"))
+    return _forward("gelu", kernels.activation.gelu, input, approximate == "tanh")
+
+
+def gelu_backward(
+    grad_output: np.ndarray, input: np.ndarray, approximate: str = "none"
+) -> np.ndarray:
+    """Gradient of `gelu` by its input: ``grad_output * (Phi(x) + x * Phi'(x))``."""
+    op = "gelu_backward"
+    _check.one_of(op, "approximate", approximate, ("none", "tanh"))
+    kernel = kernels.activation.gelu_backward
+    return _backward(op, kernel, grad_output, "input", input, approximate == "tanh")
+
+
+def _axis(op: str, x: np.ndarray, dim: Any) -> int:
+    dim = _check.integer(op, "dim", dim, -x.ndim)
+    if x.ndim == 0 or dim >= x.ndim:
+        raise ValueError(f"{op}: dim must be an axis of the input, got {dim} for shape {x.shape}")
+    return dim % x.ndim
+
+
+def _along(
+    kernel: Callable[..., None], dim: int, arrays: tuple[np.ndarray, ...]
+) -> np.ndarray:
+    """Apply a kernel of rows along one axis."""
+    moved = [kernel_ready(np.moveaxis(a, dim, -1)) for a in arrays]
+    shape = moved[0].shape
+    out = memory.empty(shape, moved[0].dtype)
+    if out.size:
+        rows = [a.reshape(-1, shape[-1]) for a in moved]
+        workers = threads.workers_for(EXP_WORK * out.size)
+        kernel(*rows, workers, out.reshape(-1, shape[-1]))
+    return np.moveaxis(out, -1, dim)
+
+
+def softmax(input: np.ndarray, dim: int) -> np.ndarray:
+    """Shares that sum to 1 along an axis: ``y = exp(x) / sum(exp(x))``, without overflow.
+
+    Parameters
+    ----------
+    input : ndarray
+        Of any shape, float32 or float64.
+    dim : int
+        The axis.
+
+    Returns
+    -------
+    ndarray
+        Of the input's shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong dtype, or an axis that the input doesn't have.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.softmax.html
+    """
+    x = _check.array("softmax", "input", input)
+    return _along(kernels.activation.softmax, _axis("softmax", x, dim), (x,))
+
+
+def softmax_backward(grad_output: np.ndarray, output: np.ndarray, dim: int) -> np.ndarray:
+    """Gradient of `softmax` by its input: ``y * (dy - sum(dy * y))`` along the axis."""
+    op = "softmax_backward"
+    y = _check.array(op, "output", output)
+    dy = _check.gradient(op, grad_output, y.shape, y.dtype)
+    return _along(kernels.activation.softmax_backward, _axis(op, y, dim), (dy, y))
+
+
+def log_softmax(input: np.ndarray, dim: int) -> np.ndarray:
+    """Logarithm of `softmax`, ``y = x - log(sum(exp(x)))``, without overflow or loss of digits.
+
+    Takes the parameters of `softmax`.
+    """
+    x = _check.array("log_softmax", "input", input)
+    return _along(kernels.activation.log_softmax, _axis("log_softmax", x, dim), (x,))
+
+
+def log_softmax_backward(grad_output: np.ndarray, output: np.ndarray, dim: int) -> np.ndarray:
+    """Gradient of `log_softmax` by its input: ``dy - exp(y) * sum(dy)`` along the axis."""
+    op = "log_softmax_backward"
+    y = _check.array(op, "output", output)
+    dy = _check.gradient(op, grad_output, y.shape, y.dtype)
+    return _along(kernels.activation.log_softmax_backward, _axis(op, y, dim), (dy, y))

@@ -1,0 +1,70 @@
+"""Memory layouts: channels-first shapes on channels-last memory.
+
+Arrays have PyTorch's shapes (N, C, ...). Kernels see C-contiguous (N, ..., C) memory, which is
+what every op returns, as a transposed view; other layouts are converted once, at the door.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastlayers import kernels
+from fastlayers.runtime import memory, threads
+
+__all__ = ["contiguous", "from_channels_last", "like", "raveled", "to_channels_last"]
+
+
+def kernel_ready(x: np.ndarray) -> np.ndarray:
+    """C-contiguous, aligned and of a writable type, copying only where it must."""
+    if not (x.flags.c_contiguous and x.flags.aligned):
+        x = np.require(x, requirements=("C", "A"))
+    return memory.writable_view(x)
+
+
+def _swap(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Exchange the last two axes of a contiguous (N, A, B) array, giving it the final `shape`."""
+    out = memory.empty((x.shape[0], x.shape[2], x.shape[1]), x.dtype)
+    kernels.layout.swap_axes(x, threads.workers_for(x.size), out)
+    return out.reshape(shape)
+
+
+def to_channels_last(x: np.ndarray) -> np.ndarray:
+    """The C-contiguous (N, ..., C) array of an (N, C, ...) one; a view where that is its memory."""
+    n, c, *spatial = x.shape
+    last = x.transpose(0, *range(2, x.ndim), 1)
+    if last.flags.c_contiguous or not x.flags.c_contiguous:
+        return kernel_ready(last)
+    size = x.size // (n * c) if n * c else 0
+    return _swap(kernel_ready(x).reshape(n, c, size), (n, *spatial, c))
+
+
+def from_channels_last(last: np.ndarray) -> np.ndarray:
+    """The (N, C, ...) view of an (N, ..., C) array."""
+    return last.transpose(0, -1, *range(1, last.ndim - 1))
+
+
+def contiguous(x: np.ndarray) -> np.ndarray:
+    """`x` in C order; channels-last images are transposed by a kernel."""
+    if x.flags.c_contiguous or x.ndim < 3:
+        return np.ascontiguousarray(x)
+    last = x.transpose(0, *range(2, x.ndim), 1)
+    if not last.flags.c_contiguous or x.dtype.kind != "f":
+        return np.ascontiguousarray(x)
+    n, c = x.shape[:2]
+    size = x.size // (n * c) if n * c else 0
+    return _swap(kernel_ready(last).reshape(n, size, c), x.shape)
+
+
+def raveled(x: np.ndarray) -> np.ndarray:
+    """Flat array of the elements in `like`'s order: the array's own where it is dense."""
+    return (to_channels_last(x) if x.ndim > 2 else kernel_ready(x)).reshape(-1)
+
+
+def like(x: np.ndarray, dtype: np.dtype | type | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """An uninitialised array of the shape of `x`, and its memory as a flat array."""
+    if x.ndim > 2:
+        n, c, *spatial = x.shape
+        last = memory.empty((n, *spatial, c), dtype or x.dtype)
+        return from_channels_last(last), last.reshape(-1)
+    out = memory.empty(x.shape, dtype or x.dtype)
+    return out, out.reshape(-1)

@@ -1,0 +1,382 @@
+"""Losses of classification and regression."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from fastlayers import kernels
+from fastlayers.ops import _check
+from fastlayers.ops.layout import kernel_ready
+from fastlayers.runtime import memory, threads
+
+__all__ = [
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_backward",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "mse_loss",
+    "mse_loss_backward",
+    "nll_loss",
+    "nll_loss_backward",
+]
+
+REDUCTIONS = ("none", "mean", "sum")
+EXP_WORK = 10
+
+
+@functools.lru_cache(maxsize=64)
+def _ones(count: int, dtype: np.dtype) -> np.ndarray:
+    return np.ones(count, dtype)
+
+
+class _Classes:
+    """Checked arguments of a loss over classes, as rows of (samples, classes)."""
+
+    def __init__(
+        self, op: str, input: Any, target: Any, weight: Any, ignore_index: Any, reduction: Any
+    ) -> None:
+        self.x = x = _check.array(op, "input", input)
+        _check.one_of(op, "reduction", reduction, REDUCTIONS)
+        if x.ndim == 0 or x.shape[min(1, x.ndim - 1)] == 0:
+            raise ValueError(
+                f"{op}: input must be (N, C), (C,) or (N, C, ...) with classes, "
+                f"got {_check.describe(x)}"
+            )
+        self.axis = min(1, x.ndim - 1)
+        classes = x.shape[self.axis]
+        self.shape = x.shape[: self.axis] + x.shape[self.axis + 1 :]
+        self.ignore_index = _check.integer(op, "ignore_index", ignore_index, -(2**63))
+        labels = _check.labels(op, target, self.shape, classes, self.ignore_index)
+        self.labels = memory.writable_view(labels).reshape(-1)
+        self.weight = (
+            _ones(classes, x.dtype)
+            if weight is None
+            else memory.writable_view(_check.vector(op, "weight", weight, classes, x.dtype))
+        )
+        self.rows = kernel_ready(np.moveaxis(x, self.axis, -1)).reshape(-1, classes)
+        self.reduction = reduction
+        self._weighted = weight is not None
+
+    def total_weight(self) -> Any:
+        """What a mean divides by: the weights of the targets that are not ignored."""
+        kept = self.labels != self.ignore_index
+        if self._weighted:
+            return self.weight[self.labels[kept]].sum()
+        return self.x.dtype.type(np.count_nonzero(kept))
+
+    def reduce(self, losses: np.ndarray) -> np.ndarray:
+        """The rows' losses as the reduction wants them; a mean over nothing is NaN."""
+        if self.reduction == "none":
+            return losses.reshape(self.shape)
+        total = losses.sum()
+        if self.reduction == "mean":
+            with np.errstate(divide="ignore", invalid="ignore"):
+                total = total / self.total_weight()
+        return np.asarray(total, self.x.dtype)
+
+    def row_gradients(self, op: str, grad_output: Any) -> np.ndarray:
+        """Gradient of each row's loss."""
+        shape = self.shape if self.reduction == "none" else ()
+        dy = _check.gradient(op, np.asarray(grad_output), shape, self.x.dtype)
+        if self.reduction == "mean":
+            with np.errstate(divide="ignore", invalid="ignore"):
+                dy = np.asarray(dy / self.total_weight())
+        return np.ascontiguousarray(np.broadcast_to(dy, self.shape)).reshape(-1)
+
+    def restore(self, rows: np.ndarray) -> np.ndarray:
+        """A result for each row and class in the shape of the input."""
+        return np.moveaxis(rows.reshape(*self.shape, rows.shape[1]), -1, self.axis)
+
+
+def _smoothing(op: str, value: Any, dtype: np.dtype) -> Any:
+    return dtype.type(_check.probability(op, "label_smoothing", value))
+
+
+def cross_entropy(
+    input: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> np.ndarray:
+    """Negative log-likelihood of class indices under the softmax of logits.
+
+    ``loss = (1 - s) * w[t] * -log p[t] + s / C * sum_c w[c] * -log p[c]`` with
+    ``p = softmax(input)`` and s the label smoothing; the mean divides by the sum of ``w[t]``.
+
+    Parameters
+    ----------
+    input : ndarray
+        Logits (N, C), (C,) or (N, C, d1, ...), float32 or float64.
+    target : ndarray
+        Integer class indices, of the input's shape without C.
+    weight : ndarray, optional
+        (C,).
+    ignore_index : int
+        A target that counts for nothing.
+    reduction : {"mean", "sum", "none"}
+    label_smoothing : float
+        In [0, 1].
+
+    Returns
+    -------
+    ndarray
+        A scalar (0-d), or the target's shape without reduction.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For wrong shapes, dtypes or options, and targets that are no class. Class probabilities
+        as targets are not supported.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html
+    """
+    op = "cross_entropy"
+    classes = _Classes(op, input, target, weight, ignore_index, reduction)
+    smoothing = _smoothing(op, label_smoothing, classes.x.dtype)
+    losses = memory.empty(len(classes.rows), classes.x.dtype)
+    kernels.loss.cross_entropy(
+        classes.rows,
+        classes.labels,
+        classes.weight,
+        classes.ignore_index,
+        smoothing,
+        threads.workers_for(EXP_WORK * classes.rows.size),
+        losses,
+    )
+    return classes.reduce(losses)
+
+
+def cross_entropy_backward(
+    grad_output: np.ndarray,
+    input: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> np.ndarray:
+    """Gradient of `cross_entropy` by its input, of the input's shape.
+
+    Without weights and smoothing ``(softmax(input) - onehot(target)) * grad_output``, over the
+    number of samples for a mean; the arguments are those of `cross_entropy`.
+    """
+    op = "cross_entropy_backward"
+    classes = _Classes(op, input, target, weight, ignore_index, reduction)
+    smoothing = _smoothing(op, label_smoothing, classes.x.dtype)
+    dx = memory.empty(classes.rows.shape, classes.x.dtype)
+    kernels.loss.cross_entropy_backward(
+        classes.row_gradients(op, grad_output),
+        classes.rows,
+        classes.labels,
+        classes.weight,
+        classes.ignore_index,
+        smoothing,
+        threads.workers_for(EXP_WORK * classes.rows.size),
+        dx,
+    )
+    return classes.restore(dx)
+
+
+def nll_loss(
+    input: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> np.ndarray:
+    """Negative log-likelihood of class indices, ``loss = -w[t] * input[t]``.
+
+    Parameters
+    ----------
+    input : ndarray
+        Log-probabilities (N, C), (C,) or (N, C, d1, ...), float32 or float64.
+    target, weight, ignore_index, reduction
+        As in `cross_entropy`.
+
+    Returns
+    -------
+    ndarray
+        A scalar (0-d), or the target's shape without reduction.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For wrong shapes, dtypes or options, and targets that are no class.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.nll_loss.html
+    """
+    classes = _Classes("nll_loss", input, target, weight, ignore_index, reduction)
+    kept = np.flatnonzero(classes.labels != classes.ignore_index)
+    losses = memory.zeros(len(classes.rows), classes.x.dtype)
+    label = classes.labels[kept]
+    losses[kept] = -classes.weight[label] * classes.rows[kept, label]
+    return classes.reduce(losses)
+
+
+def nll_loss_backward(
+    grad_output: np.ndarray,
+    input: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> np.ndarray:
+    """Gradient of `nll_loss` by its input: ``-w[t] * grad_output`` at each target, else 0."""
+    op = "nll_loss_backward"
+    classes = _Classes(op, input, target, weight, ignore_index, reduction)
+    kept = np.flatnonzero(classes.labels != classes.ignore_index)
+    dx = memory.zeros(classes.rows.shape, classes.x.dtype)
+    label = classes.labels[kept]
+    dx[kept, label] = -classes.weight[label] * classes.row_gradients(op, grad_output)[kept]
+    return classes.restore(dx)
+
+
+def _reduce(losses: np.ndarray, reduction: str) -> np.ndarray:
+    if reduction == "none":
+        return losses
+    with np.errstate(invalid="ignore"):
+        total = losses.sum() / losses.dtype.type(losses.size if reduction == "mean" else 1)
+    return np.asarray(total, losses.dtype)
+
+
+def _elementwise_gradient(op: str, grad_output: Any, x: np.ndarray, reduction: str) -> np.ndarray:
+    """Gradient of each element's loss, to be broadcast."""
+    shape = x.shape if reduction == "none" else ()
+    dy = _check.gradient(op, np.asarray(grad_output), shape, x.dtype)
+    return dy / x.dtype.type(x.size) if reduction == "mean" and x.size else dy
+
+
+def _same(op: str, input: Any, target: Any, reduction: Any) -> tuple[np.ndarray, np.ndarray]:
+    x = _check.array(op, "input", input)
+    t = _check.array(op, "target", target)
+    _check.same_shape(op, "target", t, x.shape)
+    _check.same_dtype(op, "target", t, x.dtype)
+    _check.one_of(op, "reduction", reduction, REDUCTIONS)
+    return x, t
+
+
+def mse_loss(input: np.ndarray, target: np.ndarray, reduction: str = "mean") -> np.ndarray:
+    """Squared error, ``loss = (input - target)^2``.
+
+    Parameters
+    ----------
+    input, target : ndarray
+        Of the same shape and dtype, float32 or float64.
+    reduction : {"mean", "sum", "none"}
+
+    Returns
+    -------
+    ndarray
+        A scalar (0-d), or the input's shape without reduction.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For shapes or dtypes that differ, and unknown reductions.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.mse_loss.html
+    """
+    x, t = _same("mse_loss", input, target, reduction)
+    return _reduce((x - t) ** 2, reduction)
+
+
+def mse_loss_backward(
+    grad_output: np.ndarray, input: np.ndarray, target: np.ndarray, reduction: str = "mean"
+) -> np.ndarray:
+    """Gradient of `mse_loss` by its input: ``2 * (input - target) * grad_output``."""
+    op = "mse_loss_backward"
+    x, t = _same(op, input, target, reduction)
+    return x.dtype.type(2) * (x - t) * _elementwise_gradient(op, grad_output, x, reduction)
+
+
+def _factor(op: str, name: str, value: Any, x: np.ndarray) -> np.ndarray | None:
+    """A factor that broadcasts against the input."""
+    if value is None:
+        return None
+    value = _check.array(op, name, value)
+    _check.same_dtype(op, name, value, x.dtype)
+    try:
+        fits = np.broadcast_shapes(value.shape, x.shape) == x.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{op}: {name} must broadcast to the input's shape {x.shape}, "
+            f"got {_check.describe(value)}"
+        )
+    return value
+
+
+def binary_cross_entropy_with_logits(
+    input: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray | None = None,
+    reduction: str = "mean",
+    pos_weight: np.ndarray | None = None,
+) -> np.ndarray:
+    """Cross entropy of independent yes-no targets under the sigmoid of logits.
+
+    ``loss = weight * (pos_weight * t * softplus(-x) + (1 - t) * softplus(x))`` with
+    ``softplus(x) = log(1 + exp(x))``, without overflow.
+
+    Parameters
+    ----------
+    input, target : ndarray
+        Logits, and targets in [0, 1], of the same shape and dtype, float32 or float64.
+    weight, pos_weight : ndarray, optional
+        Factors that broadcast against the input, of all losses and of those of yes.
+    reduction : {"mean", "sum", "none"}
+
+    Returns
+    -------
+    ndarray
+        A scalar (0-d), or the input's shape without reduction.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For shapes or dtypes that do not fit, and unknown reductions.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.binary_cross_entropy_with_logits.html
+    """
+    op = "binary_cross_entropy_with_logits"
+    x, t = _same(op, input, target, reduction)
+    factors = _factor(op, "weight", weight, x), _factor(op, "pos_weight", pos_weight, x)
+    yes = t if factors[1] is None else t * factors[1]
+    losses = yes * np.logaddexp(0, -x) + (1 - t) * np.logaddexp(0, x)
+    return _reduce(losses if factors[0] is None else losses * factors[0], reduction)
+
+
+def binary_cross_entropy_with_logits_backward(
+    grad_output: np.ndarray,
+    input: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray | None = None,
+    reduction: str = "mean",
+    pos_weight: np.ndarray | None = None,
+) -> np.ndarray:
+    """Gradient of `binary_cross_entropy_with_logits` by its input.
+
+    ``weight * ((1 - t) * sigmoid(x) - pos_weight * t * sigmoid(-x)) * grad_output``.
+    """
+    op = "binary_cross_entropy_with_logits_backward"
+    x, t = _same(op, input, target, reduction)
+    factors = _factor(op, "weight", weight, x), _factor(op, "pos_weight", pos_weight, x)
+    yes = t if factors[1] is None else t * factors[1]
+    # exp(-softplus(-x)) is sigmoid(x), exact at both ends.
+    slope = (1 - t) * np.exp(-np.logaddexp(0, -x)) - yes * np.exp(-np.logaddexp(0, x))
+    slope = slope if factors[0] is None else slope * factors[0]
+    return slope * _elementwise_gradient(op, grad_output, x, reduction)

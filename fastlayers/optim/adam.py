@@ -1,0 +1,119 @@
+"""Adam and AdamW."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastlayers import kernels
+from fastlayers.optim import checks
+from fastlayers.optim.optimizer import Group, Optimizer, Parameter, Params
+
+__all__ = ["Adam", "AdamW"]
+
+
+class Adam(Optimizer):
+    """Adam: steps scaled by running means of the gradient and of its square.
+
+    With ``d = grad + weight_decay * p``, or ``-grad`` there to `maximize`, step number t does
+    ``m = beta1 * m + (1 - beta1) * d``, ``v = beta2 * v + (1 - beta2) * d^2`` and
+    ``p -= lr * m_hat / (sqrt(v_hat) + eps)``, where ``m_hat = m / (1 - beta1^t)`` and
+    ``v_hat = v / (1 - beta2^t)``. With `amsgrad`, the largest v so far takes v's place.
+
+    Raises
+    ------
+    ValueError
+        If a number is negative or not finite, or a beta is not in [0, 1).
+
+    References
+    ----------
+    Kingma, Ba, "Adam: A method for stochastic optimization", ICLR 2015, algorithm 1.
+    Reddi, Kale, Kumar, "On the convergence of Adam and beyond", ICLR 2018, algorithm 2 (AMSGrad).
+    """
+
+    _state_names = frozenset({"step", "exp_avg", "exp_avg_sq"})
+    _optional_state_names = frozenset({"max_exp_avg_sq"})
+    _decoupled = False
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        maximize: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults)
+
+    def _check_options(self, group: Group) -> None:
+        for name in ("lr", "eps", "weight_decay"):
+            checks.number(self._op, name, group[name])
+        for name in ("amsgrad", "maximize"):
+            checks.flag(self._op, name, group[name])
+        betas = group["betas"]
+        pair = isinstance(betas, tuple | list) and len(betas) == 2
+        if not pair or not all(checks.is_number(beta) and beta < 1 for beta in betas):
+            raise ValueError(f"{self._op}: betas must be two numbers in [0, 1), got {betas!r}")
+
+    def _update(
+        self, p: Parameter, data: np.ndarray, grad: np.ndarray, group: Group, workers: int
+    ) -> None:
+        lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
+        beta1, beta2 = map(float, group["betas"])
+        mean, square = self._buffer(p, "exp_avg"), self._buffer(p, "exp_avg_sq")
+        step = self.state[p]["step"] = self.state[p].get("step", 0) + 1
+        kernels.optimizer.adam(
+            data,
+            grad,
+            mean,
+            square,
+            self._buffer(p, "max_exp_avg_sq") if group["amsgrad"] else np.empty(0, data.dtype),
+            step,
+            -1.0 if group["maximize"] else 1.0,
+            0.0 if self._decoupled else weight_decay,
+            1 - lr * weight_decay if self._decoupled else 1.0,
+            lr,
+            beta1,
+            beta2,
+            float(group["eps"]),
+            workers,
+        )
+
+
+class AdamW(Adam):
+    """Adam with weight decay apart from the gradient: ``p *= 1 - lr * weight_decay`` before a step.
+
+    Here d is the gradient alone; all else is as for `Adam`.
+
+    Raises
+    ------
+    ValueError
+        As for `Adam`.
+
+    References
+    ----------
+    Loshchilov, Hutter, "Decoupled weight decay regularization", ICLR 2019, algorithm 2.
+    """
+
+    _decoupled = True
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize)

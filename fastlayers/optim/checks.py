@@ -1,0 +1,68 @@
+"""Checks of arguments, with errors that name the class, the argument and what was given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+__all__ = ["arrays", "flag", "is_number", "is_parameter", "number", "parameter", "whole_number"]
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite real number >= 0; a bool is none."""
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    return real and math.isfinite(value) and value >= 0
+
+
+def number(op: str, name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a finite number >= 0."""
+    if not is_number(value):
+        raise ValueError(f"{op}: {name} must be a finite number >= 0, got {value!r}")
+
+
+def whole_number(op: str, name: str, value: Any, minimum: int = 1) -> None:
+    """Raise ValueError unless `value` is an integer of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
+        raise ValueError(f"{op}: {name} must be an integer >= {minimum}, got {value!r}")
+
+
+def flag(op: str, name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a bool."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{op}: {name} must be a bool, got {value!r}")
+
+
+def is_parameter(item: Any) -> bool:
+    """Whether `item` has values and a place for a gradient."""
+    return isinstance(getattr(item, "data", None), np.ndarray) and hasattr(item, "grad")
+
+
+def parameter(op: str, item: Any) -> None:
+    """Raise TypeError unless `item` is a parameter of floats, ValueError if an op made it."""
+    if not is_parameter(item):
+        raise TypeError(f"{op}: params must hold parameters, got {type(item).__name__}")
+    if item.data.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{op}: params must be float32 or float64, got {item.data.dtype}")
+    if not getattr(item, "is_leaf", True):
+        raise ValueError(f"{op}: params must be leaves, got the result of an op")
+
+
+def arrays(op: str, p: Any, state: Mapping[str, Any]) -> None:
+    """Raise ValueError unless `p` can be updated by its gradient and the arrays of its state."""
+    data = p.data
+    if not data.flags.writeable:
+        raise ValueError(f"{op}: params must be writable, got a read-only array")
+    for name, array in ({"grad": p.grad} | dict(state)).items():
+        if name == "step":
+            continue
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{op}: {name} must be an array, got {type(array).__name__}")
+        if array.shape != data.shape or array.dtype != data.dtype:
+            raise ValueError(
+                f"{op}: {name} must be {data.dtype} of shape {data.shape} as its parameter is, "
+                f"got {array.dtype} of shape {array.shape}"
+            )

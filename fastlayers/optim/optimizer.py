@@ -1,0 +1,235 @@
+"""What all optimisers share: groups of parameters, their options, and saving and loading."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import numpy as np
+
+from fastlayers.optim import checks
+from fastlayers.runtime.memory import writable_view, zeros
+
+__all__ = ["Optimizer", "Parameter", "Params"]
+
+T = TypeVar("T")
+Group = dict[str, Any]
+
+
+class Parameter(Protocol):
+    """What an optimiser needs of a parameter: its values, changed in place, and their gradient."""
+
+    @property
+    def data(self) -> np.ndarray: ...
+
+    grad: np.ndarray | None
+
+
+Params = Iterable[Parameter] | Iterable[Group]
+
+
+class Optimizer(ABC):
+    """Base of the optimisers, with PyTorch's interface.
+
+    Parameters
+    ----------
+    params
+        Parameters, or dicts each with "params" and the options that differ from `defaults`.
+    defaults
+        The options of groups that do not set their own.
+
+    Attributes
+    ----------
+    param_groups : list of dict
+        Each group's "params" and options; a change takes effect at the next step.
+    state : dict
+        For each parameter that was updated, what the algorithm keeps from step to step.
+
+    Raises
+    ------
+    TypeError
+        If `params` is no ordered iterable, or an item of it no floating-point parameter.
+    ValueError
+        If there are no parameters, one is given twice, or an option is out of its range.
+    """
+
+    # Entries of a parameter's state: "step", or the names of arrays of the parameter's shape.
+    _state_names: ClassVar[frozenset[str]]
+    _optional_state_names: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, params: Params, defaults: Mapping[str, Any]) -> None:
+        self._op = type(self).__name__
+        self.defaults = dict(defaults)
+        self.state: defaultdict[Parameter, dict[str, Any]] = defaultdict(dict)
+        self.param_groups: list[Group] = []
+        items: list[Any] = self._listed(params)
+        if not items:
+            raise ValueError(f"{self._op}: params must not be empty, got no parameters")
+        for group in items if isinstance(items[0], dict) else [{"params": items}]:
+            self.add_param_group(group)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add parameters, with options of their own, to those that `step` updates.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for the class; nothing is added then.
+        """
+        if not isinstance(param_group, dict) or "params" not in param_group:
+            raise TypeError(
+                f"{self._op}: a param group must be a dict with 'params', got {param_group!r}"
+            )
+        params = param_group["params"]
+        params = [params] if checks.is_parameter(params) else self._listed(params)
+        group = {"params": params} | self.defaults | param_group | {"params": params}
+        seen = {id(p) for p in self._params()}
+        for p in params:
+            checks.parameter(self._op, p)
+            if id(p) in seen:
+                raise ValueError(f"{self._op}: params must not repeat a parameter, got one twice")
+            seen.add(id(p))
+        self._check_options(group)
+        self.param_groups.append(group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, or replace them by zeros."""
+        for p in self._params():
+            p.grad = None if set_to_none or p.grad is None else np.zeros_like(p.grad)
+
+    def step(self, closure: Callable[[], T] | None = None) -> T | None:
+        """Update every parameter that has a gradient, and return what `closure` returned, if given.
+
+        Raises
+        ------
+        ValueError
+            If an option is out of its range, or a gradient differs from its parameter in shape
+            or dtype; no parameter is changed then.
+        """
+        from fastlayers.runtime.threads import workers_for  # loads Numba
+
+        result = closure() if closure is not None else None
+        due = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]
+        for group in self.param_groups:
+            self._check_options(group)
+        for _, p in due:
+            checks.arrays(self._op, p, self.state.get(p, {}))
+        for group, p in due:
+            data = np.ascontiguousarray(p.data).reshape(-1)
+            grad = writable_view(np.ascontiguousarray(p.grad)).reshape(-1)
+            # An element costs about four multiply-adds and loads.
+            self._update(p, data, grad, group, workers_for(4 * data.size))
+            if not p.data.flags.c_contiguous:
+                p.data[...] = data.reshape(p.data.shape)
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copy of the state and options, in which parameters are numbered in their order."""
+        number = {id(p): i for i, p in enumerate(self._params())}
+        groups = [
+            copy.deepcopy({name: value for name, value in group.items() if name != "params"})
+            | {"params": [number[id(p)] for p in group["params"]]}
+            for group in self.param_groups
+        ]
+        state = {number[id(p)]: copy.deepcopy(entry) for p, entry in self.state.items() if entry}
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` of an optimiser for the same parameters returned.
+
+        Raises
+        ------
+        ValueError
+            If groups, parameters, options or shapes do not fit; nothing is changed then.
+        """
+        if not {"state", "param_groups"} <= set(state_dict):
+            raise ValueError(
+                f"{self._op}: state_dict must have 'state' and 'param_groups', "
+                f"got {sorted(state_dict)}"
+            )
+        saved = state_dict["param_groups"]
+        expected, given = ([len(g["params"]) for g in gs] for gs in (self.param_groups, saved))
+        if expected != given:
+            raise ValueError(
+                f"{self._op}: state_dict must have groups of {expected} parameters, got {given}"
+            )
+        groups = [
+            copy.deepcopy(dict(new)) | {"params": old["params"]}
+            for old, new in zip(self.param_groups, saved, strict=True)
+        ]
+        for group in groups:
+            if missing := sorted(self.defaults.keys() - group.keys()):
+                raise ValueError(f"{self._op}: state_dict must have all options, got no {missing}")
+            self._check_options(group)
+        numbers = chain.from_iterable(group["params"] for group in saved)
+        params = dict(zip(numbers, self._params(), strict=True))
+        state = self._loaded_state(state_dict["state"], params)
+        self.param_groups, self.state = groups, state
+
+    @abstractmethod
+    def _check_options(self, group: Group) -> None:
+        """Raise ValueError for an option that is out of its range."""
+
+    @abstractmethod
+    def _update(
+        self, p: Parameter, data: np.ndarray, grad: np.ndarray, group: Group, workers: int
+    ) -> None:
+        """Update `data`, the flat values of `p`, in place."""
+
+    def _buffer(self, p: Parameter, name: str) -> np.ndarray:
+        """Flat view of an array of the state of `p`, zeros at first."""
+        state = self.state[p]
+        if name not in state:
+            state[name] = zeros(p.data.shape, p.data.dtype)
+        return state[name].reshape(-1)  # type: ignore[no-any-return]
+
+    def _params(self) -> list[Parameter]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _listed(self, params: Any) -> list[Any]:
+        # The order of a set is another one in the next process, so its state could not be loaded.
+        unordered = isinstance(params, set | frozenset | dict)
+        if unordered or checks.is_parameter(params) or not isinstance(params, Iterable):
+            raise TypeError(
+                f"{self._op}: params must be an ordered iterable of parameters or of dicts, "
+                f"got {type(params).__name__}"
+            )
+        return list(params)
+
+    def _loaded_state(
+        self, saved: Mapping[int, Mapping[str, Any]], params: Mapping[int, Parameter]
+    ) -> defaultdict[Parameter, dict[str, Any]]:
+        if unknown := [index for index in saved if index not in params]:
+            raise ValueError(
+                f"{self._op}: state_dict must have state of the groups' parameters only, "
+                f"got parameters {unknown}"
+            )
+        state: defaultdict[Parameter, dict[str, Any]] = defaultdict(dict)
+        for index, entry in saved.items():
+            if (
+                not self._state_names
+                <= set(entry)
+                <= self._state_names | self._optional_state_names
+            ):
+                raise ValueError(
+                    f"{self._op}: state_dict must have {sorted(self._state_names)} for a "
+                    f"parameter, got {sorted(entry)}"
+                )
+            p = params[index]
+            state[p] = {name: self._loaded_value(name, value, p) for name, value in entry.items()}
+        return state
+
+    def _loaded_value(self, name: str, value: Any, p: Parameter) -> Any:
+        if name == "step":
+            checks.whole_number(self._op, name, value)
+            return int(value)
+        if np.shape(value) != p.data.shape:
+            raise ValueError(
+                f"{self._op}: {name} must have its parameter's shape {p.data.shape}, "
+                f"got {np.shape(value)}"
+            )
+        return np.array(value, p.data.dtype, order="C")

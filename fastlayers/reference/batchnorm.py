@@ -1,0 +1,94 @@
+"""Reference for `fastlayers.ops.batchnorm`."""
+
+import numpy as np
+
+from fastlayers.reference.types import Array, Gradients
+
+__all__ = ["batch_norm", "batch_norm_backward", "batch_norm_forward"]
+
+
+def batch_norm(
+    input: Array,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Array:
+    """Normalise each channel, by the batch in training and by the running statistics otherwise.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias`` for (N, C, ...), with one mean, biased
+    variance, weight and bias a channel. Training moves the running statistics, in place, by
+    ``running = (1 - momentum) running + momentum batch``, with the unbiased variance.
+    Ioffe and Szegedy, https://arxiv.org/abs/1502.03167, algorithm 1;
+    https://pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html
+    """
+    arguments = running_mean, running_var, weight, bias, training, momentum, eps
+    return batch_norm_forward(input, *arguments)[0]
+
+
+def batch_norm_forward(
+    input: Array,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Array, Array, Array]:
+    """Give what `batch_norm` gives, and the mean and ``1 / sqrt(var + eps)``, (C,), it used."""
+    axes, channels = _axes(input)
+    count = input.size // input.shape[1]
+    if running_mean is not None and running_var is not None and not training:
+        mean, var = running_mean.astype(np.float64), running_var.astype(np.float64)
+    else:
+        mean, var = input.mean(axes, np.float64), input.var(axes, np.float64)
+    if training and running_mean is not None:
+        running_mean[:] = (1 - momentum) * running_mean + momentum * mean
+    if training and running_var is not None:
+        unbiased = var * (count / (count - 1))
+        running_var[:] = (1 - momentum) * running_var + momentum * unbiased
+    invstd = 1 / np.sqrt(var + eps)
+    y = (input - mean.reshape(channels)) * invstd.reshape(channels)
+    y = y if weight is None else y * weight.reshape(channels)
+    y = y if bias is None else y + bias.reshape(channels)
+    return y.astype(input.dtype), mean.astype(input.dtype), invstd.astype(input.dtype)
+
+
+def batch_norm_backward(
+    grad_output: Array,
+    input: Array,
+    weight: Array | None,
+    mean: Array,
+    invstd: Array,
+    training: bool,
+    needs: tuple[bool, bool, bool] = (True, True, True),
+) -> Gradients:
+    """Give the gradients of `batch_norm` by input, weight and bias, None where not needed.
+
+    With ``xhat = (x - mean) * invstd`` and means over each channel: ``dbias = sum(dy)``,
+    ``dweight = sum(dy xhat)``, ``dx = weight invstd dy`` and in training
+    ``dx = weight invstd (dy - mean(dy) - xhat mean(dy xhat))``.
+    """
+    axes, channels = _axes(input)
+    dy = grad_output.astype(np.float64)
+    xhat = (input - mean.reshape(channels).astype(np.float64)) * invstd.reshape(channels)
+    dbias, dweight = dy.sum(axes), (dy * xhat).sum(axes)
+    if training:
+        count = input.size // input.shape[1]
+        dy = dy - (dbias.reshape(channels) + xhat * dweight.reshape(channels)) / count
+    scale = invstd if weight is None else invstd * weight
+    gradients = dy * scale.reshape(channels), dweight, dbias
+    dx, dweight, dbias = (
+        d.astype(input.dtype) if needed else None
+        for d, needed in zip(gradients, needs, strict=True)
+    )
+    return dx, dweight, dbias
+
+
+def _axes(x: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Give the axes of a channel's values, and the shape of (C,) beside (N, C, ...)."""
+    return (0, *range(2, x.ndim)), (-1, *[1] * (x.ndim - 2))

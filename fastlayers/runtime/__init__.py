@@ -1,0 +1,1 @@
+"""What the kernels run on: CPU facts, threads, memory and the compile cache."""

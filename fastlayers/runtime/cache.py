@@ -1,0 +1,129 @@
+"""Where compiled kernels are kept on disk, and the decorator that compiles them.
+
+Numba's own cache keys a function by its own file only, so a change in a callee or in a
+constant of another file would run stale code. The folder here carries a hash of every source
+that can change a kernel, so a stale kernel cannot be found.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
+
+from fastlayers.runtime import cpu
+
+__all__ = ["cache_dir", "kernel", "sources_hash"]
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def sources_hash() -> str:
+    """Hash of all that decides a kernel's machine code: sources, versions and vector width."""
+    digest = hashlib.sha256()
+    for folder in ("kernels", "runtime"):
+        for path in sorted((_PACKAGE / folder).glob("*.py")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    facts = (numba.__version__, platform.python_version(), cpu.vector_bytes())
+    digest.update(repr(facts).encode())
+    return digest.hexdigest()[:16]
+
+
+def _cache_root() -> Path:
+    """Folder that the user named, or the platform's customary one."""
+    if named := os.environ.get("FASTLAYERS_CACHE_DIR"):
+        return Path(named).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA")
+        return Path(base) if base else Path.home() / "AppData" / "Local"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "fastlayers"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "fastlayers"
+
+
+@functools.cache
+def cache_dir() -> Path | None:
+    """Folder of this version's compiled kernels, or None where none can be written.
+
+    The first of ``FASTLAYERS_CACHE_DIR``, the user's cache folder and a private temporary folder
+    that takes a file. With none, kernels are compiled anew in each process, after one warning.
+    """
+    candidates: list[Callable[[], Path]] = [
+        _cache_root,
+        lambda: Path(tempfile.gettempdir()) / f"fastlayers-{os.getuid()}",
+    ]
+    for candidate in candidates:
+        try:
+            folder = candidate() / sources_hash()
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # Another user's folder under /tmp could hold planted machine code.
+            if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+                continue
+            tempfile.TemporaryFile(dir=folder).close()
+        except (OSError, RuntimeError, AttributeError):  # RuntimeError: there is no home folder
+            continue
+        return folder
+    warnings.warn(
+        "fastlayers: no cache folder can be written, so kernels are compiled in every process; "
+        "set FASTLAYERS_CACHE_DIR to a folder that can be written",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+class _Locator:
+    """Tells Numba's cache to keep a kernel in `cache_dir`."""
+
+    def __init__(self, py_func: Callable[..., Any]) -> None:
+        self._lineno = py_func.__code__.co_firstlineno
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> _Locator:
+        return cls(py_func)
+
+    def ensure_cache_path(self) -> None:
+        Path(self.get_cache_path()).mkdir(parents=True, exist_ok=True)
+
+    def get_cache_path(self) -> str:
+        return str(cache_dir())
+
+    def get_source_stamp(self) -> str:
+        return sources_hash()
+
+    def get_disambiguator(self) -> str:
+        return str(self._lineno)
+
+
+class _KernelCacheImpl(CompileResultCacheImpl):
+    _locator_classes = [_Locator]
+
+
+class _KernelCache(FunctionCache):
+    _impl_class = _KernelCacheImpl
+
+
+def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Compile `function` by ``numba.njit`` and keep its machine code in `cache_dir`.
+
+    Division follows NumPy's rules (no zero-division check), the GIL is released, and contraction
+    to fused multiply-add is allowed; no other liberty is taken with floating point.
+    """
+    if function is None:
+        return functools.partial(kernel, **options)
+    options = {"error_model": "numpy", "nogil": True, "fastmath": {"contract"}} | options
+    dispatcher = numba.njit(**options)(function)
+    dispatcher._cache = _KernelCache(function) if cache_dir() else NullCache()
+    return dispatcher

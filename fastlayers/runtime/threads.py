@@ -1,0 +1,185 @@
+"""One parallel driver for all kernels, and how many threads it uses.
+
+A kernel cuts its work into chunks that depend on the shape alone, and hands a serial task to
+`parallel_for`. Each worker takes the next chunk from a shared counter until none is left.
+Only the driver is compiled with ``parallel=True``: a parallel kernel costs 0.7-2.3 s to compile,
+a serial one 0.1-0.3 s, and there are dozens of those.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from fastlayers.runtime.cache import kernel
+from fastlayers.runtime.linkage import SharedKernel
+
+__all__ = ["get_num_threads", "parallel_for", "set_num_threads", "workers_for"]
+
+_i32, _i64 = ir.IntType(32), ir.IntType(64)
+_task_type = ir.FunctionType(ir.VoidType(), [_i64, _i64])
+
+# 1 while a parallel region runs, and for good in a forked child, where the pool's threads do not
+# live and GNU OpenMP would end the process.
+_BUSY = "fastlayers_busy"
+_busy = ctypes.c_int64(0)
+llvm.add_symbol(_BUSY, ctypes.addressof(_busy))
+
+
+@intrinsic
+def _run_worker(typingctx: Any, task: Any, context: Any, worker: Any) -> Any:
+    """Call the compiled function at address `task` with (context, worker)."""
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, args: Any) -> Any:
+        function = builder.inttoptr(args[0], _task_type.as_pointer())
+        builder.call(function, args[1:])
+        return cgctx.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@kernel(parallel=True)
+def _driver(task: int, context: int, workers: int) -> None:
+    for worker in numba.prange(workers):
+        _run_worker(task, context, worker)
+
+
+_shared_driver = SharedKernel("fastlayers_driver", _driver, (types.int64,) * 3)
+
+
+def _after_fork() -> None:
+    _busy.value = 1
+    _shared_driver.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@intrinsic
+def parallel_for(typingctx: Any, task: Any, count: Any, workers: Any, args: Any) -> Any:
+    """Run ``task(i, worker, *args)`` for every ``i < count`` on at most `workers` threads.
+
+    `task` is a compiled function, `args` a tuple. `worker` is in ``[0, workers)`` and belongs to
+    one thread at a time, for scratch space. Calls from inside a task, from a second Python
+    thread while a region runs, or in a forked child run serially in the caller: the same answer
+    on every threading layer, where nesting would abort the process on some.
+    """
+    task_sig = task.get_call_type(typingctx, (types.int64, types.int64, *args.types), {})
+    compiled = task.dispatcher.get_compile_result(task_sig)
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        _, n, threads, packed = values
+        state_type = ir.LiteralStructType([_i64, _i64, _i64, packed.type])
+        state = cgutils.alloca_once(builder, state_type)
+        # next index, count, failed, arguments
+        for field, value in enumerate([_i64(0), n, _i64(0), packed]):
+            builder.store(value, builder.gep(state, [_i32(0), _i32(field)]))
+        worker_loop = _emit_worker_loop(cgctx, builder, compiled, args, state_type)
+        _emit_dispatch(cgctx, builder, worker_loop, builder.ptrtoint(state, _i64), threads)
+        failed = builder.load(builder.gep(state, [_i32(0), _i32(2)]))
+        with builder.if_then(builder.icmp_signed("!=", failed, _i64(0)), likely=False):
+            cgctx.call_conv.return_user_exc(builder, IndexError, ("a parallel task failed",))
+        return cgctx.get_dummy_value()
+
+    return types.void(task, types.int64, types.int64, args), codegen
+
+
+def _emit_worker_loop(
+    cgctx: Any, caller: Any, compiled: Any, args: types.BaseTuple, state_type: ir.Type
+) -> Any:
+    """Emit ``loop(state, worker)``: take the next index and run the task, until none is left."""
+    name = caller.module.get_unique_name(f"{caller.function.name}.worker")
+    function = ir.Function(caller.module, _task_type, name)
+    function.linkage = "internal"
+    entry, head, body, done = (function.append_basic_block(b) for b in ("e", "head", "body", "done"))
+    builder = ir.IRBuilder(entry)
+    state = builder.inttoptr(function.args[0], state_type.as_pointer())
+    field = [builder.gep(state, [_i32(0), _i32(k)]) for k in range(4)]
+    count = builder.load(field[1])
+    packed = builder.load(field[3])
+    items = [builder.extract_value(packed, k) for k in range(len(args.types))]
+    builder.branch(head)
+    builder.position_at_end(head)
+    index = builder.atomic_rmw("add", field[0], _i64(1), "monotonic")
+    builder.cbranch(builder.icmp_signed("<", index, count), body, done)
+    builder.position_at_end(body)
+    task = cgctx.declare_function(caller.module, compiled.fndesc)
+    status, _ = cgctx.call_conv.call_function(
+        builder,
+        task,
+        compiled.signature.return_type,
+        compiled.signature.args,
+        [index, function.args[1], *items],
+    )
+    with builder.if_then(status.is_error, likely=False):
+        builder.store(_i64(1), field[2])
+    builder.branch(head)
+    builder.position_at_end(done)
+    builder.ret_void()
+    cgctx.active_code_library.add_linking_library(compiled.library)
+    return function
+
+
+def _emit_dispatch(cgctx: Any, builder: Any, worker_loop: Any, state: Any, threads: Any) -> None:
+    """Emit the choice between the parallel driver and a serial run of `worker_loop`."""
+    busy = builder.module.globals.get(_BUSY) or ir.GlobalVariable(builder.module, _i64, _BUSY)
+    ran = cgutils.alloca_once_value(builder, ir.IntType(1)(0))
+    with builder.if_then(builder.icmp_signed(">", threads, _i64(1))):
+        claim = builder.cmpxchg(busy, _i64(0), _i64(1), "acquire", "monotonic")
+        with builder.if_then(builder.extract_value(claim, 1)):
+            _shared_driver.emit_prepare(builder)
+            task = builder.ptrtoint(worker_loop, _i64)
+            _shared_driver.emit_call(cgctx, builder, [task, state, threads])
+            builder.store_atomic(_i64(0), busy, "release", 8)
+            builder.store(ir.IntType(1)(1), ran)
+    with builder.if_then(builder.not_(builder.load(ran))):
+        builder.call(worker_loop, [state, _i64(0)])
+
+
+# Elementary operations (a multiply-add, a load) below which a parallel launch, about 2 us,
+# costs more than the second core gives.
+SERIAL_WORK = 1e5
+
+_num_threads = 0  # 0: not decided yet
+
+
+def workers_for(work: float) -> int:
+    """Threads worth using for `work` elementary operations."""
+    return 1 if work < SERIAL_WORK else get_num_threads()
+
+
+def get_num_threads() -> int:
+    """Threads that kernels use: `set_num_threads`, ``FASTLAYERS_NUM_THREADS``, or all cores."""
+    if not _num_threads:
+        named = os.environ.get("FASTLAYERS_NUM_THREADS")
+        try:
+            set_num_threads(int(named) if named else numba.config.NUMBA_NUM_THREADS)
+        except ValueError:
+            raise ValueError(
+                f"FASTLAYERS_NUM_THREADS: expected a positive integer, got {named!r}"
+            ) from None
+    return _num_threads
+
+
+def set_num_threads(n: int) -> None:
+    """Use `n` threads in kernels; results do not depend on it.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not a positive integer.
+    """
+    global _num_threads
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"set_num_threads: n must be a positive integer, got {n!r}")
+    numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
+    _num_threads = n

@@ -1,0 +1,270 @@
+"""The loop of training and validation."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastlayers.autograd import Tensor, no_grad
+from fastlayers.checkpoint import save
+from fastlayers.nn import Module
+
+__all__ = ["History", "evaluate", "fit"]
+
+Batches = Iterable[Any]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class _Optimizer(Protocol):
+    param_groups: list[dict[str, Any]]
+
+    def zero_grad(self) -> None: ...
+
+    def step(self) -> Any: ...
+
+
+class _Scheduler(Protocol):
+    def step(self) -> None: ...
+
+
+@dataclass
+class History:
+    """What `fit` measured.
+
+    Attributes
+    ----------
+    epochs : list of dict
+        For each epoch ``epoch`` (from 1), ``lr``, ``train_loss``, ``train_accuracy``,
+        ``images_per_second``, ``seconds`` and, with validation data, ``valid_loss`` and
+        ``valid_accuracy``. Accuracies are shares in [0, 1].
+    best_epoch : int
+        Epoch of the best checkpoint: the highest validation accuracy, or with equal ones the
+        lowest validation loss; without validation data by the training's. 0 before the first.
+    best_state : dict
+        The model's state after that epoch, copied.
+    """
+
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_state: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """Figures of the best epoch."""
+        if not self.best_epoch:
+            raise ValueError("History.best: no epoch has been completed")
+        return self.epochs[self.best_epoch - 1]
+
+
+class _Meter:
+    """Mean loss and share of right answers over the samples so far."""
+
+    def __init__(self) -> None:
+        self.samples, self._right, self._loss = 0, 0, 0.0
+        self._start = time.perf_counter()
+
+    def add(self, loss: Tensor, output: Tensor, target: Tensor) -> None:
+        count = len(target)
+        self.samples += count
+        self._loss += float(loss.data) * count
+        self._right += _right_answers(output.data, np.asarray(target))
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    @property
+    def rate(self) -> float:
+        return self.samples / max(self.seconds, 1e-9)
+
+    @property
+    def loss(self) -> float:
+        return self._loss / max(self.samples, 1)
+
+    @property
+    def accuracy(self) -> float:
+        return self._right / max(self.samples, 1)
+
+
+def _right_answers(output: np.ndarray, target: np.ndarray) -> int:
+    """Samples whose largest output is the target; 0 where the target is no class index."""
+    if output.ndim != 2 or target.ndim != 1 or target.dtype.kind not in "iu":
+        return 0
+    return int(np.count_nonzero(output.argmax(axis=1) == target))
+
+
+def evaluate(model: Module, loss: Loss, batches: Batches) -> tuple[float, float]:
+    """Mean loss and accuracy of a model in evaluation mode, without recording gradients.
+
+    Parameters
+    ----------
+    model : Module
+        Left in the mode that it was in.
+    loss : callable
+        ``loss(model(input), target)`` is the batch's mean.
+    batches : iterable of (input, target)
+
+    Returns
+    -------
+    (float, float)
+        The loss, and the share in [0, 1] of samples whose largest output is the target.
+    """
+    meter, was_training = _Meter(), model.training
+    model.eval()
+    try:
+        with no_grad():
+            for inputs, targets in batches:
+                output = model(inputs)
+                meter.add(loss(output, targets), output, targets)
+    finally:
+        model.train(was_training)
+    return meter.loss, meter.accuracy
+
+
+def fit(
+    model: Module,
+    loss: Loss,
+    optimizer: _Optimizer,
+    train: Batches,
+    valid: Batches | None = None,
+    epochs: int = 1,
+    *,
+    scheduler: _Scheduler | None = None,
+    schedule_every: str = "epoch",
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> History:
+    """Train a model, validate it after each epoch and keep its best state.
+
+    Parameters
+    ----------
+    model : Module
+    loss : callable
+        ``loss(model(input), target)`` is the batch's mean.
+    optimizer : Optimizer
+    train, valid : iterable of (input, target)
+        Such as a `data.DataLoader`; iterated once an epoch.
+    epochs : int
+    scheduler : scheduler, optional
+        Its ``step()`` is called after each epoch, or after each batch.
+    schedule_every : {"epoch", "batch"}
+    checkpoint : path-like, optional
+        File for the best state, written whenever it improves; see `fastlayers.save`.
+    progress : bool
+        Show a progress bar with loss, accuracy and images/s, if tqdm is installed.
+    on_epoch : callable, optional
+        Called with each epoch's figures.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    ValueError
+        For less than one epoch, an unknown `schedule_every`, no training batch, or a training
+        loss that is not finite.
+    """
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"fit: epochs must be a positive integer, got {epochs!r}")
+    if schedule_every not in ("epoch", "batch"):
+        raise ValueError(f"fit: schedule_every must be epoch or batch, got {schedule_every!r}")
+    history = History()
+    per_batch = scheduler if schedule_every == "batch" else None
+    for epoch in range(1, epochs + 1):
+        lr = optimizer.param_groups[0]["lr"]
+        bar = _progress_bar(train, f"epoch {epoch}/{epochs}", progress)
+        meter = _train_epoch(model, loss, optimizer, train, per_batch, bar)
+        figures = {
+            "epoch": epoch,
+            "lr": float(lr),
+            "train_loss": meter.loss,
+            "train_accuracy": meter.accuracy,
+            "images_per_second": meter.rate,
+            "seconds": meter.seconds,
+        }
+        if valid is not None:
+            figures["valid_loss"], figures["valid_accuracy"] = evaluate(model, loss, valid)
+        if scheduler is not None and per_batch is None:
+            scheduler.step()
+        history.epochs.append(figures)
+        _keep_best(history, figures, model, checkpoint)
+        if on_epoch is not None:
+            on_epoch(figures)
+    return history
+
+
+def _train_epoch(
+    model: Module,
+    loss: Loss,
+    optimizer: _Optimizer,
+    batches: Batches,
+    scheduler: _Scheduler | None,
+    bar: Any,
+) -> _Meter:
+    model.train()
+    meter = _Meter()
+    try:
+        for inputs, targets in batches:
+            optimizer.zero_grad()
+            output = model(inputs)
+            value = loss(output, targets)
+            if not np.isfinite(value.data):
+                raise ValueError(
+                    f"fit: the training loss must be finite, got {value.item()} after "
+                    f"{meter.samples} samples of the epoch; try a smaller learning rate"
+                )
+            value.backward()
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            meter.add(value, output, targets)
+            if bar is not None:
+                bar.set_postfix_str(
+                    f"loss {meter.loss:.4f}, accuracy {meter.accuracy:.4f}, "
+                    f"{meter.rate:.0f} images/s",
+                    refresh=False,
+                )
+                bar.update()
+    finally:
+        if bar is not None:
+            bar.close()
+    if not meter.samples:
+        raise ValueError("fit: train must give at least one batch, got none")
+    return meter
+
+
+def _progress_bar(batches: Batches, description: str, wanted: bool) -> Any:
+    """A tqdm bar that vanishes when the epoch ends, or None without tqdm."""
+    if not wanted:
+        return None
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        return None
+    total = len(batches) if isinstance(batches, Sized) else None
+    return tqdm(total=total, desc=description, unit="batch", leave=False)
+
+
+def _keep_best(
+    history: History,
+    figures: dict[str, Any],
+    model: Module,
+    checkpoint: str | os.PathLike[str] | None,
+) -> None:
+    def score(epoch: dict[str, Any]) -> tuple[float, float]:
+        prefix = "valid" if "valid_loss" in epoch else "train"
+        return epoch[f"{prefix}_accuracy"], -epoch[f"{prefix}_loss"]
+
+    if history.best_epoch and score(figures) <= score(history.best):
+        return
+    history.best_epoch = figures["epoch"]
+    history.best_state = {k: v.copy() for k, v in model.state_dict().items()}
+    if checkpoint is not None:
+        save(history.best_state, checkpoint)

@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+from cases import (
+    DTYPES,
+    check,
+    check_error,
+    check_exact,
+    check_gradients,
+    check_threads,
+    conv,
+    params,
+)
+
+from fastlayers import ops
+
+# (input, weight, options): a tail of every register tile in each of the GEMM's three sizes, and
+# each option at and beyond its usual range.
+EDGES = (1, 2, 3, 4, 5, 7, 11, 12, 13, 15, 16, 17, 31, 32, 33)
+EXACT = [
+    *(conv((2, 3, 5, 5), (m, 3, 3, 3), padding=1) for m in EDGES),
+    *(conv((1, c, 4, 5), (3, c, 2, 2)) for c in EDGES),
+    *(conv((1, 2, 1, pixels), (5, 2, 1, 1)) for pixels in EDGES),
+    *(conv((1, 2, 3, 3 + k), (4, 2, 3, k), padding=(2, 1)) for k in (4, 5, 7, 9)),
+    *(conv((2, 2, 11, 13), (3, 2, 2, 3), stride=stride) for stride in (2, 3, 5, (1, 4), (7, 2))),
+    *(conv((2, 2, 4, 3), (3, 2, 2, 2), padding=padding) for padding in (2, 3, (5, 0), (0, 4))),
+    *(conv((1, 2, 13, 11), (3, 2, 3, 3), dilation=dilation) for dilation in (2, 4, 5, (1, 3))),
+    conv((1, 2, 13, 11), (3, 2, 3, 3), dilation=3, padding=4, stride=3),
+    conv((1, 2, 6, 5), (3, 2, 4, 2), padding="same", dilation=(1, 3)),
+    *(conv((2, 12, 5, 5), (12, 12 // g, 3, 3), groups=g, padding=1) for g in (2, 3, 4, 6)),
+    *(conv((1, c, 6, 5), (c, 1, 3, 3), groups=c, padding=1) for c in (3, 5, 16, 17, 33)),
+    conv((1, 4, 6, 5), (12, 1, 3, 3), groups=4, stride=2),
+    conv((2, 17, 7, 3), (31, 17, 1, 1)),
+    conv((2, 5, 7, 3), (4, 5, 1, 1), stride=2),
+    conv((2, 5, 7, 3), (4, 5, 1, 1), padding=1),
+    conv((1, 3, 3, 3), (4, 3, 3, 3)),
+    conv((0, 3, 5, 5), (4, 3, 3, 3)),
+    conv((3, 5, 5), (4, 3, 3, 3), False),
+    conv((3, 7, 23, 19), (29, 7, 5, 3), padding=2),
+]
+GRADIENTS = [c for c in EXACT[:3] + EXACT[45:] if 0 < c.size < 400]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@params("conv2d")
+def test_agrees_with_reference(case, dtype):
+    check(case, dtype)
+
+
+@pytest.mark.parametrize("case", EXACT, ids=lambda c: c.id)
+def test_integers_are_exact(case):
+    check_exact(case)
+
+
+@pytest.mark.parametrize("case", GRADIENTS, ids=lambda c: c.id)
+def test_gradients_are_central_differences(case):
+    check_gradients(case)
+
+
+@params("conv2d", least=10000)
+def test_threads_do_not_change_results(case):
+    check_threads(case)
+
+
+def test_hand_computed_example():
+    x = np.arange(1, 13, dtype=np.float32).reshape(1, 3, 4)
+    weight = np.array([[[[1, 2], [3, 4]]]], np.float32)
+    y = ops.conv2d(x, weight, np.array([1], np.float32), stride=(1, 2))
+    # 1 + 1 * 1 + 2 * 2 + 3 * 5 + 4 * 6, and so on
+    np.testing.assert_array_equal(y, [[[45, 65], [85, 105]]])
+    dx, dweight, dbias = ops.conv2d_backward(np.ones_like(y), x, weight, stride=(1, 2))
+    np.testing.assert_array_equal(dx, [[[1, 2, 1, 2], [4, 6, 4, 6], [3, 4, 3, 4]]])
+    np.testing.assert_array_equal(dweight, [[[[16, 20], [32, 36]]]])
+    np.testing.assert_array_equal(dbias, [4])
+
+
+@pytest.mark.parametrize("needs", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0), (1, 0, 1)])
+def test_needs(needs):
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((2, 3, 5, 5)), rng.standard_normal((4, 3, 3, 3))
+    dy = rng.standard_normal((2, 4, 3, 3))
+    everything = ops.conv2d_backward(dy, x, weight)
+    chosen = ops.conv2d_backward(dy, x, weight, needs=tuple(map(bool, needs)))
+    for needed, gradient, expected in zip(needs, chosen, everything, strict=True):
+        if needed:
+            np.testing.assert_array_equal(gradient, expected)
+        else:
+            assert gradient is None
+
+
+def test_nan_stays_in_the_windows_that_hold_it():
+    x = np.ones((1, 1, 4, 4), np.float32)
+    x[..., 0, 0] = np.nan
+    y = ops.conv2d(x, np.ones((1, 1, 2, 2), np.float32))
+    np.testing.assert_array_equal(np.isnan(y[0, 0]), np.arange(9).reshape(3, 3) == 0)
+
+
+X, W = np.ones((1, 4, 5, 5), np.float32), np.ones((2, 4, 3, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("error", "argument", "args", "options"),
+    [
+        (ValueError, "input", (X[0, 0], W), {}),
+        (ValueError, "weight", (X, W[0]), {}),
+        (ValueError, "input", (X[:, :3], W), {}),
+        (TypeError, "input", (X.astype(int), W), {}),
+        (TypeError, "input", (X.astype(complex), W), {}),
+        (TypeError, "input", (X.astype(np.float16), W), {}),
+        (TypeError, "input", (X.tolist(), W), {}),
+        (TypeError, "weight", (X, W.astype(np.float64)), {}),
+        (TypeError, "weight", (X, None), {}),
+        (TypeError, "bias", (X, W, np.ones(2)), {}),
+        (ValueError, "bias", (X, W, np.ones(3, np.float32)), {}),
+        (ValueError, "groups", (X, W), {"groups": 3}),
+        (ValueError, "groups", (X, W[:, :2]), {"groups": 0}),
+        (TypeError, "groups", (X, W), {"groups": 1.5}),
+        (ValueError, "weight", (X, W), {"groups": 2}),
+        (ValueError, "weight", (X[..., :2], W), {}),
+        (ValueError, "dilation", (X, W), {"dilation": 3}),
+        (ValueError, "dilation", (X, W), {"dilation": 0}),
+        (ValueError, "stride", (X, W), {"stride": (1, 0)}),
+        (TypeError, "stride", (X, W), {"stride": (1, 1, 1)}),
+        (TypeError, "stride", (X, W), {"stride": 1.0}),
+        (ValueError, "padding", (X, W), {"padding": -1}),
+        (ValueError, "padding", (X, W), {"padding": "full"}),
+        (ValueError, "padding", (X, W), {"padding": "same", "stride": 2}),
+    ],
+)
+def test_errors(error, argument, args, options):
+    check_error("conv2d", error, argument, *args, **options)
+
+
+@pytest.mark.parametrize("dy", [np.ones((1, 2, 3, 4), np.float32), np.ones((1, 2, 3, 3))])
+def test_backward_rejects_other_gradients(dy):
+    error = TypeError if dy.dtype == np.float64 else ValueError
+    check_error("conv2d_backward", error, "grad_output", dy, X, W)

@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+from cases import DTYPES, check, check_error, check_gradients, check_threads, params
+
+from fastlayers import ops, random
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    random.manual_seed(0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@params("dropout", "feature_dropout")
+def test_agrees_with_reference(case, dtype):
+    check(case, dtype)
+
+
+@params("dropout", "feature_dropout", least=1, most=500)
+def test_gradients_are_central_differences(case):
+    check_gradients(case)
+
+
+@params("dropout", "feature_dropout", least=100000)
+def test_threads_do_not_change_results(case):
+    check_threads(case)
+
+
+def test_kept_values_are_doubled_at_one_half():
+    x = np.arange(1, 1001, dtype=np.float32)
+    y = ops.dropout(x)
+    kept = y != 0
+    np.testing.assert_array_equal(y[kept], 2 * x[kept])
+    assert 400 < kept.sum() < 600
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_share_of_dropped_elements(p):
+    y = ops.dropout(np.ones((100, 1000)), p)
+    assert abs((y == 0).mean() - p) < 5 * np.sqrt(p * (1 - p) / y.size)
+    np.testing.assert_allclose(y[y != 0], 1 / (1 - p))
+
+
+def test_masks_are_seeded_and_differ_between_calls():
+    x = np.ones(1000, np.float32)
+    first, second = ops.dropout(x), ops.dropout(x)
+    assert (first != second).any()
+    random.manual_seed(0)
+    np.testing.assert_array_equal(ops.dropout(x), first)
+    random.manual_seed(1)
+    assert (ops.dropout(x) != first).any()
+
+
+@pytest.mark.parametrize("op", [ops.dropout, ops.dropout1d, ops.dropout2d])
+def test_p_zero_keeps_and_p_one_drops_everything(op):
+    x = np.random.default_rng(0).standard_normal((2, 3, 4))
+    x[0, 0, 0] = np.nan
+    np.testing.assert_array_equal(op(x, 0), x)
+    np.testing.assert_array_equal(op(x, 1), np.zeros_like(x))
+    np.testing.assert_array_equal(op(x, 0.5, training=False), x)
+
+
+def test_dropped_cells_are_zero_even_if_not_finite():
+    x = np.full((50, 20), np.nan, np.float32)
+    x[::2] = -np.inf
+    y, mask = ops.dropout_forward(x, 0.5)
+    assert mask.dtype == np.uint8 and 0 < mask.mean() < 1
+    np.testing.assert_array_equal(y, np.where(mask, x, 0))
+    dx = ops.dropout_backward(x, mask, 0.5)
+    np.testing.assert_array_equal(dx, np.where(mask, x, 0))
+    y, scale = ops.feature_dropout_forward(x[..., None], 0.5, 1)
+    np.testing.assert_array_equal(y[..., 0], np.where(scale, x, 0))
+
+
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [
+        (ops.dropout1d, (40, 5, 3)),
+        (ops.dropout1d, (200, 3)),
+        (ops.dropout2d, (40, 5, 3, 2)),
+        (ops.dropout2d, (200, 3, 2)),
+    ],
+)
+def test_whole_channels_are_dropped(op, shape):
+    channels = shape[: len(shape) - (1 if op is ops.dropout1d else 2)]
+    y = op(np.ones(shape, np.float32), 0.5).reshape(*channels, -1)
+    assert set(np.unique(y)) == {0, 2}
+    np.testing.assert_array_equal(y, np.broadcast_to(y[..., :1], y.shape))
+    assert 0.3 < (y[..., 0] == 0).mean() < 0.7
+
+
+X = np.ones((2, 3, 4), np.float32)
+
+
+@pytest.mark.parametrize(
+    "op", ["dropout", "dropout1d", "dropout2d", "dropout_forward", "feature_dropout_forward"]
+)
+@pytest.mark.parametrize(
+    ("error", "argument", "x", "p"),
+    [
+        (ValueError, "p", X, -0.1),
+        (ValueError, "p", X, 1.1),
+        (ValueError, "p", X, np.nan),
+        (TypeError, "p", X, "0.5"),
+        (TypeError, "p", X, None),
+        (TypeError, "input", X.astype(int), 0.5),
+        (TypeError, "input", X.astype(complex), 0.5),
+        (TypeError, "input", X.tolist(), 0.5),
+    ],
+)
+def test_errors(op, error, argument, x, p):
+    check_error(op, error, argument, x, p)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_errors_of_ranks(training):
+    for op, ndims in (("dropout1d", (1, 4)), ("dropout2d", (2, 5))):
+        for ndim in ndims:
+            x = np.ones((2,) * ndim, np.float32)
+            check_error(op, ValueError, "input", x, 0.5, training)
+    check_error("feature_dropout_forward", ValueError, "channel_axis", X, 0.5, 2)
+    check_error("feature_dropout_forward", ValueError, "channel_axis", X[0, 0], 0.5, 1)
+
+
+@pytest.mark.parametrize(
+    ("op", "error", "argument", "args"),
+    [
+        ("dropout_backward", ValueError, "mask", (X, np.ones((2, 3), np.uint8), 0.5)),
+        ("dropout_backward", TypeError, "mask", (X, X, 0.5)),
+        ("dropout_backward", ValueError, "p", (X, X.astype(np.uint8), 2)),
+        ("feature_dropout_backward", ValueError, "scale", (X, X[0, 0, :3], 1)),
+        ("feature_dropout_backward", TypeError, "scale", (X, np.ones((2, 3)), 1)),
+    ],
+)
+def test_backward_errors(op, error, argument, args):
+    check_error(op, error, argument, *args)

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+from cases import (
+    DTYPES,
+    Case,
+    check,
+    check_error,
+    check_exact,
+    check_gradients,
+    check_threads,
+    params,
+)
+
+from fastlayers import ops
+
+EDGES = (1, 2, 3, 5, 7, 11, 12, 13, 16, 17, 31, 33)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@params("linear")
+def test_agrees_with_reference(case, dtype):
+    check(case, dtype)
+
+
+@pytest.mark.parametrize("m", EDGES)
+@pytest.mark.parametrize("n", EDGES)
+def test_integers_are_exact(m, n):
+    check_exact(Case("linear", {"input": (n, m), "weight": (n, m), "bias": (n,)}))
+    check_exact(Case("linear", {"input": (3, m), "weight": (n, m)}))
+
+
+@params("linear", least=1, most=500)
+def test_gradients_are_central_differences(case):
+    check_gradients(case)
+
+
+@params("linear", least=10000)
+def test_threads_do_not_change_results(case):
+    check_threads(case)
+
+
+def test_hand_computed_example():
+    x, weight = np.array([[1.0, 2]]), np.array([[3.0, 4], [5, 6], [0, -1]])
+    np.testing.assert_array_equal(ops.linear(x, weight, np.array([1.0, 0, 0])), [[12, 17, -2]])
+    dx, dweight, dbias = ops.linear_backward(np.array([[1.0, 2, 3]]), x, weight)
+    np.testing.assert_array_equal(dx, [[13, 13]])
+    np.testing.assert_array_equal(dweight, [[1, 2], [2, 4], [3, 6]])
+    np.testing.assert_array_equal(dbias, [1, 2, 3])
+
+
+@pytest.mark.parametrize("needs", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)])
+def test_needs(needs):
+    rng = np.random.default_rng(0)
+    given = rng.standard_normal((4, 5)), rng.standard_normal((4, 3)), rng.standard_normal((5, 3))
+    everything = ops.linear_backward(*given)
+    chosen = ops.linear_backward(*given, needs=tuple(map(bool, needs)))
+    for needed, gradient, expected in zip(needs, chosen, everything, strict=True):
+        if needed:
+            np.testing.assert_array_equal(gradient, expected)
+        else:
+            assert gradient is None
+
+
+def test_nan_stays_in_its_row():
+    x = np.ones((14, 20), np.float32)
+    x[3, 5] = np.nan
+    y = ops.linear(x, np.ones((9, 20), np.float32))
+    np.testing.assert_array_equal(np.isnan(y).all(1), np.arange(14) == 3)
+    assert np.isfinite(np.delete(y, 3, 0)).all()
+
+
+X, W = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("error", "argument", "args"),
+    [
+        (ValueError, "input", (X[:, :2], W)),
+        (ValueError, "input", (np.array(1, np.float32), W)),
+        (ValueError, "weight", (X, W[0])),
+        (ValueError, "bias", (X, W, X[0])),
+        (TypeError, "input", (X.astype(int), W)),
+        (TypeError, "input", (X.astype(complex), W)),
+        (TypeError, "input", (X.tolist(), W)),
+        (TypeError, "weight", (X, W.astype(float))),
+        (TypeError, "bias", (X, W, np.ones(4))),
+    ],
+)
+def test_errors(error, argument, args):
+    check_error("linear", error, argument, *args)
+
+
+@pytest.mark.parametrize("dy", [X, np.ones((2, 4)), np.ones((2, 1, 4), np.float32)])
+def test_backward_rejects_other_gradients(dy):
+    error = TypeError if dy.dtype == np.float64 else ValueError
+    check_error("linear_backward", error, "grad_output", dy, X, W)

@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+from cases import DTYPES, LOSSES, check, check_error, check_gradients, check_threads, params
+
+from fastlayers import ops
+
+LABELLED = ("cross_entropy", "nll_loss")
+PAIRED = ("mse_loss", "binary_cross_entropy_with_logits")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@params(*LOSSES)
+def test_agrees_with_reference(case, dtype):
+    check(case, dtype)
+
+
+@params(*LOSSES, most=500)
+def test_gradients_are_central_differences(case):
+    check_gradients(case)
+
+
+@params(*LOSSES, least=10000)
+def test_threads_do_not_change_results(case):
+    check_threads(case)
+
+
+def test_hand_computed_examples():
+    x, target = np.log([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]), np.array([0, 2])
+    losses = -np.log([0.5, 0.7])
+    for op in (ops.cross_entropy, ops.nll_loss):
+        np.testing.assert_allclose(op(x, target, reduction="none"), losses)
+        np.testing.assert_allclose(op(x, target), losses.mean())
+        weighted = op(x, target, np.array([3.0, 1, 1]))
+        np.testing.assert_allclose(weighted, (3 * losses[0] + losses[1]) / 4)
+        np.testing.assert_allclose(op(x, np.array([0, 9]), ignore_index=9), losses[0])
+    dx = ops.cross_entropy_backward(np.array(1.0), x, target)
+    np.testing.assert_allclose(dx, np.array([[-0.5, 0.25, 0.25], [0.1, 0.2, -0.3]]) / 2)
+    smooth = ops.cross_entropy(x[:1], target[:1], label_smoothing=0.3)
+    np.testing.assert_allclose(smooth, -0.8 * np.log(0.5) - 0.2 * np.log(0.25))
+    t = np.array([1.0, 5])
+    np.testing.assert_array_equal(ops.mse_loss(np.array([3.0, 4]), t), 2.5)
+    two = np.array(2.0)
+    np.testing.assert_array_equal(ops.mse_loss_backward(two, np.array([3.0, 4]), t), [4, -2])
+    zeros = np.zeros(3)
+    loss = ops.binary_cross_entropy_with_logits(zeros, np.array([0, 0.3, 1]))
+    np.testing.assert_allclose(loss, np.log(2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", LABELLED)
+def test_all_ignored(op, dtype):
+    x, target = np.ones((3, 4), dtype), np.full(3, -100)
+    loss, gradient = getattr(ops, op), getattr(ops, f"{op}_backward")
+    assert np.isnan(loss(x, target)) and loss(x, target).dtype == dtype
+    assert loss(x, target, reduction="sum") == 0
+    np.testing.assert_array_equal(loss(x, target, reduction="none"), np.zeros(3))
+    np.testing.assert_array_equal(gradient(np.array(1, dtype), x, target), np.zeros((3, 4)))
+
+
+def test_empty_batch():
+    x, target = np.ones((0, 4), np.float32), np.ones(0, int)
+    for op in (ops.cross_entropy, ops.nll_loss):
+        assert np.isnan(op(x, target)) and op(x, target, reduction="sum") == 0
+    assert ops.cross_entropy_backward(np.float32(1), x, target).shape == (0, 4)
+    for op in (ops.mse_loss, ops.binary_cross_entropy_with_logits):
+        assert np.isnan(op(x, x)) and op(x, x, reduction="sum") == 0
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.uint8])
+def test_labels_of_any_integer_type(dtype):
+    x = np.random.default_rng(0).standard_normal((5, 4))
+    target = np.array([3, 0, 1, 1, 2])
+    for op in (ops.cross_entropy, ops.nll_loss):
+        assert op(x, target.astype(dtype)) == op(x, target)
+
+
+def test_large_logits_keep_their_digits():
+    small = np.array([[1, 0, -2], [0, 3, 4]], np.float32)
+    target, one = np.array([0, 1]), np.float32(1)
+    large = small + np.float32(8192)
+    expected = ops.cross_entropy(small, target, reduction="none")
+    np.testing.assert_allclose(ops.cross_entropy(large, target, reduction="none"), expected, 1e-5)
+    expected = ops.cross_entropy_backward(one, small, target)
+    np.testing.assert_allclose(ops.cross_entropy_backward(one, large, target), expected, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_extreme_logits(dtype):
+    x, target = np.array([[1e4, -1e4], [-np.inf, 0]], dtype), np.array([1, 1])
+    np.testing.assert_array_equal(ops.cross_entropy(x, target, reduction="none"), [2e4, 0])
+    dx = ops.cross_entropy_backward(np.ones(2, dtype), x, target, reduction="none")
+    np.testing.assert_array_equal(dx, [[1, -1], [0, 0]])
+    x, t = np.array([1e4, -1e4, 1e4, -1e4], dtype), np.array([1, 0, 0, 1], dtype)
+    loss = ops.binary_cross_entropy_with_logits(x, t, reduction="none")
+    np.testing.assert_array_equal(loss, [0, 0, 1e4, 1e4])
+    dx = ops.binary_cross_entropy_with_logits_backward(np.ones_like(x), x, t, reduction="none")
+    np.testing.assert_array_equal(dx, [0, 0, 1, -1])
+
+
+@pytest.mark.parametrize("op", LABELLED)
+def test_nan_stays_in_its_sample(op):
+    x = np.zeros((2, 3), np.float32)
+    x[0] = np.nan
+    losses = getattr(ops, op)(x, np.array([1, 2]), reduction="none")
+    np.testing.assert_array_equal(np.isnan(losses), [True, False])
+    losses = getattr(ops, op)(x, np.array([-100, 2]), reduction="none")
+    assert losses[0] == 0
+
+
+X, T, ONE = np.ones((4, 3), np.float32), np.array([0, 2, 1, 1]), np.float32(1)
+
+
+@pytest.mark.parametrize("op", LABELLED)
+@pytest.mark.parametrize(
+    ("error", "argument", "given"),
+    [
+        (TypeError, "input", {"input": X.astype(int)}),
+        (TypeError, "input", {"input": X.astype(complex)}),
+        (TypeError, "input", {"input": X.tolist()}),
+        (ValueError, "input", {"input": np.array(1, np.float32)}),
+        (ValueError, "input", {"input": X[:, :0]}),
+        (ValueError, "target", {"target": np.array([0, 3, 1, 1])}),
+        (ValueError, "target", {"target": np.array([0, -1, 1, 1])}),
+        (ValueError, "target", {"target": np.array([0, -100, 1, 1]), "ignore_index": 2}),
+        (TypeError, "target", {"target": T.astype(float)}),
+        (TypeError, "target", {"target": T.astype(bool)}),
+        (TypeError, "target", {"target": T.tolist()}),
+        (TypeError, "target", {"target": X}),
+        (ValueError, "target", {"target": T[:3]}),
+        (ValueError, "target", {"target": T[:, None]}),
+        (ValueError, "weight", {"weight": np.ones(4, np.float32)}),
+        (TypeError, "weight", {"weight": np.ones(3)}),
+        (TypeError, "ignore_index", {"ignore_index": 1.5}),
+        (ValueError, "reduction", {"reduction": "average"}),
+        (ValueError, "reduction", {"reduction": None}),
+    ],
+)
+def test_errors_of_labelled_losses(op, error, argument, given):
+    given = {"input": X, "target": T} | given
+    check_error(op, error, argument, **given)
+    check_error(f"{op}_backward", error, argument, ONE, **given)
+
+
+@pytest.mark.parametrize("op", PAIRED)
+@pytest.mark.parametrize(
+    ("error", "argument", "given"),
+    [
+        (TypeError, "input", {"input": X.astype(int)}),
+        (TypeError, "input", {"input": X.astype(complex)}),
+        (TypeError, "target", {"target": X.astype(float)}),
+        (TypeError, "target", {"target": X.astype(int)}),
+        (TypeError, "target", {"target": 1.0}),
+        (ValueError, "target", {"target": X[:1]}),
+        (ValueError, "reduction", {"reduction": "max"}),
+    ],
+)
+def test_errors_of_paired_losses(op, error, argument, given):
+    given = {"input": X, "target": X} | given
+    check_error(op, error, argument, **given)
+    check_error(f"{op}_backward", error, argument, ONE, **given)
+
+
+@pytest.mark.parametrize(
+    ("op", "error", "argument", "args"),
+    [
+        ("cross_entropy", ValueError, "label_smoothing", (X, T, None, -100, "mean", 1.5)),
+        ("cross_entropy", TypeError, "label_smoothing", (X, T, None, -100, "mean", "no")),
+        ("cross_entropy_backward", ValueError, "grad_output", (T.astype(np.float32), X, T)),
+        ("cross_entropy_backward", ValueError, "grad_output", (ONE, X, T, None, 0, "none")),
+        ("nll_loss_backward", TypeError, "grad_output", (np.float64(1), X, T)),
+        ("mse_loss_backward", ValueError, "grad_output", (X, X, X)),
+        (PAIRED[1], ValueError, "weight", (X, X, np.ones(4, np.float32))),
+        (PAIRED[1], ValueError, "weight", (X, X, np.ones((2, 4, 3), np.float32))),
+        (PAIRED[1], TypeError, "pos_weight", (X, X, None, "mean", np.ones(3))),
+        (f"{PAIRED[1]}_backward", ValueError, "grad_output", (X, X, X)),
+    ],
+)
+def test_errors_of_single_losses(op, error, argument, args):
+    check_error(op, error, argument, *args)

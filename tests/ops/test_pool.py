@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+from cases import (
+    DTYPES,
+    check,
+    check_error,
+    check_exact,
+    check_gradients,
+    check_threads,
+    params,
+    pool,
+)
+
+from fastlayers import ops
+
+POOLS = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
+SIZES = ((1, 1, 4, 4), (2, 3, 7, 9), (1, 16, 5, 11), (1, 33, 9, 6), (5, 8, 8))
+WINDOWS = (
+    {"kernel_size": 2},
+    {"kernel_size": 3, "stride": 1, "padding": 1},
+    {"kernel_size": (2, 4), "stride": (3, 1), "padding": (1, 2)},
+    {"kernel_size": (4, 1), "stride": (1, 4), "padding": (2, 0)},
+    {"kernel_size": 4, "stride": 3, "padding": 2, "ceil_mode": True},
+    {"kernel_size": 1, "stride": 2},
+)
+EXACT = [
+    *(pool("max_pool2d", size, **window) for size in SIZES for window in WINDOWS),
+    *(pool("max_pool2d", size, kernel_size=2, dilation=(3, 2), stride=1) for size in SIZES),
+    # Sums are exact, quotients need not be.
+    *(pool("avg_pool2d", s, **w, divisor_override=1) for s in SIZES for w in WINDOWS),
+    *(pool("avg_pool2d", size, kernel_size=(2, 4)) for size in SIZES),
+    *(pool("adaptive_avg_pool2d", (2, 3, 8, 4), output_size=(size, 2)) for size in (1, 2, 4, 8)),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@params(*POOLS)
+def test_agrees_with_reference(case, dtype):
+    check(case, dtype)
+
+
+@pytest.mark.parametrize("case", EXACT, ids=lambda c: c.id)
+def test_integers_are_exact(case):
+    check_exact(case)
+
+
+@params(*POOLS, least=1, most=500)
+def test_gradients_are_central_differences(case):
+    check_gradients(case)
+
+
+@params(*POOLS, least=10000)
+def test_threads_do_not_change_results(case):
+    check_threads(case)
+
+
+def test_hand_computed_example():
+    x = np.arange(1, 13, dtype=np.float32).reshape(1, 3, 4)
+    y, indices = ops.max_pool2d(x, 2, (1, 2), return_indices=True)
+    np.testing.assert_array_equal(y, [[[6, 8], [10, 12]]])
+    np.testing.assert_array_equal(indices, [[[5, 7], [9, 11]]])
+    np.testing.assert_array_equal(ops.avg_pool2d(x, 2, (1, 2)), [[[3.5, 5.5], [7.5, 9.5]]])
+    np.testing.assert_array_equal(ops.adaptive_avg_pool2d(x, (1, 2)), [[[5.5, 7.5]]])
+    y, offsets = ops.max_pool2d_forward(x, 2, (1, 2))
+    dx = ops.max_pool2d_backward(np.full_like(y, 2), offsets, x.shape, 2, (1, 2))
+    np.testing.assert_array_equal(dx, 2 * np.isin(x, [6, 8, 10, 12]))
+
+
+def test_overlapping_windows_add_their_gradients_at_a_shared_maximum():
+    x = np.zeros((1, 1, 3, 3))
+    x[..., 1, 1] = 1
+    y, offsets = ops.max_pool2d_forward(x, 2, 1)
+    dx = ops.max_pool2d_backward(np.arange(1.0, 5).reshape(y.shape), offsets, x.shape, 2, 1)
+    np.testing.assert_array_equal(dx, 10 * x)
+
+
+@pytest.mark.parametrize("value", [0.0, -np.inf, np.inf])
+def test_first_of_equals_wins(value):
+    x = np.full((2, 17, 4, 6), value, np.float32)
+    y, indices = ops.max_pool2d(x, 3, 1, padding=1, return_indices=True)
+    np.testing.assert_array_equal(y, value)
+    rows, columns = np.maximum(np.arange(4) - 1, 0), np.maximum(np.arange(6) - 1, 0)
+    np.testing.assert_array_equal(indices[1, 16], rows[:, None] * 6 + columns)
+
+
+def test_minus_zero_equals_zero():
+    x = np.array([-0.0, 0.0, 0.0, -0.0], np.float32).reshape(1, 1, 2, 2)
+    assert ops.max_pool2d(x, 2, return_indices=True)[1] == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16, 35])
+def test_first_nan_wins(channels):
+    x = np.random.default_rng(0).standard_normal((2, channels, 4, 4)).astype(np.float32)
+    x[..., 0, 1] = x[..., 1, 0] = np.nan
+    x[..., 2, 2] = np.inf
+    y, indices = ops.max_pool2d(x, 2, return_indices=True)
+    assert np.isnan(y[..., 0, 0]).all() and (indices[..., 0, 0] == 1).all()
+    assert np.isfinite(y[..., 0, 1]).all() and (y[..., 1, 1] == np.inf).all()
+    y, offsets = ops.max_pool2d_forward(x, 2)
+    dx = ops.max_pool2d_backward(np.ones_like(y), offsets, x.shape, 2)
+    assert (dx[..., 0, 1] == 1).all() and (dx[..., 1, 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "call", [lambda x: ops.avg_pool2d(x, 2), lambda x: ops.adaptive_avg_pool2d(x, 2)]
+)
+def test_means_keep_nan_in_its_window(call):
+    x = np.ones((1, 1, 4, 4), np.float32)
+    x[..., 3, 0] = np.nan
+    np.testing.assert_array_equal(call(x)[0, 0], [[1, 1], [np.nan, 1]])
+
+
+X, OFFSETS = np.ones((1, 2, 4, 4), np.float32), np.zeros((1, 2, 4, 4), np.uint8)
+
+
+@pytest.mark.parametrize("op", ["max_pool2d", "avg_pool2d"])
+@pytest.mark.parametrize(
+    ("error", "argument", "x", "options"),
+    [
+        (ValueError, "input", X[0, 0], {}),
+        (ValueError, "input", X[None], {}),
+        (ValueError, "input", X[:, :0], {}),
+        (TypeError, "input", X.astype(int), {}),
+        (TypeError, "input", X.astype(complex), {}),
+        (TypeError, "input", X.tolist(), {}),
+        (ValueError, "kernel_size", X, {"kernel_size": 0}),
+        (ValueError, "kernel_size", X, {"kernel_size": 5}),
+        (ValueError, "kernel_size", X, {"kernel_size": (2, 7), "padding": (0, 1)}),
+        (TypeError, "kernel_size", X, {"kernel_size": 2.0}),
+        (TypeError, "kernel_size", X, {"kernel_size": (2, 2, 2)}),
+        (ValueError, "stride", X, {"stride": 0}),
+        (TypeError, "stride", X, {"stride": "2"}),
+        (ValueError, "padding", X, {"padding": 2}),
+        (ValueError, "padding", X, {"padding": -1}),
+    ],
+)
+def test_errors(op, error, argument, x, options):
+    check_error(op, error, argument, x, **{"kernel_size": 2} | options)
+
+
+@pytest.mark.parametrize(
+    ("op", "error", "argument", "args"),
+    [
+        ("max_pool2d", ValueError, "dilation", (X, 2, 1, 0, 4)),
+        ("max_pool2d", ValueError, "dilation", (X, 2, 1, 0, 0)),
+        ("avg_pool2d", ValueError, "divisor_override", (X, 2, 1, 0, False, True, 0)),
+        ("adaptive_avg_pool2d", ValueError, "input", (X[0, 0], 2)),
+        ("adaptive_avg_pool2d", TypeError, "input", (X.astype(np.uint8), 2)),
+        ("adaptive_avg_pool2d", ValueError, "output_size", (X, 0)),
+        ("adaptive_avg_pool2d", TypeError, "output_size", (X, (1, 2, 3))),
+        ("avg_pool2d_backward", ValueError, "grad_output", (X, X.shape, 2)),
+        ("adaptive_avg_pool2d_backward", ValueError, "grad_output", (X[:, :1], X.shape)),
+        ("max_pool2d_backward", TypeError, "offsets", (X, X, X.shape, 2)),
+        ("max_pool2d_backward", ValueError, "offsets", (X, OFFSETS[..., 1:], X.shape, 2, 1)),
+        ("max_pool2d_backward", ValueError, "grad_output", (X, OFFSETS, X.shape, 2)),
+    ],
+)
+def test_errors_of_single_operations(op, error, argument, args):
+    check_error(op, error, argument, *args)

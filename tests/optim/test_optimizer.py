@@ -1,0 +1,191 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fastlayers.optim import SGD, Adam
+
+
+class Parameter:
+    def __init__(self, data, grad=None):
+        self.data, self.grad = data, grad
+
+
+def parameter(*shape, dtype=np.float64, grad=True, seed=0):
+    rng = np.random.default_rng(seed)
+    draw = lambda: rng.standard_normal(shape).astype(dtype)  # noqa: E731
+    return Parameter(np.asarray(draw()), np.asarray(draw()) if grad else None)
+
+
+def run(optimizer, p, grads):
+    for grad in grads:
+        p.grad = grad
+        optimizer.step()
+    return p.data
+
+
+def test_groups():
+    p, q, r = (parameter(3, seed=seed) for seed in range(3))
+    want = [a.data - lr * a.grad for a, lr in ((p, 1.0), (q, 2.0), (r, 3.0))]
+    groups = [{"params": p}, {"params": (x for x in [q]), "lr": 2.0}]
+    optimizer = SGD(groups, lr=1.0)
+    assert "lr" not in groups[0]
+    optimizer.add_param_group({"params": [r], "lr": 3.0})
+    optimizer.step()
+    np.testing.assert_allclose([a.data for a in (p, q, r)], want, rtol=1e-14)
+    optimizer.param_groups[1]["lr"] = 0
+    optimizer.step()
+    np.testing.assert_allclose(q.data, want[1], rtol=1e-14)
+
+
+def test_zero_grad():
+    p, q = parameter(3), parameter(3, grad=False)
+    optimizer = SGD([p, q])
+    optimizer.zero_grad(set_to_none=False)
+    np.testing.assert_array_equal(p.grad, np.zeros(3))
+    assert q.grad is None
+    optimizer.zero_grad()
+    assert p.grad is None
+
+
+def test_closure():
+    p = parameter(3, grad=False)
+    want = p.data - 0.5
+
+    def closure():
+        p.grad = np.ones(3)
+        return 7
+
+    optimizer = SGD([p], lr=0.5)
+    assert optimizer.step(closure) == 7 and optimizer.step() is None
+    np.testing.assert_allclose(p.data, want - 0.5)
+
+
+@pytest.mark.parametrize("options", [{"momentum": 0.9, "dampening": 0.5}, {}])
+def test_state_dict_resumes(options):
+    grads = [parameter(4, seed=seed).grad for seed in range(6)]
+    p, q = parameter(4, seed=9), parameter(4, seed=9)
+    first, second = SGD([p], lr=0.1, **options), SGD([q], lr=5.0)
+    run(first, p, grads[:3])
+    state = first.state_dict()
+    q.data[...] = p.data
+    run(first, p, grads[3:])  # must not reach the copy
+    second.load_state_dict(state)
+    np.testing.assert_array_equal(run(second, q, grads[3:]), p.data)
+    assert second.state_dict().keys() == {"state", "param_groups"}
+    assert second.state_dict()["param_groups"] == first.state_dict()["param_groups"]
+
+
+def test_state_dict_numbers_parameters():
+    p, q = parameter(2), parameter(3)
+    optimizer = SGD([{"params": [p]}, {"params": [q]}], lr=0.1, momentum=0.9)
+    p.grad = None
+    optimizer.step()
+    state = optimizer.state_dict()
+    assert [group["params"] for group in state["param_groups"]] == [[0], [1]]
+    assert list(state["state"]) == [1] and list(state["state"][1]) == ["momentum_buffer"]
+    np.testing.assert_array_equal(state["state"][1]["momentum_buffer"], q.grad)
+
+
+def without(mapping, key):
+    return {k: v for k, v in mapping.items() if k != key}
+
+
+SPOILED = {
+    "'state' and 'param_groups'": lambda s: without(s, "state"),
+    r"groups of \[1\] parameters, got \[\]": lambda s: s | {"param_groups": []},
+    r"groups of \[1\] parameters, got \[2\]": lambda s: (
+        s | {"param_groups": [s["param_groups"][0] | {"params": [0, 1]}]}
+    ),
+    r"all options, got no \['lr'\]": lambda s: (
+        s | {"param_groups": [without(s["param_groups"][0], "lr")]}
+    ),
+    "lr must be a finite number >= 0, got nan": lambda s: (
+        s | {"param_groups": [s["param_groups"][0] | {"lr": float("nan")}]}
+    ),
+    r"parameters \[4\]": lambda s: s | {"state": {4: {}}},
+    r"\['momentum_buffer'\] for a parameter, got \['other'\]": lambda s: (
+        s | {"state": {0: {"other": 1}}}
+    ),
+    r"momentum_buffer must have its parameter's shape \(3,\), got \(2,\)": lambda s: (
+        s | {"state": {0: {"momentum_buffer": np.ones(2)}}}
+    ),
+}
+
+
+@pytest.mark.parametrize("message", SPOILED)
+def test_load_refuses_other_structure(message):
+    p = parameter(3)
+    optimizer = SGD([p], lr=0.1, momentum=0.9)
+    optimizer.step()
+    before = repr(optimizer.state_dict())
+    with pytest.raises(ValueError, match=f"SGD: .*{message}"):
+        optimizer.load_state_dict(SPOILED[message](optimizer.state_dict()))
+    assert repr(optimizer.state_dict()) == before
+
+
+def test_bad_parameters():
+    p = parameter(3)
+    with pytest.raises(ValueError, match="SGD: params must not be empty"):
+        SGD([])
+    for repeated in ([p, p], [{"params": [p]}, {"params": [p]}]):
+        with pytest.raises(ValueError, match="SGD: params must not repeat a parameter"):
+            SGD(repeated)
+    for wrong in (p, {p}, {"params": [p]}, 3):
+        with pytest.raises(TypeError, match="SGD: params must be an ordered iterable"):
+            SGD(wrong)
+    for item in (3, np.ones(3), {"params": [p]}):
+        with pytest.raises(TypeError, match="SGD: params must hold parameters, got"):
+            SGD([p, item])
+    for group in (p, {"lr": 1.0}):
+        with pytest.raises(TypeError, match="SGD: a param group must be a dict with 'params'"):
+            SGD([p]).add_param_group(group)
+    with pytest.raises(TypeError, match="SGD: params must be float32 or float64, got int64"):
+        SGD([Parameter(np.arange(3))])
+    p.is_leaf = False
+    with pytest.raises(ValueError, match="SGD: params must be leaves, got the result of an op"):
+        SGD([p])
+
+
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_step_changes_nothing_on_error(make):
+    p, q = parameter(3), parameter(3)
+    optimizer = make([{"params": [p]}, {"params": [q]}])
+    optimizer.step()
+    before = p.data.copy(), repr(optimizer.state_dict())
+    op = make.__name__
+
+    def refused(error, message):
+        with pytest.raises(error, match=f"{op}: {message}"):
+            optimizer.step()
+        np.testing.assert_array_equal(p.data, before[0])
+        assert repr(optimizer.state_dict()["state"]) in before[1]
+
+    for grad in (np.ones(4), np.ones((3, 1)), np.ones(3, np.float32)):
+        q.grad = grad
+        refused(ValueError, r"grad must be float64 of shape \(3,\) as its parameter is, got")
+    q.grad = [1.0, 2.0, 3.0]
+    refused(TypeError, "grad must be an array, got list")
+    q.grad = np.ones(3)
+    q.data.flags.writeable = False
+    refused(ValueError, "params must be writable")
+    q.data.flags.writeable = True
+    optimizer.param_groups[1]["lr"] = float("nan")
+    refused(ValueError, "lr must be a finite number >= 0, got nan")
+
+
+def test_momentum_of_replaced_data_is_refused():
+    p = parameter(3)
+    optimizer = SGD([p], momentum=0.9)
+    optimizer.step()
+    p.data, p.grad = np.ones(4), np.ones(4)
+    with pytest.raises(ValueError, match=r"SGD: momentum_buffer must be float64 of shape \(4,\)"):
+        optimizer.step()
+
+
+def test_import_does_not_load_numba():
+    code = "import sys, fastlayers; n = set(sys.modules); import fastlayers.optim; " + (
+        "sys.exit('numba' in set(sys.modules) - n)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
