@@ -1,7 +1,7 @@
 """One table of operations with shapes and options, and what every one of them must satisfy."""
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 
 from fastlayers import ops, random, reference
 from fastlayers.runtime.threads import set_num_threads
+from fastlayers.testing import numerical_gradient
 
 Arrays = dict[str, np.ndarray]
 DTYPES = (np.float32, np.float64)
@@ -234,7 +235,7 @@ CASES: tuple[Case, ...] = (
             ((0, 3), 1),
             ((500, 31), 1),
         ]
-    ),  # fmt: skip
+    ),
     *(
         labelled(op, shape, weight, reduction=reduction)
         for op in ("cross_entropy", "nll_loss")
@@ -339,19 +340,6 @@ def check_threads(case: Case, dtype: Any = np.float32) -> None:
         results.append(case.run(ops, arrays))
     for other in results[1:]:
         compare(other, results[0], (0, 0))
-
-
-def numerical_gradient(
-    f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, dy: np.ndarray, eps: float = 1e-6
-) -> np.ndarray:
-    """Give the gradient of ``sum(f(x) * dy)`` by central differences."""
-    gradient = np.empty_like(x)
-    for at in np.ndindex(x.shape):
-        up, down = x.copy(), x.copy()
-        up[at] += eps
-        down[at] -= eps
-        gradient[at] = ((f(up) - f(down)) * dy).sum() / (2 * eps)
-    return gradient
 
 
 def check_gradients(case: Case) -> None:

@@ -37,9 +37,18 @@ def _chunks(count):
 
 
 @kernel
+def _span(chunk):
+    """The elements of a chunk. Loops over a view of them start at 0, where Numba needs no check
+    for a negative index, without which they vectorise."""
+    return slice(chunk * SPAN, (chunk + 1) * SPAN)
+
+
+@kernel
 def _relu_chunk(chunk, worker, x, y):
+    here = _span(chunk)
+    x, y = x[here], y[here]
     zero = x.dtype.type(0)
-    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, x.size)):
+    for i in range(x.size):
         y[i] = zero if x[i] <= zero else x[i]  # NaN compares false and passes
 
 
@@ -51,8 +60,10 @@ def relu(x, workers, y):
 
 @kernel
 def _relu_backward_chunk(chunk, worker, dy, y, dx):
+    here = _span(chunk)
+    dy, y, dx = dy[here], y[here], dx[here]
     zero = y.dtype.type(0)
-    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, y.size)):
+    for i in range(dy.size):
         dx[i] = zero if y[i] <= zero else dy[i]
 
 
@@ -64,8 +75,10 @@ def relu_backward(dy, y, workers, dx):
 
 @kernel
 def _leaky_relu_chunk(chunk, worker, x, slope, y):
+    here = _span(chunk)
+    x, y = x[here], y[here]
     zero = x.dtype.type(0)
-    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, x.size)):
+    for i in range(x.size):
         y[i] = x[i] if x[i] > zero else x[i] * slope
 
 
@@ -77,8 +90,10 @@ def leaky_relu(x, slope, workers, y):
 
 @kernel
 def _leaky_relu_backward_chunk(chunk, worker, dy, x, slope, dx):
+    here = _span(chunk)
+    dy, x, dx = dy[here], x[here], dx[here]
     zero = x.dtype.type(0)
-    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, x.size)):
+    for i in range(dy.size):
         dx[i] = dy[i] if x[i] > zero else dy[i] * slope
 
 
@@ -90,8 +105,10 @@ def leaky_relu_backward(dy, x, slope, workers, dx):
 
 @kernel
 def _sigmoid_chunk(chunk, worker, x, y):
+    here = _span(chunk)
+    x, y = x[here], y[here]
     zero, one = x.dtype.type(0), x.dtype.type(1)
-    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, x.size)):
+    for i in range(x.size):
         small = math.exp(-abs(x[i]))  # never overflows
         y[i] = (one if x[i] >= zero else small) / (one + small)
 
@@ -104,7 +121,9 @@ def sigmoid(x, workers, y):
 
 @kernel
 def _sigmoid_backward_chunk(chunk, worker, dy, y, dx):
-    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, y.size)):
+    here = _span(chunk)
+    dy, y, dx = dy[here], y[here], dx[here]
+    for i in range(dy.size):
         dx[i] = dy[i] * (y[i] - y[i] * y[i])
 
 
@@ -116,7 +135,9 @@ def sigmoid_backward(dy, y, workers, dx):
 
 @kernel
 def _tanh_chunk(chunk, worker, x, y):
-    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, x.size)):
+    here = _span(chunk)
+    x, y = x[here], y[here]
+    for i in range(x.size):
         y[i] = math.tanh(x[i])
 
 
@@ -128,7 +149,9 @@ def tanh(x, workers, y):
 
 @kernel
 def _tanh_backward_chunk(chunk, worker, dy, y, dx):
-    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, y.size)):
+    here = _span(chunk)
+    dy, y, dx = dy[here], y[here], dx[here]
+    for i in range(dy.size):
         dx[i] = dy[i] - dy[i] * y[i] * y[i]
 
 
@@ -145,7 +168,9 @@ CUBIC = 0.044715  # Hendrycks and Gimpel, 2016
 
 @kernel
 def _gelu_chunk(chunk, worker, x, approximate, y):
-    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, x.size)):
+    here = _span(chunk)
+    x, y = x[here], y[here]
+    for i in range(x.size):
         value = x[i]
         if approximate:
             share = math.tanh(SQRT_2_PI * (value + CUBIC * value**3))
@@ -162,7 +187,9 @@ def gelu(x, approximate, workers, y):
 
 @kernel
 def _gelu_backward_chunk(chunk, worker, dy, x, approximate, dx):
-    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, x.size)):
+    here = _span(chunk)
+    dy, x, dx = dy[here], x[here], dx[here]
+    for i in range(dy.size):
         value = x[i]
         if approximate:
             share = math.tanh(SQRT_2_PI * (value + CUBIC * value**3))

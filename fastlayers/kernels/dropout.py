@@ -53,8 +53,10 @@ def draw_mask(key, stream, threshold, workers, mask):
 
 @kernel
 def _apply_mask_chunk(chunk, worker, x, mask, scale, y):
+    here = slice(chunk * SPAN, (chunk + 1) * SPAN)
+    x, mask, y = x[here], mask[here], y[here]  # indices from 0 vectorise, see activation.py
     zero = x.dtype.type(0)
-    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, x.size)):
+    for i in range(x.size):
         y[i] = x[i] * scale if mask[i] else zero  # a dropped NaN is dropped
 
 

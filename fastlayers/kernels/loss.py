@@ -13,14 +13,19 @@ SPAN = 64
 
 
 @kernel
-def _log_sum_exp(x, i):
+def _log_softmax_parts(x, i):
+    """Maximum m of a row, and the logarithm of the sum of exp(x - m).
+
+    They are kept apart: log p is (x - m) - log(sum), of which m + log(sum) would round the second
+    part away for large m.
+    """
     top = x[i, 0]
     for c in range(1, x.shape[1]):
         top = max(top, x[i, c])
     total = x.dtype.type(0)
     for c in range(x.shape[1]):
         total += math.exp(x[i, c] - top)
-    return top + math.log(total)
+    return top, math.log(total)
 
 
 @kernel
@@ -32,11 +37,11 @@ def _cross_entropy_chunk(chunk, worker, x, target, weight, ignore_index, smoothi
         label = target[i]
         losses[i] = 0
         if label != ignore_index:
-            total = _log_sum_exp(x, i)
-            loss = (one - smoothing) * weight[label] * (total - x[i, label])
+            top, log_sum = _log_softmax_parts(x, i)
+            loss = (one - smoothing) * weight[label] * (log_sum - (x[i, label] - top))
             if smoothing > 0:
                 for c in range(classes):
-                    loss += spread * weight[c] * (total - x[i, c])
+                    loss += spread * weight[c] * (log_sum - (x[i, c] - top))
             losses[i] = loss
 
 
@@ -66,10 +71,10 @@ def _cross_entropy_backward_chunk(
         if label == ignore_index:
             dx[i] = 0
             continue
-        total = _log_sum_exp(x, i)
+        top, log_sum = _log_softmax_parts(x, i)
         hard = (one - smoothing) * weight[label]
         for c in range(classes):
-            share = math.exp(x[i, c] - total)
+            share = math.exp((x[i, c] - top) - log_sum)
             dx[i, c] = dy[i] * (hard * share + spread * (all_weights * share - weight[c]))
         dx[i, label] -= dy[i] * hard
 

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from fastlayers.runtime import cpu
 
-__all__ = ["add_run", "clear_run", "copy_run", "gemm_tile"]
+__all__ = ["add_run", "add_where_run", "clear_run", "copy_run", "gemm_tile", "max_run"]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
 
@@ -79,13 +79,18 @@ class _Vectors:
         self.builder, self.element, self.lanes = builder, element, lanes
         self.vector = ir.VectorType(element, lanes)
         self._bits = ir.VectorType(ir.IntType(1), lanes)
-        self._align = 4 if isinstance(element, ir.FloatType) else 8
+        if isinstance(element, ir.IntType):
+            self._name, self._align = f"v{lanes}i{element.width}", element.width // 8
+        else:
+            self._align = 4 if isinstance(element, ir.FloatType) else 8
+            self._name = f"v{lanes}f{8 * self._align}"
 
     def declare(self, name: str, returns: ir.Type, arguments: list[ir.Type]) -> Any:
         # Not module.declare_intrinsic, which refuses vector types.
-        name = name.format(f"v{self.lanes}f{8 * self._align}")
         signature = ir.FunctionType(returns, arguments)
-        return cgutils.get_or_insert_function(self.builder.module, signature, name)
+        return cgutils.get_or_insert_function(
+            self.builder.module, signature, name.format(self._name)
+        )
 
     def splat(self, scalar: Any) -> Any:
         undefined = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
@@ -216,6 +221,11 @@ def _element_pointer(cgctx: Any, builder: Any, array_type: Any, array: Any, at: 
     return builder.gep(cgctx.make_array(array_type)(cgctx, builder, array).data, [at])
 
 
+def _masked_loop(builder: Any, lanes: int, count: Any) -> Any:
+    """Loop over a run in vectors; gives the position of each."""
+    return cgutils.for_range_slice(builder, _i64(0), count, _i64(lanes), _i64)
+
+
 def _emit_run(builder: Any, lanes: int, out: Any, source: Any | None, count: Any, add: bool) -> None:
     """Emit ``out[:count] = source[:count]``, added if asked, in masked vectors.
 
@@ -223,7 +233,7 @@ def _emit_run(builder: Any, lanes: int, out: Any, source: Any | None, count: Any
     copies in 24 ns and one masked vector in 3 ns.
     """
     vectors = _Vectors(builder, out.type.pointee, lanes)
-    with cgutils.for_range_slice(builder, _i64(0), count, _i64(lanes), _i64) as (at, _):
+    with _masked_loop(builder, lanes, count) as (at, _):
         mask = vectors.first_lanes(builder.sub(count, at))
         target = builder.gep(out, [at])
         value = ir.Constant(vectors.vector, None)
@@ -268,3 +278,84 @@ def clear_run(typingctx: Any, out: Any, out_at: Any, count: Any) -> Any:
         return cgctx.get_dummy_value()
 
     return types.void(out, types.int64, types.int64), codegen
+
+
+@intrinsic
+def max_run(
+    typingctx: Any,
+    y: Any,
+    y_at: Any,
+    cells: Any,
+    x: Any,
+    x_at: Any,
+    cell: Any,
+    first: Any,
+    count: Any,
+) -> Any:
+    """Keep the maximum of a run, and the number of the cell that it came from.
+
+    ``y[i], cells[i] = x[i], cell`` where `first`, or x is greater than y, or x is the first NaN;
+    y and cells start at `y_at`, x at `x_at`, all flat.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        best = _element_pointer(cgctx, builder, y, values[0], values[1])
+        holder = _element_pointer(cgctx, builder, cells, values[2], values[1])
+        source = _element_pointer(cgctx, builder, x, values[3], values[4])
+        lanes = cpu.lanes(y.dtype.bitwidth // 8)
+        floats = _Vectors(builder, best.type.pointee, lanes)
+        numbers = _Vectors(builder, holder.type.pointee, lanes)
+        number = numbers.splat(builder.trunc(values[5], numbers.element))
+        at_first = floats.splat(values[6])
+        with _masked_loop(builder, lanes, values[7]) as (at, _):
+            mask = floats.first_lanes(builder.sub(values[7], at))
+            new = floats.load_vector(builder.gep(source, [at]), mask=mask)
+            old = floats.load_vector(builder.gep(best, [at]), mask=mask)
+            # Greater, or a NaN against a number: a NaN stays against all that follows.
+            better = builder.and_(
+                builder.fcmp_unordered("ugt", new, old), builder.fcmp_ordered("ord", old, old)
+            )
+            better = builder.and_(builder.or_(better, at_first), mask)
+            floats.store_vector(new, builder.gep(best, [at]), mask=better)
+            numbers.store_vector(number, builder.gep(holder, [at]), mask=better)
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(y, i8, cells, x, i8, i8, types.boolean, i8), codegen
+
+
+@intrinsic
+def add_where_run(
+    typingctx: Any,
+    out: Any,
+    out_at: Any,
+    source: Any,
+    cells: Any,
+    source_at: Any,
+    cell: Any,
+    count: Any,
+) -> Any:
+    """``out[i] += source[i]`` where ``cells[i] == cell``, for a run of flat arrays."""
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        target = _element_pointer(cgctx, builder, out, values[0], values[1])
+        origin = _element_pointer(cgctx, builder, source, values[2], values[4])
+        holder = _element_pointer(cgctx, builder, cells, values[3], values[4])
+        lanes = cpu.lanes(out.dtype.bitwidth // 8)
+        floats = _Vectors(builder, target.type.pointee, lanes)
+        numbers = _Vectors(builder, holder.type.pointee, lanes)
+        number = numbers.splat(builder.trunc(values[5], numbers.element))
+        with _masked_loop(builder, lanes, values[6]) as (at, _):
+            mask = floats.first_lanes(builder.sub(values[6], at))
+            here = numbers.load_vector(builder.gep(holder, [at]), mask=mask)
+            mask = builder.and_(mask, builder.icmp_unsigned("==", here, number))
+            spot = builder.gep(target, [at])
+            total = builder.fadd(
+                floats.load_vector(spot, mask=mask),
+                floats.load_vector(builder.gep(origin, [at]), mask=mask),
+            )
+            floats.store_vector(total, spot, mask=mask)
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(out, i8, source, cells, i8, i8, i8), codegen

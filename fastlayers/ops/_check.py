@@ -8,7 +8,19 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-__all__ = ["array", "labels", "one_of", "pair", "probability", "same_dtype", "same_shape", "vector"]
+__all__ = [
+    "array",
+    "describe",
+    "gradient",
+    "integer",
+    "labels",
+    "one_of",
+    "pair",
+    "probability",
+    "same_dtype",
+    "same_shape",
+    "vector",
+]
 
 IntPair = int | Sequence[int]
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -86,7 +98,7 @@ def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
 
 
 def one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {value!r}")
 
 
@@ -108,11 +120,11 @@ def labels(
             f"{op}: target must be an integer array of class indices, got {describe(target)}"
         )
     same_shape(op, "target", target, shape)
-    target = np.ascontiguousarray(target, np.int64)
+    # Compared in its own type: a large uint64 would wrap around in int64.
     wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
     if wrong.any():
         raise ValueError(
             f"{op}: target must be in [0, {classes}) or {ignore_index} (ignore_index), "
             f"got {target[wrong].flat[0]}"
         )
-    return target
+    return np.ascontiguousarray(target, np.int64)

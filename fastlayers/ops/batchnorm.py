@@ -24,6 +24,8 @@ WIDE = 64
 SPAN = 256
 CHUNKS = 32
 
+_NUMBERS = (int, float, np.floating, np.integer)
+
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
@@ -92,7 +94,9 @@ def _batch_statistics(matrix: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.n
 
 
 def _update(running: np.ndarray, batch: np.ndarray, momentum: float) -> None:
-    running += running.dtype.type(momentum) * (batch - running)
+    # Not running + momentum * (batch - running): with a momentum of 1 nothing old may remain.
+    share = running.dtype.type(momentum)
+    running[...] = (1 - share) * running + share * batch
 
 
 def _check_options(
@@ -106,7 +110,7 @@ def _check_options(
         if training and value is not None and not value.flags.writeable:
             raise ValueError(f"{op}: {name} must be writable in training")
     for name, value in (("momentum", momentum), ("eps", eps)):
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
+        if isinstance(value, bool) or not isinstance(value, _NUMBERS):
             raise TypeError(f"{op}: {name} must be a number, got {_check.describe(value)}")
     if not 0 <= momentum <= 1:
         raise ValueError(f"{op}: momentum must be in [0, 1], got {momentum!r}")

@@ -88,6 +88,7 @@ class _Plan:
 
 @functools.lru_cache(maxsize=1024)
 def _plan(
+    op: str,
     images: tuple[int, int, int, int],
     weight: tuple[int, int, int, int],
     stride: tuple[int, int],
@@ -100,14 +101,14 @@ def _plan(
     n, channels, *size = images
     m, depth, *kernel = weight
     if min(weight) < 1 or channels < 1:
-        raise ValueError(f"conv2d: weight must have no empty dimension, got shape {weight}")
+        raise ValueError(f"{op}: weight must have no empty dimension, got shape {weight}")
     if channels % groups or m % groups:
         raise ValueError(
-            f"conv2d: groups must divide the {channels} input and {m} output channels, got {groups}"
+            f"{op}: groups must divide the {channels} input and {m} output channels, got {groups}"
         )
     if depth * groups != channels:
         raise ValueError(
-            f"conv2d: weight of shape {weight} with groups={groups} expects {depth * groups} "
+            f"{op}: weight of shape {weight} with groups={groups} expects {depth * groups} "
             f"input channels, got input with {channels} channels"
         )
     before, out = [], []
@@ -118,7 +119,7 @@ def _plan(
             total = 2 * padding[axis]
         if size[axis] + total < extent:
             raise ValueError(
-                f"conv2d: weight's kernel of {kernel[axis]} with dilation {dilation[axis]} spans "
+                f"{op}: weight's kernel of {kernel[axis]} with dilation {dilation[axis]} spans "
                 f"{extent} pixels, more than the padded input's {size[axis] + total}, "
                 f"got input of shape {images}"
             )
@@ -155,7 +156,7 @@ def _prepare(
     unbatched = input.ndim == 3
     if unbatched:
         input = input[None]
-    sizes = (input.shape, weight.shape, stride, padding, dilation, groups, input.itemsize)
+    sizes = (op, input.shape, weight.shape, stride, padding, dilation, groups, input.itemsize)
     return input, weight, _plan(*sizes), unbatched
 
 

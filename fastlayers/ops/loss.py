@@ -288,7 +288,7 @@ def mse_loss(input: np.ndarray, target: np.ndarray, reduction: str = "mean") -> 
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.mse_loss.html
     """
     x, t = _same("mse_loss", input, target, reduction)
-    return _reduce((x - t) ** 2, reduction)
+    return _reduce(np.asarray((x - t) ** 2), reduction)
 
 
 def mse_loss_backward(
@@ -297,7 +297,8 @@ def mse_loss_backward(
     """Gradient of `mse_loss` by its input: ``2 * (input - target) * grad_output``."""
     op = "mse_loss_backward"
     x, t = _same(op, input, target, reduction)
-    return x.dtype.type(2) * (x - t) * _elementwise_gradient(op, grad_output, x, reduction)
+    slope = x.dtype.type(2) * (x - t)
+    return np.asarray(slope * _elementwise_gradient(op, grad_output, x, reduction))
 
 
 def _factor(op: str, name: str, value: Any, x: np.ndarray) -> np.ndarray | None:
@@ -357,7 +358,7 @@ def binary_cross_entropy_with_logits(
     factors = _factor(op, "weight", weight, x), _factor(op, "pos_weight", pos_weight, x)
     yes = t if factors[1] is None else t * factors[1]
     losses = yes * np.logaddexp(0, -x) + (1 - t) * np.logaddexp(0, x)
-    return _reduce(losses if factors[0] is None else losses * factors[0], reduction)
+    return _reduce(np.asarray(losses if factors[0] is None else losses * factors[0]), reduction)
 
 
 def binary_cross_entropy_with_logits_backward(
@@ -379,4 +380,4 @@ def binary_cross_entropy_with_logits_backward(
     # exp(-softplus(-x)) is sigmoid(x), exact at both ends.
     slope = (1 - t) * np.exp(-np.logaddexp(0, -x)) - yes * np.exp(-np.logaddexp(0, x))
     slope = slope if factors[0] is None else slope * factors[0]
-    return slope * _elementwise_gradient(op, grad_output, x, reduction)
+    return np.asarray(slope * _elementwise_gradient(op, grad_output, x, reduction))

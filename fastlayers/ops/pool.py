@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -84,7 +84,11 @@ def _images(op: str, input: Any) -> tuple[np.ndarray, bool]:
 
 def _shape(op: str, input_shape: Any) -> tuple[int, int, int, int]:
     """The input's shape with a batch axis."""
-    shape = tuple(input_shape)
+    if not isinstance(input_shape, Sequence):
+        raise TypeError(
+            f"{op}: input_shape must be a tuple of integers, got {_check.describe(input_shape)}"
+        )
+    shape = tuple(_check.integer(op, "input_shape", size, 0) for size in input_shape)
     if len(shape) not in (3, 4):
         raise ValueError(f"{op}: input_shape must have 3 or 4 entries, got {shape}")
     n, c, h, w = (1, *shape) if len(shape) == 3 else shape
@@ -92,10 +96,10 @@ def _shape(op: str, input_shape: Any) -> tuple[int, int, int, int]:
 
 
 def _gradient(
-    op: str, grad_output: Any, shape: tuple[int, ...], out_size: tuple[int, int]
+    op: str, grad_output: Any, shape: tuple[int, ...], out_size: tuple[int, int], ndim: int
 ) -> np.ndarray:
     """The output's gradient as an (N, OH, OW, C) array."""
-    dy = _check.array(op, "grad_output", grad_output, (3, 4))
+    dy = _check.array(op, "grad_output", grad_output, (ndim,))
     dy = dy[None] if dy.ndim == 3 else dy
     _check.same_shape(op, "grad_output", dy, (*shape[:2], *out_size))
     return to_channels_last(dy)
@@ -264,7 +268,13 @@ def max_pool2d_backward(
         )
     _check.same_shape(op, "offsets", offsets, np.shape(grad_output))
     shape = _shape(op, input_shape)
-    dy = _gradient(op, grad_output, shape, offsets.shape[-2:])
+    sizes = [replace(window, ceil_mode=mode).out_size(op, shape) for mode in (False, True)]
+    if offsets.shape[-2:] not in sizes:
+        raise ValueError(
+            f"{op}: grad_output must have {sizes[0]} rows and columns for input_shape "
+            f"{tuple(input_shape)}, got shape {offsets.shape}"
+        )
+    dy = _gradient(op, grad_output, shape, offsets.shape[-2:], len(input_shape))
     cells = to_channels_last(offsets[None] if offsets.ndim == 3 else offsets)
     n, c, h, w = shape
     dx = memory.empty((n, h, w, c), dy.dtype)
@@ -277,23 +287,23 @@ _Bounds = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _mean(input: np.ndarray, bounds: _Bounds, ndim: int) -> np.ndarray:
-    """Scaled sum over rectangles of channels-last images."""
-    rows, columns, scale = bounds
+    """Mean over rectangles of channels-last images."""
+    rows, columns, counts = bounds
     n, _, _, c = input.shape
     y = memory.empty((n, len(rows), len(columns), c), input.dtype)
     workers = threads.workers_for(max(input.size, y.size))
-    kernels.pool.window_mean(input, rows, columns, scale.astype(input.dtype), workers, y)
+    kernels.pool.window_mean(input, rows, columns, counts.astype(input.dtype), workers, y)
     return _restored(y, ndim)
 
 
 def _mean_backward(
     dy: np.ndarray, shape: tuple[int, int, int, int], bounds: _Bounds, ndim: int
 ) -> np.ndarray:
-    rows, columns, scale = bounds
+    rows, columns, counts = bounds
     n, c, h, w = shape
     dx = memory.empty((n, h, w, c), dy.dtype)
     workers = threads.workers_for(max(dx.size, dy.size))
-    kernels.pool.window_mean_backward(dy, rows, columns, scale.astype(dy.dtype), workers, dx)
+    kernels.pool.window_mean_backward(dy, rows, columns, counts.astype(dy.dtype), workers, dx)
     return _restored(dx, ndim)
 
 
@@ -305,7 +315,7 @@ def _avg_bounds(
     count_include_pad: bool,
     divisor: int | None,
 ) -> _Bounds:
-    """Windows cut off at the image's edge, and one over the cells that each divides by."""
+    """Windows cut off at the image's edge, and the count that each is divided by."""
     inside, counts = [], []
     for axis in range(2):
         pad = window.padding[axis]
@@ -315,7 +325,7 @@ def _avg_bounds(
         inside.append(cut)
         counts.append(stop - start if count_include_pad else cut[:, 1] - cut[:, 0])
     area = np.multiply.outer(*counts) if divisor is None else np.full(out_size, divisor)
-    return inside[0], inside[1], 1.0 / area
+    return inside[0], inside[1], area
 
 
 def _avg_options(
@@ -404,7 +414,7 @@ def avg_pool2d_backward(
     window = _avg_options(op, kernel_size, stride, padding, ceil_mode, divisor_override)
     size = window.out_size(op, shape)
     bounds = _avg_bounds(shape[2:], size, window, bool(count_include_pad), divisor_override)
-    dy = _gradient(op, grad_output, shape, size)
+    dy = _gradient(op, grad_output, shape, size, len(input_shape))
     return _mean_backward(dy, shape, bounds, len(input_shape))
 
 
@@ -417,7 +427,7 @@ def _adaptive_bounds(size: tuple[int, int], out_size: tuple[int, int]) -> _Bound
         cut = np.stack([i * given // wanted, -(-(i + 1) * given // wanted)], axis=1)
         bounds.append(cut)
         counts.append(cut[:, 1] - cut[:, 0])
-    return bounds[0], bounds[1], 1.0 / np.multiply.outer(*counts)
+    return bounds[0], bounds[1], np.multiply.outer(*counts)
 
 
 def adaptive_avg_pool2d(
@@ -465,7 +475,7 @@ def adaptive_avg_pool2d_backward(
     """Gradient of `adaptive_avg_pool2d` by its input, of shape `input_shape`."""
     op = "adaptive_avg_pool2d_backward"
     shape = _shape(op, input_shape)
-    _check.array(op, "grad_output", grad_output, (len(input_shape),))
+    grad_output = _check.array(op, "grad_output", grad_output, (len(input_shape),))
     size = (grad_output.shape[-2], grad_output.shape[-1])
-    dy = _gradient(op, grad_output, shape, size)
+    dy = _gradient(op, grad_output, shape, size, len(input_shape))
     return _mean_backward(dy, shape, _adaptive_bounds(shape[2:], size), len(input_shape))

@@ -70,14 +70,17 @@ def max_pool2d_backward(
 ) -> Array:
     """Give the gradient of `max_pool2d_forward`: each window's goes to its maximum.
 
-    ``dx[..., position[..., i, j]] += dy[..., i, j]``.
+    ``dx[..., i SH - PH + r DH, j SW - PW + s DW] += dy[..., i, j]`` for the window's (r, s).
     """
-    *batch, height, width = input_shape
-    dx = np.zeros((*batch, height * width), grad_output.dtype)
-    at = _positions(offsets, width, kernel_size, stride, padding, dilation)
-    for image in np.ndindex(*batch):
-        np.add.at(dx[image], at[image], grad_output[image])
-    return dx.reshape(input_shape)
+    (kh, kw), stride = pair(kernel_size), kernel_size if stride is None else stride
+    cells = np.arange(kh * kw).reshape(kh, kw, 1, 1)
+    hits = offsets[..., None, None, :, :] == cells
+    d = np.where(hits, grad_output[..., None, None, :, :], grad_output.dtype.type(0))
+    # The windows of ceil mode begin with those of floor mode, so its padding serves both.
+    pads = _pads(input_shape[-2:], (kh, kw), stride, padding, dilation, ceil_mode=True)
+    dx = pad(np.zeros(input_shape, grad_output.dtype), pads)
+    add_windows(dx, d, stride, dilation)
+    return inner(dx, pads)
 
 
 def avg_pool2d(

@@ -46,7 +46,7 @@ def windows(x: Array, kernel: Size, stride: Size, dilation: Size = 1) -> Array:
 
 def add_windows(x: Array, d: Array, stride: Size, dilation: Size = 1) -> None:
     """Add the windows `d` (..., KH, KW, OH, OW) onto `x` (..., H, W): the adjoint of `windows`."""
-    kernel = d.shape[-4:-2]
-    view = windows(x, kernel, stride, dilation)
-    for r, s in np.ndindex(kernel):  # the cells of one (r, s) are distinct, those of two may not be
+    kh, kw, oh, ow = d.shape[-4:]
+    view = windows(x, (kh, kw), stride, dilation)[..., :oh, :ow]
+    for r, s in np.ndindex(kh, kw):  # one (r, s) has distinct cells, two may share some
         view[..., r, s, :, :] += d[..., r, s, :, :]

@@ -1,28 +1,71 @@
-"""Where the library's arrays come from: every output and workspace is allocated here."""
+"""Where the library's arrays come from: every output and workspace is allocated here.
+
+A fresh large array costs a page fault for each 4 KiB that is first written, some 0.25 us or as
+much as writing those 4 KiB ten times. So large blocks go back to a free list when the last view
+of them dies, and are handed out again.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from typing import Any
 
 import numpy as np
 
-__all__ = ["ALIGNMENT", "empty", "like", "writable_view", "zeros"]
+__all__ = ["ALIGNMENT", "empty", "empty_cache", "memory_stats", "writable_view", "zeros"]
 
 # One AVX-512 register, and a cache line on nearly every CPU.
 ALIGNMENT = 64
+# Below this NumPy's own allocation, 0.3 us and without page faults, is the faster one.
+SMALLEST_BLOCK = 32 * 1024
+
+# Free blocks by size. A deque's append and pop need no lock, which `__del__` could find held by
+# its own thread.
+_free: dict[int, deque[np.ndarray]] = {}
+
+
+def _block_size(nbytes: int) -> int:
+    """Size of the block for `nbytes`: a power of two or one of seven steps up to the next."""
+    step = 1 << max(nbytes.bit_length() - 4, 6)
+    return -(-nbytes // step) * step
+
+
+class _Loan:
+    """Owner of a block while arrays see it; NumPy keeps it alive as the base of every view."""
+
+    __slots__ = ("__array_interface__", "_block")
+
+    def __init__(self, block: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._block = block
+        address = block.__array_interface__["data"][0]
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": shape,
+            "typestr": dtype.str,
+            "data": (address + -address % ALIGNMENT, False),
+        }
+
+    def __del__(self) -> None:
+        blocks = _free.get(self._block.nbytes)
+        if blocks is not None:
+            blocks.append(self._block)
 
 
 def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Uninitialised C-contiguous array whose first element is 64-byte aligned."""
+    """Uninitialised C-contiguous array; a large one is 64-byte aligned."""
     dtype = np.dtype(dtype)
     sizes = (shape,) if isinstance(shape, int) else shape
-    count = 1
-    for size in sizes:
-        count *= size
-    padding = ALIGNMENT // dtype.itemsize
-    block = np.empty(count + padding, dtype)
-    skip = (-block.ctypes.data % ALIGNMENT) // dtype.itemsize
-    return block[skip : skip + count].reshape(sizes)
+    nbytes = math.prod(sizes) * dtype.itemsize
+    if nbytes < SMALLEST_BLOCK:
+        return np.empty(sizes, dtype)
+    size = _block_size(nbytes + ALIGNMENT)
+    blocks = _free.setdefault(size, deque())
+    try:
+        block = blocks.pop()
+    except IndexError:
+        block = np.empty(size, np.uint8)
+    return np.asarray(_Loan(block, sizes, dtype))
 
 
 def zeros(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -32,11 +75,19 @@ def zeros(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
     return array
 
 
-def channels_last(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Uninitialised array of an (N, C, ...) shape whose channels are adjacent in memory."""
-    n, c, *spatial = shape
-    array = empty((n, *spatial, c), dtype)
-    return array.transpose(0, -1, *range(1, array.ndim - 1))
+def empty_cache() -> None:
+    """Give all free blocks back to the system."""
+    for blocks in list(_free.values()):
+        blocks.clear()
+
+
+def memory_stats() -> dict[str, int]:
+    """Number and bytes of the free blocks that are kept for reuse."""
+    kept = {size: len(blocks) for size, blocks in list(_free.items())}
+    return {
+        "free_blocks": sum(kept.values()),
+        "free_bytes": sum(size * count for size, count in kept.items()),
+    }
 
 
 class _Interface:

@@ -101,6 +101,20 @@ def test_first_nan_wins(channels):
     assert (dx[..., 0, 1] == 1).all() and (dx[..., 1, 0] == 0).all()
 
 
+def test_window_of_padding_alone_is_empty():
+    x = np.full((1, 1, 1, 5), 7, np.float32)  # the two rows of each window are -1 and 1
+    y, offsets = ops.max_pool2d_forward(x, 2, stride=1, padding=1, dilation=2)
+    np.testing.assert_array_equal(y, np.full((1, 1, 1, 5), -np.inf))
+    dx = ops.max_pool2d_backward(np.ones_like(y), offsets, x.shape, 2, 1, 1, 2)
+    np.testing.assert_array_equal(dx, np.zeros_like(x))
+
+
+@pytest.mark.parametrize("kernel", [3, 7, 11])
+def test_mean_of_a_constant_is_near_it(kernel):
+    x = np.full((1, 2, kernel, kernel), 3.0)
+    np.testing.assert_array_max_ulp(ops.avg_pool2d(x, kernel), x[..., :1, :1], 1)
+
+
 @pytest.mark.parametrize(
     "call", [lambda x: ops.avg_pool2d(x, 2), lambda x: ops.adaptive_avg_pool2d(x, 2)]
 )
