@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from fastlayers.runtime import cpu
 
-__all__ = ["add_run", "add_where_run", "clear_run", "copy_run", "gemm_tile", "max_run"]
+__all__ = ["add_run", "add_where_run", "clear_run", "copy_run", "gemm_tile", "max_window"]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
 
@@ -281,47 +281,72 @@ def clear_run(typingctx: Any, out: Any, out_at: Any, count: Any) -> Any:
 
 
 @intrinsic
-def max_run(
+def max_window(
     typingctx: Any,
     y: Any,
     y_at: Any,
     cells: Any,
     x: Any,
     x_at: Any,
-    cell: Any,
-    first: Any,
+    rows: Any,
+    columns: Any,
     count: Any,
 ) -> Any:
-    """Keep the maximum of a run, and the number of the cell that it came from.
+    """Maximum over a window for a run of channels, and the cell of the window that holds it.
 
-    ``y[i], cells[i] = x[i], cell`` where `first`, or x is greater than y, or x is the first NaN;
-    y and cells start at `y_at`, x at `x_at`, all flat.
+    ``y[i] = max over r, s of x[x_at + r * row_step + s * column_step + i]`` for
+    ``rows = (first r, last r + 1, row_step)`` and ``columns`` alike;
+    ``cells[i] = r * cells_per_row + s`` with ``columns = (first, last + 1, step, cells_per_row)``.
+    y and cells start at `y_at`, all are flat. The first of equal cells is kept, and the first NaN
+    before everything; an empty window gives minus infinity and cell 0. The maxima stay in
+    registers: masked stores are not forwarded to the loads of the next cell.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        best = _element_pointer(cgctx, builder, y, values[0], values[1])
-        holder = _element_pointer(cgctx, builder, cells, values[2], values[1])
+        best_at = _element_pointer(cgctx, builder, y, values[0], values[1])
+        cells_at = _element_pointer(cgctx, builder, cells, values[2], values[1])
         source = _element_pointer(cgctx, builder, x, values[3], values[4])
+        r_first, r_last, r_step = cgutils.unpack_tuple(builder, values[5])
+        s_first, s_last, s_step, per_row = cgutils.unpack_tuple(builder, values[6])
         lanes = cpu.lanes(y.dtype.bitwidth // 8)
-        floats = _Vectors(builder, best.type.pointee, lanes)
-        numbers = _Vectors(builder, holder.type.pointee, lanes)
-        number = numbers.splat(builder.trunc(values[5], numbers.element))
-        at_first = floats.splat(values[6])
+        floats = _Vectors(builder, best_at.type.pointee, lanes)
+        numbers = _Vectors(builder, cells_at.type.pointee, lanes)
+        best = cgutils.alloca_once(builder, floats.vector)
+        holder = cgutils.alloca_once(builder, numbers.vector)
+        lowest = floats.splat(ir.Constant(floats.element, float("-inf")))
         with _masked_loop(builder, lanes, values[7]) as (at, _):
             mask = floats.first_lanes(builder.sub(values[7], at))
-            new = floats.load_vector(builder.gep(source, [at]), mask=mask)
-            old = floats.load_vector(builder.gep(best, [at]), mask=mask)
-            # Greater, or a NaN against a number: a NaN stays against all that follows.
-            better = builder.and_(
-                builder.fcmp_unordered("ugt", new, old), builder.fcmp_ordered("ord", old, old)
-            )
-            better = builder.and_(builder.or_(better, at_first), mask)
-            floats.store_vector(new, builder.gep(best, [at]), mask=better)
-            numbers.store_vector(number, builder.gep(holder, [at]), mask=better)
+            builder.store(lowest, best)
+            builder.store(ir.Constant(numbers.vector, None), holder)
+            # The first cell is taken as it is: minus infinity is no greater than the start.
+            fresh = cgutils.alloca_once_value(builder, ir.IntType(1)(1))
+            builder.store(ir.IntType(1)(1), fresh)
+            with (
+                cgutils.for_range_slice(builder, r_first, r_last, _i64(1), _i64) as (r, _),
+                cgutils.for_range_slice(builder, s_first, s_last, _i64(1), _i64) as (s, _),
+            ):
+                offset = builder.add(builder.mul(r, r_step), builder.mul(s, s_step))
+                cell = builder.gep(source, [builder.add(offset, at)])
+                new, old = floats.load_vector(cell, mask=mask), builder.load(best)
+                # Greater, or a NaN against a number: a NaN stays against all that follows.
+                better = builder.and_(
+                    builder.fcmp_unordered("ugt", new, old), builder.fcmp_ordered("ord", old, old)
+                )
+                better = builder.or_(better, floats.splat(builder.load(fresh)))
+                number = builder.trunc(
+                    builder.add(builder.mul(r, per_row), s), numbers.element
+                )
+                builder.store(builder.select(better, new, old), best)
+                builder.store(
+                    builder.select(better, numbers.splat(number), builder.load(holder)), holder
+                )
+                builder.store(ir.IntType(1)(0), fresh)
+            floats.store_vector(builder.load(best), builder.gep(best_at, [at]), mask=mask)
+            numbers.store_vector(builder.load(holder), builder.gep(cells_at, [at]), mask=mask)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    return types.void(y, i8, cells, x, i8, i8, types.boolean, i8), codegen
+    return types.void(y, i8, cells, x, i8, rows, columns, i8), codegen
 
 
 @intrinsic

@@ -303,7 +303,10 @@ def _mean_backward(
     n, c, h, w = shape
     dx = memory.empty((n, h, w, c), dy.dtype)
     workers = threads.workers_for(max(dx.size, dy.size))
-    kernels.pool.window_mean_backward(dy, rows, columns, counts.astype(dy.dtype), workers, dx)
+    work = memory.empty(workers * c, dy.dtype)
+    kernels.pool.window_mean_backward(
+        dy, rows, columns, counts.astype(dy.dtype), workers, work, dx
+    )
     return _restored(dx, ndim)
 
 
