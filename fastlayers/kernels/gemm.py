@@ -17,7 +17,7 @@ from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.linkage import SharedKernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = ["gemm", "matmul", "pack", "packed_size", "panel_width", "prepare_gemm"]
+__all__ = ["gemm", "matmul", "matmul_narrow", "pack", "packed_size", "panel_width", "prepare_gemm"]
 
 ROWS = cpu.tile_rows()
 # Rows of B in one block: 256 x 32 float32 are 32 KiB, what the smallest L1 of the field holds.
@@ -209,3 +209,38 @@ def matmul(m, n, k, a, b, init, c, lanes, workers, packed):
     span = TASK_PANELS * width
     tasks = (m + TASK_ROWS - 1) // TASK_ROWS * ((n + span - 1) // span)
     parallel_for(_matmul_task, tasks, workers, (a, packed, init, c, m, n, k, lanes))
+
+
+@kernel
+def _matmul_narrow_task(task, worker, b, packed, bias, c, m, n, k, lanes, work):
+    """Compute ``C.T = B.T @ A.T`` for `TASK_ROWS` columns of C."""
+    b_array, b_at, b_k, b_column = b
+    c_array, c_at, c_row = c
+    width = panel_width(m, lanes)
+    first = task * TASK_ROWS
+    count = min(TASK_ROWS, n - first)
+    at = first * m
+    for i in range(count):
+        for j in range(m):
+            work[at + i * m + j] = bias[first + i]
+    rows = (b_array, b_at + first * b_column, b_column, b_k)
+    gemm(count, m, k, rows, (packed, 0, width * k, width), (work, at, m), (work, at, m), lanes)
+    for j in range(m):
+        for i in range(count):
+            c_array[c_at + j * c_row + first + i] = work[at + i * m + j]
+
+
+@kernel
+def matmul_narrow(m, n, k, a, b, bias, c, lanes, workers, packed, work):
+    """``C = bias + A @ B`` for few rows: A is packed instead of B, which is read only once.
+
+    Operands are those of `matmul`, bias is an array (n,). `packed` holds `packed_size` elements
+    for (k, m), `work` n * m. The sums are the same chains, so the bits are those of `matmul`.
+    """
+    prepare_gemm(packed)
+    a_array, a_at, a_row, a_k = a
+    pack((a_array, a_at, a_k, a_row), k, m, lanes, packed, 0)
+    tasks = (n + TASK_ROWS - 1) // TASK_ROWS
+    parallel_for(
+        _matmul_narrow_task, tasks, workers, (b, packed, bias, c, m, n, k, lanes, work)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,25 +28,25 @@ CHUNKS = 32
 _NUMBERS = (int, float, np.floating, np.integer)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Rows:
     """How a matrix (rows, channels) is read: `folds` rows at a time, in chunks of `span`."""
 
     rows: int
     channels: int
 
-    @property
+    @functools.cached_property
     def folds(self) -> int:
         folds = 1
         while 2 * folds * self.channels <= WIDE and self.rows % (2 * folds) == 0:
             folds *= 2
         return folds
 
-    @property
+    @functools.cached_property
     def span(self) -> int:
         return max(SPAN, -(-(self.rows // self.folds) // CHUNKS))
 
-    @property
+    @functools.cached_property
     def chunks(self) -> int:
         return max(1, -(-(self.rows // self.folds) // self.span))
 
@@ -58,6 +59,11 @@ class _Rows:
 
     def repeat(self, values: np.ndarray) -> np.ndarray:
         return np.tile(values, self.folds)
+
+
+@functools.lru_cache(maxsize=1024)
+def _rows(shape: tuple[int, int]) -> _Rows:
+    return _Rows(*shape)
 
 
 def _matrix(x: np.ndarray) -> np.ndarray:
@@ -145,7 +151,7 @@ def batch_norm_forward(
     w, b = (_channel_vector(op, n, v, x) for n, v in (("weight", weight), ("bias", bias)))
     _check_options(op, x, (running_mean, running_var), training, momentum, eps)
     matrix = _matrix(x)
-    rows = _Rows(*matrix.shape)
+    rows = _rows(matrix.shape)
     if training or running_mean is None or running_var is None:
         mean, m2 = _batch_statistics(matrix, rows)
         var = m2 / m2.dtype.type(rows.rows)
@@ -259,7 +265,7 @@ def batch_norm_backward(
     mean = _check.vector(op, "mean", mean, x.shape[1], x.dtype)
     invstd = _check.vector(op, "invstd", invstd, x.shape[1], x.dtype)
     matrix = _matrix(x)
-    rows = _Rows(*matrix.shape)
+    rows = _rows(matrix.shape)
     wide_dy, wide_x, wide_mean = rows.fold(dy), rows.fold(matrix), rows.repeat(mean)
     parts = memory.empty((rows.chunks, 2, wide_dy.shape[1]), x.dtype)
     kernels.batchnorm.channel_gradients(

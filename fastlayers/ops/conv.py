@@ -30,9 +30,9 @@ CHUNKS = 16
 CHUNK_BYTES = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Plan:
-    """All that follows from the shapes and options of one call."""
+    """All that follows from the shapes and options of a call; kept for the next such call."""
 
     images: tuple[int, int, int, int]  # N, H, W, C
     out_channels: int
@@ -40,50 +40,55 @@ class _Plan:
     geometry: tuple[tuple[int, int], ...]  # kernel, stride, padding, dilation, output size
     itemsize: int
 
-    @property
+    @functools.cached_property
     def out_size(self) -> tuple[int, int]:
         return self.geometry[4]
 
-    @property
+    @functools.cached_property
     def out_shape(self) -> tuple[int, int, int, int]:
         return (self.images[0], self.out_channels, *self.out_size)
 
-    @property
+    @functools.cached_property
     def pixels(self) -> int:
         return self.images[0] * self.out_size[0] * self.out_size[1]
 
-    @property
+    @functools.cached_property
     def k(self) -> int:
         """Length of an im2col row."""
         return self.geometry[0][0] * self.geometry[0][1] * self.images[3] // self.groups
 
-    @property
+    @functools.cached_property
     def lanes(self) -> int:
         return cpu.lanes(self.itemsize)
 
-    @property
+    @functools.cached_property
     def step(self) -> int:
         """Pixels of a block, a multiple of the tile's 12 rows; small work is cut in 8 or more."""
         fits = max(BLOCK_BYTES // (self.k * self.itemsize), 12)
         share = max(-(-self.pixels // 8), 12)
         return min(fits, share) // 12 * 12
 
-    @property
+    @functools.cached_property
     def deep_step(self) -> int:
         """Pixels of a block of the weight gradient."""
         fits = max(DEEP_BLOCK_BYTES // (self.k * self.itemsize), 12)
         return min(max(self.step, 252), fits) // 12 * 12
 
-    @property
+    @functools.cached_property
     def span(self) -> int:
         """Pixels whose weight gradient is added up before the sum over chunks."""
         one = self.out_channels * self.k * self.itemsize
         chunks = max(1, min(CHUNKS, CHUNK_BYTES // one, self.pixels // self.deep_step))
         return max(1, -(-self.pixels // chunks))
 
+    @functools.cached_property
+    def work(self) -> float:
+        """Vector operations of a pass."""
+        return self.pixels * self.k * self.out_channels / 8
+
     @property
     def workers(self) -> int:
-        return threads.workers_for(self.pixels * self.k * self.out_channels // self.groups / 8)
+        return threads.workers_for(self.work)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -44,18 +44,17 @@ def _matmul(
     if bias is None:
         bias = memory.zeros(n, dtype)
     out = memory.empty((m, n), dtype)
-    kernels.gemm.matmul(
-        m,
-        n,
-        k,
-        (a[0].reshape(-1), 0, a[1], a[2]),
-        (b[0].reshape(-1), 0, b[1], b[2]),
-        (bias, 0, 0),
-        (out.reshape(-1), 0, n),
-        lanes,
-        threads.workers_for(m * n * k / 8),
-        memory.empty(kernels.gemm.packed_size(k, n, lanes), dtype),
-    )
+    left, right = (a[0].reshape(-1), 0, a[1], a[2]), (b[0].reshape(-1), 0, b[1], b[2])
+    target, workers = (out.reshape(-1), 0, n), threads.workers_for(m * n * k / 8)
+    packed_size = kernels.gemm.packed_size
+    if m <= lanes // 2 < n:
+        packed, work = memory.empty(packed_size(k, m, lanes), dtype), memory.empty(n * m, dtype)
+        kernels.gemm.matmul_narrow(
+            m, n, k, left, right, bias, target, lanes, workers, packed, work
+        )
+    else:
+        packed = memory.empty(packed_size(k, n, lanes), dtype)
+        kernels.gemm.matmul(m, n, k, left, right, (bias, 0, 0), target, lanes, workers, packed)
     return out
 
 

@@ -55,10 +55,10 @@ class _Loan:
 def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
     """Uninitialised C-contiguous array; a large one is 64-byte aligned."""
     dtype = np.dtype(dtype)
-    sizes = (shape,) if isinstance(shape, int) else shape
-    nbytes = math.prod(sizes) * dtype.itemsize
+    nbytes = (shape if isinstance(shape, int) else math.prod(shape)) * dtype.itemsize
     if nbytes < SMALLEST_BLOCK:
-        return np.empty(sizes, dtype)
+        return np.empty(shape, dtype)
+    sizes = (shape,) if isinstance(shape, int) else shape
     size = _block_size(nbytes + ALIGNMENT)
     blocks = _free.setdefault(size, deque())
     try:
