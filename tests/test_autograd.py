@@ -7,7 +7,7 @@ import pytest
 
 import fastlayers as fl
 from fastlayers import Tensor, nn
-from fastlayers.autograd import is_grad_enabled
+from fastlayers.autograd import is_grad_enabled, record
 from fastlayers.nn import functional as F
 from fastlayers.testing import gradcheck
 
@@ -257,6 +257,19 @@ def test_gradients_share_no_memory(function):
     assert not np.may_share_memory(x.grad, seed)
 
 
+def test_gradients_of_a_recorded_op_share_no_memory():
+    x, y = leaf(3), leaf(3)
+    record(2 * (x.data + y.data), (x, y), lambda dy: (2 * dy,) * 2).sum().backward()
+    np.testing.assert_array_equal([x.grad, y.grad], np.full((2, 3), 2))
+    assert not np.may_share_memory(x.grad, y.grad)
+
+
+def test_gradients_have_the_dtype_of_their_leaf():
+    x = leaf(3, dtype=np.float32)
+    (x * np.ones(3) + leaf(3)).sum().backward()
+    assert x.grad.dtype == np.float32
+
+
 def test_no_grad():
     x = leaf(2)
     with fl.no_grad():
@@ -291,6 +304,29 @@ def test_no_grad_is_per_thread():
     assert seen == [True]
 
 
+def test_threads_share_a_no_grad_decorator():
+    entered, left, after = threading.Event(), threading.Event(), []
+
+    @fl.no_grad()
+    def call(function):
+        function()
+
+    def inner():
+        with fl.no_grad():
+            call(lambda: (entered.set(), left.wait(5)))
+
+    def outer():
+        call(lambda: (threads[1].start(), entered.wait(5)))
+        after.append(is_grad_enabled())  # while the other thread is still inside
+        left.set()
+
+    threads = [threading.Thread(target=outer), threading.Thread(target=inner)]
+    threads[0].start()
+    for thread in threads:
+        thread.join()
+    assert after == [True]
+
+
 def test_leaves_and_detach():
     x = leaf(2)
     y = x * 2
@@ -308,15 +344,13 @@ def test_constants_get_no_gradient():
     assert c.grad is None and not (c * 2).requires_grad
 
 
-@pytest.mark.parametrize("links", [5000])
-def test_deep_chains(links):
-    x = leaf()
-    y = x
-    for _ in range(links):
+def test_deep_chains():
+    x = y = leaf()
+    for _ in range(5000):
         y = y + 1.0
     y.backward()
     assert x.grad == 1
-    for _ in range(links):  # and one that is dropped without backward
+    for _ in range(5000):  # dropped without backward
         y = y + x
     del y
 

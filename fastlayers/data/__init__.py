@@ -1,5 +1,6 @@
 """Datasets, and batches of them for training."""
 
+from fastlayers.data.augment import RandomShift
 from fastlayers.data.cifar10 import CIFAR10
 from fastlayers.data.collate import collate
 from fastlayers.data.dataset import Dataset, ImageDataset, Subset, TensorDataset, random_split
@@ -17,6 +18,7 @@ __all__ = [
     "Digits",
     "FashionMNIST",
     "ImageDataset",
+    "RandomShift",
     "Subset",
     "TensorDataset",
     "collate",

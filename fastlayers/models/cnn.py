@@ -83,7 +83,7 @@ class CNN(nn.Sequential):
         in_channels: int = 3,
         image_size: int | tuple[int, int] = 32,
         width: int = 32,
-        dropout: float = 0.1,
+        dropout: float = 0.3,
     ) -> None:
         layers: list[nn.Module] = []
         for before, after in ((in_channels, width), (width, 2 * width)):

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core import event
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
 
 from fastlayers.runtime import cpu
 
-__all__ = ["cache_dir", "kernel", "sources_hash"]
+__all__ = ["cache_dir", "kernel", "on_compile", "sources_hash"]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -46,11 +47,25 @@ def _cache_root() -> Path:
         return Path(named).expanduser()
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA")
-        return Path(base) if base else Path.home() / "AppData" / "Local"
+        return (Path(base) if base else Path.home() / "AppData" / "Local") / "fastlayers"
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "fastlayers"
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "fastlayers"
+
+
+def _private_root() -> Path:
+    """Folder under the temporary one that belongs to this user alone.
+
+    In a folder that another user made, the code to be loaded could be theirs.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"fastlayers-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if hasattr(os, "getuid") and (status.st_uid != user or status.st_mode & 0o077):
+        raise PermissionError(f"{folder} is open to other users")
+    return folder
 
 
 @functools.cache
@@ -60,19 +75,12 @@ def cache_dir() -> Path | None:
     The first of ``FASTLAYERS_CACHE_DIR``, the user's cache folder and a private temporary folder
     that takes a file. With none, kernels are compiled anew in each process, after one warning.
     """
-    candidates: list[Callable[[], Path]] = [
-        _cache_root,
-        lambda: Path(tempfile.gettempdir()) / f"fastlayers-{os.getuid()}",
-    ]
-    for candidate in candidates:
+    for candidate in (_cache_root, _private_root):
         try:
             folder = candidate() / sources_hash()
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # Another user's folder under /tmp could hold planted machine code.
-            if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-                continue
+            folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
-        except (OSError, RuntimeError, AttributeError):  # RuntimeError: there is no home folder
+        except (OSError, RuntimeError):  # RuntimeError: there is no home folder
             continue
         return folder
     warnings.warn(
@@ -127,3 +135,19 @@ def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     dispatcher = numba.njit(**options)(function)
     dispatcher._cache = _KernelCache(function) if cache_dir() else NullCache()
     return dispatcher
+
+
+class _CompileListener(event.Listener):
+    def __init__(self, callback: Callable[[str], None]) -> None:
+        self._callback = callback
+
+    def on_start(self, event: event.Event) -> None:
+        self._callback(event.data["dispatcher"].py_func.__name__)
+
+    def on_end(self, event: event.Event) -> None:
+        pass
+
+
+def on_compile(callback: Callable[[str], None]) -> None:
+    """Call `callback` with a kernel's name whenever one is compiled, not loaded from the cache."""
+    event.register("numba:compile", _CompileListener(callback))

@@ -22,7 +22,13 @@ from numba.extending import intrinsic
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.linkage import SharedKernel
 
-__all__ = ["get_num_threads", "parallel_for", "set_num_threads", "workers_for"]
+__all__ = [
+    "get_num_threads",
+    "parallel_for",
+    "set_num_threads",
+    "threading_layer",
+    "workers_for",
+]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
 _task_type = ir.FunctionType(ir.VoidType(), [_i64, _i64])
@@ -183,3 +189,9 @@ def set_num_threads(n: int) -> None:
         raise ValueError(f"set_num_threads: n must be a positive integer, got {n!r}")
     numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
     _num_threads = n
+
+
+def threading_layer() -> str:
+    """Numba's threading layer, such as omp; it is chosen by the first parallel launch."""
+    _driver(0, 0, 0)
+    return str(numba.threading_layer())

@@ -1,0 +1,234 @@
+"""Command line: ``python -m fastlayers train`` and ``python -m fastlayers info``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fastlayers as fl
+from fastlayers.data import Dataset
+from fastlayers.runtime import cache, cpu, threads
+
+__all__ = ["main"]
+
+DATA = ("digits", "mnist", "fashion-mnist", "cifar10")
+# With 1,437 digits an epoch is 45 steps of 32 images, with MNIST's 60,000 it is 938 of 64.
+EPOCHS = {"digits": 20, "mnist": 3, "fashion-mnist": 10, "cifar10": 15}
+BATCH_SIZES = {"digits": 32, "mnist": 64, "fashion-mnist": 64, "cifar10": 64}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+        print(f"fastlayers: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fastlayers: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fastlayers", description=fl.__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    train = commands.add_parser("train", help="train a model and keep the best state")
+    train.set_defaults(run=_train)
+    add = train.add_argument
+    add("--data", choices=DATA, default="digits", help="digits are bundled (default)")
+    add("--data-dir", type=Path, help="folder of the data's files; otherwise they are downloaded")
+    add("--model", choices=sorted(MODELS), default="cnn")
+    add("--epochs", type=_positive, help=f"default: {EPOCHS}")
+    add("--batch-size", type=_positive, help=f"default: {BATCH_SIZES}")
+    add("--lr", type=float, default=0.01, help="highest learning rate of the one-cycle schedule")
+    add("--seed", type=int, default=0)
+    add("--threads", type=_positive, help="default: all cores")
+    add("--out", type=Path, help="folder of the results (default: runs/<data>-<model>-<time>)")
+    info = commands.add_parser("info", help="print versions, CPU, threads and cache folder")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _mlp(channels: int, size: int) -> fl.nn.Module:
+    return fl.models.MLP(channels * size * size)
+
+
+MODELS: dict[str, Callable[[int, int], fl.nn.Module]] = {
+    "cifar-cnn": lambda channels, _: fl.models.CifarCNN(10, channels, batch_norm=True),
+    "cnn": lambda channels, size: fl.models.CNN(10, channels, size),
+    "mlp": _mlp,
+    "resnet20": lambda channels, _: fl.models.resnet20(10, channels),
+    "vgg": lambda channels, size: fl.models.vgg_small(10, channels, size),
+}
+# Smallest images that a model takes, and the only size of the network with fixed linear layers.
+_SIZES: dict[str, Callable[[int], bool]] = {
+    "cifar-cnn": lambda size: size == 32,
+    "vgg": lambda size: size >= 8,
+}
+
+
+def _datasets(options: argparse.Namespace) -> tuple[Dataset, Dataset]:
+    """Training and held-out images."""
+    if options.data == "digits":
+        return fl.data.Digits(train=True), fl.data.Digits(train=False)
+    kinds = {
+        "mnist": fl.data.MNIST,
+        "fashion-mnist": fl.data.FashionMNIST,
+        "cifar10": fl.data.CIFAR10,
+    }
+    kind, download = kinds[options.data], options.data_dir is None
+    train, test = (kind(options.data_dir, train=t, download=download) for t in (True, False))
+    return train, test
+
+
+def _announce_compilation() -> None:
+    """Say once that kernels are being compiled, when that happens."""
+    said = False
+
+    def say(name: str) -> None:
+        nonlocal said
+        if not said:
+            said = True
+            print(
+                "compiling kernels, once for this machine; later runs load them from "
+                f"{cache.cache_dir()} ...",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    cache.on_compile(say)
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.threads:
+        fl.set_num_threads(options.threads)
+    _announce_compilation()
+    fl.manual_seed(options.seed)
+    train, test = _datasets(options)
+    channels, size = np.shape(train[0][0])[0], np.shape(train[0][0])[-1]
+    if not _SIZES.get(options.model, lambda _: True)(size):
+        raise ValueError(f"--model {options.model} does not take images of {size}x{size} pixels")
+    model = MODELS[options.model](channels, size)
+    shifted = fl.data.RandomShift(train, 1, seed=options.seed)
+    batch_size = options.batch_size or BATCH_SIZES[options.data]
+    loader = fl.data.DataLoader(shifted, batch_size, shuffle=True, seed=options.seed)
+    held_out = fl.data.DataLoader(test, 250)
+    epochs = options.epochs or EPOCHS[options.data]
+    optimizer = fl.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05)
+    scheduler = fl.optim.OneCycleLR(optimizer, options.lr, total_steps=epochs * len(loader))
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = options.out or Path("runs") / f"{options.data}-{options.model}-{stamp}"
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / f"model{_state_suffix()}"
+    print(
+        f"{options.model} on {options.data}: {len(train)} images to train, {len(test)} held out, "
+        f"{sum(p.numel() for p in model.parameters())} parameters, "
+        f"{fl.get_num_threads()} threads"
+    )
+    history = fl.training.fit(
+        model,
+        fl.nn.CrossEntropyLoss(label_smoothing=0.1),
+        optimizer,
+        loader,
+        held_out,
+        epochs,
+        scheduler=scheduler,
+        schedule_every="batch",
+        checkpoint=checkpoint,
+        on_epoch=_print_epoch,
+    )
+    _write_results(folder, history, options)
+    print(
+        f"best: epoch {history.best_epoch} with {history.best['valid_accuracy']:.2%} of the "
+        f"held-out images right\nresults: {folder.resolve()}: "
+        + ", ".join(sorted(path.name for path in folder.iterdir()))
+    )
+    return 0
+
+
+def _print_epoch(figures: dict[str, Any]) -> None:
+    print(
+        f"epoch {figures['epoch']:3d}: loss {figures['train_loss']:.4f}, "
+        f"accuracy {figures['train_accuracy']:.2%}; held out: loss {figures['valid_loss']:.4f}, "
+        f"accuracy {figures['valid_accuracy']:.2%}; {figures['images_per_second']:.0f} images/s",
+        flush=True,
+    )
+
+
+def _state_suffix() -> str:
+    """Safetensors where it is installed, npz otherwise."""
+    try:
+        import safetensors.numpy  # noqa: F401
+    except ModuleNotFoundError:
+        return ".npz"
+    return ".safetensors"
+
+
+def _write_results(
+    folder: Path, history: fl.training.History, options: argparse.Namespace
+) -> None:
+    given = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    given.pop("run")
+    record = {"options": given, "best_epoch": history.best_epoch, "epochs": history.epochs}
+    (folder / "history.json").write_text(json.dumps(record, indent=2) + "\n")
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        print("curves.png needs matplotlib: pip install 'fastlayers[train]'", file=sys.stderr)
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    epochs = [e["epoch"] for e in history.epochs]
+    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
+        axis.plot(epochs, [e[f"train_{name}"] for e in history.epochs], label="training")
+        axis.plot(epochs, [e[f"valid_{name}"] for e in history.epochs], label="held out")
+        axis.set(xlabel="epoch", ylabel=name)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.suptitle(f"{options.model} on {options.data}")
+    figure.savefig(folder / "curves.png", dpi=120)
+    pyplot.close(figure)
+
+
+def _info(options: argparse.Namespace) -> int:
+    import llvmlite
+    import numba
+
+    rows = {
+        "fastlayers": fl.__version__,
+        "Python": f"{platform.python_version()} on {platform.platform()}",
+        "NumPy": np.__version__,
+        "Numba": numba.__version__,
+        "llvmlite": llvmlite.__version__,
+        "CPU": cpu.cpu_name(),
+        "vector width": f"{8 * cpu.vector_bytes()} bits",
+        "threads": f"{fl.get_num_threads()}",
+        "threading layer": threads.threading_layer(),
+        "cache folder": cache.cache_dir() or "none can be written",
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

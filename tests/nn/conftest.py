@@ -1,0 +1,39 @@
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+import fastlayers as fl
+from fastlayers import Tensor
+from fastlayers.testing import gradcheck
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    fl.manual_seed(0)
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    before = fl.get_num_threads()
+    yield
+    fl.set_num_threads(before)
+
+
+@pytest.fixture
+def check_layer() -> Callable[..., bool]:
+    """Give a function that checks the gradients of a layer by its inputs and parameters."""
+
+    def check(layer: fl.nn.Module, *inputs: Tensor) -> bool:
+        named = list(layer.named_parameters())
+
+        def function(*tensors: Tensor) -> Tensor:
+            for (name, _), t in zip(named, tensors[len(inputs) :], strict=True):
+                setattr(layer, name, t)  # a plain tensor in the parameter's place
+            return layer(*tensors[: len(inputs)])
+
+        rng = np.random.default_rng(1)
+        values = [Tensor(p.data + rng.uniform(0, 0.5, p.shape), True) for _, p in named]
+        return gradcheck(function, [*inputs, *values])
+
+    return check

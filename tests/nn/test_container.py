@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from fastlayers import nn
+
+
+def layers():
+    return [nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)]
+
+
+def test_sequential_applies_in_order():
+    first, relu, last = layers()
+    x = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)
+    expected = last(relu(first(x))).data
+    np.testing.assert_array_equal(nn.Sequential(first, relu, last)(x).data, expected)
+
+
+@pytest.mark.parametrize("make", [lambda given: nn.Sequential(*given), nn.ModuleList])
+def test_lists(make):
+    given = layers()
+    modules = make(given)
+    assert len(modules) == 3 and list(modules) == given
+    assert modules[0] is given[0] and modules[-1] is given[2]
+    assert type(modules[1:]) is type(modules) and list(modules[1:]) == given[1:]
+    keys = ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert list(modules.state_dict()) == keys
+    assert modules.append(nn.Tanh()) is modules and len(modules.extend(layers())) == 7
+    modules[3] = nn.Linear(1, 2)
+    assert list(modules.state_dict())[:6] == [*keys, "3.weight", "3.bias"]
+    for index in (7, -8):
+        with pytest.raises(IndexError, match=rf"{type(modules).__name__}: index {index}"):
+            modules[index]
+
+
+@pytest.mark.parametrize("container", [nn.Sequential, nn.ModuleList])
+@pytest.mark.parametrize("value", [3, None, nn.ReLU])
+def test_members_are_modules(container, value):
+    with pytest.raises(TypeError, match=f"{container.__name__}: module must be a Module"):
+        container().append(value)
+
+
+def test_sequential_with_names():
+    modules = nn.Sequential({"conv": nn.Conv2d(1, 2, 3), "relu": nn.ReLU()})
+    assert list(modules.state_dict()) == ["conv.weight", "conv.bias"]
+    assert modules.conv is modules[0]
+    assert modules[1:].relu is modules.relu
+
+
+def test_slices_share_parameters():
+    modules = nn.Sequential(*layers())
+    assert modules[:1][0].weight is modules[0].weight
+
+
+def test_module_list_registers_with_its_owner():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(layers())
+
+    assert [name for name, _ in Net().named_parameters()] == [
+        "blocks.0.weight",
+        "blocks.0.bias",
+        "blocks.2.weight",
+        "blocks.2.bias",
+    ]
+    with pytest.raises(NotImplementedError, match="ModuleList"):
+        Net().blocks(1)
+
+
+def test_empty_sequential_and_identity_return_their_input():
+    x = np.ones(2)
+    assert nn.Sequential()(x) is x and nn.Identity()(x) is x

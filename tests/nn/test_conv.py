@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from fastlayers import Tensor, nn
+
+
+def images(*shape):
+    return Tensor(np.random.default_rng(0).standard_normal(shape), True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "args", "options"),
+    [
+        ((2, 2, 4, 5), (2, 3, 3), {}),
+        ((2, 4, 5), (2, 3, 2), {"bias": False}),
+        ((2, 2, 5, 4), (2, 3, (3, 2)), {"stride": (2, 1), "padding": (1, 0)}),
+        ((1, 2, 5, 6), (2, 2, 2), {"dilation": (2, 3)}),
+        ((2, 4, 3, 3), (4, 6, 2), {"groups": 2, "padding": 1}),
+        ((2, 3, 3, 4), (3, 3, 3), {"groups": 3, "padding": "same"}),
+        ((1, 2, 3, 4), (2, 1, (2, 3)), {"padding": "valid"}),
+    ],
+)
+def test_gradients(check_layer, shape, args, options):
+    layer = nn.Conv2d(*args, **options, dtype=np.float64)
+    assert (layer.bias is None) == (options.get("bias") is False)
+    groups = options.get("groups", 1)
+    assert layer.weight.shape == (args[1], args[0] // groups, *layer.kernel_size)
+    check_layer(layer, images(*shape))
+
+
+def test_unbatched_images():
+    layer, x = nn.Conv2d(2, 3, 3, dtype=np.float64), images(2, 5, 4)
+    np.testing.assert_array_equal(layer(x).data, layer(Tensor(x.data[None])).data[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "argument", "args", "options"),
+    [
+        (ValueError, "in_channels", (0, 1, 1), {}),
+        (TypeError, "in_channels", (1.0, 1, 1), {}),
+        (ValueError, "out_channels", (1, -1, 1), {}),
+        (ValueError, "kernel_size", (1, 1, 0), {}),
+        (TypeError, "kernel_size", (1, 1, (1, 2, 3)), {}),
+        (TypeError, "kernel_size", (1, 1, "33"), {}),
+        (ValueError, "stride", (1, 1, 1), {"stride": (0, 1)}),
+        (ValueError, "dilation", (1, 1, 1), {"dilation": 0}),
+        (ValueError, "padding", (1, 1, 1), {"padding": -1}),
+        (ValueError, "padding", (1, 1, 1), {"padding": "full"}),
+        (ValueError, "padding", (1, 1, 1), {"padding": "same", "stride": 2}),
+        (ValueError, "groups", (4, 6, 1), {"groups": 4}),
+        (ValueError, "groups", (4, 6, 1), {"groups": 0}),
+        (TypeError, "groups", (4, 6, 1), {"groups": 2.0}),
+        (ValueError, "padding_mode", (1, 1, 1), {"padding_mode": "circular"}),
+    ],
+)
+def test_errors(error, argument, args, options):
+    with pytest.raises(error, match=rf"^Conv2d: .*\b{argument}\b.*\bgot\b"):
+        nn.Conv2d(*args, **options)
+
+
+@pytest.mark.parametrize(
+    ("error", "x"),
+    [
+        (ValueError, np.ones((1, 3, 5, 5), np.float32)),
+        (ValueError, np.ones((2, 5), np.float32)),
+        (TypeError, np.ones((1, 2, 5, 5))),
+        (TypeError, np.ones((1, 2, 5, 5), int)),
+    ],
+)
+def test_errors_of_the_input(error, x):
+    with pytest.raises(error, match=r"^conv2d: .*\b(input|weight)\b.*\bgot\b"):
+        nn.Conv2d(2, 3, 3)(x)
