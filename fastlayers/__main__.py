@@ -76,11 +76,8 @@ MODELS: dict[str, Callable[[int, int], fl.nn.Module]] = {
     "resnet20": lambda channels, _: fl.models.resnet20(10, channels),
     "vgg": lambda channels, size: fl.models.vgg_small(10, channels, size),
 }
-# Smallest images that a model takes, and the only size of the network with fixed linear layers.
-_SIZES: dict[str, Callable[[int], bool]] = {
-    "cifar-cnn": lambda size: size == 32,
-    "vgg": lambda size: size >= 8,
-}
+# The only size that the network with fixed linear layers takes.
+CIFAR_SIZE = 32
 
 
 def _datasets(options: argparse.Namespace) -> tuple[Dataset, Dataset]:
@@ -122,8 +119,11 @@ def _train(options: argparse.Namespace) -> int:
     fl.manual_seed(options.seed)
     train, test = _datasets(options)
     channels, size = np.shape(train[0][0])[0], np.shape(train[0][0])[-1]
-    if not _SIZES.get(options.model, lambda _: True)(size):
-        raise ValueError(f"--model {options.model} does not take images of {size}x{size} pixels")
+    if options.model == "cifar-cnn" and size != CIFAR_SIZE:
+        raise ValueError(
+            f"--model cifar-cnn takes images of {CIFAR_SIZE}x{CIFAR_SIZE} pixels, "
+            f"{options.data} has {size}x{size}"
+        )
     model = MODELS[options.model](channels, size)
     shifted = fl.data.RandomShift(train, 1, seed=options.seed)
     batch_size = options.batch_size or BATCH_SIZES[options.data]
@@ -180,9 +180,7 @@ def _state_suffix() -> str:
     return ".safetensors"
 
 
-def _write_results(
-    folder: Path, history: fl.training.History, options: argparse.Namespace
-) -> None:
+def _write_results(folder: Path, history: fl.training.History, options: argparse.Namespace) -> None:
     given = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     given.pop("run")
     record = {"options": given, "best_epoch": history.best_epoch, "epochs": history.epochs}

@@ -146,7 +146,7 @@ class Tensor:
 
     def argmax(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
         """Index of the first maximum, over all elements or along an axis."""
-        return Tensor(np.asarray(self.data.argmax(axis=dim, keepdims=keepdim)))
+        return Tensor(np.asarray(np.argmax(self.data, axis=dim, keepdims=keepdim)))
 
     def backward(
         self, gradient: ArrayLike | Tensor | None = None, retain_graph: bool = False

@@ -24,8 +24,17 @@ from fastlayers.autograd import Tensor
 __all__ = ["load", "save"]
 
 _ZIP = b"PK"
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, MemoryError, OSError,
-            NotImplementedError, struct.error)
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    KeyError,
+    MemoryError,
+    OSError,
+    NotImplementedError,
+    struct.error,
+)
 
 
 def save(state: Mapping[str, ArrayLike | Tensor], path: str | os.PathLike[str]) -> None:

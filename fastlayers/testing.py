@@ -82,9 +82,7 @@ def gradcheck(
     """
     for position, given in enumerate(inputs):
         if given.requires_grad and given.dtype != np.float64:
-            raise TypeError(
-                f"gradcheck: inputs[{position}] must be float64, got {given.dtype}"
-            )
+            raise TypeError(f"gradcheck: inputs[{position}] must be float64, got {given.dtype}")
         given.grad = None
     output = function(*inputs)
     dy = np.random.default_rng(0).standard_normal(output.shape)

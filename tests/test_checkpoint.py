@@ -102,16 +102,6 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch, suffix, broken,
     check_equal(fl.load(path), state())
 
 
-def load_or_value_error(path, data):
-    path.write_bytes(data)
-    try:
-        loaded = fl.load(path)
-    except ValueError as error:
-        assert str(path) in str(error)
-    else:
-        assert all(isinstance(value, np.ndarray) for value in loaded.values())
-
-
 @FORMATS
 @pytest.mark.parametrize("renamed", [False, True])
 def test_truncated_files(tmp_path, suffix, renamed):
@@ -125,7 +115,6 @@ def test_truncated_files(tmp_path, suffix, renamed):
             fl.load(damaged)
 
 
-# (which npz files hold besides arrays: nothing that NumPy would not write)
 @FORMATS
 def test_mutated_files(tmp_path, suffix):
     path = tmp_path / f"m.{suffix}"
@@ -134,7 +123,24 @@ def test_mutated_files(tmp_path, suffix):
     for _ in range(300):
         mutated = bytearray(data)
         mutated[rng.integers(len(data))] = rng.integers(256)
-        load_or_value_error(path, bytes(mutated))
+        path.write_bytes(mutated)
+        try:
+            loaded = fl.load(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+        else:
+            assert all(isinstance(value, np.ndarray) for value in loaded.values())
+
+
+def test_encrypted_members(tmp_path):
+    path = tmp_path / "m.npz"
+    fl.save({"x": np.ones(3)}, path)
+    data = bytearray(path.read_bytes())
+    for header, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        data[data.index(header) + flags] |= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="load: "):
+        fl.load(path)
 
 
 @pytest.mark.parametrize("data", [b"", b"PK", b"PK\3\4", b"\x80\4N.", b"\xff" * 64, b"{}" * 40])

@@ -39,7 +39,8 @@ def _chunks(count):
 @kernel
 def _span(chunk):
     """The elements of a chunk. Loops over a view of them start at 0, where Numba needs no check
-    for a negative index, without which they vectorise."""
+    for a negative index, without which they vectorise.
+    """
     return slice(chunk * SPAN, (chunk + 1) * SPAN)
 
 

@@ -34,7 +34,12 @@ def merge_moments(count, mean, m2, more, more_mean, more_m2):
 
 @kernel
 def _channel_moments_chunk(chunk, worker, x, span, parts):
-    mean, m2, block_mean, block_m2 = parts[chunk, 0], parts[chunk, 1], parts[chunk, 2], parts[chunk, 3]
+    mean, m2, block_mean, block_m2 = (
+        parts[chunk, 0],
+        parts[chunk, 1],
+        parts[chunk, 2],
+        parts[chunk, 3],
+    )
     mean[:] = 0
     m2[:] = 0
     start, stop = chunk * span, min((chunk + 1) * span, x.shape[0])

@@ -18,7 +18,6 @@ __all__ = [
     "conv2d",
     "conv2d_backward_input",
     "conv2d_backward_weight",
-    "conv2d_backward_weight",
     "im2col",
     "pack_weight",
     "padded_row",

@@ -25,7 +25,7 @@ BLOCK_K = 256
 
 
 @kernel
-def panel_width(columns: int, lanes: int) -> int:
+def panel_width(columns, lanes):
     """Columns of one packed panel: two vectors, or one or half a one for a narrow matrix."""
     if columns > lanes:
         return 2 * lanes
@@ -35,7 +35,7 @@ def panel_width(columns: int, lanes: int) -> int:
 
 
 @kernel
-def packed_size(k: int, columns: int, lanes: int) -> int:
+def packed_size(k, columns, lanes):
     """Elements of a packed `k` x `columns` matrix."""
     width = panel_width(columns, lanes)
     return (columns + width - 1) // width * width * k
@@ -241,6 +241,4 @@ def matmul_narrow(m, n, k, a, b, bias, c, lanes, workers, packed, work):
     a_array, a_at, a_row, a_k = a
     pack((a_array, a_at, a_k, a_row), k, m, lanes, packed, 0)
     tasks = (n + TASK_ROWS - 1) // TASK_ROWS
-    parallel_for(
-        _matmul_narrow_task, tasks, workers, (b, packed, bias, c, m, n, k, lanes, work)
-    )
+    parallel_for(_matmul_narrow_task, tasks, workers, (b, packed, bias, c, m, n, k, lanes, work))

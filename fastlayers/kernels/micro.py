@@ -1,4 +1,4 @@
-"""The micro-kernel generator: runs of masked vectors, and a tile of ``C = init + A @ B`` held in vector registers.
+"""The micro-kernel generator: masked runs of vectors, windows, and a GEMM tile in registers.
 
 Emitted as LLVM IR with explicit vector types: Numba's auto-vectorised loops stay at 256 bits on
 AVX-512 and keep no accumulators in registers across the k-loop. One generator serves every tile
@@ -226,7 +226,9 @@ def _masked_loop(builder: Any, lanes: int, count: Any) -> Any:
     return cgutils.for_range_slice(builder, _i64(0), count, _i64(lanes), _i64)
 
 
-def _emit_run(builder: Any, lanes: int, out: Any, source: Any | None, count: Any, add: bool) -> None:
+def _emit_run(
+    builder: Any, lanes: int, out: Any, source: Any | None, count: Any, add: bool
+) -> None:
     """Emit ``out[:count] = source[:count]``, added if asked, in masked vectors.
 
     Runs of an im2col are short: 15 elements for a 5 x 5 kernel on 3 channels, which Numba's loop
@@ -333,9 +335,7 @@ def max_window(
                     builder.fcmp_unordered("ugt", new, old), builder.fcmp_ordered("ord", old, old)
                 )
                 better = builder.or_(better, floats.splat(builder.load(fresh)))
-                number = builder.trunc(
-                    builder.add(builder.mul(r, per_row), s), numbers.element
-                )
+                number = builder.trunc(builder.add(builder.mul(r, per_row), s), numbers.element)
                 builder.store(builder.select(better, new, old), best)
                 builder.store(
                     builder.select(better, numbers.splat(number), builder.load(holder)), holder

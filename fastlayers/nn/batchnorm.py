@@ -30,10 +30,9 @@ class _BatchNorm(Module):
         super().__init__()
         op = type(self).__name__
         self.num_features = _check.integer(op, "num_features", num_features, 1)
-        if not 0 <= eps < np.inf:
-            raise ValueError(f"{op}: eps must be finite and at least 0, got {eps!r}")
-        if momentum is not None and not 0 <= momentum <= 1:
-            raise ValueError(f"{op}: momentum must be None or in [0, 1], got {momentum!r}")
+        _check.epsilon(op, "eps", eps)
+        if momentum is not None:
+            _check.probability(op, "momentum", momentum)
         self.eps, self.momentum = eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         for name in ("weight", "bias"):

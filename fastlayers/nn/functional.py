@@ -57,8 +57,13 @@ def _target(value: Any) -> Any:
     return value.data if isinstance(value, Tensor) else value
 
 
-def _needs(*inputs: Tensor | None) -> tuple[bool, ...]:
-    return tuple(t is not None and t.requires_grad for t in inputs)
+def _needs(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[bool, bool, bool]:
+    """Which gradients the tape will ask for."""
+    return (
+        x.requires_grad,
+        weight is not None and weight.requires_grad,
+        bias is not None and bias.requires_grad,
+    )
 
 
 def conv2d(
@@ -139,9 +144,7 @@ def max_pool2d(
     window = (kernel_size, stride, padding, dilation)
     y, offsets = ops.max_pool2d_forward(x.data, *window, ceil_mode)
     shape = x.shape
-    out = record(
-        y, (x,), lambda dy: (ops.max_pool2d_backward(dy, offsets, shape, *window),)
-    )
+    out = record(y, (x,), lambda dy: (ops.max_pool2d_backward(dy, offsets, shape, *window),))
     if not return_indices:
         return out
     return out, Tensor(ops.max_pool2d_indices(offsets, shape, *window))
@@ -164,9 +167,7 @@ def avg_pool2d(
     return record(y, (x,), lambda dy: (ops.avg_pool2d_backward(dy, shape, *options),))
 
 
-def adaptive_avg_pool2d(
-    input: Input, output_size: int | Sequence[int | None] | None
-) -> Tensor:
+def adaptive_avg_pool2d(input: Input, output_size: int | Sequence[int | None] | None) -> Tensor:
     """Means over windows that give an output size; see `fastlayers.ops.adaptive_avg_pool2d`."""
     x = _tensor(input)
     shape = x.shape
@@ -222,16 +223,12 @@ def _feature_dropout(input: Input, p: float, training: bool, op: str, batched: i
     return record(y, (x,), lambda dy: (ops.feature_dropout_backward(dy, scale, axis),))
 
 
-def dropout1d(
-    input: Input, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> Tensor:
+def dropout1d(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Zero whole channels of (N, C, L) or (C, L); see `fastlayers.ops.dropout1d`."""
     return _feature_dropout(input, p, training, "dropout1d", 3)
 
 
-def dropout2d(
-    input: Input, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> Tensor:
+def dropout2d(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Zero whole channels of (N, C, H, W) or (C, H, W); see `fastlayers.ops.dropout2d`."""
     return _feature_dropout(input, p, training, "dropout2d", 4)
 

@@ -60,9 +60,7 @@ class NLLLoss(_Loss):
 
     def forward(self, input: Any, target: Any) -> Tensor:
         """The loss."""
-        return functional.nll_loss(
-            input, target, self.weight, self.ignore_index, self.reduction
-        )
+        return functional.nll_loss(input, target, self.weight, self.ignore_index, self.reduction)
 
 
 class MSELoss(_Loss):

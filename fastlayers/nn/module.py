@@ -49,10 +49,13 @@ class Module:
     """
 
     training: bool
+    _parameters: dict[str, Any]
+    _buffers: dict[str, Any]
+    _modules: dict[str, Any]
 
     def __init__(self) -> None:
-        for name, value in (("_parameters", {}), ("_buffers", {}), ("_modules", {})):
-            object.__setattr__(self, name, value)
+        for table in ("_parameters", "_buffers", "_modules"):
+            object.__setattr__(self, table, {})
         self.training = True
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -60,11 +63,11 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the output."""
         return self.forward(*args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        tables = self.__dict__.get("_parameters"), self.__dict__.get("_modules")
-        if tables[0] is None or tables[1] is None:
+        if "_modules" not in self.__dict__:
             if isinstance(value, (Parameter, Module)):
                 raise AttributeError(
                     f"{type(self).__name__}: call super().__init__() before assigning {name!r}"
@@ -74,7 +77,7 @@ class Module:
         if name in self._buffers and not isinstance(value, (Parameter, Module)):
             self._buffers[name] = None if value is None else np.asarray(value)
             return
-        for table, kind in zip(tables, (Parameter, Module), strict=True):
+        for table, kind in ((self._parameters, Parameter), (self._modules, Module)):
             if isinstance(value, kind) or (name in table and value is None):
                 self._forget(name)
                 table[name] = value
@@ -221,7 +224,7 @@ class Module:
         return self.to(np.float64)
 
     def _state(self) -> dict[str, tuple[dict[str, Any], str]]:
-        """Where each value of the state is kept: key -> (table, name), shared ones under each key."""
+        """Find where each key's value is kept: (table, name); a shared one has several keys."""
         places: dict[str, tuple[dict[str, Any], str]] = {}
 
         def visit(module: Module, path: str) -> None:

@@ -10,9 +10,11 @@ import numpy as np
 __all__ = [
     "array",
     "describe",
+    "epsilon",
     "gradient",
     "integer",
     "labels",
+    "number",
     "one_of",
     "pair",
     "probability",
@@ -40,7 +42,7 @@ def array(op: str, name: str, value: Any, ndims: Sequence[int] | None = None) ->
         native = value.dtype.newbyteorder("=")
         if native not in _FLOATS:
             raise TypeError(f"{op}: {name} must be float32 or float64, got {describe(value)}")
-        value = value.astype(native)
+        value = np.asarray(value.astype(native))
     if ndims is not None and value.ndim not in ndims:
         wanted = " or ".join(str(n) for n in ndims)
         raise ValueError(f"{op}: {name} must have {wanted} dimensions, got {describe(value)}")
@@ -68,10 +70,10 @@ def same_shape(op: str, name: str, value: np.ndarray, shape: tuple[int, ...]) ->
 
 def gradient(op: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """The output's gradient, checked against the output's shape and dtype."""
-    value = array(op, "grad_output", value)
-    same_shape(op, "grad_output", value, shape)
-    same_dtype(op, "grad_output", value, dtype)
-    return value
+    dy = array(op, "grad_output", value)
+    same_shape(op, "grad_output", dy, shape)
+    same_dtype(op, "grad_output", dy, dtype)
+    return dy
 
 
 def integer(op: str, name: str, value: Any, least: int) -> int:
@@ -103,13 +105,27 @@ def one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> None:
         raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def probability(op: str, name: str, value: Any) -> float:
-    """A number in [0, 1]."""
+def number(op: str, name: str, value: Any) -> float:
+    """Any real number, NaN and infinity included."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
         raise TypeError(f"{op}: {name} must be a number, got {describe(value)}")
-    if not 0 <= value <= 1:
-        raise ValueError(f"{op}: {name} must be in [0, 1], got {value!r}")
     return float(value)
+
+
+def probability(op: str, name: str, value: Any) -> float:
+    """A number in [0, 1]."""
+    share = number(op, name, value)
+    if not 0 <= share <= 1:
+        raise ValueError(f"{op}: {name} must be in [0, 1], got {value!r}")
+    return share
+
+
+def epsilon(op: str, name: str, value: Any) -> float:
+    """A finite number that is not negative."""
+    small = number(op, name, value)
+    if not 0 <= small < np.inf:
+        raise ValueError(f"{op}: {name} must be finite and at least 0, got {value!r}")
+    return small
 
 
 def labels(

@@ -70,12 +70,8 @@ def relu_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
     )
 
 
-def _slope(op: str, x: Any, negative_slope: Any) -> Any:
-    if isinstance(negative_slope, bool) or not isinstance(negative_slope, (int, float, np.number)):
-        raise TypeError(
-            f"{op}: negative_slope must be a number, got {_check.describe(negative_slope)}"
-        )
-    return np.dtype(getattr(x, "dtype", float)).type(negative_slope)
+def _slope(op: str, x: np.ndarray, negative_slope: Any) -> Any:
+    return x.dtype.type(_check.number(op, "negative_slope", negative_slope))
 
 
 def leaky_relu(input: np.ndarray, negative_slope: float = 0.01) -> np.ndarray:
@@ -166,12 +162,10 @@ def _axis(op: str, x: np.ndarray, dim: Any) -> int:
     dim = _check.integer(op, "dim", dim, -x.ndim)
     if x.ndim == 0 or dim >= x.ndim:
         raise ValueError(f"{op}: dim must be an axis of the input, got {dim} for shape {x.shape}")
-    return dim % x.ndim
+    return int(dim % x.ndim)
 
 
-def _along(
-    kernel: Callable[..., None], dim: int, arrays: tuple[np.ndarray, ...]
-) -> np.ndarray:
+def _along(kernel: Callable[..., None], dim: int, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
     """Apply a kernel of rows along one axis."""
     moved = [kernel_ready(np.moveaxis(a, dim, -1)) for a in arrays]
     shape = moved[0].shape

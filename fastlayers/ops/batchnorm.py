@@ -25,8 +25,6 @@ WIDE = 64
 SPAN = 256
 CHUNKS = 32
 
-_NUMBERS = (int, float, np.floating, np.integer)
-
 
 @dataclass(frozen=True)
 class _Rows:
@@ -58,7 +56,7 @@ class _Rows:
         return x.reshape(self.rows // self.folds, self.folds * self.channels)
 
     def repeat(self, values: np.ndarray) -> np.ndarray:
-        return np.tile(values, self.folds)
+        return values if self.folds == 1 else np.tile(values, self.folds)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -79,10 +77,10 @@ def _channel_vector(
 
 
 def _input(op: str, input: Any) -> np.ndarray:
-    input = _check.array(op, "input", input, (2, 3, 4))
-    if input.shape[1] == 0:
-        raise ValueError(f"{op}: input must have channels, got shape {input.shape}")
-    return input
+    x = _check.array(op, "input", input, (2, 3, 4))
+    if x.shape[1] == 0:
+        raise ValueError(f"{op}: input must have channels, got shape {x.shape}")
+    return x
 
 
 def _batch_statistics(matrix: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -115,13 +113,8 @@ def _check_options(
         _channel_vector(op, name, value, x)
         if training and value is not None and not value.flags.writeable:
             raise ValueError(f"{op}: {name} must be writable in training")
-    for name, value in (("momentum", momentum), ("eps", eps)):
-        if isinstance(value, bool) or not isinstance(value, _NUMBERS):
-            raise TypeError(f"{op}: {name} must be a number, got {_check.describe(value)}")
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"{op}: momentum must be in [0, 1], got {momentum!r}")
-    if not 0 <= eps < np.inf:
-        raise ValueError(f"{op}: eps must be finite and at least 0, got {eps!r}")
+    _check.probability(op, "momentum", momentum)
+    _check.epsilon(op, "eps", eps)
     if (training or mean is None) and x.size // x.shape[1] < 2:
         raise ValueError(
             f"{op}: input must have more than one value per channel in training, "
@@ -268,9 +261,7 @@ def batch_norm_backward(
     rows = _rows(matrix.shape)
     wide_dy, wide_x, wide_mean = rows.fold(dy), rows.fold(matrix), rows.repeat(mean)
     parts = memory.empty((rows.chunks, 2, wide_dy.shape[1]), x.dtype)
-    kernels.batchnorm.channel_gradients(
-        wide_dy, wide_x, wide_mean, rows.span, rows.workers, parts
-    )
+    kernels.batchnorm.channel_gradients(wide_dy, wide_x, wide_mean, rows.span, rows.workers, parts)
     sums = parts[0].reshape(2, rows.folds, rows.channels).sum(axis=1)
     sum_dy, dweight = sums[0], sums[1] * invstd
     dx = None

@@ -267,9 +267,7 @@ def conv2d_backward(
         As `conv2d`, and for a `grad_output` of another shape or dtype than the output's.
     """
     op = "conv2d_backward"
-    input, weight, plan, unbatched = _prepare(
-        op, input, weight, stride, padding, dilation, groups
-    )
+    input, weight, plan, unbatched = _prepare(op, input, weight, stride, padding, dilation, groups)
     shape = plan.out_shape[1:] if unbatched else plan.out_shape
     grad_output = _check.gradient(op, grad_output, shape, input.dtype)
     dy = to_channels_last(grad_output[None] if unbatched else grad_output)
@@ -309,9 +307,7 @@ def _input_gradient(dy: np.ndarray, weight: np.ndarray, plan: _Plan) -> np.ndarr
     return from_channels_last(dx)
 
 
-def _weight_gradient(
-    dy: np.ndarray, x: np.ndarray, weight: np.ndarray, plan: _Plan
-) -> np.ndarray:
+def _weight_gradient(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, plan: _Plan) -> np.ndarray:
     workers, step, span = plan.workers, plan.deep_step, plan.span
     chunks = max(1, -(-plan.pixels // span))
     row = kernels.conv.padded_row(plan.k, plan.lanes)

@@ -49,18 +49,14 @@ def _matmul(
     packed_size = kernels.gemm.packed_size
     if m <= lanes // 2 < n:
         packed, work = memory.empty(packed_size(k, m, lanes), dtype), memory.empty(n * m, dtype)
-        kernels.gemm.matmul_narrow(
-            m, n, k, left, right, bias, target, lanes, workers, packed, work
-        )
+        kernels.gemm.matmul_narrow(m, n, k, left, right, bias, target, lanes, workers, packed, work)
     else:
         packed = memory.empty(packed_size(k, n, lanes), dtype)
         kernels.gemm.matmul(m, n, k, left, right, (bias, 0, 0), target, lanes, workers, packed)
     return out
 
 
-def linear(
-    input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
-) -> np.ndarray:
+def linear(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """Affine map of the last axis, ``y = input @ weight.T + bias``.
 
     Parameters

@@ -305,10 +305,10 @@ def _factor(op: str, name: str, value: Any, x: np.ndarray) -> np.ndarray | None:
     """A factor that broadcasts against the input."""
     if value is None:
         return None
-    value = _check.array(op, name, value)
-    _check.same_dtype(op, name, value, x.dtype)
+    factor = _check.array(op, name, value)
+    _check.same_dtype(op, name, factor, x.dtype)
     try:
-        fits = np.broadcast_shapes(value.shape, x.shape) == x.shape
+        fits = np.broadcast_shapes(factor.shape, x.shape) == x.shape
     except ValueError:
         fits = False
     if not fits:
@@ -316,7 +316,7 @@ def _factor(op: str, name: str, value: Any, x: np.ndarray) -> np.ndarray | None:
             f"{op}: {name} must broadcast to the input's shape {x.shape}, "
             f"got {_check.describe(value)}"
         )
-    return value
+    return factor
 
 
 def binary_cross_entropy_with_logits(

@@ -304,9 +304,7 @@ def _mean_backward(
     dx = memory.empty((n, h, w, c), dy.dtype)
     workers = threads.workers_for(max(dx.size, dy.size))
     work = memory.empty(workers * c, dy.dtype)
-    kernels.pool.window_mean_backward(
-        dy, rows, columns, counts.astype(dy.dtype), workers, work, dx
-    )
+    kernels.pool.window_mean_backward(dy, rows, columns, counts.astype(dy.dtype), workers, work, dx)
     return _restored(dx, ndim)
 
 

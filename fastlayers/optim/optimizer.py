@@ -24,7 +24,9 @@ class Parameter(Protocol):
     """What an optimiser needs of a parameter: its values, changed in place, and their gradient."""
 
     @property
-    def data(self) -> np.ndarray: ...
+    def data(self) -> np.ndarray:
+        """The values."""
+        ...
 
     grad: np.ndarray | None
 

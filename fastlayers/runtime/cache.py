@@ -116,7 +116,7 @@ class _Locator:
 
 
 class _KernelCacheImpl(CompileResultCacheImpl):
-    _locator_classes = [_Locator]
+    _locator_classes = (_Locator,)
 
 
 class _KernelCache(FunctionCache):

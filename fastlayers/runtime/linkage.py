@@ -40,7 +40,7 @@ class SharedKernel:
         self.symbol, self.args = symbol, args
         self._dispatcher, self._lock = dispatcher, threading.RLock()
         self._callback = _resolver(self._resolve)
-        resolver = ctypes.cast(self._callback, ctypes.c_void_p).value
+        resolver = ctypes.cast(self._callback, ctypes.c_void_p).value or 0
         # [address of the machine code or 0, address of a C function that resolves it]
         self._slot = (ctypes.c_int64 * 2)(0, resolver)
         llvm.add_symbol(symbol, ctypes.addressof(self._slot))

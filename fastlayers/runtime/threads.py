@@ -100,13 +100,14 @@ def parallel_for(typingctx: Any, task: Any, count: Any, workers: Any, args: Any)
 
 
 def _emit_worker_loop(
-    cgctx: Any, caller: Any, compiled: Any, args: types.BaseTuple, state_type: ir.Type
+    cgctx: Any, caller: Any, compiled: Any, args: Any, state_type: ir.Type
 ) -> Any:
     """Emit ``loop(state, worker)``: take the next index and run the task, until none is left."""
     name = caller.module.get_unique_name(f"{caller.function.name}.worker")
     function = ir.Function(caller.module, _task_type, name)
     function.linkage = "internal"
-    entry, head, body, done = (function.append_basic_block(b) for b in ("e", "head", "body", "done"))
+    blocks = ("entry", "head", "body", "done")
+    entry, head, body, done = (function.append_basic_block(name) for name in blocks)
     builder = ir.IRBuilder(entry)
     state = builder.inttoptr(function.args[0], state_type.as_pointer())
     field = [builder.gep(state, [_i32(0), _i32(k)]) for k in range(4)]

@@ -32,11 +32,20 @@ def test_lists(make):
             modules[index]
 
 
-@pytest.mark.parametrize("container", [nn.Sequential, nn.ModuleList])
 @pytest.mark.parametrize("value", [3, None, nn.ReLU])
-def test_members_are_modules(container, value):
-    with pytest.raises(TypeError, match=f"{container.__name__}: module must be a Module"):
-        container().append(value)
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda value: nn.Sequential(nn.ReLU(), value),
+        lambda value: nn.Sequential({"name": value}),
+        lambda value: nn.Sequential().append(value),
+        lambda value: nn.Sequential(nn.ReLU()).__setitem__(0, value),
+        lambda value: nn.ModuleList([value]),
+    ],
+)
+def test_members_are_modules(add, value):
+    with pytest.raises(TypeError, match=r"(Sequential|ModuleList): .*must be a Module, got"):
+        add(value)
 
 
 def test_sequential_with_names():

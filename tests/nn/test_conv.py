@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fastlayers import Tensor, nn
+from fastlayers import Tensor, nn, ops
 
 
 def images(*shape):
@@ -20,12 +20,15 @@ def images(*shape):
         ((1, 2, 3, 4), (2, 1, (2, 3)), {"padding": "valid"}),
     ],
 )
-def test_gradients(check_layer, shape, args, options):
-    layer = nn.Conv2d(*args, **options, dtype=np.float64)
-    assert (layer.bias is None) == (options.get("bias") is False)
+def test_values_and_gradients(check_layer, shape, args, options):
+    layer, x = nn.Conv2d(*args, **options, dtype=np.float64), images(*shape)
     groups = options.get("groups", 1)
     assert layer.weight.shape == (args[1], args[0] // groups, *layer.kernel_size)
-    check_layer(layer, images(*shape))
+    assert (layer.bias is None) == (options.get("bias") is False)
+    bias = None if layer.bias is None else layer.bias.data
+    expected = ops.conv2d(x.data, layer.weight.data, **{**options, "bias": bias})
+    np.testing.assert_array_equal(layer(x).data, expected)
+    check_layer(layer, x)
 
 
 def test_unbatched_images():

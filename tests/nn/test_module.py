@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -183,6 +186,29 @@ def test_conversion_of_dtypes():
     for error, target in [(ValueError, "cuda"), (TypeError, np.float16), (TypeError, int)]:
         with pytest.raises(error, match=r"Module\.to: "):
             module.to(target)
+
+
+@pytest.mark.parametrize("copy", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_are_independent(copy):
+    module = model().eval()
+    before, other = copied(module), copy(module)
+    check_unchanged(other, before)
+    assert not any(m.training for m in other.modules())
+    assert [p.requires_grad for p in other.parameters()] == [True] * 6
+    for value in other.state_dict().values():
+        value[...] = 7
+    check_unchanged(module, before)
+
+
+@pytest.mark.parametrize(
+    ("method", "value"),
+    [("register_parameter", np.ones(2)), ("add_module", nn.ReLU), ("register_buffer", "text")],
+)
+def test_registered_values_have_their_type(method, value):
+    module = nn.Module()
+    with pytest.raises(TypeError, match="must be"):
+        getattr(module, method)("name", value)
+    assert not module.state_dict() and not list(module.children())
 
 
 def test_shared_parameters_stay_shared_by_conversion():

@@ -1,26 +1,33 @@
 import numpy as np
 import pytest
 
-from fastlayers import Tensor, nn
+from fastlayers import Tensor, nn, ops
 
 LAYERS = [
-    nn.MaxPool2d(2),
-    nn.MaxPool2d((2, 3), stride=1, padding=1, dilation=(2, 1)),
-    nn.MaxPool2d(3, 2, ceil_mode=True),
-    nn.AvgPool2d(2),
-    nn.AvgPool2d((3, 2), (2, 1), 1, ceil_mode=True),
-    nn.AvgPool2d(3, padding=1, count_include_pad=False),
-    nn.AvgPool2d(2, divisor_override=3),
-    nn.AdaptiveAvgPool2d(1),
-    nn.AdaptiveAvgPool2d((3, None)),
-    nn.AdaptiveAvgPool2d(7),
+    ("MaxPool2d", {"kernel_size": 2}),
+    ("MaxPool2d", {"kernel_size": (2, 3), "stride": 1, "padding": 1, "dilation": (2, 1)}),
+    ("MaxPool2d", {"kernel_size": 3, "stride": 2, "ceil_mode": True}),
+    ("AvgPool2d", {"kernel_size": 2}),
+    ("AvgPool2d", {"kernel_size": (3, 2), "stride": (2, 1), "padding": 1, "ceil_mode": True}),
+    ("AvgPool2d", {"kernel_size": 3, "padding": 1, "count_include_pad": False}),
+    ("AvgPool2d", {"kernel_size": 2, "divisor_override": 3}),
+    ("AdaptiveAvgPool2d", {"output_size": 1}),
+    ("AdaptiveAvgPool2d", {"output_size": (3, None)}),
+    ("AdaptiveAvgPool2d", {"output_size": 7}),
 ]
+OPS = {
+    "MaxPool2d": ops.max_pool2d,
+    "AvgPool2d": ops.avg_pool2d,
+    "AdaptiveAvgPool2d": ops.adaptive_avg_pool2d,
+}
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 6), (3, 6, 5)])
-@pytest.mark.parametrize("layer", LAYERS, ids=repr)
-def test_gradients(check_layer, layer, shape):
+@pytest.mark.parametrize(("name", "options"), LAYERS)
+def test_values_and_gradients(check_layer, name, options, shape):
+    layer = getattr(nn, name)(**options)
     distinct = np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape) / 10
+    np.testing.assert_array_equal(layer(distinct).data, OPS[name](distinct, **options))
     check_layer(layer, Tensor(distinct, True))
 
 

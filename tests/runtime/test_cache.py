@@ -1,0 +1,88 @@
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from fastlayers.runtime import cache, cpu
+
+RELU = """
+import gc, json, numba, numpy as np
+from fastlayers import ops
+
+assert ops.relu(np.array([-1, 2], np.float32)).tolist() == [0, 2]
+used = [d for d in gc.get_objects() if isinstance(d, numba.core.dispatcher.Dispatcher)]
+hits, misses = (sum(sum(getattr(d.stats, name).values()) for d in used)
+                for name in ("cache_hits", "cache_misses"))
+print(json.dumps([hits, misses]))
+"""
+
+
+def run_relu(run, **variables):
+    result = run(RELU, **variables)
+    assert result.returncode == 0, result.stderr
+    return tuple(map(int, result.stdout.strip(" []\n").split(",")))
+
+
+def test_second_process_finds_the_kernels(run, tmp_path):
+    hits, misses = run_relu(run, FASTLAYERS_CACHE_DIR=tmp_path / "cache")
+    assert hits == 0 < misses
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert folder.name == cache.sources_hash() and list(folder.glob("*.nbc"))
+    assert run_relu(run, FASTLAYERS_CACHE_DIR=tmp_path / "cache")[1] == 0
+
+
+def test_unwritable_folder_falls_back_to_the_temporary_one(run, tmp_path):
+    file, temporary = tmp_path / "file", tmp_path / "temporary"
+    file.touch()
+    temporary.mkdir()
+    run_relu(run, FASTLAYERS_CACHE_DIR=file / "below", TMPDIR=temporary)
+    assert list(temporary.glob(f"fastlayers-*/{cache.sources_hash()}/*.nbc"))
+
+
+def test_warns_without_any_folder(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("FASTLAYERS_CACHE_DIR", str(file / "below"))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(file))
+    with pytest.warns(RuntimeWarning, match="set FASTLAYERS_CACHE_DIR"):
+        assert cache.cache_dir.__wrapped__() is None
+
+
+def test_kernels_work_without_any_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "cache_dir", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    assert cache.kernel(lambda x: 2 * x)(3) == 6
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs user numbers")
+def test_folders_of_other_users_are_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTLAYERS_CACHE_DIR", str(tmp_path))
+    assert cache.cache_dir.__wrapped__() == tmp_path / cache.sources_hash()
+    monkeypatch.setattr(os, "getuid", lambda: 2**31)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    with pytest.warns(RuntimeWarning, match="no cache folder"):
+        assert cache.cache_dir.__wrapped__() is None
+
+
+def test_folder_without_a_variable(monkeypatch, tmp_path):
+    monkeypatch.delenv("FASTLAYERS_CACHE_DIR")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache._cache_root() == tmp_path / "fastlayers"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache._cache_root() == Path.home() / ".cache" / "fastlayers"
+
+
+def test_hash_covers_sources_and_vector_width(tmp_path, monkeypatch):
+    hashes = {cache.sources_hash.__wrapped__()}
+    monkeypatch.setattr(cache, "_PACKAGE", tmp_path)
+    for folder in ("kernels", "runtime"):
+        (tmp_path / folder).mkdir()
+        for content in ("a = 1", "a = 2"):
+            (tmp_path / folder / "a.py").write_text(content)
+            hashes.add(cache.sources_hash.__wrapped__())
+    monkeypatch.setattr(cpu, "vector_bytes", lambda: 8)
+    hashes.add(cache.sources_hash.__wrapped__())
+    assert len(hashes) == 6

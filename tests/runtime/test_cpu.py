@@ -1,0 +1,55 @@
+import pytest
+
+from fastlayers.runtime import cpu
+
+vector_bytes = cpu.vector_bytes.__wrapped__
+
+
+@pytest.fixture
+def features(monkeypatch):
+    """Give a function that says which features the CPU has."""
+    monkeypatch.delenv("FASTLAYERS_VECTOR_BYTES", raising=False)
+    return lambda *names: monkeypatch.setattr(cpu, "_features", lambda: dict.fromkeys(names, True))
+
+
+@pytest.mark.parametrize(
+    ("names", "widest"), [((), 16), (("neon",), 16), (("avx2",), 32), (("avx2", "avx512f"), 64)]
+)
+def test_vector_width(features, monkeypatch, names, widest):
+    features(*names)
+    assert vector_bytes() == widest
+    for asked in (16, 32, 64):
+        monkeypatch.setenv("FASTLAYERS_VECTOR_BYTES", str(asked))
+        assert vector_bytes() == min(asked, widest)
+
+
+@pytest.mark.parametrize("value", ["48", "", "wide", "16.0", "-16"])
+def test_wrong_vector_width(monkeypatch, value):
+    monkeypatch.setenv("FASTLAYERS_VECTOR_BYTES", value)
+    message = rf"^FASTLAYERS_VECTOR_BYTES: expected 16, 32 or 64, got '{value}'"
+    with pytest.raises(ValueError, match=message):
+        vector_bytes()
+
+
+def test_facts():
+    assert cpu.cpu_name() and cpu.vector_bytes() in (16, 32, 64)
+    assert cpu.lanes(4) * 4 == cpu.lanes(8) * 8 == cpu.vector_bytes()
+    assert cpu.tile_rows() in (6, 12)
+
+
+CODE = """
+from cases import CASES, check_exact
+from fastlayers.runtime import cpu
+
+assert cpu.vector_bytes() <= {width}
+chosen = [case for case in CASES if case.op == {op!r} and case.size < 40000]
+for case in chosen[:6] + chosen[-1:]:
+    check_exact(case)
+"""
+
+
+@pytest.mark.parametrize("width", [16, 32])
+@pytest.mark.parametrize("op", ["conv2d", "linear", "max_pool2d"])
+def test_narrow_vectors_give_the_same_integers(run, width, op):
+    result = run(CODE.format(width=width, op=op), FASTLAYERS_VECTOR_BYTES=width)
+    assert result.returncode == 0, result.stderr
