@@ -28,7 +28,11 @@ _numbers = itertools.count()
 
 
 class _Mode(threading.local):
-    enabled = True
+    """Whether this thread records, and whether it did outside of each open `no_grad`."""
+
+    def __init__(self) -> None:
+        self.enabled = True
+        self.before: list[bool] = []
 
 
 _mode = _Mode()
@@ -42,15 +46,12 @@ def is_grad_enabled() -> bool:
 class no_grad(contextlib.ContextDecorator):  # noqa: N801  PyTorch's name
     """Context, or decorator, in which ops of this thread are not recorded."""
 
-    def __init__(self) -> None:
-        self._before: list[bool] = []
-
     def __enter__(self) -> None:
-        self._before.append(_mode.enabled)
+        _mode.before.append(_mode.enabled)
         _mode.enabled = False
 
     def __exit__(self, *error: object) -> None:
-        _mode.enabled = self._before.pop()
+        _mode.enabled = _mode.before.pop()
 
 
 class _Node:
@@ -334,8 +335,10 @@ def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
     gradients: dict[int, np.ndarray] = {}
     order: list[int] = []  # a heap of negative numbers: the newest node first
 
-    def give(target: Tensor, gradient: np.ndarray, shared: np.ndarray | None) -> None:
+    def give(target: Tensor, gradient: np.ndarray, shared: Gradients) -> None:
         node = target._node
+        if gradient.dtype != target.data.dtype:  # of an op of float32 and float64
+            gradient = gradient.astype(target.data.dtype)
         if node is None:
             _accumulate(target, gradient, shared)
         elif node.number in nodes:
@@ -344,7 +347,7 @@ def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
             nodes[node.number], gradients[node.number] = node, gradient
             heapq.heappush(order, -node.number)
 
-    give(root, seed, None)
+    give(root, seed, ())
     while order:
         number = -heapq.heappop(order)
         node, gradient = nodes.pop(number), gradients.pop(number)
@@ -354,18 +357,18 @@ def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
                 "pass retain_graph=True to the first one to call it twice"
             )
         parts = node.backward(gradient)
-        for target, part in zip(node.inputs, parts, strict=True):
+        for i, (target, part) in enumerate(zip(node.inputs, parts, strict=True)):
             if target is not None and target.requires_grad and part is not None:
-                give(target, part, gradient)
+                give(target, part, (gradient, *parts[:i]))
         if not retain_graph:
             node.backward = node.inputs = None
 
 
-def _accumulate(leaf: Tensor, gradient: np.ndarray, shared: np.ndarray | None) -> None:
-    """Add to a leaf's gradient, which owns its memory: another leaf may be given the same array."""
+def _accumulate(leaf: Tensor, gradient: np.ndarray, shared: Gradients) -> None:
+    """Add to a leaf's gradient, which shares no memory with those given to other tensors."""
     if leaf.grad is not None:
         leaf.grad = leaf.grad + gradient
-    elif shared is not None and np.may_share_memory(gradient, shared):
+    elif any(other is not None and np.may_share_memory(gradient, other) for other in shared):
         leaf.grad = gradient.copy()
     else:
         leaf.grad = gradient

@@ -24,16 +24,18 @@ from fastlayers.autograd import Tensor
 __all__ = ["load", "save"]
 
 _ZIP = b"PK"
+# All that NumPy and zipfile raise for a damaged archive; RuntimeError is an encrypted member.
 _DAMAGED = (
-    zipfile.BadZipFile,
-    zlib.error,
     EOFError,
-    ValueError,
     KeyError,
     MemoryError,
-    OSError,
     NotImplementedError,
+    OSError,
+    RuntimeError,
+    ValueError,
     struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 
 
@@ -106,13 +108,16 @@ def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def _array(name: Any, value: Any) -> np.ndarray:
     if not isinstance(name, str):
         raise TypeError(f"save: names must be strings, got {type(name).__name__} {name!r}")
-    array = value.data if isinstance(value, Tensor) else np.asarray(value)
+    try:
+        array = np.array(value.data if isinstance(value, Tensor) else value, order="C")
+    except ValueError:  # lists of unequal lengths
+        array = np.empty((), object)
     if array.dtype.kind not in "biuf":
         raise TypeError(
             f"save: state[{name!r}] must be a numeric array, got {type(value).__name__} "
             f"({array.dtype})"
         )
-    return np.array(array, order="C")
+    return array
 
 
 def _write_npz(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:

@@ -104,7 +104,7 @@ def evaluate(model: Module, loss: Loss, batches: Batches) -> tuple[float, float]
     Parameters
     ----------
     model : Module
-        Left in the mode that it was in.
+        It and all modules below are left in the mode that they were in.
     loss : callable
         ``loss(model(input), target)`` is the batch's mean.
     batches : iterable of (input, target)
@@ -114,7 +114,7 @@ def evaluate(model: Module, loss: Loss, batches: Batches) -> tuple[float, float]
     (float, float)
         The loss, and the share in [0, 1] of samples whose largest output is the target.
     """
-    meter, was_training = _Meter(), model.training
+    meter, modes = _Meter(), [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with no_grad():
@@ -122,7 +122,8 @@ def evaluate(model: Module, loss: Loss, batches: Batches) -> tuple[float, float]
                 output = model(inputs)
                 meter.add(loss(output, targets), output, targets)
     finally:
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode
     return meter.loss, meter.accuracy
 
 

@@ -20,7 +20,14 @@ class _Numbered(Module):
         return list(self._modules)[index]
 
     def __setitem__(self, index: int, module: Module) -> None:
-        self._modules[self._at(index)] = module
+        self._set(self._at(index), module)
+
+    def _set(self, name: str, module: Module) -> None:
+        if not isinstance(module, Module):
+            raise TypeError(
+                f"{type(self).__name__}: module must be a Module, got {type(module).__name__}"
+            )
+        self._modules[name] = module
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -30,11 +37,7 @@ class _Numbered(Module):
 
     def append(self, module: Module) -> Self:
         """Add a module behind the last one."""
-        if not isinstance(module, Module):
-            raise TypeError(
-                f"{type(self).__name__}: module must be a Module, got {type(module).__name__}"
-            )
-        self.add_module(str(len(self)), module)
+        self._set(str(len(self)), module)
         return self
 
     def extend(self, modules: Iterable[Module]) -> Self:
@@ -57,7 +60,7 @@ class Sequential(_Numbered):
         super().__init__()
         if len(modules) == 1 and isinstance(modules[0], Mapping):
             for name, module in modules[0].items():
-                self.add_module(name, module)
+                self._set(name, module)
         else:
             self.extend(modules)
 

@@ -108,5 +108,5 @@ class Conv2d(Module):
         for name, default in defaults.items():
             value = getattr(self, name)
             if value != default:
-                text += f", {name}={value!r}"
+                text += f", {name}={value}"
         return text if self.bias is not None else f"{text}, bias=False"

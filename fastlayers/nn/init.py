@@ -136,4 +136,7 @@ def reset_affine(weight: Tensor, bias: Tensor | None) -> None:
 
 def new(shape: tuple[int, ...], dtype: type | np.dtype | None) -> np.ndarray:
     """Memory for a parameter, float32 unless a dtype is named."""
-    return np.zeros(shape, np.float32 if dtype is None else dtype)
+    chosen = np.dtype(np.float32 if dtype is None else dtype)
+    if chosen not in (np.float32, np.float64):
+        raise TypeError(f"init: dtype must be float32 or float64, got {chosen}")
+    return np.zeros(shape, chosen)

@@ -105,18 +105,28 @@ class Module:
 
     def register_parameter(self, name: str, parameter: Parameter | None) -> None:
         """Add a parameter, or a place for one."""
+        self._check_kind("register_parameter", "parameter", parameter, Parameter)
         self._forget(name)
         self._parameters[name] = parameter
 
     def register_buffer(self, name: str, array: np.ndarray | None) -> None:
         """Add an array that belongs to the state but is not trained, or a place for one."""
+        self._check_kind("register_buffer", "array", array, np.ndarray)
         self._forget(name)
         self._buffers[name] = array
 
     def add_module(self, name: str, module: Module | None) -> None:
         """Add a submodule under a name."""
+        self._check_kind("add_module", "module", module, Module)
         self._forget(name)
         self._modules[name] = module
+
+    def _check_kind(self, op: str, name: str, value: Any, kind: type) -> None:
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(
+                f"{type(self).__name__}: {op}: {name} must be a {kind.__name__} or None, "
+                f"got {type(value).__name__}"
+            )
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module and all below it, each once, with dotted names."""
@@ -208,8 +218,9 @@ class Module:
         if dtype not in (np.float32, np.float64):
             raise TypeError(f"Module.to: the dtype must be float32 or float64, got {dtype}")
         for module in self.modules():
-            for parameter in filter(None, map(module._parameters.get, module._parameters)):
-                parameter.data, parameter.grad = parameter.data.astype(dtype), None
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    parameter.data, parameter.grad = parameter.data.astype(dtype), None
             for name, array in module._buffers.items():
                 if array is not None and array.dtype.kind == "f":
                     module._buffers[name] = array.astype(dtype)

@@ -180,7 +180,7 @@ def test_conversion_of_dtypes():
     kinds = {key: value.dtype for key, value in module.state_dict().items()}
     assert kinds.pop("1.num_batches_tracked") == np.int64
     assert set(kinds.values()) == {np.dtype(np.float64)}
-    assert module(np.ones((2, 3, 4, 3))).dtype == np.float64
+    assert module(np.ones((2, 3, 4, 2))).dtype == np.float64
     assert module.float()[0].weight.dtype == np.float32
     assert module.to("cpu") is module
     for error, target in [(ValueError, "cuda"), (TypeError, np.float16), (TypeError, int)]:

@@ -40,28 +40,35 @@ def test_unwritable_folder_falls_back_to_the_temporary_one(run, tmp_path):
     assert list(temporary.glob(f"fastlayers-*/{cache.sources_hash()}/*.nbc"))
 
 
-def test_warns_without_any_folder(tmp_path, monkeypatch):
-    file = tmp_path / "file"
-    file.touch()
-    monkeypatch.setenv("FASTLAYERS_CACHE_DIR", str(file / "below"))
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(file))
-    with pytest.warns(RuntimeWarning, match="set FASTLAYERS_CACHE_DIR"):
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """Give the temporary folder, where the named one cannot be written."""
+    (tmp_path / "file").touch()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("FASTLAYERS_CACHE_DIR", str(tmp_path / "file" / "below"))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    return tmp_path / "temporary"
+
+
+def check_nowhere():
+    with pytest.warns(RuntimeWarning, match="no cache folder .* set FASTLAYERS_CACHE_DIR"):
         assert cache.cache_dir.__wrapped__() is None
 
 
-def test_kernels_work_without_any_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "cache_dir", lambda: None)
-    monkeypatch.chdir(tmp_path)
-    assert cache.kernel(lambda x: 2 * x)(3) == 6
-    assert not list(tmp_path.iterdir())
+def test_warns_without_any_folder(temporary):
+    temporary.rmdir()
+    check_nowhere()
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs user numbers")
-def test_folders_of_other_users_are_not_used(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASTLAYERS_CACHE_DIR", str(tmp_path))
-    assert cache.cache_dir.__wrapped__() == tmp_path / cache.sources_hash()
-    monkeypatch.setattr(os, "getuid", lambda: 2**31)
+def test_temporary_folder_that_others_can_write_is_not_used(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.setenv("FASTLAYERS_CACHE_DIR", str(blocked / "below"))
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    private = tmp_path / f"fastlayers-{os.getuid()}"
+    assert cache.cache_dir.__wrapped__() == private / cache.sources_hash()
+    private.chmod(0o777)
     with pytest.warns(RuntimeWarning, match="no cache folder"):
         assert cache.cache_dir.__wrapped__() is None
 
