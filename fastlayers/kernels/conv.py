@@ -8,6 +8,8 @@ one before the first row and column. Only a block of im2col rows that stays in L
 
 from __future__ import annotations
 
+import numpy as np
+
 from fastlayers.kernels.gemm import gemm, pack, packed_size, panel_width, prepare_gemm
 from fastlayers.kernels.micro import add_run, clear_run, copy_run
 from fastlayers.runtime.cache import kernel
@@ -115,11 +117,11 @@ def pack_weight(weight, groups, transposed, lanes, packed):
     k, taps, per_group = depth * kh * kw, kh * kw, m // groups
     rows = weight.reshape(m * k)
     if depth > 1 and taps > 1:  # (C, R, S) -> (R, S, C); otherwise both orders are the same
-        rows = rows.copy()
+        source, rows = rows, np.empty_like(rows)
         for i in range(m):
             for t in range(taps):
                 for c in range(depth):
-                    rows[i * k + t * depth + c] = weight[i, c, t // kw, t % kw]
+                    rows[i * k + t * depth + c] = source[i * k + c * taps + t]
     for g in range(groups):
         at = g * per_group * k
         if transposed:
@@ -225,15 +227,15 @@ def padded_row(k, lanes):
 @kernel
 def _sum_parts(m, worker, parts, dw):
     """Add the chunks of one output channel in order, and turn (R, S, C) into (C, R, S)."""
-    depth, kh, kw = dw.shape[1:]
+    channels, depth, kh, kw = dw.shape
     taps = kh * kw
-    at = m * taps * depth
+    k = taps * depth
+    sums, out = parts.reshape(parts.size), dw.reshape(dw.size)
+    for chunk in range(1, parts.shape[0]):
+        add_run(sums, m * k, sums, (chunk * channels + m) * k, k)
     for t in range(taps):
         for c in range(depth):
-            total = parts[0, at + t * depth + c]
-            for chunk in range(1, parts.shape[0]):
-                total += parts[chunk, at + t * depth + c]
-            dw[m, c, t // kw, t % kw] = total
+            out[m * k + c * taps + t] = sums[m * k + t * depth + c]
 
 
 @kernel
