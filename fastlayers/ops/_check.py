@@ -137,11 +137,12 @@ def labels(
             f"{op}: target must be an integer array of class indices, got {describe(target)}"
         )
     same_shape(op, "target", target, shape)
-    # Compared in its own type: a large uint64 would wrap around in int64.
-    wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
-    if wrong.any():
-        raise ValueError(
-            f"{op}: target must be in [0, {classes}) or {ignore_index} (ignore_index), "
-            f"got {target[wrong].flat[0]}"
-        )
+    if target.size and not (0 <= target.min() and target.max() < classes):
+        # Compared in its own type: a large uint64 would wrap around in int64.
+        wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
+        if wrong.any():
+            raise ValueError(
+                f"{op}: target must be in [0, {classes}) or {ignore_index} (ignore_index), "
+                f"got {target[wrong].flat[0]}"
+            )
     return np.ascontiguousarray(target, np.int64)

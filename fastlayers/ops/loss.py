@@ -56,16 +56,19 @@ class _Classes:
             if weight is None
             else memory.writable_view(_check.vector(op, "weight", weight, classes, x.dtype))
         )
-        self.rows = kernel_ready(np.moveaxis(x, self.axis, -1)).reshape(-1, classes)
+        last = x if self.axis == x.ndim - 1 else np.moveaxis(x, self.axis, -1)
+        self.rows = kernel_ready(last).reshape(-1, classes)
         self.reduction = reduction
         self._weighted = weight is not None
 
-    def total_weight(self) -> Any:
-        """What a mean divides by: the weights of the targets that are not ignored."""
+    def _mean(self, total: Any) -> Any:
+        """A sum over the weights of the targets that are not ignored; NaN where there are none."""
         kept = self.labels != self.ignore_index
         if self._weighted:
-            return self.weight[self.labels[kept]].sum()
-        return self.x.dtype.type(np.count_nonzero(kept))
+            weight = self.weight[self.labels[kept]].sum()
+        else:
+            weight = self.x.dtype.type(np.count_nonzero(kept))
+        return total / weight if weight else np.nan
 
     def reduce(self, losses: np.ndarray) -> np.ndarray:
         """The rows' losses as the reduction wants them; a mean over nothing is NaN."""
@@ -73,8 +76,7 @@ class _Classes:
             return losses.reshape(self.shape)
         total = losses.sum()
         if self.reduction == "mean":
-            with np.errstate(divide="ignore", invalid="ignore"):
-                total = total / self.total_weight()
+            total = self._mean(total)
         return np.asarray(total, self.x.dtype)
 
     def row_gradients(self, op: str, grad_output: Any) -> np.ndarray:
@@ -82,13 +84,13 @@ class _Classes:
         shape = self.shape if self.reduction == "none" else ()
         dy = _check.gradient(op, np.asarray(grad_output), shape, self.x.dtype)
         if self.reduction == "mean":
-            with np.errstate(divide="ignore", invalid="ignore"):
-                dy = np.asarray(dy / self.total_weight())
+            dy = np.asarray(self._mean(dy), self.x.dtype)
         return np.ascontiguousarray(np.broadcast_to(dy, self.shape)).reshape(-1)
 
     def restore(self, rows: np.ndarray) -> np.ndarray:
         """A result for each row and class in the shape of the input."""
-        return np.moveaxis(rows.reshape(*self.shape, rows.shape[1]), -1, self.axis)
+        out = rows.reshape(*self.shape, rows.shape[1])
+        return out if self.axis == out.ndim - 1 else np.moveaxis(out, -1, self.axis)
 
 
 def _smoothing(op: str, value: Any, dtype: np.dtype) -> Any:
