@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+    except (ModuleNotFoundError, OSError, RuntimeError, TypeError, ValueError) as error:
         print(f"fastlayers: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -102,12 +102,9 @@ def _announce_compilation() -> None:
         nonlocal said
         if not said:
             said = True
-            print(
-                "compiling kernels, once for this machine; later runs load them from "
-                f"{cache.cache_dir()} ...",
-                file=sys.stderr,
-                flush=True,
-            )
+            folder = cache.cache_dir()
+            later = f"; later runs load them from {folder}" if folder else " in every run"
+            print(f"compiling kernels{later} ...", file=sys.stderr, flush=True)
 
     cache.on_compile(say)
 
@@ -125,9 +122,9 @@ def _train(options: argparse.Namespace) -> int:
             f"{options.data} has {size}x{size}"
         )
     model = MODELS[options.model](channels, size)
-    shifted = fl.data.RandomShift(train, 1, seed=options.seed)
     batch_size = options.batch_size or BATCH_SIZES[options.data]
-    loader = fl.data.DataLoader(shifted, batch_size, shuffle=True, seed=options.seed)
+    loader = fl.data.DataLoader(train, batch_size, shuffle=True, seed=options.seed)
+    shifted = fl.data.RandomShift(loader, 1, seed=options.seed)
     held_out = fl.data.DataLoader(test, 250)
     epochs = options.epochs or EPOCHS[options.data]
     optimizer = fl.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05)
@@ -145,7 +142,7 @@ def _train(options: argparse.Namespace) -> int:
         model,
         fl.nn.CrossEntropyLoss(label_smoothing=0.1),
         optimizer,
-        loader,
+        shifted,
         held_out,
         epochs,
         scheduler=scheduler,

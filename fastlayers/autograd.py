@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastlayers.ops import arithmetic
+from fastlayers.ops.flatten import flatten, flatten_backward
 from fastlayers.ops.layout import contiguous
 
 __all__ = ["Tensor", "is_grad_enabled", "no_grad", "record", "tensor"]
@@ -195,18 +196,10 @@ class Tensor:
     view = reshape
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
-        """Join the axes from `start_dim` to `end_dim` into one."""
-        ndim = max(self.ndim, 1)
-        if not (-ndim <= start_dim < ndim and -ndim <= end_dim < ndim):
-            raise ValueError(
-                f"flatten: start_dim and end_dim must be axes of shape {self.shape}, "
-                f"got {start_dim} and {end_dim}"
-            )
-        first, last = start_dim % ndim, end_dim % ndim
-        if first > last:
-            raise ValueError(f"flatten: start_dim {start_dim} comes after end_dim {end_dim}")
-        joined = int(np.prod(self.shape[first : last + 1]))
-        return self.reshape(*self.shape[:first], joined, *self.shape[last + 1 :])
+        """Join the axes from `start_dim` to `end_dim` into one; see `fastlayers.ops.flatten`."""
+        before = self.data.shape
+        out = flatten(self.data, start_dim, end_dim)
+        return record(out, (self,), lambda dy: (flatten_backward(dy, before),))
 
     def sum(self, dim: Any = None, keepdim: bool = False) -> Tensor:
         """Sum over one, several or all axes."""
@@ -275,10 +268,10 @@ class Tensor:
         return bool(self.data)
 
     def __float__(self) -> float:
-        return float(self.data)
+        return float(self.data.item())
 
     def __int__(self) -> int:
-        return int(self.data)
+        return int(self.data.item())
 
     def __repr__(self) -> str:
         body = np.array2string(self.data, separator=", ", prefix="tensor(")
@@ -334,13 +327,19 @@ def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
     nodes: dict[int, _Node] = {}
     gradients: dict[int, np.ndarray] = {}
     order: list[int] = []  # a heap of negative numbers: the newest node first
+    # Leaves get their gradients when all went well: an error leaves them as they were.
+    leaves: dict[int, tuple[Tensor, np.ndarray]] = {}
 
     def give(target: Tensor, gradient: np.ndarray, shared: Gradients) -> None:
         node = target._node
         if gradient.dtype != target.data.dtype:  # of an op of float32 and float64
             gradient = gradient.astype(target.data.dtype)
         if node is None:
-            _accumulate(target, gradient, shared)
+            if id(target) in leaves:
+                gradient = leaves[id(target)][1] + gradient
+            elif any(o is not None and np.may_share_memory(gradient, o) for o in shared):
+                gradient = gradient.copy()  # another leaf may be given the same memory
+            leaves[id(target)] = target, gradient
         elif node.number in nodes:
             gradients[node.number] = gradients[node.number] + gradient
         else:
@@ -362,13 +361,5 @@ def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
                 give(target, part, (gradient, *parts[:i]))
         if not retain_graph:
             node.backward = node.inputs = None
-
-
-def _accumulate(leaf: Tensor, gradient: np.ndarray, shared: Gradients) -> None:
-    """Add to a leaf's gradient, which shares no memory with those given to other tensors."""
-    if leaf.grad is not None:
-        leaf.grad = leaf.grad + gradient
-    elif any(other is not None and np.may_share_memory(gradient, other) for other in shared):
-        leaf.grad = gradient.copy()
-    else:
-        leaf.grad = gradient
+    for leaf, gradient in leaves.values():
+        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-import tempfile
+import uuid
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -112,7 +112,7 @@ def _array(name: Any, value: Any) -> np.ndarray:
         array = np.array(value.data if isinstance(value, Tensor) else value, order="C")
     except ValueError:  # lists of unequal lengths
         array = np.empty((), object)
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise TypeError(
             f"save: state[{name!r}] must be a numeric array, got {type(value).__name__} "
             f"({array.dtype})"
@@ -131,19 +131,17 @@ def _write_npz(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
 def _replace(path: Path, write: Any) -> None:
     """Write a temporary file beside `path`, and rename it over that when it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    # Not tempfile's, whose files are for their owner alone.
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's file is for its owner alone
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         raise
 
 

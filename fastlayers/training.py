@@ -124,6 +124,8 @@ def evaluate(model: Module, loss: Loss, batches: Batches) -> tuple[float, float]
     finally:
         for module, mode in modes:
             module.training = mode
+    if not meter.samples:
+        raise ValueError("evaluate: batches must give at least one batch, got none")
     return meter.loss, meter.accuracy
 
 
@@ -261,7 +263,8 @@ def _keep_best(
 ) -> None:
     def score(epoch: dict[str, Any]) -> tuple[float, float]:
         prefix = "valid" if "valid_loss" in epoch else "train"
-        return epoch[f"{prefix}_accuracy"], -epoch[f"{prefix}_loss"]
+        loss = epoch[f"{prefix}_loss"]
+        return epoch[f"{prefix}_accuracy"], -loss if np.isfinite(loss) else -np.inf
 
     if history.best_epoch and score(figures) <= score(history.best):
         return

@@ -6,7 +6,7 @@ import pytest
 import fastlayers as fl
 from fastlayers import Tensor, nn, optim
 from fastlayers.data import DataLoader, TensorDataset
-from fastlayers.training import History, evaluate, fit
+from fastlayers.training import History, _keep_best, evaluate, fit
 
 LOSS = nn.CrossEntropyLoss()
 FIGURES = {"epoch", "lr", "train_loss", "train_accuracy", "images_per_second", "seconds"}
@@ -279,3 +279,18 @@ def test_targets_that_are_no_labels():
     history = fit(model, nn.MSELoss(), optimizer, pairs, epochs=5, progress=False)
     assert history.epochs[-1]["train_loss"] < history.epochs[0]["train_loss"] / 2
     assert history.epochs[-1]["train_accuracy"] == 0 and history.best_epoch == 5
+
+
+def test_loss_that_is_not_a_number_is_never_the_best():
+    history = History()
+    model = nn.Linear(1, 1)
+    for epoch, loss in enumerate([0.5, float("nan"), 0.4], start=1):
+        figures = {"epoch": epoch, "valid_loss": loss, "valid_accuracy": 0.0}
+        history.epochs.append(figures)
+        _keep_best(history, figures, model, None)
+    assert history.best_epoch == 3
+
+
+def test_no_batch_to_evaluate():
+    with pytest.raises(ValueError, match="evaluate: batches must give at least one batch"):
+        evaluate(nn.Linear(1, 1), nn.MSELoss(), [])

@@ -2,63 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from fastlayers import random
+from fastlayers.autograd import Tensor
 from fastlayers.data.checks import whole_number
-from fastlayers.data.dataset import Dataset, MapStyle, fetch_batch
+from fastlayers.data.loader import DataLoader
 
 __all__ = ["RandomShift"]
 
 
-class RandomShift(Dataset):
-    """A dataset of images, each moved by a random number of pixels whenever it is read.
+class RandomShift:
+    """The batches of a loader, with each image moved by a random number of pixels.
 
-    The edge that comes into the picture is 0. Shifts are drawn in the order of reading from the
-    generator of `fastlayers.manual_seed`, or from one of their own.
+    The edge that comes into the picture is 0. Shifts are drawn as batches are taken, so that they
+    do not depend on what a loader prefetches.
 
     Parameters
     ----------
-    dataset : Dataset, or any object with ``__len__`` and ``__getitem__``
-        Samples are sequences whose first item is an image (C, H, W).
+    loader : DataLoader
+        Batches are lists whose first item is a Tensor of images (N, C, H, W).
     pixels : int
         Largest shift up, down, left and right.
     seed : int, optional
-        Seed of a generator of their own.
+        Makes the shifts a function of the seed and the loader's epoch; otherwise they come from
+        the generator of `fastlayers.manual_seed`.
 
     Raises
     ------
-    TypeError, ValueError
+    ValueError
         If `pixels` is not a non-negative integer.
     """
 
-    def __init__(self, dataset: MapStyle, pixels: int = 1, seed: int | None = None) -> None:
-        self.dataset = dataset
+    def __init__(self, loader: DataLoader, pixels: int = 1, seed: int | None = None) -> None:
+        self.loader = loader
         self.pixels = whole_number("RandomShift", "pixels", pixels, 0)
-        self._generator = None if seed is None else np.random.default_rng(seed)
+        self.seed = seed
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.loader)
 
-    def __getitem__(self, index: Any) -> Any:
-        """Give the sample at an int, shifted."""
-        image, *rest = self.dataset[index]
-        return self._shifted(np.asarray(image)[None])[0], *rest
+    def __iter__(self) -> Iterator[list[Any]]:
+        """Give the batches of one epoch."""
+        if self.seed is None:
+            generator = random.numpy_generator()
+        else:
+            generator = np.random.default_rng((self.seed, self.loader.epoch))
+        for images, *rest in self.loader:
+            yield [Tensor(self._shifted(images.data, generator)), *rest]
 
-    def batch(self, indices: Any) -> Any:
-        """Give the samples at `indices`, each shifted on its own."""
-        images, *rest = fetch_batch(self.dataset, indices)
-        return self._shifted(np.asarray(images)), *rest
-
-    def _shifted(self, images: np.ndarray) -> np.ndarray:
+    def _shifted(self, images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Images (N, C, H, W), cut out of a frame of zeros at random places."""
         n, _, height, width = images.shape
         frame = ((0, 0), (0, 0), (self.pixels, self.pixels), (self.pixels, self.pixels))
         windows = np.lib.stride_tricks.sliding_window_view(
             np.pad(images, frame), (height, width), (2, 3)
         )
-        generator = self._generator or random.numpy_generator()
         down, right = generator.integers(0, 2 * self.pixels + 1, (2, n))
         return np.ascontiguousarray(windows[np.arange(n), :, down, right])

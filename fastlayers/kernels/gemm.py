@@ -164,7 +164,7 @@ def prepare_gemm(typingctx: Any, array: Any) -> Any:
     shared = _shared[array.dtype]
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        shared.emit_prepare(builder)
+        shared.emit_prepare(cgctx, builder)
         return cgctx.get_dummy_value()
 
     return types.void(array), codegen

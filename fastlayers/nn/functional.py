@@ -49,11 +49,7 @@ def _optional(value: Input | None) -> Tensor | None:
     return None if value is None else _tensor(value)
 
 
-def _array(value: Input | None) -> np.ndarray | None:
-    return value.data if isinstance(value, Tensor) else value
-
-
-def _target(value: Any) -> Any:
+def _array(value: Any) -> Any:
     return value.data if isinstance(value, Tensor) else value
 
 
@@ -300,7 +296,7 @@ def _loss(
 ) -> Tensor:
     """Record a loss; its gradient reaches the input, not the target or the weights."""
     x = _tensor(input)
-    data, fixed = x.data, tuple(_target(a) for a in arguments)
+    data, fixed = x.data, tuple(_array(a) for a in arguments)
     return record(forward(data, *fixed), (x,), lambda dy: (backward(dy, data, *fixed),))
 
 

@@ -32,6 +32,7 @@ from fastlayers.ops.dropout import (
     feature_dropout_backward,
     feature_dropout_forward,
 )
+from fastlayers.ops.flatten import flatten, flatten_backward
 from fastlayers.ops.linear import linear, linear_backward
 from fastlayers.ops.loss import (
     binary_cross_entropy_with_logits,
@@ -75,6 +76,8 @@ __all__ = [
     "dropout_forward",
     "feature_dropout_backward",
     "feature_dropout_forward",
+    "flatten",
+    "flatten_backward",
     "gelu",
     "gelu_backward",
     "leaky_relu",

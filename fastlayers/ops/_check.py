@@ -137,7 +137,7 @@ def labels(
             f"{op}: target must be an integer array of class indices, got {describe(target)}"
         )
     same_shape(op, "target", target, shape)
-    if target.size and not (0 <= target.min() and target.max() < classes):
+    if target.size and (target.min() < 0 or target.max() >= classes):
         # Compared in its own type: a large uint64 would wrap around in int64.
         wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
         if wrong.any():

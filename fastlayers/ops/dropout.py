@@ -118,21 +118,24 @@ def dropout(input: np.ndarray, p: float = 0.5, training: bool = True) -> np.ndar
     return _check.array("dropout", "input", input)
 
 
-def _channels(op: str, x: np.ndarray, channel_axis: int) -> np.ndarray:
-    """The array as contiguous (samples, positions, channels)."""
+def _check_axis(op: str, x: np.ndarray, channel_axis: int) -> None:
     if channel_axis not in (0, 1) or x.ndim <= channel_axis:
         raise ValueError(
             f"{op}: channel_axis must be 0 or 1 and an axis of the input, got {channel_axis} "
             f"for {_check.describe(x)}"
         )
+
+
+def _channels(x: np.ndarray, channel_axis: int) -> np.ndarray:
+    """The array as contiguous (samples, positions, channels)."""
     batched = x if channel_axis else x[None]
     last = to_channels_last(batched) if batched.ndim > 2 else kernel_ready(batched)
     n, c = batched.shape[:2]
     return last.reshape(n, x.size // (n * c) if n * c else 0, c)
 
 
-def _scale_channels(op: str, x: np.ndarray, scale: np.ndarray, channel_axis: int) -> np.ndarray:
-    source = _channels(op, x, channel_axis)
+def _scale_channels(x: np.ndarray, scale: np.ndarray, channel_axis: int) -> np.ndarray:
+    source = _channels(x, channel_axis)
     out = memory.empty(source.shape, x.dtype)
     factors = kernel_ready(scale.reshape(source.shape[0], source.shape[2]))
     kernels.dropout.scale_channels(source, factors, threads.workers_for(x.size), out)
@@ -169,10 +172,11 @@ def _feature_dropout(
     op: str, x: np.ndarray, p: Any, channel_axis: int
 ) -> tuple[np.ndarray, np.ndarray]:
     p = _check.probability(op, "p", p)
+    _check_axis(op, x, channel_axis)
     mask = memory.empty(int(np.prod(x.shape[: channel_axis + 1])), np.uint8)
     _draw(mask, p)
     scale = mask.reshape(x.shape[: channel_axis + 1]) * _scale(p, x.dtype)
-    return _scale_channels(op, x, scale, channel_axis), scale
+    return _scale_channels(x, scale, channel_axis), scale
 
 
 def feature_dropout_backward(
@@ -181,10 +185,11 @@ def feature_dropout_backward(
     """Gradient of `feature_dropout_forward` by its input: ``grad_output * scale``."""
     op = "feature_dropout_backward"
     dy = _check.array(op, "grad_output", grad_output)
+    _check_axis(op, dy, channel_axis)
     scale = _check.array(op, "scale", scale)
     _check.same_shape(op, "scale", scale, dy.shape[: channel_axis + 1])
     _check.same_dtype(op, "scale", scale, dy.dtype)
-    return _scale_channels(op, dy, scale, channel_axis)
+    return _scale_channels(dy, scale, channel_axis)
 
 
 def _channel_dropout(

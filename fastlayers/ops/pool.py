@@ -58,7 +58,7 @@ class _Window:
                     f"{op}: kernel_size {self.kernel} with dilation {self.dilation} must fit "
                     f"the padded input, got input of shape {shape}"
                 )
-            size.append(max(out, 1))
+            size.append(out)
         return size[0], size[1]
 
 

@@ -28,6 +28,7 @@ from fastlayers.reference.dropout import (
     feature_dropout,
     feature_dropout_backward,
 )
+from fastlayers.reference.flatten import flatten, flatten_backward
 from fastlayers.reference.linear import linear, linear_backward
 from fastlayers.reference.loss import (
     binary_cross_entropy_with_logits,
@@ -67,6 +68,8 @@ __all__ = [
     "dropout_backward",
     "feature_dropout",
     "feature_dropout_backward",
+    "flatten",
+    "flatten_backward",
     "gelu",
     "gelu_backward",
     "leaky_relu",

@@ -122,6 +122,17 @@ class _KernelCacheImpl(CompileResultCacheImpl):
 class _KernelCache(FunctionCache):
     _impl_class = _KernelCacheImpl
 
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Save a compiled kernel; where the disk is full it works all the same."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            warnings.warn(
+                f"fastlayers: a kernel could not be saved in {cache_dir()}: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
 
 def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Compile `function` by ``numba.njit`` and keep its machine code in `cache_dir`.

@@ -8,7 +8,9 @@ of memory that compiled code finds by name, so code from the disk cache works in
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
+import traceback
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -44,18 +46,30 @@ class SharedKernel:
         # [address of the machine code or 0, address of a C function that resolves it]
         self._slot = (ctypes.c_int64 * 2)(0, resolver)
         llvm.add_symbol(symbol, ctypes.addressof(self._slot))
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._after_fork)
 
     def _resolve(self) -> int:
-        """Compile the function or load it from the cache; its address in this process."""
-        with self._lock:
-            if not self._slot[0]:
-                self._dispatcher.compile(self.args)
-                compiled = self._dispatcher.get_compile_result(types.none(*self.args))
-                name = compiled.fndesc.llvm_func_name
-                self._slot[0] = compiled.library.get_pointer_to_function(name)
-            return int(self._slot[0])
+        """Compile the function or load it from the cache, and publish its address.
 
-    def after_fork(self) -> None:
+        No exception can pass through the compiled caller, which finds no address and returns an
+        error instead.
+        """
+        try:
+            with self._lock:
+                if not self._slot[0]:
+                    self._slot[0] = self._address()
+                return int(self._slot[0])
+        except (Exception, KeyboardInterrupt):
+            traceback.print_exc()
+        return 0
+
+    def _address(self) -> int:
+        self._dispatcher.compile(self.args)
+        compiled = self._dispatcher.get_compile_result(types.none(*self.args))
+        return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
+
+    def _after_fork(self) -> None:
         """Give the child a lock of its own, since another thread may have held the parent's."""
         self._lock = threading.RLock()
 
@@ -65,16 +79,22 @@ class SharedKernel:
             slot = ir.GlobalVariable(builder.module, _slot_type, self.symbol)
         return builder.gep(slot, [_i32(0), _i32(field)])
 
-    def emit_prepare(self, builder: Any) -> None:
+    def emit_prepare(self, cgctx: Any, builder: Any) -> None:
         """Emit the resolution of the address where that has not happened yet.
 
         It may compile and takes the GIL, so it belongs before a parallel region, not into a task.
+        Where the compilation fails or is interrupted, the caller returns with an error.
         """
         address = builder.load(self._slot_field(builder, 0))
         with builder.if_then(builder.icmp_signed("==", address, _i64(0)), likely=False):
             resolver = builder.load(self._slot_field(builder, 1))
             resolver = builder.inttoptr(resolver, ir.FunctionType(_i64, []).as_pointer())
             builder.call(resolver, [])
+            # Not its result, which is undefined if an interrupt comes between two lines.
+            found = builder.load(self._slot_field(builder, 0))
+            with builder.if_then(builder.icmp_signed("==", found, _i64(0)), likely=False):
+                message = f"{self.symbol}: the compilation failed or was interrupted"
+                cgctx.call_conv.return_user_exc(builder, RuntimeError, (message,))
 
     def emit_call(self, cgctx: Any, builder: Any, values: list[Any]) -> None:
         """Emit a call with Numba's calling convention."""

@@ -64,8 +64,16 @@ def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
     try:
         block = blocks.pop()
     except IndexError:
-        block = np.empty(size, np.uint8)
+        block = _new_block(size)
     return np.asarray(_Loan(block, sizes, dtype))
+
+
+def _new_block(size: int) -> np.ndarray:
+    try:
+        return np.empty(size, np.uint8)
+    except MemoryError:
+        empty_cache()  # what other sizes keep may be what is missing
+        return np.empty(size, np.uint8)
 
 
 def zeros(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:

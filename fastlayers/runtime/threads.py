@@ -9,8 +9,9 @@ a serial one 0.1-0.3 s, and there are dozens of those.
 from __future__ import annotations
 
 import ctypes
+import operator
 import os
-from typing import Any
+from typing import Any, SupportsIndex
 
 import llvmlite.binding as llvm
 import numba
@@ -63,7 +64,6 @@ _shared_driver = SharedKernel("fastlayers_driver", _driver, (types.int64,) * 3)
 
 def _after_fork() -> None:
     _busy.value = 1
-    _shared_driver.after_fork()
 
 
 if hasattr(os, "register_at_fork"):
@@ -77,7 +77,8 @@ def parallel_for(typingctx: Any, task: Any, count: Any, workers: Any, args: Any)
     `task` is a compiled function, `args` a tuple. `worker` is in ``[0, workers)`` and belongs to
     one thread at a time, for scratch space. Calls from inside a task, from a second Python
     thread while a region runs, or in a forked child run serially in the caller: the same answer
-    on every threading layer, where nesting would abort the process on some.
+    on every threading layer, where nesting would abort the process on some. In a parallel loop
+    of your own pass 1 worker, since a foreign parallel region cannot be seen from here.
     """
     task_sig = task.get_call_type(typingctx, (types.int64, types.int64, *args.types), {})
     compiled = task.dispatcher.get_compile_result(task_sig)
@@ -141,9 +142,9 @@ def _emit_dispatch(cgctx: Any, builder: Any, worker_loop: Any, state: Any, threa
     busy = builder.module.globals.get(_BUSY) or ir.GlobalVariable(builder.module, _i64, _BUSY)
     ran = cgutils.alloca_once_value(builder, ir.IntType(1)(0))
     with builder.if_then(builder.icmp_signed(">", threads, _i64(1))):
+        _shared_driver.emit_prepare(cgctx, builder)
         claim = builder.cmpxchg(busy, _i64(0), _i64(1), "acquire", "monotonic")
         with builder.if_then(builder.extract_value(claim, 1)):
-            _shared_driver.emit_prepare(builder)
             task = builder.ptrtoint(worker_loop, _i64)
             _shared_driver.emit_call(cgctx, builder, [task, state, threads])
             builder.store_atomic(_i64(0), busy, "release", 8)
@@ -186,13 +187,27 @@ def set_num_threads(n: int) -> None:
         If `n` is not a positive integer.
     """
     global _num_threads
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+    if isinstance(n, bool) or not isinstance(n, SupportsIndex) or operator.index(n) < 1:
         raise ValueError(f"set_num_threads: n must be a positive integer, got {n!r}")
+    n = operator.index(n)
     numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
     _num_threads = n
 
 
+@kernel
+def _nothing(i: int, worker: int) -> None:
+    pass
+
+
+@kernel
+def _launch(workers: int) -> None:
+    parallel_for(_nothing, workers, workers, ())
+
+
 def threading_layer() -> str:
     """Numba's threading layer, such as omp; it is chosen by the first parallel launch."""
-    _driver(0, 0, 0)
-    return str(numba.threading_layer())
+    _launch(get_num_threads())
+    try:
+        return str(numba.threading_layer())
+    except ValueError:  # one thread, or a forked child: nothing was launched
+        return "none yet"

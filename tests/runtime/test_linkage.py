@@ -1,0 +1,62 @@
+"""Kernels that are called by address."""
+
+import pytest
+
+# The GEMM's compilation ends by an error, and works at the next call.
+CODE = """
+import numpy as np
+from fastlayers import ops
+from fastlayers.kernels import gemm
+from numba import types
+
+shared = gemm._shared[types.float32]
+address, shared._address = shared._address, None
+
+def fail():
+    raise {error}
+
+shared._address = fail
+x, weight = np.ones((20, 8), np.float32), np.ones((40, 8), np.float32)
+try:
+    ops.linear(x, weight)
+except {caught} as error:
+    print("caught", type(error).__name__)
+shared._address = address
+assert (ops.linear(x, weight) == 8).all()
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "caught"),
+    [
+        ("OSError('no space left')", "RuntimeError"),
+        ("KeyboardInterrupt", "RuntimeError"),
+    ],
+    ids=["error", "interrupt"],
+)
+def test_failed_compilation_is_an_error_and_no_crash(run, error, caught):
+    result = run(CODE.format(error=error, caught=caught))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("caught")
+
+
+FORK = """
+import os
+import numpy as np
+import fastlayers as fl
+from fastlayers.runtime import threads
+
+x, weight = np.ones((200, 64), np.float32), np.ones((64, 64), np.float32)
+fl.set_num_threads(2)
+assert (fl.ops.linear(x, weight) == 64).all()
+if os.fork() == 0:
+    threads.threading_layer()
+    assert (fl.ops.linear(x, weight) == 64).all()
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+"""
+
+
+def test_threading_layer_in_a_forked_child(run):
+    result = run(FORK)
+    assert result.returncode == 0, result.stderr
