@@ -196,6 +196,7 @@ def _write_results(folder: Path, history: fl.training.History, options: argparse
         axis.plot(epochs, [e[f"train_{name}"] for e in history.epochs], label="training")
         axis.plot(epochs, [e[f"valid_{name}"] for e in history.epochs], label="held out")
         axis.set(xlabel="epoch", ylabel=name)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend()
     figure.suptitle(f"{options.model} on {options.data}")

@@ -319,7 +319,10 @@ def _binary(
         for t in (left, right)
     )
     needs = tuple(t is not None and t.requires_grad for t in (a, b))
-    return record(forward(x, y), (a, b), lambda dy: backward(dy, x, y, needs))
+    out = forward(x, y)
+    if out.dtype == np.float64 and np.float64 not in (x.dtype, y.dtype):
+        out = out.astype(np.float32)  # of integers: PyTorch's default type, not NumPy's
+    return record(out, (a, b), lambda dy: backward(dy, x, y, needs))
 
 
 def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:

@@ -435,3 +435,8 @@ def test_freed_graph_changes_no_gradient():
     with pytest.raises(RuntimeError, match="retain_graph"):
         second.backward()
     assert np.array_equal(w.grad, before)
+
+
+def test_quotients_of_integers_are_float32():
+    for value in (Tensor([1, 2]) / 2, Tensor([1, 2]) + 2.5, 1 / Tensor([1, 2])):
+        assert value.dtype == np.float32

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastlayers.kernels.gemm import gemm, pack, packed_size, panel_width, prepare_gemm
+from fastlayers.kernels.layout import inside
 from fastlayers.kernels.micro import add_run, clear_run, copy_run
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
@@ -42,7 +43,7 @@ def im2col(x, geometry, channels, first, count, out, out_at, out_row):
     i, j = divmod(rest, ow)
     for row in range(count):
         at = out_at + row * out_row
-        low, high = _inside(j * sw - pw, dw, kw, width)
+        low, high = inside(j * sw - pw, dw, kw, width)
         for r in range(kh):
             y = i * sh - ph + r * dh
             cell = ((n * height + y) * width + j * sw - pw) * all_channels + c0
@@ -74,7 +75,7 @@ def col2im(columns, columns_at, columns_row, geometry, channels, first, count, x
     i, j = divmod(rest, ow)
     for row in range(count):
         at = columns_at + row * columns_row
-        low, high = _inside(j * sw - pw, dw, kw, width)
+        low, high = inside(j * sw - pw, dw, kw, width)
         for r in range(kh):
             y = i * sh - ph + r * dh
             cell = ((n * height + y) * width + j * sw - pw) * all_channels + c0
@@ -88,14 +89,6 @@ def col2im(columns, columns_at, columns_row, geometry, channels, first, count, x
                         add_run(flat, tap, columns, at + s * depth, depth)
             at += kw * depth
         n, i, j = _next_pixel(n, i, j, oh, ow)
-
-
-@kernel
-def _inside(left, dilation, kw, width):
-    """Range of s for which ``0 <= left + s * dilation < width``, within ``[0, kw)``."""
-    low = min(max(0, -(left // dilation)), kw)
-    high = min(max(low, (width - left + dilation - 1) // dilation), kw)
-    return low, high
 
 
 @kernel

@@ -1,11 +1,11 @@
-"""Changes of memory layout."""
+"""Changes of memory layout, and the edges of images."""
 
 from __future__ import annotations
 
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = ["swap_axes"]
+__all__ = ["inside", "swap_axes"]
 
 # A 16 x 16 tile of float32 is 16 cache lines on either side, so each is read and written once.
 TILE = 16
@@ -27,3 +27,11 @@ def _swap_axes_image(n, worker, x, out):
 def swap_axes(x, workers, out):
     """``out[n, j, i] = x[n, i, j]``: channels-first to channels-last memory, and back."""
     parallel_for(_swap_axes_image, x.shape[0], workers, (x, out))
+
+
+@kernel
+def inside(first, dilation, cells, size):
+    """Range of a window's cells for which ``0 <= first + cell * dilation < size``."""
+    low = min(max(0, -(first // dilation)), cells)
+    high = min(max(low, (size - first + dilation - 1) // dilation), cells)
+    return low, high

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
+from fastlayers.kernels.layout import inside
 from fastlayers.kernels.micro import add_run, add_where_run, clear_run, max_window
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
 __all__ = ["max_pool2d", "max_pool2d_backward", "window_mean", "window_mean_backward"]
-
-
-@kernel
-def _valid(first, dilation, cells, size):
-    """Range of cells for which ``0 <= first + cell * dilation < size``."""
-    low = min(max(0, -(first // dilation)), cells)
-    return low, min(max(low, (size - first + dilation - 1) // dilation), cells)
 
 
 @kernel
@@ -23,10 +17,10 @@ def _max_pool2d_image(n, worker, x, shape, geometry, y, offsets, out_size):
     oh, ow = out_size
     for i in range(oh):
         top = i * sh - ph
-        r0, r1 = _valid(top, dh, kh, height)
+        r0, r1 = inside(top, dh, kh, height)
         for j in range(ow):
             left = j * sw - pw
-            s0, s1 = _valid(left, dw, kw, width)
+            s0, s1 = inside(left, dw, kw, width)
             first = ((n * height + top) * width + left) * depth
             out = ((n * oh + i) * ow + j) * depth
             rows, columns = (r0, r1, dh * width * depth), (s0, s1, dw * depth, kw)
@@ -55,10 +49,10 @@ def _max_pool2d_backward_image(n, worker, dy, offsets, out_size, geometry, dx, s
     clear_run(dx, n * height * width * depth, height * width * depth)
     for i in range(oh):
         top = i * sh - ph
-        r0, r1 = _valid(top, dh, kh, height)
+        r0, r1 = inside(top, dh, kh, height)
         for j in range(ow):
             left = j * sw - pw
-            s0, s1 = _valid(left, dw, kw, width)
+            s0, s1 = inside(left, dw, kw, width)
             out = ((n * oh + i) * ow + j) * depth
             for r in range(r0, r1):
                 for s in range(s0, s1):
