@@ -10,8 +10,8 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "col2im": "conv",
-    "im2col": "conv",
+    "col2im": "unfold",
+    "im2col": "unfold",
     "matmul": "gemm",
     "prepare_gemm": "gemm",
 }
@@ -27,6 +27,7 @@ _MODULES = (
     "optimizer",
     "pool",
     "reduce",
+    "unfold",
 )
 
 __all__ = [*_MODULES, *_HOMES]  # noqa: PLE0604

@@ -1,244 +1,204 @@
-"""Two-dimensional convolution by im2col in blocks and GEMM, on channels-last arrays.
+"""Two-dimensional convolution as a batch-reduce GEMM that reads the images themselves.
 
-Arrays are C-contiguous: images (N, H, W, C), im2col rows (pixel, R*S*C) with the kernel's
-columns and channels innermost. A `geometry` is the tuple
-``(kernel, stride, padding, dilation, out_size)`` of (height, width) pairs, where padding is the
-one before the first row and column. Only a block of im2col rows that stays in L2 exists at a time.
+No im2col matrix exists: a tile of the GEMM reads each pixel's receptive field as a few contiguous
+runs of the image, found through tables of offsets that `ops/conv_plan.py` makes once a shape. Images
+are C-contiguous (N, H, W, C). The input is read in place, or where it must be padded in slabs: a
+few images, or a band of rows of one, copied with their zeros into memory that stays in L2.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from fastlayers.kernels.gemm import gemm, pack, packed_size, panel_width, prepare_gemm
+from fastlayers.kernels.gemm import gemm_runs, panel_width, prepare_gemm
 from fastlayers.kernels.layout import inside
-from fastlayers.kernels.micro import add_run, clear_run, copy_run
+from fastlayers.kernels.micro import add_run, clear_run, copy_run, view
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = [
-    "col2im",
-    "conv2d",
-    "conv2d_backward_input",
-    "conv2d_backward_weight",
-    "im2col",
-    "pack_weight",
-    "padded_row",
-]
+__all__ = ["conv2d", "conv2d_backward_weight", "pack_weight"]
 
 
 @kernel
-def im2col(x, geometry, channels, first, count, out, out_at, out_row):
-    """Copy the receptive fields of output pixels ``[first, first + count)`` to rows of `out`.
+def _slab(index, grid):
+    """First image, number of images, first row and number of rows of a slab."""
+    images, per, bands, band, rows = grid
+    n, i = index // bands * per, index % bands * band
+    return n, min(per, images - n), i, min(band, rows - i)
 
-    Pixels are numbered through (N, OH, OW); ``channels = (first, count)`` picks a group. Row i
-    starts at ``out[out_at + i * out_row]`` of the flat `out` and is ordered (R, S, C); cells in
-    the padding are 0.
+
+@kernel
+def _copy_slab(source, size, slab, window, out, at):
+    """Copy a slab's rows and columns of the images, with zeros outside of them.
+
+    ``size = (H, W, C)`` of the images, ``slab = (first image, images, first row, rows)`` and
+    ``window = (first column, columns)`` may lie outside.
     """
-    _, height, width, all_channels = x.shape
-    (kh, kw), (sh, sw), (ph, pw), (dh, dw), (oh, ow) = geometry
-    c0, depth = channels
-    flat = x.reshape(x.size)
-    n, rest = divmod(first, oh * ow)
-    i, j = divmod(rest, ow)
-    for row in range(count):
-        at = out_at + row * out_row
-        low, high = inside(j * sw - pw, dw, kw, width)
-        for r in range(kh):
-            y = i * sh - ph + r * dh
-            cell = ((n * height + y) * width + j * sw - pw) * all_channels + c0
+    height, width, channels = size
+    n, images, top, rows = slab
+    left, columns = window
+    low, high = inside(left, 1, columns, width)
+    for image in range(n, n + images):
+        for y in range(top, top + rows):
             if y < 0 or y >= height:
-                clear_run(out, at, kw * depth)
-            elif dw == 1 and depth == all_channels:  # the kernel's row is one contiguous run
-                clear_run(out, at, low * depth)
-                run = (high - low) * depth
-                copy_run(out, at + low * depth, flat, cell + low * depth, run)
-                clear_run(out, at + high * depth, (kw - high) * depth)
+                clear_run(out, at, columns * channels)
             else:
-                for s in range(kw):
-                    if low <= s < high:
-                        copy_run(out, at + s * depth, flat, cell + s * dw * all_channels, depth)
-                    else:
-                        clear_run(out, at + s * depth, depth)
-            at += kw * depth
-        n, i, j = _next_pixel(n, i, j, oh, ow)
+                cell = ((image * height + y) * width + left) * channels
+                clear_run(out, at, low * channels)
+                run = (high - low) * channels
+                copy_run(out, at + low * channels, source, cell + low * channels, run)
+                clear_run(out, at + high * channels, (columns - high) * channels)
+            at += columns * channels
+    return at
 
 
 @kernel
-def col2im(columns, columns_at, columns_row, geometry, channels, first, count, x):
-    """Add rows of receptive fields back onto the images `x`: the adjoint of `im2col`."""
-    _, height, width, all_channels = x.shape
-    (kh, kw), (sh, sw), (ph, pw), (dh, dw), (oh, ow) = geometry
-    c0, depth = channels
-    flat = x.reshape(x.size)
-    n, rest = divmod(first, oh * ow)
-    i, j = divmod(rest, ow)
-    for row in range(count):
-        at = columns_at + row * columns_row
-        low, high = inside(j * sw - pw, dw, kw, width)
-        for r in range(kh):
-            y = i * sh - ph + r * dh
-            cell = ((n * height + y) * width + j * sw - pw) * all_channels + c0
-            if 0 <= y < height:
-                if dw == 1 and depth == all_channels:
-                    run = (high - low) * depth
-                    add_run(flat, cell + low * depth, columns, at + low * depth, run)
-                else:
-                    for s in range(low, high):
-                        tap = cell + s * dw * all_channels
-                        add_run(flat, tap, columns, at + s * depth, depth)
-            at += kw * depth
-        n, i, j = _next_pixel(n, i, j, oh, ow)
+def _open_slab(index, worker, x, size, grid, window, work):
+    """The memory that a slab's offsets refer to, and its first element."""
+    row_step, top, halo, left, columns, elements = window
+    n, images, i, count = _slab(index, grid)
+    height, width, channels = size
+    if elements == 0:  # nothing is padded: in place
+        return view(x, 0, x.size), ((n * height + i * row_step + top) * width + left) * channels
+    at = worker * elements
+    rows = (n, images, i * row_step + top, (count - 1) * row_step + halo)
+    _copy_slab(x, size, rows, (left, columns), work, at)
+    return view(work, 0, work.size), at
 
 
 @kernel
-def _next_pixel(n, i, j, oh, ow):
-    if j + 1 < ow:
-        return n, i, j + 1
-    if i + 1 < oh:
-        return n, i + 1, 0
-    return n + 1, 0, 0
+def _conv2d_task(task, worker, x, packed, bias, floor, sizes, layout, phases, tables, lanes, work, y):
+    """One slab of input pixels, times the columns of one block of output channels."""
+    size, (out_height, out_width, out_channels) = sizes
+    grid, window, groups, blocks, row_step = layout
+    rows, targets, runs = tables
+    slab, block = divmod(task, blocks)
+    source, base = _open_slab(slab, worker, x, size, grid, window, work)
+    n, images, i, count = _slab(slab, grid)
+    depth, per_group = size[2] // groups, out_channels // groups
+    width = panel_width(per_group, lanes)
+    panels = (per_group + width - 1) // width
+    first, last = panels * block // blocks, panels * (block + 1) // blocks
+    j, columns = first * width, min(last * width, per_group) - first * width
+    target = (n * out_height + i * row_step) * out_width * out_channels
+    for p in range(phases.shape[0]):
+        row_at, height, across, run_at, run_count, length, packed_at = phases[p]
+        m = images * max(0, min(count, height - i)) * across
+        k = run_count * length
+        b_runs = view(runs, run_at + run_count, run_count)
+        for g in range(groups):
+            a = (source, base + g * depth, 0, 1, view(rows, row_at, m), view(runs, run_at, run_count))
+            b = (packed, packed_at + (g * panels + first) * width * k, width * k, width, b_runs)
+            init = (bias, g * per_group + j, 0, view(rows, 0, 0))
+            c = (y, target + g * per_group + j, 0, view(targets, row_at, m))
+            gemm_runs(m, columns, (run_count, length), a, b, init, c, floor, lanes)
 
 
 @kernel
-def pack_weight(weight, groups, transposed, lanes, packed):
-    """Pack a contiguous (M, C/G, R, S) weight as the GEMM's B, one group after the other.
+def conv2d(x, packed, bias, floor, sizes, layout, phases, tables, tasks, lanes, workers, work, y):
+    """Convolution, or the gradient by its input: ``y = max(floor, bias + x * weight)``.
 
-    Forward wants (R*S*C, M) per group, the input's gradient its transpose.
-    """
-    m, depth, kh, kw = weight.shape
-    k, taps, per_group = depth * kh * kw, kh * kw, m // groups
-    rows = weight.reshape(m * k)
-    if depth > 1 and taps > 1:  # (C, R, S) -> (R, S, C); otherwise both orders are the same
-        source, rows = rows, np.empty_like(rows)
-        for i in range(m):
-            for t in range(taps):
-                for c in range(depth):
-                    rows[i * k + t * depth + c] = source[i * k + c * taps + t]
-    # One call with chosen strides: each copy of the packing loops takes 0.5 s to compile.
-    size = (per_group, k) if transposed else (k, per_group)
-    strides = (k, 1) if transposed else (1, k)
-    length = packed_size(size[0], size[1], lanes)
-    for g in range(groups):
-        source = (rows, g * per_group * k, strides[0], strides[1])
-        pack(source, size[0], size[1], lanes, packed, g * length)
-
-
-@kernel
-def _conv2d_block(block, worker, x, packed, bias, geometry, groups, step, lanes, work, y):
-    """Forward for one block of `step` output pixels."""
-    (kh, kw), (sh, sw), (ph, pw), _, (oh, ow) = geometry
-    pixels, m = y.shape
-    first = block * step
-    count = min(step, pixels - first)
-    depth, per_group = x.shape[3] // groups, m // groups
-    k = kh * kw * depth
-    width, size = panel_width(per_group, lanes), packed_size(k, per_group, lanes)
-    pointwise = kh * kw * sh * sw == 1 and (oh, ow) == x.shape[1:3] and ph == 0 and pw == 0
-    for g in range(groups):
-        if pointwise:
-            a = (x.reshape(x.size), first * x.shape[3] + g * depth, x.shape[3], 1)
-        else:
-            im2col(x, geometry, (g * depth, depth), first, count, work, worker * step * k, k)
-            a = (work, worker * step * k, k, 1)
-        b = (packed, g * size, width * k, width)
-        c = (y.reshape(y.size), first * m + g * per_group, m)
-        gemm(count, per_group, k, a, b, (bias, g * per_group, 0), c, lanes)
-
-
-@kernel
-def conv2d(x, packed, bias, geometry, groups, step, lanes, workers, work, y):
-    """Convolution: x (N, H, W, C), bias (M,), y (N*OH*OW, M); `packed` from `pack_weight`.
-
-    `step` pixels a block; `work` holds ``workers * step * R*S*C/G`` elements.
+    Arrays are flat; the integers are those of a `ops.conv_plan.Gather`, and `packed` is from
+    `pack_weight`.
     """
     prepare_gemm(y)
-    blocks = (y.shape[0] + step - 1) // step
-    arguments = (x, packed, bias, geometry, groups, step, lanes, work, y)
-    parallel_for(_conv2d_block, blocks, workers, arguments)
+    arguments = (x, packed, bias, floor, sizes, layout, phases, tables, lanes, work, y)
+    parallel_for(_conv2d_task, tasks, workers, arguments)
 
 
 @kernel
-def _backward_input_image(n, worker, dy, packed, geometry, groups, step, lanes, zeros, work, dx):
-    """Input gradient of one image: receptive fields' gradients by GEMM, added up by col2im."""
-    (kh, kw), _, _, _, (oh, ow) = geometry
-    m, depth = dy.shape[1], dx.shape[3] // groups
-    per_group, k = m // groups, kh * kw * depth
-    width, size = panel_width(k, lanes), packed_size(per_group, k, lanes)
-    dx[n] = 0
-    flat = dy.reshape(dy.size)
-    for first in range(n * oh * ow, (n + 1) * oh * ow, step):
-        count = min(step, (n + 1) * oh * ow - first)
-        for g in range(groups):
-            a = (flat, first * m + g * per_group, m, 1)
-            b = (packed, g * size, width * per_group, width)
-            at = worker * step * k
-            gemm(count, k, per_group, a, b, (zeros, 0, 0), (work, at, k), lanes)
-            col2im(work, at, k, geometry, (g * depth, depth), first, count, dx)
+def _pack_task(task, worker, weight, shape, taps, blocks, lanes, packed):
+    """Pack one panel of the weight of one phase and group."""
+    depth, columns, depth_stride, column_stride, group_stride = shape
+    width = panel_width(columns, lanes)
+    panels = (columns + width - 1) // width
+    panel = task % panels
+    phase, group = divmod(task // panels, blocks.shape[1])
+    first, count, at = blocks[phase, group]
+    at += panel * width * count * depth
+    valid = min(width, columns - panel * width)
+    source = group * group_stride + panel * width * column_stride
+    for t in range(count):
+        tap = source + taps[first + t]
+        for p in range(depth):
+            row, start = at + (t * depth + p) * width, tap + p * depth_stride
+            for j in range(valid):
+                packed[row + j] = weight[start + j * column_stride]
+            for j in range(valid, width):
+                packed[row + j] = 0
 
 
 @kernel
-def conv2d_backward_input(dy, packed, geometry, groups, step, lanes, zeros, workers, work, dx):
-    """Input gradient: dy (N*OH*OW, M), dx (N, H, W, C); `packed` is the transposed weight.
+def pack_weight(weight, shape, taps, blocks, lanes, workers, packed):
+    """Pack a flat (M, C/G, R, S) weight into the panels that `conv2d` multiplies by.
 
-    `zeros` holds R*S*C/G zeros, `work` ``workers * step * R*S*C/G`` elements.
+    One GEMM operand (tap, depth, column) for each phase and group, of the taps of
+    ``blocks[phase, group] = (first entry in taps, count, offset in packed)``;
+    ``shape = (depth, columns, their strides, group stride)`` in the weight.
     """
-    prepare_gemm(dx)
-    arguments = (dy, packed, geometry, groups, step, lanes, zeros, work, dx)
-    parallel_for(_backward_input_image, dx.shape[0], workers, arguments)
+    width = panel_width(shape[1], lanes)
+    panels = (shape[1] + width - 1) // width
+    tasks = blocks.shape[0] * blocks.shape[1] * panels
+    parallel_for(_pack_task, tasks, workers, (weight, shape, taps, blocks, lanes, packed))
 
 
 @kernel
-def _backward_weight_chunk(chunk, worker, x, dy, geometry, groups, step, span, lanes, work, parts):
-    """Weight gradient of pixels ``[chunk * span, (chunk + 1) * span)``, into its row of `parts`."""
-    kh, kw = geometry[0]
-    pixels, m = dy.shape
-    depth, per_group = x.shape[3] // groups, m // groups
-    k = kh * kw * depth
-    row = padded_row(k, lanes)
-    at, out = worker * step * row, chunk * m * k
-    width = panel_width(k, lanes)
-    flat, sums = dy.reshape(dy.size), parts.reshape(parts.size)
-    parts[chunk] = 0
-    for first in range(chunk * span, min((chunk + 1) * span, pixels), step):
-        count = min(step, (chunk + 1) * span - first, pixels - first)
+def _weight_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lanes, work, parts):
+    """Weight gradient of one chunk of slabs and one block of output channels."""
+    size, (out_height, out_width, m) = sizes
+    grid, window, groups, column_step, run_rows = layout
+    slabs, chunks, block_rows = cut
+    taps, images_at, run_count, length = run_rows
+    per_group = m // groups
+    blocks = (per_group + block_rows - 1) // block_rows
+    chunk, block = divmod(task, blocks)
+    j = block * block_rows
+    rows = min(block_rows, per_group - j)
+    k = taps * (size[2] // groups)
+    width = panel_width(length, lanes)
+    empty = view(runs, 0, 0)
+    start = slabs * chunk // chunks
+    for slab in range(start, slabs * (chunk + 1) // chunks):
+        source, base = _open_slab(slab, worker, x, size, grid, window, work)
+        n, images, i, count = _slab(slab, grid)
+        pixels = view(runs, images_at, images * count)
+        outputs = view(runs, images_at + grid[1] * grid[3], images * count)
+        from_row = (n * out_height + i) * out_width * m
         for g in range(groups):
-            im2col(x, geometry, (g * depth, depth), first, count, work, at, row)
-            a = (flat, first * m + g * per_group, 1, m)
-            c = (sums, out + g * per_group * k, k)
-            gemm(per_group, k, count, a, (work, at, width, row), c, c, lanes)
+            a = (dy, from_row + g * per_group + j, 1, m, empty, outputs)
+            for run in range(run_count):
+                at = base + g * (size[2] // groups) + runs[run]
+                b = (source, at, width, column_step * size[2], pixels)
+                c = (parts, (chunk * m + g * per_group + j) * k + run * length, k, empty)
+                init = (zeros, 0, 0, empty) if slab == start else c
+                gemm_runs(rows, length, (images * count, out_width), a, b, init, c, -np.inf, lanes)
 
 
 @kernel
-def padded_row(k, lanes):
-    """Row length of im2col when it is the GEMM's B: whole panels, of which the last is read."""
-    width = panel_width(k, lanes)
-    return (k + width - 1) // width * width
-
-
-@kernel
-def _sum_parts(m, worker, parts, dw):
+def _sum_parts(m, worker, parts, chunks, shape, dw):
     """Add the chunks of one output channel in order, and turn (R, S, C) into (C, R, S)."""
-    channels, depth, kh, kw = dw.shape
-    taps = kh * kw
+    channels, depth, taps = shape
     k = taps * depth
-    sums, out = parts.reshape(parts.size), dw.reshape(dw.size)
-    for chunk in range(1, parts.shape[0]):
-        add_run(sums, m * k, sums, (chunk * channels + m) * k, k)
+    for chunk in range(1, chunks):
+        add_run(parts, m * k, parts, (chunk * channels + m) * k, k)
     for t in range(taps):
         for c in range(depth):
-            out[m * k + c * taps + t] = sums[m * k + t * depth + c]
+            dw[m * k + c * taps + t] = parts[m * k + t * depth + c]
 
 
 @kernel
-def conv2d_backward_weight(x, dy, geometry, groups, step, span, lanes, workers, work, parts, dw):
-    """Weight gradient (M, C/G, R, S) of x (N, H, W, C) and dy (N*OH*OW, M).
+def conv2d_backward_weight(
+    x, dy, zeros, sizes, layout, cut, runs, tasks, lanes, workers, work, parts, dw
+):
+    """Weight gradient (M, C/G, R, S) of the images x and the output's gradient dy, all flat.
 
-    Each chunk of `span` pixels has a row of M*R*S*C/G in `parts`, so the order of additions, and
-    with it every bit of the result, is the same for any number of threads.
-    `work` holds ``workers * step * padded_row(R*S*C/G)`` elements.
+    ``cut = (slabs, chunks, rows)``: each chunk of slabs has a row of M*R*S*C/G in `parts`, so the
+    order of additions, and with it every bit of the result, is the same for any number of
+    threads. The other integers are those of a `ops.conv_plan.WeightGather`.
     """
     prepare_gemm(dw)
-    arguments = (x, dy, geometry, groups, step, span, lanes, work, parts)
-    parallel_for(_backward_weight_chunk, parts.shape[0], workers, arguments)
-    parallel_for(_sum_parts, dw.shape[0], workers, (parts, dw))
+    arguments = (x, dy, zeros, sizes, layout, cut, runs, lanes, work, parts)
+    parallel_for(_weight_task, tasks, workers, arguments)
+    m, groups, taps = sizes[1][2], layout[2], layout[4][0]
+    shape = (m, sizes[0][2] // groups, taps)
+    parallel_for(_sum_parts, m, workers, (parts, cut[1], shape, dw))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
 
@@ -17,7 +18,7 @@ from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.linkage import SharedKernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = ["gemm", "matmul", "matmul_narrow", "pack", "packed_size", "panel_width", "prepare_gemm"]
+__all__ = ["gemm", "gemm_runs", "matmul", "matmul_narrow", "pack", "packed_size", "panel_width", "prepare_gemm"]
 
 ROWS = cpu.tile_rows()
 # Rows of B in one block: 256 x 32 float32 are 32 KiB, what the smallest L1 of the field holds.
@@ -68,67 +69,70 @@ def pack(source, k, columns, lanes, packed, packed_at):
         pack_panel(panel, source, k, columns, lanes, packed, packed_at)
 
 
-def _panel(vectors: int, part: int, m: int, k: int, a: Any, b: Any, init: Any, c: Any, n: int):
+def _panel(vectors, part, m, k, a, b, init, c, n, floor):
     """Multiply all rows of A by one panel of B: loops 2 and 1 of `gemm`."""
     raise NotImplementedError("compiled code only")
 
 
 @overload(_panel, prefer_literal=True, jit_options={"fastmath": {"contract"}})
-def _panel_overload(vectors, part, m, k, a, b, init, c, n):
+def _panel_overload(vectors, part, m, k, a, b, init, c, n, floor):
     width, fraction = vectors.literal_value, part.literal_value
 
-    def panel(vectors, part, m, k, a, b, init, c, n):
-        a_array, a_at, a_row, a_k = a
-        init_array, init_at, init_row = init
-        c_array, c_at, c_row = c
+    def panel(vectors, part, m, k, a, b, init, c, n, floor):
         i = 0
         # Loop 2: tiles of rows; the last ones are lower, and no element sees the difference.
         while i < m:
-            a_i = (a_array, a_at + i * a_row, a_row, a_k)
-            init_i = (init_array, init_at + i * init_row, init_row)
-            c_i = (c_array, c_at + i * c_row, c_row)
             if m - i >= ROWS:  # Loop 1 is the k-loop inside the tile.
-                gemm_tile(ROWS, width, fraction, k, a_i, b, init_i, c_i, n)
+                gemm_tile(ROWS, width, fraction, i, k, a, b, init, c, n, floor)
                 i += ROWS
             elif m - i >= 4:
-                gemm_tile(4, width, fraction, k, a_i, b, init_i, c_i, n)
+                gemm_tile(4, width, fraction, i, k, a, b, init, c, n, floor)
                 i += 4
             else:
-                gemm_tile(1, width, fraction, k, a_i, b, init_i, c_i, n)
+                gemm_tile(1, width, fraction, i, k, a, b, init, c, n, floor)
                 i += 1
 
     return panel
 
 
 @kernel
-def _gemm(m, n, k, a, b, init, c, lanes):
-    """The body of `gemm`."""
-    a_array, a_at, a_row, a_k = a
-    b_array, b_at, b_panel, b_k = b
+def _gemm(m, n, k, a, b, init, c, floor, lanes):
+    """The body of `gemm_runs`."""
+    length = k[1]
+    runs = k[0] if length else 0
+    a_array, a_at, a_row, a_k, a_rows, a_runs = a
+    b_array, b_at, b_panel, b_k, b_runs = b
     width = panel_width(n, lanes)
-    # Loop 4: blocks of k, so that a panel of B stays in L1. Later blocks add to C.
-    for p in range(0, max(k, 1), BLOCK_K):
-        depth = min(BLOCK_K, k - p)
-        a_p = (a_array, a_at + p * a_k, a_row, a_k)
-        start = init if p == 0 else c
-        # Loop 3: panels of B.
-        for j in range(0, n, width):
-            panel = (b_array, b_at + j // width * b_panel + p * b_k, b_k)
-            init_j = (start[0], start[1] + j, start[2])
-            c_j = (c[0], c[1] + j, c[2])
-            columns = min(width, n - j)
-            if columns > lanes:
-                _panel(2, 1, m, depth, a_p, panel, init_j, c_j, columns)
-            elif 2 * columns > lanes:
-                _panel(1, 1, m, depth, a_p, panel, init_j, c_j, columns)
-            else:
-                _panel(1, 2, m, depth, a_p, panel, init_j, c_j, columns)
+    # Loop 4: blocks of k, so that a panel of B stays in L1. Later blocks add to C. A block is
+    # several short runs or a piece of a long one.
+    per = max(1, BLOCK_K // max(length, 1))
+    for run in range(0, max(runs, 1), per):
+        for p in range(0, max(length, 1), BLOCK_K):
+            last = run + per >= runs and p + BLOCK_K >= length
+            low = floor if last else -np.inf
+            block = (run, min(run + per, runs), min(BLOCK_K, length - p))
+            a_p = (a_array, a_at + p * a_k, a_row, a_k, a_rows, a_runs)
+            start = init if run + p == 0 else c
+            # Loop 3: panels of B.
+            for j in range(0, n, width):
+                panel = (b_array, b_at + j // width * b_panel + p * b_k, b_k, b_runs)
+                init_j = (start[0], start[1] + j, start[2], start[3])
+                c_j = (c[0], c[1] + j, c[2], c[3])
+                columns = min(width, n - j)
+                if columns > lanes:
+                    _panel(2, 1, m, block, a_p, panel, init_j, c_j, columns, low)
+                elif 2 * columns > lanes:
+                    _panel(1, 1, m, block, a_p, panel, init_j, c_j, columns, low)
+                else:
+                    _panel(1, 2, m, block, a_p, panel, init_j, c_j, columns, low)
 
 
 def _signature(element: Any) -> tuple[Any, ...]:
-    array, i8 = types.Array(element, 1, "C"), types.int64
-    strides = [types.Tuple((array, *(i8,) * count)) for count in (3, 3, 2, 2)]
-    return (i8, i8, i8, *strides, i8)
+    array, table, i8 = types.Array(element, 1, "C"), types.Array(types.int64, 1, "C"), types.int64
+    a = types.Tuple((array, i8, i8, i8, table, table))
+    b = types.Tuple((array, i8, i8, i8, table))
+    c = types.Tuple((array, i8, i8, table))
+    return (i8, i8, types.UniTuple(i8, 2), a, b, c, c, element, i8)
 
 
 _shared = {
@@ -138,16 +142,24 @@ _shared = {
 
 
 @intrinsic
-def gemm(
-    typingctx: Any, m: Any, n: Any, k: Any, a: Any, b: Any, init: Any, c: Any, lanes: Any
+def gemm_runs(
+    typingctx: Any, m: Any, n: Any, k: Any, a: Any, b: Any, init: Any, c: Any, floor: Any, lanes: Any
 ) -> Any:
-    """``C = init + A @ B`` with A (m, k), B (k, n) and C (m, n), on the calling thread.
+    """``C = max(floor, init + sum over r of A[r] @ B[r])``, on the calling thread.
 
-    ``a = (array, offset, row stride, k stride)``;
-    ``b = (array, offset, panel stride, k stride)``: panels of `panel_width` columns, readable up
-    to their full width; ``init = (array, offset, row stride)``, stride 0 for a bias;
-    ``c = (array, offset, row stride)``. Arrays are flat, numbers count elements, `lanes` is
-    `cpu.lanes` of the type. `prepare_gemm` must have run in the process.
+    A batch-reduce GEMM with tables of offsets: convolution without an im2col matrix.
+    ``k = (runs, length)``: every A[r] is (m, length), B[r] is (length, n). Element (i, p) of A[r]
+    is at ``offset + i * row stride + rows[i] + runs[r] + p * k stride`` for
+    ``a = (array, offset, row stride, k stride, rows, runs)``; likewise
+    ``b = (array, offset, panel stride, k stride, runs)``, in panels of `panel_width` columns that
+    can be read up to their full width, and ``init, c = (array, offset, row stride, rows)``; an
+    init with a stride of 0 and no rows is a bias. Tables are int64, empty ones stand for zeros.
+    Arrays are flat, numbers count elements, `lanes` is `cpu.lanes` of the type; a floor of minus
+    infinity changes nothing. `prepare_gemm` must have run in the process.
+
+    References
+    ----------
+    Georganas et al., High-Performance Deep Learning via a Single Building Block, 2019.
     """
     shared = _shared[c.types[0].dtype]
 
@@ -156,6 +168,32 @@ def gemm(
         return cgctx.get_dummy_value()
 
     return types.void(*shared.args), codegen
+
+
+@intrinsic
+def _no_table(typingctx: Any) -> Any:
+    """An empty table of offsets, which costs no allocation."""
+    table = types.Array(types.int64, 1, "C")
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        return cgctx.get_constant_null(table)
+
+    return table(), codegen
+
+
+@kernel
+def gemm(m, n, k, a, b, init, c, lanes):
+    """``C = init + A @ B`` with A (m, k), B (k, n) and C (m, n), on the calling thread.
+
+    ``a = (array, offset, row stride, k stride)``;
+    ``b = (array, offset, panel stride, k stride)``: panels of `panel_width` columns, readable up
+    to their full width; ``init = (array, offset, row stride)``, stride 0 for a bias;
+    ``c = (array, offset, row stride)``. Otherwise as `gemm_runs`.
+    """
+    none = _no_table()
+    gemm_runs(
+        m, n, (1, k), (*a, none, none), (*b, none), (*init, none), (*c, none), -np.inf, lanes
+    )
 
 
 @intrinsic

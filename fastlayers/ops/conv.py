@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,34 +11,29 @@ import numpy as np
 
 from fastlayers import kernels
 from fastlayers.ops import _check
+from fastlayers.ops.conv_plan import Axis, Gather, WeightGather, backward_axis, forward_axis
 from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_last
 from fastlayers.ops.reduce import column_sums
-from fastlayers.runtime import cpu, memory, threads
+from fastlayers.runtime import memory, threads
 
 __all__ = ["conv2d", "conv2d_backward"]
 
 Padding = int | Sequence[int] | str
 Grads = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
 
-# A block of im2col rows: 256 KiB stay in the L2 cache of every CPU with vectors worth using.
-BLOCK_BYTES = 256 * 1024
-# The weight gradient reads and writes all of dW once a block, so a block has at least 256 pixels
-# (the GEMM's own depth of k), up to 4 MiB a thread.
-DEEP_BLOCK_BYTES = 4 * 1024 * 1024
-# Partial sums of the weight gradient: at most 16, and 64 MiB in all, for a given shape.
-CHUNKS = 16
-CHUNK_BYTES = 64 * 1024 * 1024
-
-
 @dataclass(frozen=True)
 class _Plan:
     """All that follows from the shapes and options of a call; kept for the next such call."""
 
     images: tuple[int, int, int, int]  # N, H, W, C
-    out_channels: int
+    weight: tuple[int, int, int, int]
     groups: int
     geometry: tuple[tuple[int, int], ...]  # kernel, stride, padding, dilation, output size
     itemsize: int
+
+    @property
+    def out_channels(self) -> int:
+        return self.weight[0]
 
     @functools.cached_property
     def out_size(self) -> tuple[int, int]:
@@ -48,50 +43,32 @@ class _Plan:
     def out_shape(self) -> tuple[int, int, int, int]:
         return (self.images[0], self.out_channels, *self.out_size)
 
-    @functools.cached_property
+    @property
     def pixels(self) -> int:
         return self.images[0] * self.out_size[0] * self.out_size[1]
 
-    @functools.cached_property
-    def k(self) -> int:
-        """Length of an im2col row."""
-        return self.geometry[0][0] * self.geometry[0][1] * self.images[3] // self.groups
+    def _axis(self, index: int, make: Callable[..., Axis]) -> Axis:
+        kernel, stride, padding, dilation, out = (pair[index] for pair in self.geometry)
+        return make(self.images[1 + index], out, kernel, stride, padding, dilation)
 
     @functools.cached_property
-    def lanes(self) -> int:
-        return cpu.lanes(self.itemsize)
+    def forward(self) -> Gather:
+        axes = self._axis(0, forward_axis), self._axis(1, forward_axis)
+        return Gather(self.images, *axes, self.weight, self.groups, self.itemsize, False)
 
     @functools.cached_property
-    def step(self) -> int:
-        """Pixels of a block, a multiple of the tile's 12 rows; small work is cut in 8 or more."""
-        fits = max(BLOCK_BYTES // (self.k * self.itemsize), 12)
-        share = max(-(-self.pixels // 8), 12)
-        return min(fits, share) // 12 * 12
+    def backward_input(self) -> Gather:
+        axes = self._axis(0, backward_axis), self._axis(1, backward_axis)
+        source = (self.images[0], *self.out_size, self.out_channels)
+        return Gather(source, *axes, self.weight, self.groups, self.itemsize, True)
 
     @functools.cached_property
-    def deep_step(self) -> int:
-        """Pixels of a block of the weight gradient."""
-        fits = max(DEEP_BLOCK_BYTES // (self.k * self.itemsize), 12)
-        return min(max(self.step, 252), fits) // 12 * 12
-
-    @functools.cached_property
-    def span(self) -> int:
-        """Pixels whose weight gradient is added up before the sum over chunks."""
-        one = self.out_channels * self.k * self.itemsize
-        chunks = max(1, min(CHUNKS, CHUNK_BYTES // one, self.pixels // self.deep_step))
-        return max(1, -(-self.pixels // chunks))
-
-    @functools.cached_property
-    def work(self) -> float:
-        """Vector operations of a pass."""
-        return self.pixels * self.k * self.out_channels / 8
-
-    @property
-    def workers(self) -> int:
-        return threads.workers_for(self.work)
+    def backward_weight(self) -> WeightGather:
+        axes = self._axis(0, forward_axis), self._axis(1, forward_axis)
+        return WeightGather(self.images, *axes, self.weight, self.groups, self.itemsize)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def _plan(
     op: str,
     images: tuple[int, int, int, int],
@@ -133,7 +110,7 @@ def _plan(
     geometry = tuple(
         (int(a), int(b)) for a, b in (kernel, stride, tuple(before), dilation, tuple(out))
     )
-    return _Plan((n, size[0], size[1], channels), m, groups, geometry, itemsize)
+    return _Plan((n, size[0], size[1], channels), weight, groups, geometry, itemsize)
 
 
 def _prepare(
@@ -217,21 +194,7 @@ def conv2d(
         bias = memory.zeros(m, input.dtype)
     else:
         bias = memory.writable_view(_check.vector("conv2d", "bias", bias, m, input.dtype))
-    y = memory.empty((plan.images[0], *plan.out_size, m), input.dtype)
-    workers, step = plan.workers, plan.step
-    kernels.conv.conv2d(
-        to_channels_last(input),
-        _packed(weight, plan, transposed=False),
-        bias,
-        plan.geometry,
-        plan.groups,
-        step,
-        plan.lanes,
-        workers,
-        memory.empty(workers * step * plan.k, input.dtype),
-        y.reshape(plan.pixels, m),
-    )
-    y = from_channels_last(y)
+    y = from_channels_last(_gather(to_channels_last(input), weight, bias, plan.forward))
     return y[0] if unbatched else y
 
 
@@ -271,58 +234,72 @@ def conv2d_backward(
     shape = plan.out_shape[1:] if unbatched else plan.out_shape
     grad_output = _check.gradient(op, grad_output, shape, input.dtype)
     dy = to_channels_last(grad_output[None] if unbatched else grad_output)
-    dy = dy.reshape(plan.pixels, plan.out_channels)
-    dx = _input_gradient(dy, weight, plan) if needs[0] else None
-    if dx is not None and unbatched:
-        dx = dx[0]
-    dw = _weight_gradient(dy, to_channels_last(input), weight, plan) if needs[1] else None
-    return dx, dw, column_sums(dy) if needs[2] else None
+    dx = dw = db = None
+    if needs[0]:
+        zeros = memory.zeros(plan.images[3], dy.dtype)
+        dx = from_channels_last(_gather(dy, weight, zeros, plan.backward_input))
+        dx = dx[0] if unbatched else dx
+    if needs[1]:
+        dw = _weight_gradient(dy, to_channels_last(input), plan.backward_weight, weight.shape)
+    if needs[2]:
+        db = column_sums(dy.reshape(plan.pixels, plan.out_channels))
+    return dx, dw, db
 
 
-def _packed(weight: np.ndarray, plan: _Plan, transposed: bool) -> np.ndarray:
-    """The weight as the GEMM reads it."""
-    per_group, k = plan.out_channels // plan.groups, plan.k
-    sizes = (per_group, k) if transposed else (k, per_group)
-    size = kernels.gemm.packed_size(*sizes, plan.lanes)
-    packed = memory.empty(plan.groups * size, weight.dtype)
-    kernels.conv.pack_weight(kernel_ready(weight), plan.groups, transposed, plan.lanes, packed)
-    return packed
-
-
-def _input_gradient(dy: np.ndarray, weight: np.ndarray, plan: _Plan) -> np.ndarray:
-    dx = memory.empty(plan.images, dy.dtype)
-    workers, step = plan.workers, plan.step
-    kernels.conv.conv2d_backward_input(
-        dy,
-        _packed(weight, plan, transposed=True),
-        plan.geometry,
-        plan.groups,
-        step,
+def _gather(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, plan: Gather, floor: float = -np.inf
+) -> np.ndarray:
+    """The convolution that `plan` describes, on channels-last arrays."""
+    dtype, workers = x.dtype, threads.workers_for(plan.work)
+    packed = memory.empty(plan.packed_size, dtype)
+    y = memory.empty(plan.out_shape, dtype)
+    kernels.conv.pack_weight(
+        kernel_ready(weight).reshape(-1),
+        plan.pack_shape,
+        plan.taps,
+        plan.blocks_table,
         plan.lanes,
-        memory.zeros(plan.k, dy.dtype),
-        workers,
-        memory.empty(workers * step * plan.k, dy.dtype),
-        dx,
+        threads.workers_for(plan.packed_size),
+        packed,
     )
-    return from_channels_last(dx)
-
-
-def _weight_gradient(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, plan: _Plan) -> np.ndarray:
-    workers, step, span = plan.workers, plan.deep_step, plan.span
-    chunks = max(1, -(-plan.pixels // span))
-    row = kernels.conv.padded_row(plan.k, plan.lanes)
-    dw = memory.empty(weight.shape, weight.dtype)
-    kernels.conv.conv2d_backward_weight(
-        x,
-        dy,
-        plan.geometry,
-        plan.groups,
-        step,
-        span,
+    kernels.conv.conv2d(
+        x.reshape(-1),
+        packed,
+        bias,
+        dtype.type(floor),
+        plan.sizes,
+        plan.layout,
+        plan.phases,
+        plan.tables,
+        plan.tasks,
         plan.lanes,
         workers,
-        memory.empty(workers * step * row, dy.dtype),
-        memory.empty((chunks, plan.out_channels * plan.k), dy.dtype),
-        dw,
+        memory.empty(workers * plan.slabs.elements, dtype),
+        y.reshape(-1),
+    )
+    return y
+
+
+def _weight_gradient(
+    dy: np.ndarray, x: np.ndarray, plan: WeightGather, shape: tuple[int, ...]
+) -> np.ndarray:
+    dtype, workers = dy.dtype, threads.workers_for(plan.work)
+    if not plan.slabs.count:
+        return memory.zeros(shape, dtype)
+    dw = memory.empty(shape, dtype)
+    kernels.conv.conv2d_backward_weight(
+        x.reshape(-1),
+        dy.reshape(-1),
+        memory.zeros(plan.length, dtype),
+        plan.sizes,
+        plan.layout,
+        plan.cut,
+        plan.runs,
+        plan.tasks,
+        plan.lanes,
+        workers,
+        memory.empty(workers * plan.slabs.elements, dtype),
+        memory.empty(plan.parts, dtype),
+        dw.reshape(-1),
     )
     return dw
