@@ -163,11 +163,9 @@ def _samples(results: tuple[np.ndarray, ...]) -> Samples:
 
 
 def _gap(ours: Samples, theirs: Samples) -> float:
-    """The largest difference, in units of the largest value of its array."""
-    return max(
-        float(np.abs(a - b).max()) / largest
-        for (a, _), (b, largest) in zip(ours, theirs, strict=True)
-    )
+    """The largest difference, in units of the largest value of its array; NaN if there is one."""
+    pairs = zip(ours, theirs, strict=True)
+    return float(np.max([np.abs(a - b).max() / largest for (a, _), (b, largest) in pairs]))
 
 
 def prepare_fastlayers(
@@ -248,9 +246,9 @@ def compare(case: Case, step: bool, contestants: list[Contestant], rounds: int) 
     contestants = [ours, peak, *theirs]
     for contestant in contestants:
         contestant.prepare(case, step)
-    gap = max(_gap(ours.value, c.value) for c in theirs)
+    gap = float(np.max([_gap(ours.value, c.value) for c in theirs]))
     if not gap <= GAP:
-        raise RuntimeError(f"{case.name}: results differ by {gap}, so the work does too")
+        raise RuntimeError(f"{case.name}: results differ by {gap:.1e}, so the work does too")
     alternate(contestants, rounds, seconds=TURN)
     return Row(
         ours.median,

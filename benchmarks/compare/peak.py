@@ -17,7 +17,7 @@ __all__ = ["prepare"]
 ROWS = cpu.tile_rows()
 DEPTH = 256
 TILES = 256  # of a chunk, about 0.5 ms
-CHUNKS = 8
+CHUNKS = 8  # of a thread
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -32,7 +32,7 @@ def _chunk(i, worker, factors, width, sums):
 
 @numba.njit(nogil=True, error_model="numpy")
 def _multiply(workers, factors, width, sums):
-    parallel_for(_chunk, CHUNKS, workers, (factors, width, sums))
+    parallel_for(_chunk, workers * CHUNKS, workers, (factors, width, sums))
 
 
 def prepare(threads: int) -> tuple[Callable[[], None], int]:
@@ -46,4 +46,4 @@ def prepare(threads: int) -> tuple[Callable[[], None], int]:
         _multiply(threads, factors, width, sums)
 
     work()  # compiles
-    return work, 2 * ROWS * width * DEPTH * TILES * CHUNKS
+    return work, 2 * ROWS * width * DEPTH * TILES * CHUNKS * threads
