@@ -269,7 +269,7 @@ def _line(case: Case, name: str, threads: int, row: Row) -> str:
     theirs = [f"{1e3 * seconds:.3f}" for seconds in row.theirs] + ["-"]
     cells = [
         *(case.name, name, str(threads), f"{1e3 * row.ours:.3f}", *theirs[:2]),
-        *(f"{row.speed / 1e9:.1f}", f"{row.peak / 1e9:.1f}", f"{row.speed / row.peak:.2f}"),
+        *(f"{row.speed / 1e9:.1f}", f"{row.peak / 1e9:.1f}", f"{row.speed / row.peak:.1%}"),
         f"{row.ratio:.2f}",
     ]
     return f"| {' | '.join(cells)} |"
