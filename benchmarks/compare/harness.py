@@ -6,6 +6,7 @@ asks every contestant for a few repetitions, and the medians over the rounds are
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import statistics
@@ -63,7 +64,7 @@ class Contestant:
 
     def close(self) -> None:
         """End the process."""
-        if self._process.is_alive():
+        with contextlib.suppress(BrokenPipeError):  # it ended by an error of its own
             self._pipe.send(None)
         self._process.join(30)
 
