@@ -86,8 +86,8 @@ def _initial_state(case: Case) -> dict[str, np.ndarray]:
     return getattr(fl.models, case.factory)(**case.options).state_dict()
 
 
-def prepare_fastlayers(threads: int, case: Case) -> Callable[[], float]:
-    """A function that does one training step of fastlayers."""
+def prepare_fastlayers(threads: int, case: Case) -> tuple[Callable[[], float], float]:
+    """A function that does one training step of fastlayers, and the first step's loss."""
     import fastlayers as fl
 
     fl.set_num_threads(threads)
@@ -99,8 +99,10 @@ def prepare_fastlayers(threads: int, case: Case) -> Callable[[], float]:
     return _stepper(model, loss, optimizer, batches)
 
 
-def prepare_torch(threads: int, case: Case, channels_last: bool) -> Callable[[], float]:
-    """A function that does one training step of torch."""
+def prepare_torch(
+    threads: int, channels_last: bool, case: Case
+) -> tuple[Callable[[], float], float]:
+    """A function that does one training step of torch, and the first step's loss."""
     import torch
 
     torch.set_num_threads(threads)
@@ -116,8 +118,10 @@ def prepare_torch(threads: int, case: Case, channels_last: bool) -> Callable[[],
     return _stepper(model, loss, optimizer, batches)
 
 
-def _stepper(model: Any, loss: Any, optimizer: Any, batches: list[Any]) -> Callable[[], float]:
-    """The training step, word for word the same in both libraries."""
+def _stepper(
+    model: Any, loss: Any, optimizer: Any, batches: list[Any]
+) -> tuple[Callable[[], float], float]:
+    """The training step, word for word the same in both libraries, and the first one's loss."""
     steps = 0
 
     def step() -> float:
@@ -130,21 +134,23 @@ def _stepper(model: Any, loss: Any, optimizer: Any, batches: list[Any]) -> Calla
         optimizer.step()
         return float(value.item())
 
-    return step
+    return step, step()
 
 
 def compare(case: Case, threads: int, rounds: int) -> dict[str, Any]:
     """Median milliseconds of a step for each contestant, and torch's best over fastlayers'."""
     contestants = [
-        Contestant("fastlayers", prepare_fastlayers, threads, case),
-        Contestant("torch", prepare_torch, threads, case, False),
-        Contestant("torch channels_last", prepare_torch, threads, case, True),
+        Contestant("fastlayers", prepare_fastlayers, threads),
+        Contestant("torch", prepare_torch, threads, False),
+        Contestant("torch channels_last", prepare_torch, threads, True),
     ]
     try:
+        for contestant in contestants:
+            contestant.prepare(case)
         alternate(contestants, rounds, repetitions=20 if case.batch < 32 else 3)
         medians = {c.name: 1e3 * c.median for c in contestants}
         first, others = contestants[0], contestants[1:]
-        gap = max(abs(first.values[0] - c.values[0]) for c in others)
+        gap = max(abs(first.value - c.value) for c in others)
         if gap > LOSS_GAP and not case.dropout:
             raise RuntimeError(f"{case.name}: first losses differ by {gap}, so the work does too")
         ratio = min(c.median for c in others) / first.median
