@@ -23,11 +23,12 @@ CHUNKS = 8  # of a thread
 @numba.njit(nogil=True, error_model="numpy")
 def _chunk(i, worker, factors, width, sums):
     first = worker * ROWS * width
+    none = np.empty(0, np.int64)
+    a = (factors, 0, 0, 1, none, none)
+    b = (factors, 0, 0, none)  # every step of k reads the same row of B
+    c = (sums, first, width, none)
     for _ in range(TILES):
-        # every step of k reads the same row of B and column of A
-        a = (factors, 0, 1, 0)
-        b = (factors, ROWS, 0)
-        gemm_tile(ROWS, 2, 1, DEPTH, a, b, (sums, first, width), (sums, first, width), width)
+        gemm_tile(ROWS, 2, 1, 0, (0, 1, DEPTH), a, b, c, c, width, -np.inf)
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -39,7 +40,7 @@ def prepare(threads: int) -> tuple[Callable[[], None], int]:
     """A function of nothing but fused multiply-adds, and how many operations it does."""
     fl.set_num_threads(threads)
     width = 2 * cpu.lanes(4)
-    factors = np.full(ROWS + width, 0.5, np.float32)
+    factors = np.full(DEPTH, 0.5, np.float32)
     sums = np.zeros(threads * ROWS * width, np.float32)
 
     def work() -> None:

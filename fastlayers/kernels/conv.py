@@ -18,6 +18,8 @@ from fastlayers.runtime.threads import parallel_for
 
 __all__ = ["conv2d", "conv2d_backward_weight", "pack_weight"]
 
+PACK_DEPTH = 16
+
 
 @kernel
 def _slab(index, grid):
@@ -118,14 +120,16 @@ def _pack_task(task, worker, weight, shape, taps, blocks, lanes, packed):
     at += panel * width * count * depth
     valid = min(width, columns - panel * width)
     source = group * group_stride + panel * width * column_stride
-    for t in range(count):
-        tap = source + taps[first + t]
-        for p in range(depth):
-            row, start = at + (t * depth + p) * width, tap + p * depth_stride
-            for j in range(valid):
-                packed[row + j] = weight[start + j * column_stride]
-            for j in range(valid, width):
-                packed[row + j] = 0
+    # In blocks of depth: all taps of a block share its cache lines, 18 of 32 KiB for 3 x 3.
+    for block in range(0, depth, PACK_DEPTH):
+        for t in range(count):
+            row = at + (t * depth + block) * width
+            start = source + taps[first + t] + block * depth_stride
+            for p in range(min(PACK_DEPTH, depth - block)):
+                for j in range(valid):
+                    packed[row + p * width + j] = weight[start + p * depth_stride + j * column_stride]
+                for j in range(valid, width):
+                    packed[row + p * width + j] = 0
 
 
 @kernel

@@ -44,7 +44,7 @@ def gemm_tile(
     integers. A vector has the CPU's full count of lanes divided by `part`; the tile is
     ``vectors * lanes`` wide, of which the first `columns` (more than ``(vectors - 1) * lanes``)
     are stored. Operands are tuples of an array, the offset of the first element, strides in
-    elements and tables of offsets, where an empty table stands for zeros::
+    elements (that of A along k is not 0) and tables of offsets, an empty one for zeros::
 
         a = (array, offset, row stride, k stride, rows' table, runs' table)
         b = (array, offset, k stride, runs' table)
