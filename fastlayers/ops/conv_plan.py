@@ -269,8 +269,7 @@ class WeightGather:
         self.slabs = slabs = _Slabs.cut((source, itemsize), rows, columns, least, not inside)
         offsets, self.length = slabs.runs(p, q, depth)
         self.chunks = max(1, min(wanted, slabs.count))
-        block = -(-per_group // blocks)
-        block = -(-block // 4) * 4  # a multiple of the middle tile's rows
+        block = -(-per_group // (blocks * cpu.tile_rows())) * cpu.tile_rows()
         blocks = -(-per_group // block)
         self.tasks = self.chunks * blocks
         self.parts = self.chunks * m * k
