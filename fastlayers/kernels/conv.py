@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastlayers.kernels.gemm import gemm_runs, panel_width, prepare_gemm
+from fastlayers.kernels.gemm import gemm, gemm_runs, panel_width, prepare_gemm
 from fastlayers.kernels.layout import inside
 from fastlayers.kernels.micro import add_run, clear_run, copy_run, view
+from fastlayers.kernels.unfold import col2im
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = ["conv2d", "conv2d_backward_weight", "pack_weight"]
+__all__ = [
+    "conv2d",
+    "conv2d_backward_input_columns",
+    "conv2d_backward_weight",
+    "pack_weight",
+]
 
 PACK_DEPTH = 16
 
@@ -144,6 +150,41 @@ def pack_weight(weight, shape, taps, blocks, lanes, workers, packed):
     panels = (shape[1] + width - 1) // width
     tasks = blocks.shape[0] * blocks.shape[1] * panels
     parallel_for(_pack_task, tasks, workers, (weight, shape, taps, blocks, lanes, packed))
+
+
+@kernel
+def _columns_image(n, worker, dy, packed, zeros, geometry, groups, step, lanes, work, dx):
+    """Input gradient of one image: those of the receptive fields by GEMM, added up by col2im."""
+    kh, kw = geometry[0]
+    oh, ow = geometry[4]
+    _, height, width, channels = dx.shape
+    m, depth = dy.size // (dx.shape[0] * oh * ow), channels // groups
+    per_group, k = m // groups, kh * kw * depth
+    panel, at = panel_width(k, lanes), worker * step * k
+    size = (k + panel - 1) // panel * panel * per_group
+    clear_run(view(dx.reshape(dx.size), 0, dx.size), n * height * width * channels, height * width * channels)
+    for first in range(n * oh * ow, (n + 1) * oh * ow, step):
+        count = min(step, (n + 1) * oh * ow - first)
+        for g in range(groups):
+            a = (dy, first * m + g * per_group, m, 1)
+            b = (packed, g * size, panel * per_group, panel)
+            gemm(count, k, per_group, a, b, (zeros, 0, 0), (work, at, k), lanes)
+            col2im(work, at, k, geometry, (g * depth, depth), first, count, dx)
+
+
+@kernel
+def conv2d_backward_input_columns(
+    dy, packed, zeros, geometry, groups, step, lanes, workers, work, dx
+):
+    """Input gradient dx (N, H, W, C) for few channels, where `conv2d` would waste lanes.
+
+    A vector then runs over the R*S*C/G cells of receptive fields: `packed` is the weight as
+    (M/G, R*S*C/G) for each group, `zeros` has R*S*C/G elements and `work` `step` rows of them a
+    worker. A `geometry` is that of `kernels.unfold`.
+    """
+    prepare_gemm(dx)
+    arguments = (dy, packed, zeros, geometry, groups, step, lanes, work, dx)
+    parallel_for(_columns_image, dx.shape[0], workers, arguments)
 
 
 @kernel

@@ -11,10 +11,17 @@ import numpy as np
 
 from fastlayers import kernels
 from fastlayers.ops import _check
-from fastlayers.ops.conv_plan import Axis, Gather, WeightGather, backward_axis, forward_axis
+from fastlayers.ops.conv_plan import (
+    Axis,
+    Columns,
+    Gather,
+    WeightGather,
+    backward_axis,
+    forward_axis,
+)
 from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_last
 from fastlayers.ops.reduce import column_sums
-from fastlayers.runtime import memory, threads
+from fastlayers.runtime import cpu, memory, threads
 
 __all__ = ["conv2d", "conv2d_backward"]
 
@@ -61,6 +68,14 @@ class _Plan:
         axes = self._axis(0, backward_axis), self._axis(1, backward_axis)
         source = (self.images[0], *self.out_size, self.out_channels)
         return Gather(source, *axes, self.weight, self.groups, self.itemsize, True)
+
+    @functools.cached_property
+    def columns(self) -> Columns | None:
+        """Plan of the gradient by an input of few channels, by columns; None for others."""
+        m, depth, *_ = self.weight
+        if 2 * depth > cpu.lanes(self.itemsize) or self.geometry[0] == (1, 1):
+            return None
+        return Columns(self.weight, self.groups, self.pixels, self.itemsize)
 
     @functools.cached_property
     def backward_weight(self) -> WeightGather:
@@ -236,8 +251,7 @@ def conv2d_backward(
     dy = to_channels_last(grad_output[None] if unbatched else grad_output)
     dx = dw = db = None
     if needs[0]:
-        zeros = memory.zeros(plan.images[3], dy.dtype)
-        dx = from_channels_last(_gather(dy, weight, zeros, plan.backward_input))
+        dx = from_channels_last(_input_gradient(dy, weight, plan))
         dx = dx[0] if unbatched else dx
     if needs[1]:
         dw = _weight_gradient(dy, to_channels_last(input), plan.backward_weight, weight.shape)
@@ -251,17 +265,8 @@ def _gather(
 ) -> np.ndarray:
     """The convolution that `plan` describes, on channels-last arrays."""
     dtype, workers = x.dtype, threads.workers_for(plan.work)
-    packed = memory.empty(plan.packed_size, dtype)
+    packed = _packed(weight, plan)
     y = memory.empty(plan.out_shape, dtype)
-    kernels.conv.pack_weight(
-        kernel_ready(weight).reshape(-1),
-        plan.pack_shape,
-        plan.taps,
-        plan.blocks_table,
-        plan.lanes,
-        threads.workers_for(plan.packed_size),
-        packed,
-    )
     kernels.conv.conv2d(
         x.reshape(-1),
         packed,
@@ -278,6 +283,42 @@ def _gather(
         y.reshape(-1),
     )
     return y
+
+
+def _packed(weight: np.ndarray, plan: Gather | Columns) -> np.ndarray:
+    """The weight as the GEMM reads it."""
+    packed = memory.empty(plan.packed_size, weight.dtype)
+    kernels.conv.pack_weight(
+        kernel_ready(weight).reshape(-1),
+        plan.pack_shape,
+        plan.taps,
+        plan.weights,
+        plan.lanes,
+        threads.workers_for(plan.packed_size),
+        packed,
+    )
+    return packed
+
+
+def _input_gradient(dy: np.ndarray, weight: np.ndarray, plan: _Plan) -> np.ndarray:
+    columns = plan.columns
+    if columns is None:
+        return _gather(dy, weight, memory.zeros(plan.images[3], dy.dtype), plan.backward_input)
+    workers = threads.workers_for(columns.work)
+    dx = memory.empty(plan.images, dy.dtype)
+    kernels.conv.conv2d_backward_input_columns(
+        dy.reshape(-1),
+        _packed(weight.transpose(0, 2, 3, 1), columns),
+        memory.zeros(columns.k, dy.dtype),
+        plan.geometry,
+        plan.groups,
+        columns.step,
+        columns.lanes,
+        workers,
+        memory.empty(workers * columns.step * columns.k, dy.dtype),
+        dx,
+    )
+    return dx
 
 
 def _weight_gradient(

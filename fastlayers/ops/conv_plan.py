@@ -16,7 +16,7 @@ import numpy as np
 from fastlayers.kernels.gemm import panel_width
 from fastlayers.runtime import cpu
 
-__all__ = ["Axis", "Gather", "WeightGather", "backward_axis", "forward_axis"]
+__all__ = ["Axis", "Columns", "Gather", "WeightGather", "backward_axis", "forward_axis"]
 
 Shape = tuple[tuple[int, int, int, int], int]
 
@@ -31,6 +31,8 @@ TASKS = 8
 # Tasks of the weight gradient, and rows of dW in one: four of the tallest tiles.
 WEIGHT_TASKS = 16
 WEIGHT_ROWS = 48
+# A block of receptive fields' gradients, for inputs of few channels.
+COLUMN_BYTES = 256 * 1024
 # Partial sums of the weight gradient.
 PARTS_BYTES = 64 * 1024 * 1024
 
@@ -234,11 +236,32 @@ class Gather:
         self.phases = np.array(phases, np.int64)
         self.tables = tuple(np.concatenate(table).astype(np.int64) for table in tables)
         self.packed_size = packed_at
-        self.blocks_table = np.array(blocks, np.int64)
+        self.weights = np.array(blocks, np.int64)
         self.taps = np.array(entries, np.int64)
         outer, inner = depth * taps, taps
         strides = (outer, inner) if transposed else (inner, outer)
         self.pack_shape = (k, n, *strides, per_group * outer)
+
+
+class Columns:
+    """Plan of `kernels.conv.conv2d_backward_input_columns`, for a weight (M, C/G, R, S)."""
+
+    def __init__(
+        self, weight: tuple[int, int, int, int], groups: int, pixels: int, itemsize: int
+    ) -> None:
+        m, depth, kh, kw = weight
+        per_group = m // groups
+        self.k = kh * kw * depth
+        self.lanes = cpu.lanes(itemsize)
+        self.work = pixels * m * -(-self.k // self.lanes)
+        # Rows of columns that stay in L2, in whole tiles.
+        self.step = max(12, COLUMN_BYTES // (self.k * itemsize)) // 12 * 12
+        size = per_group * -(-self.k // panel_width(self.k, self.lanes))
+        size *= panel_width(self.k, self.lanes)
+        self.packed_size = groups * size
+        self.taps = np.zeros(1, np.int64)
+        self.weights = np.array([[(0, 1, g * size) for g in range(groups)]], np.int64)
+        self.pack_shape = (per_group, self.k, self.k, 1, per_group * self.k)
 
 
 class WeightGather:
