@@ -220,30 +220,66 @@ def _weight_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lanes, wo
 
 
 @kernel
-def _sum_parts(m, worker, parts, chunks, shape, dw):
-    """Add the chunks of one output channel in order, and turn (R, S, C) into (C, R, S)."""
-    channels, depth, taps = shape
-    k = taps * depth
+def _few_channels_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lanes, work, parts):
+    """Transposed weight gradient of one chunk of slabs, for inputs of few channels.
+
+    The rows are the cells of a receptive field and vectors run over the output channels, as a
+    run of 9 inputs would fill 9 of 16 lanes.
+    """
+    size, (out_height, out_width, m) = sizes
+    grid, window, _, column_step, run_rows = layout
+    slabs, chunks, rows = cut
+    pixels_at = run_rows[1]
+    empty = view(runs, 0, 0)
+    start = slabs * task // chunks
+    for slab in range(start, slabs * (task + 1) // chunks):
+        source, base = _open_slab(slab, worker, x, size, grid, window, work)
+        n, images, i, count = _slab(slab, grid)
+        pixels = view(runs, pixels_at, images * count)
+        outputs = view(runs, pixels_at + grid[1] * grid[3], images * count)
+        a = (source, base, 0, column_step * size[2], view(runs, 0, rows), pixels)
+        b = (dy, (n * out_height + i) * out_width * m, panel_width(m, lanes), m, outputs)
+        c = (parts, task * rows * m, m, empty)
+        init = (zeros, 0, 0, empty) if slab == start else c
+        gemm_runs(rows, m, (images * count, out_width), a, b, init, c, -np.inf, lanes)
+
+
+@kernel
+def _sum_chunks(row, worker, parts, chunks, rows, length):
+    """Add one row of all chunks to that of the first, in order."""
     for chunk in range(1, chunks):
-        add_run(parts, m * k, parts, (chunk * channels + m) * k, k)
+        add_run(parts, row * length, parts, (chunk * rows + row) * length, length)
+
+
+@kernel
+def _spread_sums(m, worker, parts, shape, dw):
+    """Turn one output channel's (R, S, C) into (C, R, S)."""
+    depth, taps, row, column = shape
     for t in range(taps):
         for c in range(depth):
-            dw[m * k + c * taps + t] = parts[m * k + t * depth + c]
+            dw[(m * depth + c) * taps + t] = parts[m * row + (t * depth + c) * column]
 
 
 @kernel
 def conv2d_backward_weight(
-    x, dy, zeros, sizes, layout, cut, runs, tasks, lanes, workers, work, parts, dw
+    few, x, dy, zeros, sizes, layout, cut, runs, tasks, lanes, workers, work, parts, dw
 ):
     """Weight gradient (M, C/G, R, S) of the images x and the output's gradient dy, all flat.
 
-    ``cut = (slabs, chunks, rows)``: each chunk of slabs has a row of M*R*S*C/G in `parts`, so the
-    order of additions, and with it every bit of the result, is the same for any number of
-    threads. The other integers are those of a `ops.conv_plan.WeightGather`.
+    ``cut = (slabs, chunks, rows)``: each chunk of slabs has its sums in `parts`, so the order of
+    additions, and with it every bit of the result, is the same for any number of threads.
+    `few` chooses the path for few input channels; the other integers are those of a
+    `ops.conv_plan.WeightGather`.
     """
     prepare_gemm(dw)
     arguments = (x, dy, zeros, sizes, layout, cut, runs, lanes, work, parts)
-    parallel_for(_weight_task, tasks, workers, arguments)
-    m, groups, taps = sizes[1][2], layout[2], layout[4][0]
-    shape = (m, sizes[0][2] // groups, taps)
-    parallel_for(_sum_parts, m, workers, (parts, cut[1], shape, dw))
+    m, taps = sizes[1][2], layout[4][0]
+    depth = sizes[0][2] // layout[2]
+    rows, length = (cut[2], m) if few else (m, taps * depth)
+    if few:
+        parallel_for(_few_channels_task, tasks, workers, arguments)
+    else:
+        parallel_for(_weight_task, tasks, workers, arguments)
+    parallel_for(_sum_chunks, rows, workers, (parts, cut[1], rows, length))
+    strides = (1, length) if few else (length, 1)
+    parallel_for(_spread_sums, m, workers, (parts, (depth, taps, *strides), dw))

@@ -329,9 +329,10 @@ def _weight_gradient(
         return memory.zeros(shape, dtype)
     dw = memory.empty(shape, dtype)
     kernels.conv.conv2d_backward_weight(
+        plan.few,
         x.reshape(-1),
         dy.reshape(-1),
-        memory.zeros(plan.length, dtype),
+        memory.zeros(plan.zeros, dtype),
         plan.sizes,
         plan.layout,
         plan.cut,

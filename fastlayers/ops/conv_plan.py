@@ -282,24 +282,35 @@ class WeightGather:
         pixels = source[0] * rows.count * columns.count
         p, q = rows.phases[0], columns.phases[0]
         self.lanes, self.work = lanes, pixels * k * -(-m // lanes)
-        blocks = -(-per_group // WEIGHT_ROWS)
-        most = max(1, PARTS_BYTES // (m * k * itemsize))
+        self.length = depth * kw if groups == 1 and columns.reach == kw else depth
+        # Few channels: cells of the receptive field are rows, in whole tiles, and lanes run over
+        # the output's channels, which must fill whole panels since dy is read in place.
+        cells = -(-k // 4) * 4
+        vectors = kh * kw * depth // self.length * -(-self.length // lanes)
+        whole = groups == 1 and m % panel_width(m, lanes) == 0
+        self.few = whole and cells * -(-m // lanes) < 0.9 * vectors * m
+
+        blocks = 1 if self.few else -(-per_group // WEIGHT_ROWS)
+        most = max(1, PARTS_BYTES // (m * cells * itemsize))
         wanted = max(1, min(WEIGHT_TASKS // blocks, most))
         least = min(max(SLAB_PIXELS, SLAB_WORK * 16 // k), max(SLAB_PIXELS, pixels // wanted))
-        contiguous = groups == 1 and columns.reach == kw
-        length = depth * kw if contiguous else depth
-        inside = rows.inside and columns.inside and length % panel_width(length, lanes) == 0
+        inside = rows.inside and columns.inside
+        if not self.few:  # the last panel of the input's last run is read to its full width
+            inside = inside and self.length % panel_width(self.length, lanes) == 0
         self.slabs = slabs = _Slabs.cut((source, itemsize), rows, columns, least, not inside)
-        offsets, self.length = slabs.runs(p, q, depth)
         self.chunks = max(1, min(wanted, slabs.count))
-        block = -(-per_group // (blocks * cpu.tile_rows())) * cpu.tile_rows()
-        blocks = -(-per_group // block)
-        self.tasks = self.chunks * blocks
-        self.parts = self.chunks * m * k
         self.sizes = (source[1:], (rows.out_size, columns.out_size, m))
-        pixel_at = len(offsets)
+        if self.few:
+            offsets = np.add.outer(slabs.runs(p, q, 0)[0], np.arange(depth)).ravel()
+            offsets = np.append(offsets, np.full(cells - k, offsets[-1]))
+            self.tasks, block, self.parts = self.chunks, cells, self.chunks * cells * m
+        else:
+            offsets, _ = slabs.runs(p, q, depth)
+            block = -(-per_group // (blocks * cpu.tile_rows())) * cpu.tile_rows()
+            self.tasks, self.parts = self.chunks * -(-per_group // block), self.chunks * m * k
+        self.zeros = max(self.length, m)
         self.cut = (slabs.count, self.chunks, block)
-        run_rows = (kh * kw, pixel_at, len(offsets), self.length)
+        run_rows = (kh * kw, len(offsets), k // self.length, self.length)
         self.layout = (slabs.grid, slabs.window, groups, columns.stride, run_rows)
         outputs = np.arange(slabs.per)[:, None] * rows.out_size + np.arange(slabs.band)
         outputs = outputs.ravel() * columns.out_size * m
