@@ -1,7 +1,7 @@
 """Two-dimensional convolution as a batch-reduce GEMM that reads the images themselves.
 
 No im2col matrix exists: a tile of the GEMM reads each pixel's receptive field as a few contiguous
-runs of the image, found through tables of offsets that `ops/conv_plan.py` makes once a shape. Images
+runs of the image, found through tables of offsets that `ops/conv_plan.py` makes once. Images
 are C-contiguous (N, H, W, C). The input is read in place, or where it must be padded in slabs: a
 few images, or a band of rows of one, copied with their zeros into memory that stays in L2.
 """
@@ -75,7 +75,9 @@ def _open_slab(index, worker, x, size, grid, window, work):
 
 
 @kernel
-def _conv2d_task(task, worker, x, packed, bias, floor, sizes, layout, phases, tables, lanes, work, y):
+def _conv2d_task(
+    task, worker, x, packed, bias, floor, sizes, layout, phases, tables, lanes, work, y
+):
     """One slab of input pixels, times the columns of one block of output channels."""
     size, (out_height, out_width, out_channels) = sizes
     grid, window, groups, blocks, row_step = layout
@@ -95,7 +97,14 @@ def _conv2d_task(task, worker, x, packed, bias, floor, sizes, layout, phases, ta
         k = run_count * length
         b_runs = view(runs, run_at + run_count, run_count)
         for g in range(groups):
-            a = (source, base + g * depth, 0, 1, view(rows, row_at, m), view(runs, run_at, run_count))
+            a = (
+                source,
+                base + g * depth,
+                0,
+                1,
+                view(rows, row_at, m),
+                view(runs, run_at, run_count),
+            )
             b = (packed, packed_at + (g * panels + first) * width * k, width * k, width, b_runs)
             init = (bias, g * per_group + j, 0, view(rows, 0, 0))
             c = (y, target + g * per_group + j, 0, view(targets, row_at, m))
@@ -133,7 +142,9 @@ def _pack_task(task, worker, weight, shape, taps, blocks, lanes, packed):
             start = source + taps[first + t] + block * depth_stride
             for p in range(min(PACK_DEPTH, depth - block)):
                 for j in range(valid):
-                    packed[row + p * width + j] = weight[start + p * depth_stride + j * column_stride]
+                    packed[row + p * width + j] = weight[
+                        start + p * depth_stride + j * column_stride
+                    ]
                 for j in range(valid, width):
                     packed[row + p * width + j] = 0
 
@@ -162,7 +173,11 @@ def _columns_image(n, worker, dy, packed, zeros, geometry, groups, step, lanes, 
     per_group, k = m // groups, kh * kw * depth
     panel, at = panel_width(k, lanes), worker * step * k
     size = (k + panel - 1) // panel * panel * per_group
-    clear_run(view(dx.reshape(dx.size), 0, dx.size), n * height * width * channels, height * width * channels)
+    clear_run(
+        view(dx.reshape(dx.size), 0, dx.size),
+        n * height * width * channels,
+        height * width * channels,
+    )
     for first in range(n * oh * ow, (n + 1) * oh * ow, step):
         count = min(step, (n + 1) * oh * ow - first)
         for g in range(groups):

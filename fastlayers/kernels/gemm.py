@@ -18,7 +18,16 @@ from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.linkage import SharedKernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = ["gemm", "gemm_runs", "matmul", "matmul_narrow", "pack", "packed_size", "panel_width", "prepare_gemm"]
+__all__ = [
+    "gemm",
+    "gemm_runs",
+    "matmul",
+    "matmul_narrow",
+    "pack",
+    "packed_size",
+    "panel_width",
+    "prepare_gemm",
+]
 
 ROWS = cpu.tile_rows()
 # Rows of B in one block: 1024 x 32 float32 are 128 KiB of L2; a tile reads them at 5 bytes a cycle,
@@ -144,7 +153,16 @@ _shared = {
 
 @intrinsic
 def gemm_runs(
-    typingctx: Any, m: Any, n: Any, k: Any, a: Any, b: Any, init: Any, c: Any, floor: Any, lanes: Any
+    typingctx: Any,
+    m: Any,
+    n: Any,
+    k: Any,
+    a: Any,
+    b: Any,
+    init: Any,
+    c: Any,
+    floor: Any,
+    lanes: Any,
 ) -> Any:
     """``C = max(floor, init + sum over r of A[r] @ B[r])``, on the calling thread.
 
@@ -192,9 +210,7 @@ def gemm(m, n, k, a, b, init, c, lanes):
     ``c = (array, offset, row stride)``. Otherwise as `gemm_runs`.
     """
     none = _no_table()
-    gemm_runs(
-        m, n, (1, k), (*a, none, none), (*b, none), (*init, none), (*c, none), -np.inf, lanes
-    )
+    gemm_runs(m, n, (1, k), (*a, none, none), (*b, none), (*init, none), (*c, none), -np.inf, lanes)
 
 
 @intrinsic

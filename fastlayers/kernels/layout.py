@@ -16,7 +16,9 @@ def _swap_axes_image(n, worker, x, out):
     _, rows, columns = x.shape
     source, target = x.reshape(x.size), out.reshape(out.size)
     base = n * rows * columns
-    if rows < TILE:  # the few channels of a first layer: an inner loop of 3 would take 3.5x the time
+    if (
+        rows < TILE
+    ):  # the few channels of a first layer: an inner loop of 3 would take 3.5x the time
         for i in range(rows):
             row, start = base + i * columns, base + i
             for j in range(columns):

@@ -190,8 +190,7 @@ class _Tile(_Vectors):
             ]
             inside = builder.block
         return [
-            self._join(at, before, other, inside)
-            for at, other in zip(plain, listed, strict=True)
+            self._join(at, before, other, inside) for at, other in zip(plain, listed, strict=True)
         ]
 
     def prefetch(self, pointers: list[Any]) -> None:

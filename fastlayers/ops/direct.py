@@ -1,0 +1,163 @@
+"""Direct convolution: the plans of a shape's three passes, and their allocations.
+
+Internal to `ops.conv`, which checks arguments. Arrays are channels-last: x (N, H, W, C) and
+y (N, OH, OW, M); weights are (M, C/G, R, S).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from fastlayers import kernels
+from fastlayers.ops.conv_plan import (
+    Axis,
+    Columns,
+    Gather,
+    WeightGather,
+    backward_axis,
+    forward_axis,
+)
+from fastlayers.ops.conv_shape import ConvShape
+from fastlayers.ops.layout import kernel_ready
+from fastlayers.runtime import cpu, memory, threads
+
+__all__ = ["backward_input", "backward_weight", "forward"]
+
+
+class _Plan:
+    """Cuts and tables of a shape's passes, each made when it is first asked for."""
+
+    def __init__(self, shape: ConvShape) -> None:
+        self.shape = shape
+
+    def _axis(self, index: int, make: Callable[..., Axis]) -> Axis:
+        kernel, stride, padding, dilation, out = (pair[index] for pair in self.shape.geometry)
+        return make(self.shape.images[1 + index], out, kernel, stride, padding, dilation)
+
+    @functools.cached_property
+    def forward(self) -> Gather:
+        shape, axes = self.shape, (self._axis(0, forward_axis), self._axis(1, forward_axis))
+        return Gather(shape.images, *axes, shape.weight, shape.groups, shape.itemsize, False)
+
+    @functools.cached_property
+    def backward_input(self) -> Gather:
+        shape, axes = self.shape, (self._axis(0, backward_axis), self._axis(1, backward_axis))
+        source = (shape.images[0], *shape.out_size, shape.out_channels)
+        return Gather(source, *axes, shape.weight, shape.groups, shape.itemsize, True)
+
+    @functools.cached_property
+    def columns(self) -> Columns | None:
+        """Plan of the gradient by an input of few channels, by columns; None for others."""
+        shape = self.shape
+        if 2 * shape.weight[1] > cpu.lanes(shape.itemsize) or shape.kernel == (1, 1):
+            return None
+        return Columns(shape.weight, shape.groups, shape.pixels, shape.itemsize)
+
+    @functools.cached_property
+    def backward_weight(self) -> WeightGather:
+        shape, axes = self.shape, (self._axis(0, forward_axis), self._axis(1, forward_axis))
+        return WeightGather(shape.images, *axes, shape.weight, shape.groups, shape.itemsize)
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(shape: ConvShape) -> _Plan:
+    return _Plan(shape)
+
+
+def forward(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, shape: ConvShape, relu: bool = False
+) -> np.ndarray:
+    """Convolution of x with the weight and bias (M,)."""
+    return _gather(x, weight, bias, _plan(shape).forward, 0.0 if relu else -np.inf)
+
+
+def backward_input(dy: np.ndarray, weight: np.ndarray, shape: ConvShape) -> np.ndarray:
+    """Gradient of dy (N, OH, OW, M) by the input of `forward`."""
+    plan = _plan(shape)
+    columns = plan.columns
+    if columns is None:
+        return _gather(dy, weight, memory.zeros(shape.channels, dy.dtype), plan.backward_input)
+    workers = threads.workers_for(columns.work)
+    dx = memory.empty(shape.images, dy.dtype)
+    kernels.conv.conv2d_backward_input_columns(
+        dy.reshape(-1),
+        _packed(weight.transpose(0, 2, 3, 1), columns),
+        memory.zeros(columns.k, dy.dtype),
+        shape.geometry,
+        shape.groups,
+        columns.step,
+        columns.lanes,
+        workers,
+        memory.empty(workers * columns.step * columns.k, dy.dtype),
+        dx,
+    )
+    return dx
+
+
+def backward_weight(x: np.ndarray, dy: np.ndarray, shape: ConvShape) -> np.ndarray:
+    """Gradient of dy by the weight of `forward`."""
+    plan, dtype = _plan(shape).backward_weight, dy.dtype
+    if not plan.slabs.count:
+        return memory.zeros(shape.weight, dtype)
+    workers = threads.workers_for(plan.work)
+    dw = memory.empty(shape.weight, dtype)
+    kernels.conv.conv2d_backward_weight(
+        plan.few,
+        x.reshape(-1),
+        dy.reshape(-1),
+        memory.zeros(plan.zeros, dtype),
+        plan.sizes,
+        plan.layout,
+        plan.cut,
+        plan.runs,
+        plan.tasks,
+        plan.lanes,
+        workers,
+        memory.empty(workers * plan.slabs.elements, dtype),
+        memory.empty(plan.parts, dtype),
+        dw.reshape(-1),
+    )
+    return dw
+
+
+def _gather(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, plan: Gather, floor: float = -np.inf
+) -> np.ndarray:
+    """The convolution that `plan` describes, on channels-last arrays."""
+    dtype, workers = x.dtype, threads.workers_for(plan.work)
+    packed = _packed(weight, plan)
+    y = memory.empty(plan.out_shape, dtype)
+    kernels.conv.conv2d(
+        x.reshape(-1),
+        packed,
+        bias,
+        dtype.type(floor),
+        plan.sizes,
+        plan.layout,
+        plan.phases,
+        plan.tables,
+        plan.tasks,
+        plan.lanes,
+        workers,
+        memory.empty(workers * plan.slabs.elements, dtype),
+        y.reshape(-1),
+    )
+    return y
+
+
+def _packed(weight: np.ndarray, plan: Gather | Columns) -> np.ndarray:
+    """The weight as the GEMM reads it."""
+    packed = memory.empty(plan.packed_size, weight.dtype)
+    kernels.conv.pack_weight(
+        kernel_ready(weight).reshape(-1),
+        plan.pack_shape,
+        plan.taps,
+        plan.weights,
+        plan.lanes,
+        threads.workers_for(plan.packed_size),
+        packed,
+    )
+    return packed
