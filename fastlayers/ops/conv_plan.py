@@ -212,7 +212,8 @@ class Gather:
         self.out_shape = (source[0], *self.sizes[1])
 
         tables: list[list[np.ndarray]] = [[], [], []]
-        phases, entries, blocks = [], [], []
+        entries: list[int] = []
+        phases, blocks = [], []
         row_at = run_at = packed_at = 0
         pieces = [(p, q) for p in rows.phases for q in columns.phases]
         for p, q in pieces:
