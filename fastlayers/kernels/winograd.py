@@ -1,0 +1,219 @@
+"""Winograd convolution F(m x m, 3 x 3), m = 4 or 2, on channels-last arrays.
+
+Stride and dilation are 1, and there are at least a vector's lanes of channels on either side.
+A `geometry` is ``(image rows, image columns, out rows, out columns, padding rows, padding
+columns)``; a padding may be negative. Tiles are numbered through (N, tile row, tile column).
+Points of the transform are numbered xi < (m + 2)^2; matrices of all xi lie one after the other,
+each with one cache line behind it, since 36 streams at a multiple of 4 KiB would share the eight
+lines of one set of L1.
+"""
+
+from __future__ import annotations
+
+from fastlayers.kernels.gemm import gemm, packed_size, panel_width, prepare_gemm
+from fastlayers.kernels.micro import add_run
+from fastlayers.kernels.transform import (
+    transform_filter,
+    transform_input,
+    transform_output,
+    untransform_filter,
+    untransform_output,
+)
+from fastlayers.runtime.cache import kernel
+from fastlayers.runtime.threads import parallel_for
+
+__all__ = ["filter_size", "forward_work", "row_length", "transform_weight", "winograd"]
+
+# Rows of a panel of the weight that are transformed at once: 9 x 8 x 32 float32 are 9 KiB in L1.
+FILTER_ROWS = 8
+
+
+@kernel
+def row_length(channels, lanes):
+    """Elements from one tile to the next in a transformed matrix: whole panels.
+
+    Rows of a multiple of 1 KiB, of which a panel's 12 would share few sets of L1, get a vector
+    more.
+    """
+    width = panel_width(channels, lanes)
+    row = (channels + width - 1) // width * width
+    return row + lanes if row % (16 * lanes) == 0 else row
+
+
+@kernel
+def matrix_stride(step, channels, lanes):
+    """Elements from one xi to the next in a transformed block of `step` tiles."""
+    return step * row_length(channels, lanes) + lanes
+
+
+@kernel
+def forward_work(tile, step, channels, filters, lanes):
+    """Elements of a worker's buffer: transformed inputs, products, and a pixel to throw away."""
+    strides = matrix_stride(step, channels, lanes) + matrix_stride(step, filters, lanes)
+    return (tile + 2) * (tile + 2) * strides + row_length(filters, lanes)
+
+
+@kernel
+def filter_stride(k, columns, lanes):
+    """Elements from one xi to the next in a transformed weight."""
+    return packed_size(k, columns, lanes) + lanes
+
+
+@kernel
+def filter_size(tile, k, columns, lanes):
+    """Elements of a transformed weight."""
+    return (tile + 2) * (tile + 2) * filter_stride(k, columns, lanes)
+
+
+@kernel
+def _filter_task(task, worker, tile, weight, sizes, transposed, lanes, work, u):
+    """Transform `FILTER_ROWS` rows of one panel: (M, C, 3, 3) to ``[xi][panel][k][width]``.
+
+    The taps go through a small buffer ``[k][tap][width]``: they are innermost in the weight.
+    """
+    m, channels = sizes
+    k, columns = (m, channels) if transposed else (channels, m)
+    width = panel_width(columns, lanes)
+    blocks = (k + FILTER_ROWS - 1) // FILTER_ROWS
+    first, p = task // blocks * width, task % blocks * FILTER_ROWS
+    rows, valid = min(FILTER_ROWS, k - p), min(width, columns - first)
+    at, row = worker * 9 * FILTER_ROWS * width, 9 * width
+    for i in range(rows if transposed else valid):
+        for j in range(valid if transposed else rows):
+            if transposed:  # rotated by half a turn
+                source = ((p + i) * channels + first + j) * 9 + 8
+                target, turn = at + i * row + j, -1
+            else:
+                source = ((first + i) * channels + p + j) * 9
+                target, turn = at + j * row + i, 1
+            for t in range(9):
+                work[target + t * width] = weight[source + turn * t]
+    stride = filter_stride(k, columns, lanes)
+    for i in range(rows):
+        out = first * k + (p + i) * width
+        if tile == 4:
+            transform_filter(4, work, at + i * row, width, u, out, stride)
+        else:
+            transform_filter(2, work, at + i * row, width, u, out, stride)
+
+
+@kernel
+def transform_weight(tile, weight, sizes, transposed, lanes, workers, work, u):
+    """Transform and pack a flat (M, C, 3, 3) weight, ``sizes = (M, C)``, as the GEMMs' B.
+
+    Forward wants (C, M) for every xi, the input's gradient (M, C) of the rotated filters.
+    `work` holds ``workers * 9 * FILTER_ROWS * panel_width`` elements, u `filter_size`.
+    """
+    m, channels = sizes
+    k, columns = (m, channels) if transposed else (channels, m)
+    width = panel_width(columns, lanes)
+    panels, blocks = (columns + width - 1) // width, (k + FILTER_ROWS - 1) // FILTER_ROWS
+    arguments = (tile, weight, sizes, transposed, lanes, work, u)
+    parallel_for(_filter_task, panels * blocks, workers, arguments)
+
+
+@kernel
+def _tile_counts(tile, geometry):
+    """Tiles of an image: rows, columns."""
+    return (geometry[2] + tile - 1) // tile, (geometry[3] + tile - 1) // tile
+
+
+@kernel
+def _next_tile(n, i, j, down, across):
+    if j + 1 < across:
+        return n, i, j + 1
+    if i + 1 < down:
+        return n, i + 1, 0
+    return n + 1, 0, 0
+
+
+@kernel
+def _transform_inputs(tile, x, channels, geometry, first, count, zeros, v, v_at, v_row, v_xi):
+    """Input transform of tiles ``[first, first + count)`` to rows of `v`."""
+    height, width, _, _, ph, pw = geometry
+    down, across = _tile_counts(tile, geometry)
+    n, rest = divmod(first, down * across)
+    i, j = divmod(rest, across)
+    size = (height, width, channels)
+    for t in range(count):
+        corner = (n * height * width * channels, i * tile - ph, j * tile - pw)
+        if tile == 4:
+            transform_input(4, x, corner, size, zeros, v, v_at + t * v_row, v_xi)
+        else:
+            transform_input(2, x, corner, size, zeros, v, v_at + t * v_row, v_xi)
+        n, i, j = _next_tile(n, i, j, down, across)
+
+
+@kernel
+def _transform_outputs(
+    tile, p, p_at, p_row, p_xi, bias, floor, y, filters, geometry, first, count, dump
+):
+    """Output transform of tiles ``[first, first + count)`` from rows of `p`, which ends in `dump`."""
+    height, width = geometry[2:4]
+    down, across = _tile_counts(tile, geometry)
+    n, rest = divmod(first, down * across)
+    i, j = divmod(rest, across)
+    size = (height, width, filters)
+    for t in range(count):
+        corner = (n * height * width * filters, i * tile, j * tile)
+        at = p_at + t * p_row
+        if tile == 4:
+            transform_output(4, p, at, p_xi, bias, floor, y, corner, size, p, dump)
+        else:
+            transform_output(2, p, at, p_xi, bias, floor, y, corner, size, p, dump)
+        n, i, j = _next_tile(n, i, j, down, across)
+
+
+@kernel
+def _winograd_block(
+    block, worker, tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, zeros, work, y
+):
+    """All of the convolution for one block of `step` tiles."""
+    channels, filters = sizes
+    points = (tile + 2) * (tile + 2)
+    first = block * step
+    count = min(step, tiles - first)
+    v_row, p_row = row_length(channels, lanes), row_length(filters, lanes)
+    v_xi, p_xi = matrix_stride(step, channels, lanes), matrix_stride(step, filters, lanes)
+    v_at = worker * forward_work(tile, step, channels, filters, lanes)
+    p_at = v_at + points * v_xi
+    width, u_xi = panel_width(filters, lanes), filter_stride(channels, filters, lanes)
+    _transform_inputs(
+        tile, x, channels, geometry, first, count, zeros, work, v_at, v_row, v_xi
+    )
+    for xi in range(points):
+        a = (work, v_at + xi * v_xi, v_row, 1)
+        b = (u, xi * u_xi, width * channels, width)
+        c = (work, p_at + xi * p_xi, p_row)
+        gemm(count, filters, channels, a, b, (zeros, 0, 0), c, lanes)
+    _transform_outputs(
+        tile,
+        work,
+        p_at,
+        p_row,
+        p_xi,
+        bias,
+        floor,
+        y,
+        filters,
+        geometry,
+        first,
+        count,
+        p_at + points * p_xi,
+    )
+
+
+@kernel
+def winograd(
+    tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, workers, zeros, work, y
+):
+    """3x3 convolution of flat x (N, H, W, C) with `u` of `transform_weight`, into flat y.
+
+    ``sizes = (C, M)``, bias (M,), values below `floor` are raised to it. `tiles` of all images
+    are cut into blocks of `step`; `zeros` holds ``max(C, M)`` zeros and `work`
+    ``workers * forward_work`` elements.
+    """
+    prepare_gemm(y)
+    blocks = (tiles + step - 1) // step
+    arguments = (tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, zeros, work, y)
+    parallel_for(_winograd_block, blocks, workers, arguments)
