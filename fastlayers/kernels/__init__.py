@@ -27,6 +27,8 @@ _MODULES = (
     "optimizer",
     "pool",
     "reduce",
+    "transform",
+    "winograd",
 )
 
 __all__ = [*_MODULES, *_HOMES]  # noqa: PLE0604

@@ -11,7 +11,7 @@ lines of one set of L1.
 from __future__ import annotations
 
 from fastlayers.kernels.gemm import gemm, packed_size, panel_width, prepare_gemm
-from fastlayers.kernels.micro import add_run
+from fastlayers.kernels.micro import add_run, clear_run
 from fastlayers.kernels.transform import (
     transform_filter,
     transform_input,
@@ -22,10 +22,22 @@ from fastlayers.kernels.transform import (
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = ["filter_size", "forward_work", "row_length", "transform_weight", "winograd"]
+__all__ = [
+    "FILTER_ROWS",
+    "filter_size",
+    "forward_work",
+    "gradient_row",
+    "gradient_work",
+    "transform_weight",
+    "winograd",
+    "winograd_backward_weight",
+]
 
 # Rows of a panel of the weight that are transformed at once: 9 x 8 x 32 float32 are 9 KiB in L1.
 FILTER_ROWS = 8
+# Filters of one block of the weight's gradient, a multiple of every register tile's rows: its 36
+# products with a panel are 36 x 48 x 32 float32, 216 KiB.
+GRADIENT_ROWS = 48
 
 
 @kernel
@@ -178,9 +190,7 @@ def _winograd_block(
     v_at = worker * forward_work(tile, step, channels, filters, lanes)
     p_at = v_at + points * v_xi
     width, u_xi = panel_width(filters, lanes), filter_stride(channels, filters, lanes)
-    _transform_inputs(
-        tile, x, channels, geometry, first, count, zeros, work, v_at, v_row, v_xi
-    )
+    _transform_inputs(tile, x, channels, geometry, first, count, zeros, work, v_at, v_row, v_xi)
     for xi in range(points):
         a = (work, v_at + xi * v_xi, v_row, 1)
         b = (u, xi * u_xi, width * channels, width)
@@ -204,9 +214,7 @@ def _winograd_block(
 
 
 @kernel
-def winograd(
-    tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, workers, zeros, work, y
-):
+def winograd(tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, workers, zeros, work, y):
     """3x3 convolution of flat x (N, H, W, C) with `u` of `transform_weight`, into flat y.
 
     ``sizes = (C, M)``, bias (M,), values below `floor` are raised to it. `tiles` of all images
@@ -217,3 +225,150 @@ def winograd(
     blocks = (tiles + step - 1) // step
     arguments = (tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, zeros, work, y)
     parallel_for(_winograd_block, blocks, workers, arguments)
+
+
+@kernel
+def gradient_row(channels, lanes):
+    """Channels of a row of partial sums: whole panels."""
+    width = panel_width(channels, lanes)
+    return (channels + width - 1) // width * width
+
+
+@kernel
+def gradient_work(tile, step, channels, filters, lanes):
+    """Elements of a worker's buffer: both transformed blocks, and a block of products."""
+    strides = matrix_stride(step, channels, lanes) + matrix_stride(step, filters, lanes)
+    products = GRADIENT_ROWS * panel_width(channels, lanes) + lanes
+    return (tile + 2) * (tile + 2) * (strides + products)
+
+
+@kernel
+def _transform_gradients(tile, dy, filters, geometry, first, count, zeros, w, w_at, w_row, w_xi):
+    """Adjoint of `_transform_outputs`, from dy to rows of `w`."""
+    height, width = geometry[2:4]
+    down, across = _tile_counts(tile, geometry)
+    n, rest = divmod(first, down * across)
+    i, j = divmod(rest, across)
+    size = (height, width, filters)
+    for t in range(count):
+        corner = (n * height * width * filters, i * tile, j * tile)
+        if tile == 4:
+            untransform_output(4, dy, corner, size, zeros, w, w_at + t * w_row, w_xi)
+        else:
+            untransform_output(2, dy, corner, size, zeros, w, w_at + t * w_row, w_xi)
+        n, i, j = _next_tile(n, i, j, down, across)
+
+
+@kernel
+def _add_products(
+    tile,
+    v,
+    v_row,
+    v_xi,
+    w,
+    w_row,
+    w_xi,
+    count,
+    rows,
+    columns,
+    lanes,
+    zeros,
+    work,
+    work_at,
+    sums,
+    sums_at,
+    sums_row,
+):
+    """Add the gradient of `rows` filters and a panel of channels from `count` tiles."""
+    v_array, v_at = v
+    w_array, w_at = w
+    points, width = (tile + 2) * (tile + 2), panel_width(sums_row, lanes)
+    stride = GRADIENT_ROWS * width + lanes
+    for xi in range(points):
+        a = (w_array, w_at + xi * w_xi, 1, w_row)
+        b = (v_array, v_at + xi * v_xi, width, v_row)
+        gemm(rows, columns, count, a, b, (zeros, 0, 0), (work, work_at + xi * stride, width), lanes)
+    for r in range(rows):
+        du, out = work_at + r * width, sums_at + r * 9 * sums_row
+        if tile == 4:
+            untransform_filter(4, work, du, stride, sums, out, sums_row, width)
+        else:
+            untransform_filter(2, work, du, stride, sums, out, sums_row, width)
+
+
+@kernel
+def _gradient_chunk(
+    chunk, worker, tile, x, dy, sizes, geometry, tiles, step, span, lanes, zeros, work, parts
+):
+    """Weight gradient of tiles ``[chunk * span, (chunk + 1) * span)``, into its part."""
+    channels, filters = sizes
+    points = (tile + 2) * (tile + 2)
+    v_row, w_row = row_length(channels, lanes), row_length(filters, lanes)
+    v_xi, w_xi = matrix_stride(step, channels, lanes), matrix_stride(step, filters, lanes)
+    v_at = worker * gradient_work(tile, step, channels, filters, lanes)
+    w_at = v_at + points * v_xi
+    products = w_at + points * w_xi
+    row, width = gradient_row(channels, lanes), panel_width(channels, lanes)
+    size = filters * 9 * row
+    clear_run(parts, chunk * size, size)
+    last = min((chunk + 1) * span, tiles)
+    for first in range(chunk * span, last, step):
+        count = min(step, last - first)
+        _transform_inputs(tile, x, channels, geometry, first, count, zeros, work, v_at, v_row, v_xi)
+        _transform_gradients(
+            tile, dy, filters, geometry, first, count, zeros, work, w_at, w_row, w_xi
+        )
+        for j in range(0, channels, width):
+            columns = min(width, channels - j)
+            for i in range(0, filters, GRADIENT_ROWS):
+                rows = min(GRADIENT_ROWS, filters - i)
+                sums_at = chunk * size + i * 9 * row + j
+                _add_products(
+                    tile,
+                    (work, v_at + j),
+                    v_row,
+                    v_xi,
+                    (work, w_at + i),
+                    w_row,
+                    w_xi,
+                    count,
+                    rows,
+                    columns,
+                    lanes,
+                    zeros,
+                    work,
+                    products,
+                    parts,
+                    sums_at,
+                    row,
+                )
+
+
+@kernel
+def _sum_parts(m, worker, parts, chunks, sizes, lanes, dw):
+    """Add the chunks of one filter in order, and turn (9, C) into (C, 3, 3)."""
+    channels, filters = sizes
+    row = gradient_row(channels, lanes)
+    at, size = m * 9 * row, filters * 9 * row
+    for chunk in range(1, chunks):
+        add_run(parts, at, parts, at + chunk * size, 9 * row)
+    for c in range(channels):
+        for t in range(9):
+            dw[(m * channels + c) * 9 + t] = parts[at + t * row + c]
+
+
+@kernel
+def winograd_backward_weight(
+    tile, x, dy, sizes, geometry, tiles, step, span, lanes, workers, zeros, work, parts, dw
+):
+    """Weight gradient (M, C, 3, 3) of flat x (N, H, W, C) and dy (N, OH, OW, M).
+
+    Each chunk of `span` tiles, processed in blocks of `step`, has ``M * 9 * gradient_row(C)``
+    elements in `parts`: bits do not depend on the number of threads. `work` holds
+    ``workers * gradient_work`` elements, `zeros` ``max(C, M)`` zeros.
+    """
+    prepare_gemm(dw)
+    chunks = max((tiles + span - 1) // span, 1)
+    arguments = (tile, x, dy, sizes, geometry, tiles, step, span, lanes, zeros, work, parts)
+    parallel_for(_gradient_chunk, chunks, workers, arguments)
+    parallel_for(_sum_parts, sizes[1], workers, (parts, chunks, sizes, lanes, dw))
