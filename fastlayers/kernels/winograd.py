@@ -160,7 +160,10 @@ def _transform_inputs(tile, x, channels, geometry, first, count, zeros, v, v_at,
 def _transform_outputs(
     tile, p, p_at, p_row, p_xi, bias, floor, y, filters, geometry, first, count, dump
 ):
-    """Output transform of tiles ``[first, first + count)`` from rows of `p`, which ends in `dump`."""
+    """Output transform of tiles ``[first, first + count)`` from rows of `p`.
+
+    `dump` is where p has room for a pixel outside of the image.
+    """
     height, width = geometry[2:4]
     down, across = _tile_counts(tile, geometry)
     n, rest = divmod(first, down * across)
