@@ -342,18 +342,19 @@ def transform_output(
     p: Any,
     p_at: Any,
     p_xi: Any,
-    bias: Any,
-    floor: Any,
+    added: Any,
     y: Any,
     corner: Any,
     size: Any,
+    count: Any,
     dump: Any,
     dump_at: Any,
 ) -> Any:
     """``y[pixels of the tile] = max(bias + A^T p A, floor)``, NaN stays NaN.
 
-    `p` is read at ``p_at + xi * p_xi + c``; `corner` and `size` are those of `transform_input`.
-    Pixels outside of the image are written to ``dump[dump_at + c]``.
+    For c < count, at least one vector, `p` is read at ``p_at + xi * p_xi + c`` and bias at
+    ``first + c``, ``added = (bias, first, floor)``. `corner` and `size` are those of
+    `transform_input`, and pixels outside of the image are written to ``dump[dump_at + c]``.
     """
     m = _literal_tile(tile)
     if m is None:
@@ -362,34 +363,35 @@ def transform_output(
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         source = _element_pointer(cgctx, builder, p, values[1], values[2])
-        biases = _element_pointer(cgctx, builder, bias, values[4], _i64(0))
-        target = _element_pointer(cgctx, builder, y, values[6], _i64(0))
+        bias, first, floor = cgutils.unpack_tuple(builder, values[4])
+        biases = _element_pointer(cgctx, builder, added.types[0], bias, first)
+        target = _element_pointer(cgctx, builder, y, values[5], _i64(0))
         outside = _element_pointer(cgctx, builder, dump, values[9], values[10])
         emitter = _emitter(cgctx, builder, y)
-        cell = _cells(builder, target, values[7], values[8], m, outside)
-        lowest = emitter.splat(values[5])
+        cell = _cells(builder, target, values[6], values[7], m, outside)
+        lowest = emitter.splat(floor)
         n = m + 2
 
         def emit(at: Any) -> None:
-            added = emitter.load_vector(builder.gep(biases, [at]))
+            start = emitter.load_vector(builder.gep(biases, [at]))
 
             def load(i: int, j: int) -> Any:
-                start = builder.mul(values[3], _i64(i * n + j))
-                return emitter.load_vector(builder.gep(source, [builder.add(start, at)]))
+                offset = builder.mul(values[3], _i64(i * n + j))
+                return emitter.load_vector(builder.gep(source, [builder.add(offset, at)]))
 
             def store(i: int, j: int, value: Any, scale: float) -> None:
                 scale = _rounded(scale)
-                total = emitter.multiply_add(scale, value, added)
+                total = emitter.multiply_add(scale, value, start)
                 low = builder.fcmp_ordered(">", lowest, total)
                 emitter.store_vector(builder.select(low, lowest, total), cell(i, j, at))
 
             emitter.square(emitter.paired_columns, matrix, load, store)
 
-        _vector_loop(builder, emitter.lanes, builder.extract_value(values[8], 2), emit)
+        _vector_loop(builder, emitter.lanes, values[8], emit)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    signature = (p, i8, i8, bias, y.dtype, y, corner, size, dump, i8)
+    signature = (p, i8, i8, added, y, corner, size, i8, dump, i8)
     return types.void(tile, *signature), codegen
 
 
