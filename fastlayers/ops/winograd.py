@@ -15,16 +15,17 @@ import numpy as np
 from fastlayers import kernels
 from fastlayers.runtime import cpu, memory, threads
 
-__all__ = ["backward_input", "backward_weight", "forward"]
+__all__ = ["backward_input", "backward_weight", "choose", "forward"]
 
 # Transformed inputs and products of one block stay in L2, where that leaves a block of at least
 # 48 tiles: each block reads the whole transformed weight.
 BLOCK_BYTES = 768 * 1024
 LEAST_TILES = 48
+# With fewer channels the transforms cost more than the products save.
+LEAST_CHANNELS = 16
 WORK_BYTES = 8 * 1024 * 1024
-# Up to here a panel's part of the weight is the larger operand. Weight gradient of 16 images of
-# 7 x 7, 512 -> 512: 18.0 ms by panels, 20.9 by tiles (2 threads 10.0, 13.2); of 14 x 14,
-# 256 -> 256: 21.5 and 16.3.
+# Up to here the weight gradient is cut by its panels: 16 images of 7 x 7, 512 -> 512, take 18.0 ms
+# by panels and 20.9 by tiles (2 threads 10.0, 13.2); of 14 x 14, 256 -> 256, 21.5 and 16.3.
 PANEL_TILES = 128
 # Partial sums of the weight gradient: at most 16, and 64 MiB in all.
 CHUNKS = 16
@@ -96,9 +97,22 @@ class _Plan:
         return -(-self.span // blocks)
 
     @functools.cached_property
+    def many_panels(self) -> bool:
+        """Whether panels of filters are enough tasks."""
+        return self.tiles > 0 and self.filters >= 8 * 2 * self.lanes
+
+    @functools.cached_property
     def by_panels(self) -> bool:
-        """Whether all tiles are transformed first, and the tasks are panels of the result."""
-        return 0 < self.tiles <= PANEL_TILES and self.filters >= 8 * 2 * self.lanes
+        """Whether a panel of filters meets all tiles, since the weight is larger than they are.
+
+        Of 4 images of 14 x 14, 512 -> 512: 15.9 ms by panels, 19.5 by tiles.
+        """
+        return self.many_panels and self.tiles < self.filters and not self.filters % self.lanes
+
+    @functools.cached_property
+    def gradient_by_panels(self) -> bool:
+        """Whether the weight gradient transforms all tiles first; see `PANEL_TILES`."""
+        return self.many_panels and self.tiles <= PANEL_TILES
 
     @property
     def workers(self) -> int:
@@ -109,6 +123,31 @@ class _Plan:
 @functools.lru_cache(maxsize=1024)
 def _plan(*arguments: Any) -> _Plan:
     return _Plan(*arguments)
+
+
+@functools.lru_cache(maxsize=1024)
+def choose(
+    images: int, out_size: tuple[int, int], channels: int, filters: int, itemsize: int
+) -> int:
+    """The tile that is expected to be fastest for a pass: 4, 2, or 0 for direct convolution.
+
+    `out_size` is what is cut into tiles: forward's output, or the image of the input's gradient,
+    for which `channels` and `filters` change places. Counts vector operations: multiply-adds at
+    0.9 of the peak, of which the tiles at the edges waste some; 5.5 a transformed vector on
+    either side and 5 a pixel of a tile for its address; 12 a vector of the transformed weight.
+    """
+    lanes = cpu.lanes(itemsize)
+    if min(channels, filters) < max(lanes, LEAST_CHANNELS):
+        return 0
+
+    def cost(tile: int) -> float:
+        points = (tile + 2) ** 2
+        tiles = images * -(-out_size[0] // tile) * -(-out_size[1] // tile)
+        products = channels * -(-filters // lanes) * (tiles / 0.9 + 12)
+        return points * (products + tiles * (5.5 * (channels + filters) / lanes + 5))
+
+    direct = 9 * channels * -(-filters // lanes) * (images * out_size[0] * out_size[1] / 0.9 + 12)
+    return min((direct, 0), (cost(2), 2), (cost(4), 4))[1]
 
 
 def forward(
@@ -152,7 +191,7 @@ def _run(
     y = memory.empty((x.shape[0], *plan.out_size, plan.filters), dtype)
     floor = dtype.type(0 if relu else -np.inf)
     zeros = memory.zeros(max(sizes), dtype)
-    if plan.by_panels and plan.filters % lanes == 0:
+    if plan.by_panels:
         work = workers * winograd.panel_work(plan.tile, plan.tiles, plan.channels, lanes)
         v = plan.points * winograd.matrix_stride(plan.tiles, plan.channels, lanes)
         winograd.winograd_by_panels(
@@ -206,7 +245,7 @@ def backward_weight(
     sizes, lanes, step, span = plan.sizes, plan.lanes, plan.deep_step, plan.span
     dw = memory.empty((plan.filters, plan.channels, 3, 3), dtype)
     size = plan.filters * 9 * winograd.gradient_row(plan.channels, lanes)
-    if plan.by_panels:
+    if plan.gradient_by_panels:
         strides = [winograd.matrix_stride(plan.tiles, count, lanes) for count in sizes]
         width = winograd.gradient_work(plan.tile, 0, *sizes, lanes)
         winograd.winograd_backward_weight_by_panels(
