@@ -27,7 +27,9 @@ _MODULES = (
     "optimizer",
     "pool",
     "reduce",
+    "transform",
     "unfold",
+    "winograd",
 )
 
 __all__ = [*_MODULES, *_HOMES]  # noqa: PLE0604

@@ -1,0 +1,284 @@
+"""Plans of Winograd convolution: 3x3 kernels at stride 1, one group, channels-last arrays.
+
+Internal to `ops.conv`, which checks arguments. Images are C-contiguous (N, H, W, C), weights
+(M, C, 3, 3), with at least `cpu.lanes` channels on either side.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastlayers import kernels
+from fastlayers.runtime import cpu, memory, threads
+
+__all__ = ["backward_input", "backward_weight", "choose", "forward"]
+
+# Transformed inputs and products of one block stay in L2, where that leaves a block of at least
+# 48 tiles: each block reads the whole transformed weight.
+BLOCK_BYTES = 768 * 1024
+LEAST_TILES = 48
+# With fewer channels the transforms cost more than the products save.
+LEAST_CHANNELS = 16
+WORK_BYTES = 8 * 1024 * 1024
+# Up to here the weight gradient is cut by its panels: 16 images of 7 x 7, 512 -> 512, take 18.0 ms
+# by panels and 20.9 by tiles (2 threads 10.0, 13.2); of 14 x 14, 256 -> 256, 21.5 and 16.3.
+PANEL_TILES = 128
+# Partial sums of the weight gradient: at most 16, and 64 MiB in all.
+CHUNKS = 16
+CHUNK_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that follows from the shapes of a call; kept for the next such call."""
+
+    tile: int
+    images: tuple[int, int, int, int]  # N, H, W, C
+    filters: int
+    out_size: tuple[int, int]
+    padding: tuple[int, int]
+    itemsize: int
+
+    @functools.cached_property
+    def channels(self) -> int:
+        return self.images[3]
+
+    @functools.cached_property
+    def sizes(self) -> tuple[int, int]:
+        return self.channels, self.filters
+
+    @functools.cached_property
+    def geometry(self) -> tuple[int, int, int, int, int, int]:
+        return (*self.images[1:3], *self.out_size, *self.padding)
+
+    @functools.cached_property
+    def lanes(self) -> int:
+        return cpu.lanes(self.itemsize)
+
+    @functools.cached_property
+    def points(self) -> int:
+        return (self.tile + 2) ** 2
+
+    @functools.cached_property
+    def tiles(self) -> int:
+        down, across = (-(-size // self.tile) for size in self.out_size)
+        return self.images[0] * down * across
+
+    @functools.cached_property
+    def tile_bytes(self) -> int:
+        """Both sides of one tile, transformed."""
+        return self.points * sum(self.sizes) * self.itemsize
+
+    @functools.cached_property
+    def step(self) -> int:
+        """Tiles of a block: a multiple of 4, and blocks of one size, an even number of them."""
+        fits = max(BLOCK_BYTES // self.tile_bytes, LEAST_TILES)
+        fits = max(min(fits, WORK_BYTES // self.tile_bytes), 4)
+        blocks = max(-(-self.tiles // fits), min(8, self.tiles // 24), 2)
+        return -(-self.tiles // (blocks + blocks % 2) // 4) * 4 or 4
+
+    @functools.cached_property
+    def span(self) -> int:
+        """Tiles of a chunk of the weight gradient."""
+        one = self.filters * 9 * self.channels * self.itemsize
+        most = max(self.tiles // 64, min(2, self.tiles // 16))
+        chunks = max(1, min(CHUNKS, CHUNK_BYTES // one, most))
+        return max(1, -(-self.tiles // chunks))
+
+    @functools.cached_property
+    def deep_step(self) -> int:
+        """Tiles of a block of the weight gradient: a chunk in equal parts."""
+        fits = max(min(WORK_BYTES // self.tile_bytes, 256), 4)
+        blocks = -(-self.span // fits)
+        return -(-self.span // blocks)
+
+    @functools.cached_property
+    def many_panels(self) -> bool:
+        """Whether panels of filters are enough tasks."""
+        return self.tiles > 0 and self.filters >= 8 * 2 * self.lanes
+
+    @functools.cached_property
+    def by_panels(self) -> bool:
+        """Whether a panel of filters meets all tiles, since the weight is larger than they are.
+
+        Of 4 images of 14 x 14, 512 -> 512: 15.9 ms by panels, 19.5 by tiles.
+        """
+        return self.many_panels and self.tiles < self.filters and not self.filters % self.lanes
+
+    @functools.cached_property
+    def gradient_by_panels(self) -> bool:
+        """Whether the weight gradient transforms all tiles first; see `PANEL_TILES`."""
+        return self.many_panels and self.tiles <= PANEL_TILES
+
+    @property
+    def workers(self) -> int:
+        work = self.tiles * self.points * self.channels * self.filters / 8
+        return threads.workers_for(work)
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(*arguments: Any) -> _Plan:
+    return _Plan(*arguments)
+
+
+@functools.lru_cache(maxsize=1024)
+def choose(
+    images: int, out_size: tuple[int, int], channels: int, filters: int, itemsize: int
+) -> int:
+    """The tile that is expected to be fastest for a pass: 4, 2, or 0 for direct convolution.
+
+    `out_size` is what is cut into tiles: forward's output, or the image of the input's gradient,
+    for which `channels` and `filters` change places. Counts vector operations: multiply-adds at
+    0.9 of the peak, of which the tiles at the edges waste some; 5.5 a transformed vector on
+    either side and 5 a pixel of a tile for its address; 12 a vector of the transformed weight.
+    """
+    lanes = cpu.lanes(itemsize)
+    if min(channels, filters) < max(lanes, LEAST_CHANNELS):
+        return 0
+
+    def cost(tile: int) -> float:
+        points = (tile + 2) ** 2
+        tiles = images * -(-out_size[0] // tile) * -(-out_size[1] // tile)
+        products = channels * -(-filters // lanes) * (tiles / 0.9 + 12)
+        return points * (products + tiles * (5.5 * (channels + filters) / lanes + 5))
+
+    direct = 9 * channels * -(-filters // lanes) * (images * out_size[0] * out_size[1] / 0.9 + 12)
+    return min((direct, 0), (cost(2), 2), (cost(4), 4))[1]
+
+
+def forward(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    padding: tuple[int, int],
+    relu: bool = False,
+    tile: int = 4,
+) -> np.ndarray:
+    """Convolution of x (N, H, W, C) with weight (M, C, 3, 3) and bias (M,), to (N, OH, OW, M)."""
+    out = (x.shape[1] + 2 * padding[0] - 2, x.shape[2] + 2 * padding[1] - 2)
+    plan = _plan(tile, x.shape, weight.shape[0], out, padding, x.itemsize)
+    return _run(plan, x, weight, bias, relu, transposed=False)
+
+
+def backward_input(
+    dy: np.ndarray, weight: np.ndarray, padding: tuple[int, int], tile: int = 4
+) -> np.ndarray:
+    """Gradient (N, H, W, C) of dy (N, OH, OW, M) by the input of `forward`.
+
+    It is the convolution with the rotated, transposed filters and a padding of 2 - padding.
+    """
+    size = (dy.shape[1] + 2 - 2 * padding[0], dy.shape[2] + 2 - 2 * padding[1])
+    rest = (2 - padding[0], 2 - padding[1])
+    plan = _plan(tile, dy.shape, weight.shape[1], size, rest, dy.itemsize)
+    bias = memory.zeros(weight.shape[1], dy.dtype)
+    return _run(plan, dy, weight, bias, relu=False, transposed=True)
+
+
+def _run(
+    plan: _Plan,
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    relu: bool,
+    transposed: bool,
+) -> np.ndarray:
+    winograd, dtype, workers = kernels.winograd, x.dtype, plan.workers
+    sizes, lanes = plan.sizes, plan.lanes
+    y = memory.empty((x.shape[0], *plan.out_size, plan.filters), dtype)
+    floor = dtype.type(0 if relu else -np.inf)
+    zeros = memory.zeros(max(sizes), dtype)
+    if plan.by_panels:
+        work = workers * winograd.panel_work(plan.tile, plan.tiles, plan.channels, lanes)
+        v = plan.points * winograd.matrix_stride(plan.tiles, plan.channels, lanes)
+        winograd.winograd_by_panels(
+            plan.tile,
+            x.reshape(-1),
+            weight.reshape(-1),
+            transposed,
+            bias,
+            floor,
+            sizes,
+            plan.geometry,
+            plan.tiles,
+            lanes,
+            workers,
+            zeros,
+            memory.empty(v, dtype),
+            memory.empty(work, dtype),
+            y.reshape(-1),
+        )
+        return y
+    u = memory.empty(winograd.filter_size(plan.tile, *sizes, lanes), dtype)
+    taps = memory.empty(workers * 9 * winograd.FILTER_ROWS * 2 * lanes, dtype)
+    winograd.transform_weight(
+        plan.tile, weight.reshape(-1), sizes, transposed, lanes, workers, taps, u
+    )
+    winograd.winograd(
+        plan.tile,
+        x.reshape(-1),
+        u,
+        bias,
+        floor,
+        sizes,
+        plan.geometry,
+        plan.tiles,
+        plan.step,
+        lanes,
+        workers,
+        zeros,
+        memory.empty(workers * winograd.forward_work(plan.tile, plan.step, *sizes, lanes), dtype),
+        y.reshape(-1),
+    )
+    return y
+
+
+def backward_weight(
+    x: np.ndarray, dy: np.ndarray, padding: tuple[int, int], tile: int = 4
+) -> np.ndarray:
+    """Gradient (M, C, 3, 3) of dy (N, OH, OW, M) by the weight of `forward`."""
+    plan = _plan(tile, x.shape, dy.shape[3], dy.shape[1:3], padding, x.itemsize)
+    winograd, dtype, workers = kernels.winograd, x.dtype, plan.workers
+    sizes, lanes, step, span = plan.sizes, plan.lanes, plan.deep_step, plan.span
+    dw = memory.empty((plan.filters, plan.channels, 3, 3), dtype)
+    size = plan.filters * 9 * winograd.gradient_row(plan.channels, lanes)
+    if plan.gradient_by_panels:
+        strides = [winograd.matrix_stride(plan.tiles, count, lanes) for count in sizes]
+        width = winograd.gradient_work(plan.tile, 0, *sizes, lanes)
+        winograd.winograd_backward_weight_by_panels(
+            plan.tile,
+            x.reshape(-1),
+            dy.reshape(-1),
+            sizes,
+            plan.geometry,
+            plan.tiles,
+            lanes,
+            workers,
+            memory.zeros(max(sizes), dtype),
+            *(memory.empty(plan.points * stride, dtype) for stride in strides),
+            memory.empty(workers * width, dtype),
+            memory.empty(size, dtype),
+            dw.reshape(-1),
+        )
+        return dw
+    chunks = max(1, -(-plan.tiles // span))
+    winograd.winograd_backward_weight(
+        plan.tile,
+        x.reshape(-1),
+        dy.reshape(-1),
+        sizes,
+        plan.geometry,
+        plan.tiles,
+        step,
+        span,
+        lanes,
+        workers,
+        memory.zeros(max(sizes), dtype),
+        memory.empty(workers * winograd.gradient_work(plan.tile, step, *sizes, lanes), dtype),
+        memory.empty(chunks * size, dtype),
+        dw.reshape(-1),
+    )
+    return dw

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+
+from fastlayers import ops, reference
+from fastlayers.ops import winograd
+from fastlayers.runtime.threads import set_num_threads
+
+# (N, H, W, C, M), padding: images below one tile, ragged tiles, channels that end in a part of a
+# vector, a padding beyond the kernel's (so the input's gradient has a negative one), no images.
+SHAPES = [
+    ((1, 1, 1, 24, 17), (1, 1)),
+    ((2, 2, 5, 16, 16), (1, 2)),
+    ((2, 7, 9, 17, 33), (1, 1)),
+    ((1, 13, 17, 33, 24), (3, 0)),
+    ((1, 3, 3, 16, 49), (0, 0)),
+    ((9, 8, 8, 24, 64), (2, 1)),
+    ((2, 7, 6, 272, 288), (1, 1)),  # few tiles, many filters: by panels
+    ((0, 5, 6, 16, 16), (1, 1)),
+]
+PASSES = ("y", "dx", "dw")
+
+
+def draw(shape, padding, dtype):
+    """Give x, weight, bias and dy of unit-variance layers, channels last."""
+    n, h, w, c, m = shape
+    rng = np.random.default_rng(h * w + c)
+    out = (h + 2 * padding[0] - 2, w + 2 * padding[1] - 2)
+    sizes = ((n, h, w, c), (m, c, 3, 3), (m,), (n, *out, m))
+    x, weight, bias, dy = (rng.standard_normal(size) for size in sizes)
+    weight *= np.sqrt(2 / (9 * c))
+    return tuple(np.asarray(a, dtype) for a in (x, weight, bias, dy))
+
+
+def run(x, weight, bias, dy, padding, tile):
+    return (
+        winograd.forward(x, weight, bias, padding, tile=tile),
+        winograd.backward_input(dy, weight, padding, tile=tile),
+        winograd.backward_weight(x, dy, padding, tile=tile),
+    )
+
+
+def direct(module, x, weight, bias, dy, padding):
+    first, grad = (a.transpose(0, 3, 1, 2) for a in (x, dy))
+    y = module.conv2d(first, weight, bias, padding=padding)
+    dx, dw, _ = module.conv2d_backward(grad, first, weight, padding=padding)
+    return y.transpose(0, 2, 3, 1), dx.transpose(0, 2, 3, 1), dw
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+@pytest.mark.parametrize(("shape", "padding"), SHAPES, ids=str)
+def test_agrees_with_reference(shape, padding, tile):
+    arrays = draw(shape, padding, np.float64)
+    got, want = run(*arrays, padding, tile), direct(reference, *arrays, padding)
+    for name, value, expected in zip(PASSES, got, want, strict=True):
+        np.testing.assert_allclose(value, expected, 1e-11, 1e-11, err_msg=name)
+
+
+# Unit-variance inputs and He's weights; F(4) measures 1 to 3 of direct convolution's error here.
+@pytest.mark.parametrize("tile", [2, 4])
+@pytest.mark.parametrize(
+    "shape", [(8, 16, 16, 16, 16), (4, 14, 15, 64, 48), (2, 7, 7, 256, 128)], ids=str
+)
+def test_error_in_float32_is_near_that_of_direct_convolution(shape, tile):
+    arrays = draw(shape, (1, 1), np.float32)
+    exact = direct(ops, *(a.astype(np.float64) for a in arrays), (1, 1))
+    ours, theirs = run(*arrays, (1, 1), tile), direct(ops, *arrays, (1, 1))
+    for name, value, other, expected in zip(PASSES, ours, theirs, exact, strict=True):
+        error, bound = np.abs(value - expected), 20 * np.abs(other - expected)
+        assert error.max() <= bound.max(), name
+        assert np.sqrt(np.mean(error**2)) <= np.sqrt(np.mean(bound**2)), name
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_relu_raises_negative_values_and_keeps_nan(tile):
+    x, weight, bias, _ = draw((2, 6, 5, 16, 24), (1, 1), np.float32)
+    plain = winograd.forward(x, weight, bias, (1, 1), tile=tile)
+    floored = winograd.forward(x, weight, bias, (1, 1), relu=True, tile=tile)
+    np.testing.assert_array_equal(floored, np.maximum(plain, 0))
+    x[0, 0, 0, 3] = np.nan
+    assert np.isnan(winograd.forward(x, weight, bias, (1, 1), relu=True, tile=tile)[0, 0, 0]).all()
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16, 32, 16), (2, 9, 7, 256, 304)], ids=str)
+def test_threads_do_not_change_results(shape):
+    arrays, results = draw(shape, (1, 1), np.float32), []
+    for threads in (1, 2, 4):
+        set_num_threads(threads)
+        results.append(run(*arrays, (1, 1), 4))
+    for other in results[1:]:
+        for value, first in zip(other, results[0], strict=True):
+            np.testing.assert_array_equal(value, first)
+
+
+def test_inputs_are_not_changed():
+    arrays = draw((2, 7, 9, 17, 33), (1, 1), np.float32)
+    copies = [a.copy() for a in arrays]
+    run(*arrays, (1, 1), 4)
+    for array, copy in zip(arrays, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
