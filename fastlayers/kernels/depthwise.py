@@ -15,7 +15,7 @@ for each remainder of its rows and columns by the stride, with the taps that fal
 
 from __future__ import annotations
 
-from fastlayers.kernels.grouped_tile import correlate_tile, weight_tile
+from fastlayers.kernels.grouped_tile import correlate_tile, prefetch_run, weight_tile
 from fastlayers.kernels.micro import add_run, clear_run
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
@@ -104,8 +104,13 @@ def _correlate_band(
             low, high = _present(u, row_in, first, last, deltas, height)
             x_row = (n * height + u * row_in) * width * read
             y_row = ((n * out_height + i + u * row_out) * out_width + j) * written
+            ahead = x_row + (deltas[deltas.size - 1] + 1) * width * read
+            share = row_in * width * read // (vectors * ((columns + pixels - 1) // pixels))
             for t in range(0, columns, pixels):
                 for v in range(vectors):
+                    if phase == 0:
+                        prefetch_run(x, ahead, share)
+                        ahead += share
                     group = min(v * per_vector, groups - per_vector)
                     y_at = y_row + t * column_out * written + group * each_out
                     x_at = x_row + t * column_in * read + group * each_in
@@ -195,9 +200,18 @@ def _weight_chunk(
         n, u = row // out_height, row % out_height
         low, high = _present(u, row_in, 0, deltas.size, deltas, height)
         x_row = (n * height + u * row_in) * width * read
+        ahead = x_row + (deltas[deltas.size - 1] + 1) * width * read
+        calls = vectors * ((out_width + pixels - 1) // pixels)
+        share = row_in * width * read // calls
+        yahead = (row + 1) * out_width * written
+        yshare = out_width * written // calls
         for t in range(0, out_width, pixels):
             masks = phases[0, 6] + t // pixels * deltas.size
             for v in range(vectors):
+                prefetch_run(x, ahead, share)
+                ahead += share
+                prefetch_run(dy, yahead, yshare)
+                yahead += yshare
                 group = min(v * per_vector, groups - per_vector)
                 y_at = (row * out_width + t) * written + group * each_out
                 x_at = x_row + t * column_in * read + group * each_in

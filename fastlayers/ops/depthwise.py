@@ -13,7 +13,7 @@ import numpy as np
 from fastlayers.kernels import depthwise, grouped_tile
 from fastlayers.runtime import cpu, memory, threads
 
-__all__ = ["forward", "input_gradient", "suits", "weight_gradient"]
+__all__ = ["forward", "input_gradient", "suits", "supports", "weight_gradient"]
 
 Pair = tuple[int, int]
 Geometry = tuple[Pair, Pair, Pair, Pair, Pair]
@@ -132,10 +132,14 @@ def _tables(
     )
 
 
+def supports(channels: int, out_channels: int, groups: int, lanes: int) -> bool:
+    """Whether a vector holds a group's channels, read and written."""
+    return max(channels, out_channels) // groups <= lanes
+
+
 def suits(channels: int, out_channels: int, groups: int, itemsize: int) -> bool:
     """Whether this is faster than a GEMM for each group."""
-    lanes = cpu.lanes(itemsize)
-    return groups > 1 and max(channels, out_channels) // groups <= lanes
+    return groups > 1 and supports(channels, out_channels, groups, cpu.lanes(itemsize))
 
 
 def _pack(weight: np.ndarray, tables: _Tables, transposed: bool) -> np.ndarray:
