@@ -87,13 +87,12 @@ def weight_tile(
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         tile = _TapTile(cgctx, builder, sig.args, values, (2, 4, 5, 6, 7))
         source, pixel, channels = tile.operands[2]
-        mask = tile.first_lanes(channels)
         pixels = []
         for p in range(tile.pixels):
-            inside = builder.icmp_signed("<", _i64(p), values[3])
+            tile.exists.append(builder.icmp_signed("<", _i64(p), values[3]))
             at = builder.gep(source, [builder.mul(pixel, _i64(p))])
-            none = tile.first_lanes(builder.select(inside, channels, _i64(0)))
-            pixels.append(tile.load_vector(at, mask=none))
+            here = tile.first_lanes(builder.select(tile.exists[p], channels, _i64(0)))
+            pixels.append(tile.load_vector(at, mask=here))
         tile.loop(pixels, tile.differentiate)
         return cgctx.get_dummy_value()
 
@@ -131,6 +130,7 @@ class _TapTile(_Vectors):
         self.words = itemsize // 4
         self.span, self.shuffled = len(args[0]), len(args[1]) > 0
         self.pixels = tile_pixels(self.span)
+        self.exists: list[Any] = []
         self.operands = {i: self.pointer(args[i], values[i]) for i in (y, x, weights)}
         self.x, self.x_pixel, channels = self.operands[x]
         (self.weights,) = self.operands[weights]
@@ -168,13 +168,10 @@ class _TapTile(_Vectors):
             phi.add_incoming(first, before)
             phi.add_incoming(after, end)
         builder.position_at_end(done)
-        results = []
-        for first, after in zip(tile, updated, strict=True):
-            phi = builder.phi(self.vector)
-            phi.add_incoming(first, before)
-            phi.add_incoming(after, end)
-            results.append(phi)
-        return results
+        return [
+            self._merge(first, before, after, end)
+            for first, after in zip(tile, updated, strict=True)
+        ]
 
     def correlate(self, step: Any, sums: list[Any]) -> list[Any]:
         at = self._weights_of(step)
@@ -192,12 +189,23 @@ class _TapTile(_Vectors):
         sums = [self.load_vector(at, i) for i in range(self.span)]
 
         def use(value: Any, p: int, i: int) -> None:
-            sums[i] = self._fma(value, pixels[p], sums[i])
+            # Where the row has ended, 0 times a NaN would be one.
+            before, old = self.builder.block, sums[i]
+            with self.builder.if_then(self.exists[p]):
+                new = self._fma(value, pixels[p], old)
+                inside = self.builder.block
+            sums[i] = self._merge(old, before, new, inside)
 
         self._visit(step, use, sums)
         for i, total in enumerate(sums):
             self.store_vector(total, at, i)
         return pixels
+
+    def _merge(self, a: Any, a_block: Any, b: Any, b_block: Any) -> Any:
+        phi = self.builder.phi(self.vector)
+        phi.add_incoming(a, a_block)
+        phi.add_incoming(b, b_block)
+        return phi
 
     def _fma(self, a: Any, b: Any, c: Any) -> Any:
         fma = self.declare("llvm.fma.{}", self.vector, [self.vector] * 3)
@@ -230,10 +238,7 @@ class _TapTile(_Vectors):
                 inside = builder.block
             for k, (new, kept) in enumerate(zip(state, old, strict=True)):
                 if new is not kept:
-                    phi = builder.phi(self.vector)
-                    phi.add_incoming(kept, before)
-                    phi.add_incoming(new, inside)
-                    state[k] = phi
+                    state[k] = self._merge(kept, before, new, inside)
 
     def _order(self, row: Any) -> Any:
         """Indices of 32-bit words: a vector, or a pointer to them where nothing permutes by one."""

@@ -41,7 +41,8 @@ class _Tables:
 
     @property
     def pixels(self) -> int:
-        return grouped_tile.tile_pixels(len(self.shape[0]))
+        pixels: int = grouped_tile.tile_pixels(len(self.shape[0]))
+        return pixels
 
     @property
     def vectors(self) -> int:
@@ -77,7 +78,7 @@ def _tables(
     transposed: bool,
 ) -> _Tables:
     """Tables of the forward pass, or of the gradient by the input of `size`."""
-    kernel, stride, padding, dilation, out = geometry
+    kernel, stride, _, dilation, out = geometry
     axes: list[Phases]
     if transposed:
         source, target, read, written = out, size, out_channels, channels
@@ -92,7 +93,10 @@ def _tables(
     lanes, depth, each = cpu.lanes(itemsize), read // groups, written // groups
     pixels = grouped_tile.tile_pixels(span)
 
-    phases, deltas, steps, taps, masks = [], [], [], [], []
+    phases, taps = [], []
+    deltas: list[int] = []
+    steps: list[Pair] = []
+    masks: list[int] = []
     for i, rows, row_taps in axes[0]:
         for j, columns, column_taps in axes[1]:
             starts = []

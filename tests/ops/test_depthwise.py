@@ -106,7 +106,6 @@ def test_nan_stays_in_its_windows(width):
     y, dy, _, dw = run(case, x, weight, bias)
     want = reference.conv2d(x, weight, bias, 1, 1, 1, 3)
     np.testing.assert_array_equal(np.isnan(y), np.isnan(want))
-    dy[:, :, :, width - 2 :] = 0
     want = reference.conv2d_backward(dy, x, weight, 1, 1, 1, 3)[1]
     np.testing.assert_array_equal(np.isnan(dw), np.isnan(want))
 
