@@ -89,29 +89,29 @@ def _correlate_band(
     vector_size = deltas.size * len(span) * lanes
     bands = (phases[0, 2] + band - 1) // band
     n, start = task // bands, task % bands * band
-    for r in range(band):
-        u = start + r
-        for phase in range(phases.shape[0]):
-            i, j, rows, columns = (
-                phases[phase, 0],
-                phases[phase, 1],
-                phases[phase, 2],
-                phases[phase, 3],
-            )
-            first, last, masks = phases[phase, 4], phases[phase, 5], phases[phase, 6]
-            if u >= rows:
-                continue
-            low, high = _present(u, row_in, first, last, deltas, height)
-            x_row = (n * height + u * row_in) * width * read
-            y_row = ((n * out_height + i + u * row_out) * out_width + j) * written
-            ahead = x_row + (deltas[deltas.size - 1] + 1) * width * read
-            share = row_in * width * read // (vectors * ((columns + pixels - 1) // pixels))
-            for t in range(0, columns, pixels):
-                for v in range(vectors):
+    for phase in range(phases.shape[0]):
+        i, j, rows, columns = (
+            phases[phase, 0],
+            phases[phase, 1],
+            phases[phase, 2],
+            phases[phase, 3],
+        )
+        first, last, masks = phases[phase, 4], phases[phase, 5], phases[phase, 6]
+        x_row = (n * height + start * row_in) * width * read
+        here = max(0, min(band, rows - start))
+        ahead = x_row + (deltas[deltas.size - 1] + 1 + (here - 1) * row_in) * width * read
+        share = row_in * width * read // (vectors * ((columns + pixels - 1) // pixels))
+        for t in range(0, columns, pixels):
+            for v in range(vectors):
+                group = min(v * per_vector, groups - per_vector)
+                for r in range(here):
+                    u = start + r
+                    low, high = _present(u, row_in, first, last, deltas, height)
+                    x_row = (n * height + u * row_in) * width * read
+                    y_row = ((n * out_height + i + u * row_out) * out_width + j) * written
                     if phase == 0:
                         prefetch_run(x, ahead, share)
                         ahead += share
-                    group = min(v * per_vector, groups - per_vector)
                     y_at = y_row + t * column_out * written + group * each_out
                     x_at = x_row + t * column_in * read + group * each_in
                     correlate_tile(
@@ -126,7 +126,7 @@ def _correlate_band(
                         (packed, v * vector_size),
                         order,
                     )
-                masks += last - first
+            masks += last - first
 
 
 @kernel
@@ -190,7 +190,7 @@ def _weight_chunk(
     """Sums over rows ``[chunk * rows, (chunk + 1) * rows)`` of all images."""
     span, shuffled = shape
     (height, width), (out_height, out_width), (row_in, column_in), _ = sizes
-    read, written, groups, per_vector, _ = channels
+    read, written, groups, per_vector, lanes = channels
     each_in, each_out = read // groups, written // groups
     vectors = (groups + per_vector - 1) // per_vector
     size = parts.shape[1]
@@ -222,7 +222,7 @@ def _weight_chunk(
                     out_width - t,
                     (x, x_at, column_in * read, per_vector * each_in),
                     (steps, low, high, masks),
-                    (flat, chunk * size + v * (size // vectors)),
+                    (flat, chunk * size + v * (size // vectors), size // vectors - lanes),
                     order,
                 )
 
@@ -245,10 +245,12 @@ def correlate_weight(
     workers,
     parts,
     dw,
+    db,
 ):
-    """Weight gradient (M, C/G, R*S) of flat x and dy by the tables of the forward pass.
+    """Gradients by weight (M, C/G, R*S) and bias (M,), of flat x and dy and forward tables.
 
-    Each chunk of `rows` of the `every` rows of all images has a row of `parts`.
+    Each chunk of `rows` of the `every` rows of all images has a row of `parts`, which has one
+    vector more than there are taps for each vector of channels: the sum of dy.
     """
     arguments = (
         shape,
@@ -275,7 +277,11 @@ def correlate_weight(
     _, depth, cells = dw.shape
     for v in range((groups + per_vector - 1) // per_vector):
         first = min(v * per_vector, groups - per_vector) * each
+        at = v * (taps.shape[0] + 1) * lanes
         for k in range(taps.shape[0]):
             for lane in range(per_vector * each):
-                at = ((first + lane) * depth + taps[k, 1]) * cells + taps[k, 0]
-                out[at] = flat[(v * taps.shape[0] + k) * lanes + lane]
+                place = ((first + lane) * depth + taps[k, 1]) * cells + taps[k, 0]
+                out[place] = flat[at + k * lanes + lane]
+        at += taps.shape[0] * lanes
+        for lane in range(per_vector * each):
+            db[first + lane] = flat[at + lane]

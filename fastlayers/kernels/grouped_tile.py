@@ -82,7 +82,10 @@ def weight_tile(
     weights: Any,
     order: Any,
 ) -> Any:
-    """``weights[k, l] += sum over pixels p of dy[p] * x[k][p + l]``; see `correlate_tile`."""
+    """``weights[k, l] += sum over pixels p of dy[p] * x[k][p + l]``; see `correlate_tile`.
+
+    ``weights = (array, offset, total)``, and the sum of dy is added at ``offset + total``.
+    """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         tile = _TapTile(cgctx, builder, sig.args, values, (2, 4, 5, 6, 7))
@@ -94,6 +97,11 @@ def weight_tile(
             here = tile.first_lanes(builder.select(tile.exists[p], channels, _i64(0)))
             pixels.append(tile.load_vector(at, mask=here))
         tile.loop(pixels, tile.differentiate)
+        while len(pixels) > 1:  # pairs: a chain of additions waits for each
+            pairs = [builder.fadd(a, b) for a, b in zip(pixels[::2], pixels[1::2], strict=False)]
+            pixels = pairs + pixels[len(pixels) // 2 * 2 :]
+        at = builder.gep(tile.weights, [tile.total])
+        tile.store_vector(builder.fadd(tile.load_vector(at), pixels[0]), at)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
@@ -133,7 +141,8 @@ class _TapTile(_Vectors):
         self.exists: list[Any] = []
         self.operands = {i: self.pointer(args[i], values[i]) for i in (y, x, weights)}
         self.x, self.x_pixel, channels = self.operands[x]
-        (self.weights,) = self.operands[weights]
+        self.weights, *rest = self.operands[weights]
+        self.total = rest[0] if rest else None
         self.x_mask = self.first_lanes(channels)
         array, self.first, self.last, masks = cgutils.unpack_tuple(builder, values[steps])
         self.steps = self._data(args[steps].types[0], array)

@@ -41,8 +41,7 @@ class _Tables:
 
     @property
     def pixels(self) -> int:
-        pixels: int = grouped_tile.tile_pixels(len(self.shape[0]))
-        return pixels
+        return int(grouped_tile.tile_pixels(len(self.shape[0])))
 
     @property
     def vectors(self) -> int:
@@ -142,8 +141,11 @@ def supports(channels: int, out_channels: int, groups: int, lanes: int) -> bool:
 
 
 def suits(channels: int, out_channels: int, groups: int, itemsize: int) -> bool:
-    """Whether this is faster than a GEMM for each group."""
-    return groups > 1 and supports(channels, out_channels, groups, cpu.lanes(itemsize))
+    """Whether this fills more lanes than a GEMM for each group, whose panels are half a vector."""
+    lanes, depth, each = cpu.lanes(itemsize), channels // groups, out_channels // groups
+    panel = lanes if 2 * each > lanes else lanes // 2
+    per_vector = min(lanes // depth, lanes // each, groups)
+    return per_vector * panel >= lanes
 
 
 def _pack(weight: np.ndarray, tables: _Tables, transposed: bool) -> np.ndarray:
@@ -210,16 +212,19 @@ def input_gradient(
     return _correlate(dy, weight, memory.zeros(channels, dy.dtype), -np.inf, tables, True)
 
 
-def weight_gradient(x: np.ndarray, dy: np.ndarray, geometry: Geometry, groups: int) -> np.ndarray:
-    """Gradient (M, C/G, R, S) by the weight of x (N, H, W, C) and dy (N, OH, OW, M)."""
-    n, *size, channels = x.shape
+def weight_gradient(
+    x: np.ndarray, dy: np.ndarray, geometry: Geometry, groups: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients by weight (M, C/G, R, S) and bias (M,) of x (N, H, W, C) and dy (N, OH, OW, M)."""
+    n, height, width, channels = x.shape
     m, depth = dy.shape[3], channels // groups
-    tables = _tables(geometry, (size[0], size[1]), channels, m, groups, x.itemsize, False)
+    tables = _tables(geometry, (height, width), channels, m, groups, x.itemsize, False)
     every = n * dy.shape[1]
     rows = max(1, -(-every // CHUNKS))
     chunks = max(1, -(-every // rows))
-    dw = memory.empty((m, depth, *geometry[0]), x.dtype)
-    parts = memory.empty((chunks, tables.packed_size), x.dtype)
+    dw, db = memory.empty((m, depth, *geometry[0]), x.dtype), memory.empty(m, x.dtype)
+    size = tables.packed_size + tables.vectors * tables.channels[4]
+    parts = memory.empty((chunks, size), x.dtype)
     work = dy.size * depth * geometry[0][0] * geometry[0][1] / 8
     depthwise.correlate_weight(
         tables.shape,
@@ -238,5 +243,6 @@ def weight_gradient(x: np.ndarray, dy: np.ndarray, geometry: Geometry, groups: i
         threads.workers_for(work),
         parts,
         dw.reshape(m, depth, -1),
+        db,
     )
-    return dw
+    return dw, db

@@ -49,15 +49,15 @@ def arrays(case, dtype):
 
 
 def run(case, x, weight, bias, dy=None, relu=False):
-    """The four results in the reference's layout; dy is drawn where none is given."""
+    """y, dy, dx, dw and db in the reference's layout; dy is drawn where none is given."""
     groups, *_, size, kernel, stride, padding, dilation = case
     places = geometry(size, kernel, stride, padding, dilation)
     x = to_channels_last(x)
     y = depthwise.forward(x, weight, bias, places, groups, relu)
     dy = draw(y.shape, x.dtype, 3) if dy is None else to_channels_last(dy)
     dx = depthwise.input_gradient(dy, weight, places, size, groups)
-    dw = depthwise.weight_gradient(x, dy, places, groups)
-    return from_channels_last(y), from_channels_last(dy), from_channels_last(dx), dw
+    dw, db = depthwise.weight_gradient(x, dy, places, groups)
+    return from_channels_last(y), from_channels_last(dy), from_channels_last(dx), dw, db
 
 
 def fits(case, dtype):
@@ -73,14 +73,15 @@ def test_integers_are_exact(case, dtype):
         pytest.skip("a group has more channels than a vector has lanes")
     groups, *_, stride, padding, dilation = case
     x, weight, bias = arrays(case, dtype)
-    y, dy, dx, dw = run(case, x, weight, bias)
+    y, dy, dx, dw, db = run(case, x, weight, bias)
     options = (stride, padding, dilation, groups)
     want = reference.conv2d(x, weight, bias, *options)
     np.testing.assert_array_equal(y, want)
     np.testing.assert_array_equal(run(case, x, weight, bias, relu=True)[0], np.maximum(want, 0))
-    want_dx, want_dw, _ = reference.conv2d_backward(dy, x, weight, *options)
+    want_dx, want_dw, want_db = reference.conv2d_backward(dy, x, weight, *options)
     np.testing.assert_array_equal(dx, want_dx)
     np.testing.assert_array_equal(dw, want_dw)
+    np.testing.assert_array_equal(db, want_db)
 
 
 @pytest.mark.parametrize("case", [config(40, size=(33, 31)), config(8, 4, 4, (33, 31), stride=2)])
@@ -103,7 +104,7 @@ def test_nan_stays_in_its_windows(width):
     x, weight, bias = arrays(case, np.float32)
     weight[:] = 1
     x[0, 1, 0, width - 1] = np.nan
-    y, dy, _, dw = run(case, x, weight, bias)
+    y, dy, _, dw, _ = run(case, x, weight, bias)
     want = reference.conv2d(x, weight, bias, 1, 1, 1, 3)
     np.testing.assert_array_equal(np.isnan(y), np.isnan(want))
     want = reference.conv2d_backward(dy, x, weight, 1, 1, 1, 3)[1]
