@@ -38,27 +38,18 @@ def pack_taps(weight, taps, swapped, channels, packed):
     group_stride, out_stride, in_stride = m // groups * depth * cells, depth * cells, cells
     if swapped:
         out_stride, in_stride = in_stride, out_stride
+    count = taps.shape[0]
     for v in range(vectors):
-        group = min(v * per_vector, groups - per_vector)
-        for k in range(taps.shape[0]):
-            at = (v * taps.shape[0] + k) * lanes
-            source = taps[k, 0] + taps[k, 1] * in_stride
-            for lane in range(lanes):
-                packed[at + lane] = 0
-            for g in range(per_vector):
-                for j in range(each):
-                    value = flat[(group + g) * group_stride + j * out_stride + source]
-                    packed[at + g * each + j] = value
-
-
-@kernel
-def _present(u, step, first, last, deltas, height):
-    """Range of the steps in ``[first, last)`` whose row of the input exists."""
-    while first < last and u * step + deltas[first] < 0:
-        first += 1
-    while last > first and u * step + deltas[last - 1] >= height:
-        last -= 1
-    return first, last
+        first = min(v * per_vector, groups - per_vector)
+        at = v * count * lanes
+        for lane in range(per_vector * each):
+            g, c = lane // each, lane % each
+            source = (first + g) * group_stride + c * out_stride
+            for k in range(count):
+                packed[at + k * lanes + lane] = flat[source + taps[k, 0] + taps[k, 1] * in_stride]
+        for lane in range(per_vector * each, lanes):
+            for k in range(count):
+                packed[at + k * lanes + lane] = 0
 
 
 @kernel
@@ -90,12 +81,8 @@ def _correlate_band(
     bands = (phases[0, 2] + band - 1) // band
     n, start = task // bands, task % bands * band
     for phase in range(phases.shape[0]):
-        i, j, rows, columns = (
-            phases[phase, 0],
-            phases[phase, 1],
-            phases[phase, 2],
-            phases[phase, 3],
-        )
+        i, j = phases[phase, 0], phases[phase, 1]
+        rows, columns = phases[phase, 2], phases[phase, 3]
         first, last, masks = phases[phase, 4], phases[phase, 5], phases[phase, 6]
         x_row = (n * height + start * row_in) * width * read
         here = max(0, min(band, rows - start))
@@ -106,7 +93,12 @@ def _correlate_band(
                 group = min(v * per_vector, groups - per_vector)
                 for r in range(here):
                     u = start + r
-                    low, high = _present(u, row_in, first, last, deltas, height)
+                    # Not a function of its own: threads would contend for counts of references.
+                    low, high = first, last
+                    while low < high and u * row_in + deltas[low] < 0:
+                        low += 1
+                    while low < high and u * row_in + deltas[high - 1] >= height:
+                        high -= 1
                     x_row = (n * height + u * row_in) * width * read
                     y_row = ((n * out_height + i + u * row_out) * out_width + j) * written
                     if phase == 0:
@@ -198,7 +190,11 @@ def _weight_chunk(
     clear_run(flat, chunk * size, size)
     for row in range(chunk * rows, min((chunk + 1) * rows, every)):
         n, u = row // out_height, row % out_height
-        low, high = _present(u, row_in, 0, deltas.size, deltas, height)
+        low, high = 0, deltas.size
+        while low < high and u * row_in + deltas[low] < 0:
+            low += 1
+        while low < high and u * row_in + deltas[high - 1] >= height:
+            high -= 1
         x_row = (n * height + u * row_in) * width * read
         ahead = x_row + (deltas[deltas.size - 1] + 1) * width * read
         calls = vectors * ((out_width + pixels - 1) // pixels)
