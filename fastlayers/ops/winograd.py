@@ -15,7 +15,7 @@ import numpy as np
 from fastlayers import kernels
 from fastlayers.runtime import cpu, memory, threads
 
-__all__ = ["backward_input", "backward_weight", "choose", "forward"]
+__all__ = ["LEAST_CHANNELS", "backward_input", "backward_weight", "choose", "forward"]
 
 # Transformed inputs and products of one block stay in L2, where that leaves a block of at least
 # 48 tiles: each block reads the whole transformed weight.
