@@ -142,7 +142,6 @@ def dot_tile(
     init: Any,
     c: Any,
     valid: Any,
-    ahead: Any,
 ) -> Any:
     """``c[i, j] = init[i, j] + sum_p a[i, p] * b[j, p]``, vectorised over p.
 
@@ -150,8 +149,7 @@ def dot_tile(
     at least one. ``a`` and ``b = (array, offset, row stride)``, ``init`` and
     ``c = (array, offset, row stride, column stride)``; `init` may be `c`. Lane l sums the p that
     are l modulo the lanes in one chain of fused multiply-adds, then the lanes are summed as a
-    tree: an element has the same bits in every tile. Rows of `a` are prefetched `ahead` elements
-    before they are used.
+    tree: an element has the same bits in every tile.
     """
     height, width = rows.literal_value, columns.literal_value
 
@@ -168,8 +166,6 @@ def dot_tile(
         b_rows = [builder.gep(b_ptr, [builder.mul(j, b_row)]) for j in j_at]
 
         def step(at: Any, sums: list[Any], mask: Any) -> list[Any]:
-            for row in a_rows if mask is None else ():
-                _prefetch(builder, builder.gep(row, [builder.add(at, values[8])]))
             left = [vectors.load_vector(builder.gep(row, [at]), mask=mask) for row in a_rows]
             right = [vectors.load_vector(builder.gep(row, [at]), mask=mask) for row in b_rows]
             pairs = [(x, y) for x in left for y in right]
@@ -188,7 +184,7 @@ def dot_tile(
             builder.store(builder.fadd(old, total), cell)
         return cgctx.get_dummy_value()
 
-    return types.void(rows, columns, types.int64, a, b, init, c, valid, types.int64), codegen
+    return types.void(rows, columns, types.int64, a, b, init, c, valid), codegen
 
 
 def _prefetch(builder: Any, pointer: Any) -> None:
@@ -285,7 +281,11 @@ def rank_update(
             scales.append([vectors.splat(factor) for factor in factors])
         zero = ir.Constant(vectors.vector, None)
 
+        ahead = builder.mul(b_row, _i64(FEW))
+
         def update(j: Any, mask: Any) -> None:
+            for row in b_rows if add.literal_value else ():
+                _prefetch(builder, builder.gep(row, [builder.add(j, ahead)]))
             terms = [vectors.load_vector(builder.gep(row, [j]), mask=mask) for row in b_rows]
             terms = [builder.select(e, term, zero) for e, term in zip(exists, terms, strict=True)]
             cells = [builder.gep(row, [j]) for row in c_rows]
@@ -315,8 +315,6 @@ def rank_update(
     return types.void(add, stream, types.int64, s, b, c, valid), codegen
 
 
-# How far a lone tile of dot products looks ahead in its rows, in elements.
-AHEAD = 128
 # Elements of k in one block of a dot product, in vectors: 4 rows of 64 are 16 KiB, half an L1.
 DOT_VECTORS = 64
 # Batch rows of a task: 128 blocks of x are 512 KiB, half the L2 that the field has at least.
@@ -367,10 +365,10 @@ def _linear_task(task, worker, x, weight, bias, size, steps, y):
     across = (batch + batch_step - 1) // batch_step
     first, j0 = task // across * step, task % across * batch_step
     last, j1 = min(first + step, n), min(j0 + batch_step, batch)
-    # Each tile fetches its part of the weight's next rows while it multiplies the present ones;
-    # a single tile reads as fast as the memory gives, and only looks ahead in its own rows.
+    # Each tile fetches its part of the weight's next rows while it multiplies the present ones.
+    # A single tile would only wait for them earlier.
     tiles = (j1 - j0 + FEW - 1) // FEW
-    part, ahead = (block + tiles - 1) // tiles, (AHEAD if tiles == 1 else 0)
+    part = (block + tiles - 1) // tiles
     for p in range((k + block - 1) // block):
         at = p * block
         depth = min(block, k - at)
@@ -388,7 +386,7 @@ def _linear_task(task, worker, x, weight, bias, size, steps, y):
                 c = (y, j * n + i, 1, n)
                 init = (bias, i, 1, 0) if p == 0 else c
                 valid = (min(DOT_ROWS, last - i), min(FEW, j1 - j))
-                dot_tile(DOT_ROWS, FEW, depth, a, b, init, c, valid, ahead)
+                dot_tile(DOT_ROWS, FEW, depth, a, b, init, c, valid)
 
 
 @kernel
