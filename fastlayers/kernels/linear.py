@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -456,7 +457,8 @@ def matmul(a, b, init, size, lanes, workers, packed, work, c):
     """
     prepare_gemm(c)
     m, k, n = size
-    operand = _blocked(a, m, k, DEPTH, workers, packed)
+    block = np.int64(DEPTH)  # a literal would be a second signature, 0.35 s to compile
+    operand = _blocked(a, m, k, block, workers, packed)
     tasks = (m + STEP - 1) // STEP * ((n + SPAN - 1) // SPAN)
     parallel_for(_matmul_task, tasks, workers, (operand, b, init, c, size, lanes, work))
 
