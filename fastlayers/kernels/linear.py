@@ -329,7 +329,7 @@ PAD = 16
 def dot_block(k, lanes):
     """Elements of k in a block: equal blocks of at most `DOT_VECTORS`, in whole vectors."""
     blocks = max(1, (k + DOT_VECTORS * lanes - 1) // (DOT_VECTORS * lanes))
-    return ((k + blocks - 1) // blocks + lanes - 1) // lanes * lanes
+    return max(1, ((k + blocks - 1) // blocks + lanes - 1) // lanes) * lanes
 
 
 @kernel
@@ -370,7 +370,7 @@ def _linear_task(task, worker, x, weight, bias, size, steps, y):
     # A single tile would only wait for them earlier.
     tiles = (j1 - j0 + FEW - 1) // FEW
     part = (block + tiles - 1) // tiles
-    for p in range((k + block - 1) // block):
+    for p in range(max(1, (k + block - 1) // block)):  # once without k, for the bias
         at = p * block
         depth = min(block, k - at)
         for i in range(first, last, DOT_ROWS):
@@ -400,7 +400,7 @@ def linear(x, weight, bias, size, lanes, workers, packed, y):
     block = dot_block(k, lanes)
     operand = _blocked(x, batch, k, block, workers, packed)
     across = max(1, (batch + DOT_BATCH - 1) // DOT_BATCH)
-    batch_step = (batch + across * FEW - 1) // (across * FEW) * FEW
+    batch_step = max(1, (batch + across * FEW - 1) // (across * FEW)) * FEW
     step = _share(n, across, DOT_ROWS, 48)
     tasks = (n + step - 1) // step * across
     arguments = (operand, weight, bias, size, (block, step, batch_step), y)
@@ -433,7 +433,7 @@ def _matmul_task(task, worker, a, b, init, c, size, lanes, work):
     row, panel = SPAN + 2 * PAD, 2 * lanes
     here = worker * MATMUL_WORK
     part = DEPTH * GROUP // max(rows, GROUP) + 1
-    for p in range((k + DEPTH - 1) // DEPTH):
+    for p in range(max(1, (k + DEPTH - 1) // DEPTH)):
         at = p * DEPTH
         depth = min(DEPTH, k - at)
         for q in range(depth):

@@ -83,6 +83,12 @@ def test_infinity_stays_infinite(batch):
     np.testing.assert_array_equal(dweight, np.full((5, 37), batch))
 
 
+@pytest.mark.parametrize("size", [(0, 3, 4), (5, 0, 4), (9, 3, 0), (2, 0, 0), (600, 0, 3)], ids=str)
+def test_empty_sizes(size):
+    batch, k, n = size
+    check_exact(Case("linear", {"input": (batch, k), "weight": (n, k), "bias": (n,)}))
+
+
 @params("linear", least=1, most=500)
 def test_gradients_are_central_differences(case):
     check_gradients(case)
