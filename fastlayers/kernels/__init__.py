@@ -12,7 +12,7 @@ from typing import Any
 _HOMES = {
     "col2im": "unfold",
     "im2col": "unfold",
-    "matmul": "gemm",
+    "matmul": "linear",
     "prepare_gemm": "gemm",
 }
 _MODULES = (
@@ -22,6 +22,7 @@ _MODULES = (
     "dropout",
     "gemm",
     "layout",
+    "linear",
     "loss",
     "micro",
     "optimizer",

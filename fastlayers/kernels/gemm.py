@@ -16,13 +16,10 @@ from fastlayers.kernels.micro import gemm_tile
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.linkage import SharedKernel
-from fastlayers.runtime.threads import parallel_for
 
 __all__ = [
     "gemm",
     "gemm_runs",
-    "matmul",
-    "matmul_narrow",
     "pack",
     "packed_size",
     "panel_width",
@@ -223,77 +220,3 @@ def prepare_gemm(typingctx: Any, array: Any) -> Any:
         return cgctx.get_dummy_value()
 
     return types.void(array), codegen
-
-
-# One task of `matmul`: 96 rows (a multiple of every tile height) by 4 panels.
-TASK_ROWS = 96
-TASK_PANELS = 4
-
-
-@kernel
-def _pack_task(panel, worker, b, k, n, lanes, packed):
-    pack_panel(panel, b, k, n, lanes, packed, 0)
-
-
-@kernel
-def _matmul_task(task, worker, a, packed, init, c, m, n, k, lanes):
-    """Multiply one block of rows by a few panels."""
-    a_array, a_at, a_row, a_k = a
-    c_array, c_at, c_row = c
-    width = panel_width(n, lanes)
-    span = TASK_PANELS * width
-    across = (n + span - 1) // span
-    i, j = task // across * TASK_ROWS, task % across * span
-    block_a = (a_array, a_at + i * a_row, a_row, a_k)
-    block_b = (packed, j * k, width * k, width)
-    block_init = (init[0], init[1] + i * init[2] + j, init[2])
-    block_c = (c_array, c_at + i * c_row + j, c_row)
-    gemm(min(TASK_ROWS, m - i), min(span, n - j), k, block_a, block_b, block_init, block_c, lanes)
-
-
-@kernel
-def matmul(m, n, k, a, b, init, c, lanes, workers, packed):
-    """``C = init + A @ B`` in parallel, packing B first.
-
-    Operands are those of `gemm`, but ``b = (array, offset, k stride, column stride)`` is any
-    matrix. `packed` holds `packed_size` elements.
-    """
-    prepare_gemm(packed)
-    width = panel_width(n, lanes)
-    parallel_for(_pack_task, (n + width - 1) // width, workers, (b, k, n, lanes, packed))
-    span = TASK_PANELS * width
-    tasks = (m + TASK_ROWS - 1) // TASK_ROWS * ((n + span - 1) // span)
-    parallel_for(_matmul_task, tasks, workers, (a, packed, init, c, m, n, k, lanes))
-
-
-@kernel
-def _matmul_narrow_task(task, worker, b, packed, bias, c, m, n, k, lanes, work):
-    """Compute ``C.T = B.T @ A.T`` for `TASK_ROWS` columns of C."""
-    b_array, b_at, b_k, b_column = b
-    c_array, c_at, c_row = c
-    width = panel_width(m, lanes)
-    first = task * TASK_ROWS
-    count = min(TASK_ROWS, n - first)
-    at = first * m
-    for i in range(count):
-        for j in range(m):
-            work[at + i * m + j] = bias[first + i]
-    rows = (b_array, b_at + first * b_column, b_column, b_k)
-    gemm(count, m, k, rows, (packed, 0, width * k, width), (work, at, m), (work, at, m), lanes)
-    for j in range(m):
-        for i in range(count):
-            c_array[c_at + j * c_row + first + i] = work[at + i * m + j]
-
-
-@kernel
-def matmul_narrow(m, n, k, a, b, bias, c, lanes, workers, packed, work):
-    """``C = bias + A @ B`` for few rows: A is packed instead of B, which is read only once.
-
-    Operands are those of `matmul`, bias is an array (n,). `packed` holds `packed_size` elements
-    for (k, m), `work` n * m. The sums are the same chains, so the bits are those of `matmul`.
-    """
-    prepare_gemm(packed)
-    a_array, a_at, a_row, a_k = a
-    pack((a_array, a_at, a_k, a_row), k, m, lanes, packed, 0)
-    tasks = (n + TASK_ROWS - 1) // TASK_ROWS
-    parallel_for(_matmul_narrow_task, tasks, workers, (b, packed, bias, c, m, n, k, lanes, work))

@@ -14,6 +14,14 @@ from fastlayers.runtime import cpu, memory, threads
 
 __all__ = ["linear", "linear_backward"]
 
+# Rows up to which the input's gradient is rank updates of the streaming weight.
+FEW_ROWS = 8
+# From so many rows a product over so few elements is a GEMM: a dot product's sum of lanes costs
+# as much as 5 of its vectors.
+SHORT_DOTS = (512, 256)
+# Bytes from which the weight's gradient is written past the caches, which could not hold it.
+STREAMED = 32 << 20
+
 Grads = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
 
 
@@ -31,29 +39,42 @@ def _prepare(op: str, input: Any, weight: Any) -> tuple[np.ndarray, np.ndarray]:
     return kernel_ready(input).reshape(rows, input.shape[-1]), kernel_ready(weight)
 
 
-def _matmul(
-    size: tuple[int, int, int],
-    a: tuple[np.ndarray, int, int],
-    b: tuple[np.ndarray, int, int],
-    bias: np.ndarray | None = None,
-) -> np.ndarray:
-    """``A @ B + bias`` for (m, n, k) and operands of (array, row stride, column stride)."""
-    m, n, k = size
-    dtype = a[0].dtype
-    lanes = cpu.lanes(dtype.itemsize)
-    if bias is None:
-        bias = memory.zeros(n, dtype)
-    out = memory.empty((m, n), dtype)
-    left, right = (a[0].reshape(-1), 0, a[1], a[2]), (b[0].reshape(-1), 0, b[1], b[2])
-    target, workers = (out.reshape(-1), 0, n), threads.workers_for(m * n * k / 8)
-    packed_size = kernels.gemm.packed_size
-    if m <= lanes // 2 < n:
-        packed, work = memory.empty(packed_size(k, m, lanes), dtype), memory.empty(n * m, dtype)
-        kernels.gemm.matmul_narrow(m, n, k, left, right, bias, target, lanes, workers, packed, work)
-    else:
-        packed = memory.empty(packed_size(k, n, lanes), dtype)
-        kernels.gemm.matmul(m, n, k, left, right, (bias, 0, 0), target, lanes, workers, packed)
+def _matmul(a: np.ndarray, b: np.ndarray, init: np.ndarray) -> np.ndarray:
+    """``init + a @ b`` of contiguous matrices."""
+    (m, k), n, dtype, home = a.shape, b.shape[1], a.dtype, kernels.linear
+    out, workers = memory.empty((m, n), dtype), threads.workers_for(m * n * k / 8)
+    packed = memory.empty(home.blocked_size(m, k, home.DEPTH), dtype)
+    work = memory.empty(workers * home.MATMUL_WORK, dtype)
+    size, lanes = (m, k, n), cpu.lanes(dtype.itemsize)
+    flat = a.reshape(-1), b.reshape(-1), init
+    home.matmul(*flat, size, lanes, workers, packed, work, out.reshape(-1))
     return out
+
+
+def _input_gradient(dy: np.ndarray, w: np.ndarray) -> np.ndarray:
+    (batch, n), k = dy.shape, w.shape[1]
+    if batch > FEW_ROWS:
+        return _matmul(dy, w, memory.zeros(k, dy.dtype))
+    dx, workers = memory.empty((batch, k), dy.dtype), threads.workers_for(batch * n * k / 8)
+    flat = dy.reshape(-1), w.reshape(-1)
+    kernels.linear.linear_backward_input_few(*flat, (batch, k, n), workers, dx.reshape(-1))
+    return dx
+
+
+def _weight_gradient(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
+    (batch, n), k, dtype, home = dy.shape, x.shape[1], x.dtype, kernels.linear
+    if batch == 0:
+        return memory.zeros((n, k), dtype)
+    dw, workers = memory.empty((n, k), dtype), threads.workers_for(batch * n * k / 8)
+    stream = dw.nbytes >= STREAMED and k * dtype.itemsize % memory.ALIGNMENT == 0
+    flat, size = (dy.reshape(-1), x.reshape(-1)), (batch, k, n)
+    if batch <= home.FEW:
+        home.linear_backward_weight_few(*flat, size, stream, workers, dw.reshape(-1))
+        return dw
+    zeros, lanes = memory.zeros(home.WEIGHT_SPAN, dtype), cpu.lanes(dtype.itemsize)
+    work = memory.empty(workers * home.WEIGHT_WORK, dtype)
+    home.linear_backward_weight(*flat, zeros, size, stream, lanes, workers, work, dw.reshape(-1))
+    return dw
 
 
 def linear(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
@@ -84,9 +105,21 @@ def linear(input: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
     """
     x, w = _prepare("linear", input, weight)
     (rows, k), n = x.shape, w.shape[0]
-    if bias is not None:
+    if bias is None:
+        bias = memory.zeros(n, x.dtype)
+    else:
         bias = memory.writable_view(_check.vector("linear", "bias", bias, n, x.dtype))
-    return _matmul((rows, n, k), (x, k, 1), (w, 1, k), bias).reshape(*input.shape[:-1], n)
+    shape = (*input.shape[:-1], n)
+    if rows >= SHORT_DOTS[0] and k < SHORT_DOTS[1]:
+        transposed = memory.empty((k, n), x.dtype)
+        kernels.layout.swap_axes(w[None], threads.workers_for(w.size), transposed[None])
+        return _matmul(x, transposed, bias).reshape(shape)
+    home, lanes = kernels.linear, cpu.lanes(x.dtype.itemsize)
+    packed = memory.empty(home.blocked_size(rows, k, home.dot_block(k, lanes)), x.dtype)
+    out, workers = memory.empty((rows, n), x.dtype), threads.workers_for(rows * n * k / 8)
+    flat = x.reshape(-1), w.reshape(-1), bias
+    home.linear(*flat, (rows, k, n), lanes, workers, packed, out.reshape(-1))
+    return out.reshape(shape)
 
 
 def linear_backward(
@@ -121,9 +154,8 @@ def linear_backward(
     """
     op = "linear_backward"
     x, w = _prepare(op, input, weight)
-    (rows, k), n = x.shape, w.shape[0]
+    rows, n = x.shape[0], w.shape[0]
     grad_output = _check.gradient(op, grad_output, (*input.shape[:-1], n), x.dtype)
     dy = kernel_ready(grad_output).reshape(rows, n)
-    dx = _matmul((rows, k, n), (dy, n, 1), (w, k, 1)).reshape(input.shape) if needs[0] else None
-    dw = _matmul((n, k, rows), (dy, 1, n), (x, k, 1)) if needs[1] else None
-    return dx, dw, column_sums(dy) if needs[2] else None
+    dx = _input_gradient(dy, w).reshape(input.shape) if needs[0] else None
+    return dx, _weight_gradient(dy, x) if needs[1] else None, column_sums(dy) if needs[2] else None

@@ -1,3 +1,5 @@
+import importlib
+
 import numpy as np
 import pytest
 from cases import (
@@ -8,10 +10,12 @@ from cases import (
     check_exact,
     check_gradients,
     check_threads,
+    compare,
     params,
 )
 
 from fastlayers import ops
+from fastlayers.runtime.threads import set_num_threads
 
 EDGES = (1, 2, 3, 5, 7, 11, 12, 13, 16, 17, 31, 33)
 
@@ -27,6 +31,62 @@ def test_agrees_with_reference(case, dtype):
 def test_integers_are_exact(m, n):
     check_exact(Case("linear", {"input": (n, m), "weight": (n, m), "bias": (n,)}))
     check_exact(Case("linear", {"input": (3, m), "weight": (n, m)}))
+
+
+# Beyond one block, task or tile of each kernel, and one off: (batch, in, out).
+LARGE = (
+    (1, 2500, 50),
+    (4, 1031, 193),
+    (5, 1024, 97),
+    (8, 1100, 49),
+    (9, 257, 385),
+    (129, 1025, 61),
+    (257, 530, 197),
+    (385, 259, 260),
+    (513, 31, 129),
+    (600, 255, 13),
+)
+
+
+@pytest.mark.parametrize("size", LARGE, ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_large_integers_are_exact(size, threads):
+    set_num_threads(threads)
+    batch, k, n = size
+    check_exact(Case("linear", {"input": (batch, k), "weight": (n, k), "bias": (n,)}))
+
+
+@pytest.mark.parametrize("size", LARGE, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_do_not_change_large_results(size, dtype):
+    batch, k, n = size
+    check_threads(Case("linear", {"input": (batch, k), "weight": (n, k), "bias": (n,)}), dtype)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 5, 300])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_streamed_weight_gradient(batch, dtype, monkeypatch):
+    case = Case("linear", {"input": (batch, 528), "weight": (197, 528)})
+    expected = case.run(ops, case.arrays(dtype))
+    monkeypatch.setattr(importlib.import_module("fastlayers.ops.linear"), "STREAMED", 1 << 15)
+    compare(case.run(ops, case.arrays(dtype)), expected, (0, 0))
+
+
+@pytest.mark.parametrize("batch", [3, 7, 20])
+def test_infinity_stays_infinite(batch):
+    dy, weight = np.ones((batch, 5), np.float32), np.ones((5, 37), np.float32)
+    weight[4, 3] = np.inf
+    dx, dweight, _ = ops.linear_backward(dy, np.ones((batch, 37), np.float32), weight)
+    expected = np.full((batch, 37), 5, np.float32)
+    expected[:, 3] = np.inf
+    np.testing.assert_array_equal(dx, expected)
+    np.testing.assert_array_equal(dweight, np.full((5, 37), batch))
+
+
+@pytest.mark.parametrize("size", [(0, 3, 4), (5, 0, 4), (9, 3, 0), (2, 0, 0), (600, 0, 3)], ids=str)
+def test_empty_sizes(size):
+    batch, k, n = size
+    check_exact(Case("linear", {"input": (batch, k), "weight": (n, k), "bias": (n,)}))
 
 
 @params("linear", least=1, most=500)
