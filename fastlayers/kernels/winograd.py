@@ -171,21 +171,34 @@ def _transform_inputs(tile, x, channels, geometry, first, count, zeros, v, v_at,
 
 @kernel
 def _transform_outputs(
-    tile, p, p_at, p_row, p_xi, bias, floor, y, filters, geometry, first, count, dump
+    tile,
+    p,
+    p_at,
+    p_row,
+    p_xi,
+    bias,
+    floor,
+    y,
+    filters,
+    begin,
+    columns,
+    geometry,
+    first,
+    count,
+    dump,
 ):
     """Output transform of tiles ``[first, first + count)`` from rows of `p`.
 
-    ``filters = (first, count, all)`` is the range of y's that p holds; `dump` is where p has room
-    for a pixel outside of the image.
+    p holds `columns` of the filters, from `begin`; `dump` is where it has room for a pixel outside
+    of the image.
     """
     height, width = geometry[2:4]
-    begin, columns, all_filters = filters
     down, across = _tile_counts(tile, geometry)
     n, rest = divmod(first, down * across)
     i, j = divmod(rest, across)
-    size = (height, width, all_filters)
+    size = (height, width, filters)
     for t in range(count):
-        corner = (n * height * width * all_filters + begin, i * tile, j * tile)
+        corner = (n * height * width * filters + begin, i * tile, j * tile)
         added, at = (bias, begin, floor), p_at + t * p_row
         if tile == 4:
             transform_output(4, p, at, p_xi, added, y, corner, size, columns, p, dump)
@@ -223,7 +236,9 @@ def _winograd_block(
         bias,
         floor,
         y,
-        (0, filters, filters),
+        filters,
+        0,
+        filters,
         geometry,
         first,
         count,
@@ -375,13 +390,14 @@ def _transform_task(task, worker, tile, x, dy, sizes, geometry, tiles, lanes, ze
 def _gradient_panel(task, worker, tile, sizes, tiles, lanes, zeros, v, w, work, sums):
     """Weight gradient of one block of filters and panel of channels."""
     channels, filters = sizes
+    first = 0  # a literal in the tuples would compile `_add_products` once more, 0.3 s
     blocks, _ = gradient_blocks(sizes, lanes)
     i, j = task % blocks, task // blocks
     row, width = gradient_row(channels, lanes), panel_width(channels, lanes)
     for r in range(9 * i * GRADIENT_ROWS, 9 * min((i + 1) * GRADIENT_ROWS, filters)):
         clear_run(sums, r * row + j * width, width)
-    v_all = (v, 0, row_length(channels, lanes), matrix_stride(tiles, channels, lanes))
-    w_all = (w, 0, row_length(filters, lanes), matrix_stride(tiles, filters, lanes))
+    v_all = (v, first, row_length(channels, lanes), matrix_stride(tiles, channels, lanes))
+    w_all = (w, first, row_length(filters, lanes), matrix_stride(tiles, filters, lanes))
     at = worker * gradient_work(tile, 0, channels, filters, lanes)
     _add_products(tile, v_all, w_all, tiles, (i, j), sizes, lanes, zeros, work, at, sums, 0)
 
@@ -469,7 +485,9 @@ def _winograd_panel(
         bias,
         floor,
         y,
-        (first, columns, filters),
+        filters,
+        first,
+        columns,
         geometry,
         0,
         tiles,

@@ -87,6 +87,7 @@ class _Plan:
         one = self.filters * 9 * self.channels * self.itemsize
         most = max(self.tiles // 64, min(2, self.tiles // 16))
         chunks = max(1, min(CHUNKS, CHUNK_BYTES // one, most))
+        chunks += chunks > 1 and chunks % 2  # 3 would take two threads as long as 4
         return max(1, -(-self.tiles // chunks))
 
     @functools.cached_property

@@ -97,3 +97,10 @@ def test_inputs_are_not_changed():
     run(*arrays, (1, 1), 4)
     for array, copy in zip(arrays, copies, strict=True):
         np.testing.assert_array_equal(array, copy)
+
+
+def test_choice_of_the_tile():
+    assert winograd.choose(16, (56, 56), 64, 64, 4) == 4
+    assert winograd.choose(64, (2, 2), 64, 64, 4) == 2  # a 4 x 4 tile would be three quarters waste
+    assert winograd.choose(64, (1, 1), 128, 128, 4) == 0
+    assert winograd.choose(64, (32, 32), 3, 64, 4) == 0
