@@ -28,7 +28,7 @@ def _chunk(i, worker, factors, width, sums):
     b = (factors, 0, 0, none)  # every step of k reads the same row of B
     c = (sums, first, width, none)
     for _ in range(TILES):
-        gemm_tile(ROWS, 2, 1, 0, (0, 1, DEPTH), a, b, c, c, width, -np.inf)
+        gemm_tile(ROWS, 2, 1, 0, (0, 1, DEPTH), a, b, c, c, width, -np.inf, 0)
 
 
 @numba.njit(nogil=True, error_model="numpy")

@@ -80,7 +80,7 @@ def _conv2d_task(
 ):
     """One slab of input pixels, times the columns of one block of output channels."""
     size, (out_height, out_width, out_channels) = sizes
-    grid, window, groups, blocks, row_step = layout
+    grid, window, groups, blocks, row_step, stream = layout
     rows, targets, runs = tables
     slab, block = divmod(task, blocks)
     source, base = _open_slab(slab, worker, x, size, grid, window, work)
@@ -108,7 +108,7 @@ def _conv2d_task(
             b = (packed, packed_at + (g * panels + first) * width * k, width * k, width, b_runs)
             init = (bias, g * per_group + j, 0, view(rows, 0, 0))
             c = (y, target + g * per_group + j, 0, view(targets, row_at, m))
-            gemm_runs(m, columns, (run_count, length), a, b, init, c, floor, lanes)
+            gemm_runs(m, columns, (run_count, length), a, b, init, c, floor, stream, lanes)
 
 
 @kernel
@@ -231,7 +231,9 @@ def _weight_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lanes, wo
                 b = (source, at, width, column_step * size[2], pixels)
                 c = (parts, (chunk * m + g * per_group + j) * k + run * length, k, empty)
                 init = (zeros, 0, 0, empty) if slab == start else c
-                gemm_runs(rows, length, (images * count, out_width), a, b, init, c, -np.inf, lanes)
+                gemm_runs(
+                    rows, length, (images * count, out_width), a, b, init, c, -np.inf, 0, lanes
+                )
 
 
 @kernel
@@ -256,7 +258,7 @@ def _few_channels_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lan
         b = (dy, (n * out_height + i) * out_width * m, panel_width(m, lanes), m, outputs)
         c = (parts, task * rows * m, m, empty)
         init = (zeros, 0, 0, empty) if slab == start else c
-        gemm_runs(rows, m, (images * count, out_width), a, b, init, c, -np.inf, lanes)
+        gemm_runs(rows, m, (images * count, out_width), a, b, init, c, -np.inf, 0, lanes)
 
 
 @kernel

@@ -76,34 +76,34 @@ def pack(source, k, columns, lanes, packed, packed_at):
         pack_panel(panel, source, k, columns, lanes, packed, packed_at)
 
 
-def _panel(vectors, part, m, k, a, b, init, c, n, floor):
+def _panel(vectors, part, m, k, a, b, init, c, n, floor, stream):
     """Multiply all rows of A by one panel of B: loops 2 and 1 of `gemm`."""
     raise NotImplementedError("compiled code only")
 
 
 @overload(_panel, prefer_literal=True, jit_options={"fastmath": {"contract"}})
-def _panel_overload(vectors, part, m, k, a, b, init, c, n, floor):
+def _panel_overload(vectors, part, m, k, a, b, init, c, n, floor, stream):
     width, fraction = vectors.literal_value, part.literal_value
 
-    def panel(vectors, part, m, k, a, b, init, c, n, floor):
+    def panel(vectors, part, m, k, a, b, init, c, n, floor, stream):
         i = 0
         # Loop 2: tiles of rows; the last ones are lower, and no element sees the difference.
         while i < m:
             if m - i >= ROWS:  # Loop 1 is the k-loop inside the tile.
-                gemm_tile(ROWS, width, fraction, i, k, a, b, init, c, n, floor)
+                gemm_tile(ROWS, width, fraction, i, k, a, b, init, c, n, floor, stream)
                 i += ROWS
             elif m - i >= 4:
-                gemm_tile(4, width, fraction, i, k, a, b, init, c, n, floor)
+                gemm_tile(4, width, fraction, i, k, a, b, init, c, n, floor, stream)
                 i += 4
             else:
-                gemm_tile(1, width, fraction, i, k, a, b, init, c, n, floor)
+                gemm_tile(1, width, fraction, i, k, a, b, init, c, n, floor, stream)
                 i += 1
 
     return panel
 
 
 @kernel
-def _gemm(m, n, k, a, b, init, c, floor, lanes):
+def _gemm(m, n, k, a, b, init, c, floor, stream, lanes):
     """The body of `gemm_runs`."""
     length = k[1]
     runs = k[0] if length else 0
@@ -126,12 +126,13 @@ def _gemm(m, n, k, a, b, init, c, floor, lanes):
                 init_j = (start[0], start[1] + j, start[2], start[3])
                 c_j = (c[0], c[1] + j, c[2], c[3])
                 columns = min(width, n - j)
+                past = stream if last and columns == width else 0
                 if columns > lanes:
-                    _panel(2, 1, m, block, a_p, panel, init_j, c_j, columns, low)
+                    _panel(2, 1, m, block, a_p, panel, init_j, c_j, columns, low, past)
                 elif 2 * columns > lanes:
-                    _panel(1, 1, m, block, a_p, panel, init_j, c_j, columns, low)
+                    _panel(1, 1, m, block, a_p, panel, init_j, c_j, columns, low, past)
                 else:
-                    _panel(1, 2, m, block, a_p, panel, init_j, c_j, columns, low)
+                    _panel(1, 2, m, block, a_p, panel, init_j, c_j, columns, low, past)
 
 
 def _signature(element: Any) -> tuple[Any, ...]:
@@ -139,7 +140,7 @@ def _signature(element: Any) -> tuple[Any, ...]:
     a = types.Tuple((array, i8, i8, i8, table, table))
     b = types.Tuple((array, i8, i8, i8, table))
     c = types.Tuple((array, i8, i8, table))
-    return (i8, i8, types.UniTuple(i8, 2), a, b, c, c, element, i8)
+    return (i8, i8, types.UniTuple(i8, 2), a, b, c, c, element, i8, i8)
 
 
 _shared = {
@@ -159,6 +160,7 @@ def gemm_runs(
     init: Any,
     c: Any,
     floor: Any,
+    stream: Any,
     lanes: Any,
 ) -> Any:
     """``C = max(floor, init + sum over r of A[r] @ B[r])``, on the calling thread.
@@ -171,7 +173,8 @@ def gemm_runs(
     can be read up to their full width, and ``init, c = (array, offset, row stride, rows)``; an
     init with a stride of 0 and no rows is a bias. Tables are int64, empty ones stand for zeros.
     Arrays are flat, numbers count elements, `lanes` is `cpu.lanes` of the type; a floor of minus
-    infinity changes nothing. `prepare_gemm` must have run in the process.
+    infinity changes nothing. With `stream`, not 0, whole panels of C are written past the caches;
+    its rows must then be aligned to vectors. `prepare_gemm` must have run in the process.
 
     References
     ----------
@@ -207,7 +210,9 @@ def gemm(m, n, k, a, b, init, c, lanes):
     ``c = (array, offset, row stride)``. Otherwise as `gemm_runs`.
     """
     none = _no_table()
-    gemm_runs(m, n, (1, k), (*a, none, none), (*b, none), (*init, none), (*c, none), -np.inf, lanes)
+    gemm_runs(
+        m, n, (1, k), (*a, none, none), (*b, none), (*init, none), (*c, none), -np.inf, 0, lanes
+    )
 
 
 @intrinsic

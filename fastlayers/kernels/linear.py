@@ -194,13 +194,6 @@ def _prefetch(builder: Any, pointer: Any) -> None:
     builder.call(prefetch, [pointer, _i32(0), _i32(2), _i32(1)])  # read, into L2, data
 
 
-def _store_streaming(builder: Any, vectors: _Vectors, value: Any, pointer: Any) -> None:
-    """Store an aligned vector past the caches: without reading the line that it replaces."""
-    at = builder.bitcast(pointer, vectors.vector.as_pointer())
-    store = builder.store(value, at, align=cpu.vector_bytes())
-    store.set_metadata("nontemporal", builder.module.add_metadata([_i32(1)]))
-
-
 @intrinsic
 def prefetch_run(typingctx: Any, array: Any, at: Any, count: Any) -> Any:
     """Ask for ``array[at : at + count]`` of a flat array in L2; the range need not exist."""
@@ -233,7 +226,7 @@ def move_run(
         with cgutils.for_range_slice(builder, _i64(0), whole, _i64(vectors.lanes), _i64) as (j, _):
             value = vectors.load_vector(builder.gep(origin, [j]))
             if stream.literal_value:
-                _store_streaming(builder, vectors, value, builder.gep(target, [j]))
+                vectors.stream_vector(value, builder.gep(target, [j]))
             else:
                 vectors.store_vector(value, builder.gep(target, [j]))
         with builder.if_then(builder.icmp_signed("<", whole, values[5])):
@@ -301,7 +294,7 @@ def rank_update(
                 ]
             for cell, value in zip(cells, sums, strict=True):
                 if stream.literal_value and mask is None:
-                    _store_streaming(builder, vectors, value, cell)
+                    vectors.stream_vector(value, cell)
                 else:
                     vectors.store_vector(value, cell, mask=mask)
 

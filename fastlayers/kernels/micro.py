@@ -36,6 +36,7 @@ def gemm_tile(
     c: Any,
     columns: Any,
     floor: Any,
+    stream: Any,
 ) -> Any:
     """``c[i, j] = max(floor, init[i, j] + sum over r, p of a[i, r, p] * b[r, p, j])``.
 
@@ -52,7 +53,8 @@ def gemm_tile(
 
     The rows of the tile are `first` and the following. The columns of `b` are contiguous and can
     be read up to the full width. `init` and `c` are touched in their first `columns` only, and
-    may be the same tile. Each sum is one chain of fused multiply-adds in the order of r and p,
+    may be the same tile. With `stream` a whole tile, at aligned addresses, is written past the
+    caches. Each sum is one chain of fused multiply-adds in the order of r and p,
     whatever the tile, so an element has the same bits in every tile shape.
     """
     sizes = (rows, vectors, part)
@@ -81,14 +83,21 @@ def gemm_tile(
         pointers = tile.row_pointers(values[3], a_ptr, a_row, a_rows)
         sums = tile.load(tile.row_pointers(values[3], *start))
         targets = tile.row_pointers(values[3], *target)
-        tile.prefetch(targets)
+        plain = builder.icmp_signed("==", values[11], _i64(0))
+        with builder.if_then(plain):
+            tile.prefetch(targets)
         runs = cgutils.unpack_tuple(builder, values[4])
         sums = tile.accumulate(runs, pointers, a_k, a_runs, b_ptr, b_k, b_runs, sums)
-        tile.store(targets, tile.at_least(values[10], sums))
+        sums = tile.at_least(values[10], sums)
+        with builder.if_else(plain) as (through, past):
+            with through:
+                tile.store(targets, sums)
+            with past:
+                tile.stream(targets, sums)
         return cgctx.get_dummy_value()
 
     element, i8 = c.types[0].dtype, types.int64
-    return types.void(*sizes, i8, k, a, b, init, c, i8, element), codegen
+    return types.void(*sizes, i8, k, a, b, init, c, i8, element, i8), codegen
 
 
 class _Table:
@@ -159,6 +168,12 @@ class _Vectors:
         arguments = [self.vector, at.type, _i32, self._bits]
         masked = self.declare("llvm.masked.store.{}.p0", ir.VoidType(), arguments)
         self.builder.call(masked, [value, at, _i32(self._align), mask])
+
+    def stream_vector(self, value: Any, pointer: Any, v: int = 0) -> None:
+        """Write an aligned vector past the caches, without reading the line that it replaces."""
+        size = self.lanes * self._align
+        store = self.builder.store(value, self._at(pointer, v), align=size)
+        store.set_metadata("nontemporal", self.builder.module.add_metadata([_i32(1)]))
 
 
 class _Tile(_Vectors):
@@ -241,6 +256,12 @@ class _Tile(_Vectors):
             for v, part in enumerate(parts[:-1]):
                 self.store_vector(part, at, v)
             self.store_vector(parts[-1], at, self.vectors - 1, self.mask)
+
+    def stream(self, pointers: list[Any], tile: list[list[Any]]) -> None:
+        """Write a whole tile past the caches."""
+        for at, parts in zip(pointers, tile, strict=True):
+            for v, part in enumerate(parts):
+                self.stream_vector(part, at, v)
 
     def accumulate(
         self,
