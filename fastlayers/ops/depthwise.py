@@ -43,7 +43,7 @@ class _Tables:
 
     @property
     def pixels(self) -> int:
-        return int(grouped_tile.tile_pixels(len(self.shape[0])))  # typed in kernels as Any
+        return int(grouped_tile.tile_pixels(len(self.shape[0])))
 
     @property
     def vectors(self) -> int:
@@ -51,7 +51,7 @@ class _Tables:
 
     @property
     def packed_size(self) -> int:
-        return self.vectors * self.taps.shape[0] * self.channels[4]
+        return self.vectors * len(self.taps) * self.channels[4]
 
 
 def _forward_axis(kernel: int, stride: int, padding: int, dilation: int, out: int) -> Phases:
