@@ -53,7 +53,7 @@ def pack_taps(weight, taps, swapped, channels, packed):
 
 
 @kernel
-def _correlate_band(
+def _correlate_piece(
     task,
     worker,
     shape,
@@ -67,58 +67,64 @@ def _correlate_band(
     deltas,
     steps,
     order,
-    band,
+    rows_of,
     pixels,
     y,
 ):
-    """One band of rows of one image, in all phases."""
+    """One piece of an image, band by band, in all phases.
+
+    Tiles go down a band, so most of their inputs are in L1. Pieces are whole images where there
+    are many: two threads in neighbouring bands took each other's lines of y, twice as slow.
+    """
     span, shuffled = shape
     (height, width), (out_height, out_width), (row_in, column_in), (row_out, column_out) = sizes
     read, written, groups, per_vector, lanes = channels
     each_in, each_out = read // groups, written // groups
     vectors = (groups + per_vector - 1) // per_vector
     vector_size = deltas.size * len(span) * lanes
-    bands = (phases[0, 2] + band - 1) // band
-    n, start = task // bands, task % bands * band
-    for phase in range(phases.shape[0]):
-        i, j = phases[phase, 0], phases[phase, 1]
-        rows, columns = phases[phase, 2], phases[phase, 3]
-        first, last, masks = phases[phase, 4], phases[phase, 5], phases[phase, 6]
-        x_row = (n * height + start * row_in) * width * read
-        here = max(0, min(band, rows - start))
-        ahead = x_row + (deltas[deltas.size - 1] + 1 + (here - 1) * row_in) * width * read
-        share = row_in * width * read // (vectors * ((columns + pixels - 1) // pixels))
-        for t in range(0, columns, pixels):
-            for v in range(vectors):
-                group = min(v * per_vector, groups - per_vector)
-                for r in range(here):
-                    u = start + r
-                    # Not a function of its own: threads would contend for counts of references.
-                    low, high = first, last
-                    while low < high and u * row_in + deltas[low] < 0:
-                        low += 1
-                    while low < high and u * row_in + deltas[high - 1] >= height:
-                        high -= 1
-                    x_row = (n * height + u * row_in) * width * read
-                    y_row = ((n * out_height + i + u * row_out) * out_width + j) * written
-                    if phase == 0:
-                        prefetch_run(x, ahead, share)
-                        ahead += share
-                    y_at = y_row + t * column_out * written + group * each_out
-                    x_at = x_row + t * column_in * read + group * each_in
-                    correlate_tile(
-                        span,
-                        shuffled,
-                        (y, y_at, column_out * written, per_vector * each_out),
-                        columns - t,
-                        (init, group * each_out),
-                        least,
-                        (x, x_at, column_in * read, per_vector * each_in),
-                        (steps, low, high, masks),
-                        (packed, v * vector_size),
-                        order,
-                    )
-            masks += last - first
+    piece, band = rows_of
+    pieces = (phases[0, 2] + piece - 1) // piece
+    n, top = task // pieces, task % pieces * piece
+    for start in range(top, min(top + piece, phases[0, 2]), band):
+        for phase in range(phases.shape[0]):
+            i, j = phases[phase, 0], phases[phase, 1]
+            rows, columns = phases[phase, 2], phases[phase, 3]
+            first, last, masks = phases[phase, 4], phases[phase, 5], phases[phase, 6]
+            x_row = (n * height + start * row_in) * width * read
+            here = max(0, min(band, top + piece - start, rows - start))
+            ahead = x_row + (deltas[deltas.size - 1] + 1 + (here - 1) * row_in) * width * read
+            share = row_in * width * read // (vectors * ((columns + pixels - 1) // pixels))
+            for t in range(0, columns, pixels):
+                for v in range(vectors):
+                    group = min(v * per_vector, groups - per_vector)
+                    for r in range(here):
+                        u = start + r
+                        # Not a function of its own: threads would contend for counts of references.
+                        low, high = first, last
+                        while low < high and u * row_in + deltas[low] < 0:
+                            low += 1
+                        while low < high and u * row_in + deltas[high - 1] >= height:
+                            high -= 1
+                        x_row = (n * height + u * row_in) * width * read
+                        y_row = ((n * out_height + i + u * row_out) * out_width + j) * written
+                        if phase == 0:
+                            prefetch_run(x, ahead, share)
+                            ahead += share
+                        y_at = y_row + t * column_out * written + group * each_out
+                        x_at = x_row + t * column_in * read + group * each_in
+                        correlate_tile(
+                            span,
+                            shuffled,
+                            (y, y_at, column_out * written, per_vector * each_out),
+                            columns - t,
+                            (init, group * each_out),
+                            least,
+                            (x, x_at, column_in * read, per_vector * each_in),
+                            (steps, low, high, masks),
+                            (packed, v * vector_size),
+                            order,
+                        )
+                masks += last - first
 
 
 @kernel
@@ -134,14 +140,17 @@ def correlate(
     deltas,
     steps,
     order,
-    band,
+    rows_of,
     pixels,
     images,
     workers,
     y,
 ):
-    """``y = max(least, init + weights * x)`` for the taps of the tables; all arrays are flat."""
-    bands = (phases[0, 2] + band - 1) // band
+    """``y = max(least, init + weights * x)`` for the taps of the tables; all arrays are flat.
+
+    ``rows_of = (piece, band)``: the rows of a task, and of a band within it.
+    """
+    pieces = (phases[0, 2] + rows_of[0] - 1) // rows_of[0]
     arguments = (
         shape,
         x,
@@ -154,11 +163,11 @@ def correlate(
         deltas,
         steps,
         order,
-        band,
+        rows_of,
         pixels,
         y,
     )
-    parallel_for(_correlate_band, images * bands, workers, arguments)
+    parallel_for(_correlate_piece, images * pieces, workers, arguments)
 
 
 @kernel

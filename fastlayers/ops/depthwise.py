@@ -22,7 +22,7 @@ Phases = list[tuple[int, int, list[tuple[int, int]]]]
 
 # The longest kernel row that slides over its inputs; longer ones load each tap's.
 LONGEST_SPAN = 7
-# Partial sums of the weight gradient, of whole rows of the images.
+# Tasks to cut a pass into at least; partial sums of the weight gradient.
 CHUNKS = 16
 # Rows of a band: down its rows a tile finds most of its inputs in L1, 10-15 % against one row.
 BAND = 8
@@ -43,8 +43,7 @@ class _Tables:
 
     @property
     def pixels(self) -> int:
-        pixels: int = grouped_tile.tile_pixels(len(self.shape[0]))
-        return pixels
+        return int(grouped_tile.tile_pixels(len(self.shape[0])))
 
     @property
     def vectors(self) -> int:
@@ -52,7 +51,7 @@ class _Tables:
 
     @property
     def packed_size(self) -> int:
-        return self.vectors * self.taps.shape[0] * self.channels[4]
+        return self.vectors * len(self.taps) * self.channels[4]
 
 
 def _forward_axis(kernel: int, stride: int, padding: int, dilation: int, out: int) -> Phases:
@@ -168,6 +167,8 @@ def _correlate(
 ) -> np.ndarray:
     images, written = x.shape[0], tables.channels[1]
     y = memory.empty((images, *tables.sizes[1], written), x.dtype)
+    pieces = -(-CHUNKS // max(images, 1))
+    piece = -(-max(int(tables.phases[0, 2]), 1) // (pieces * BAND)) * BAND
     work = y.size * weight.shape[1] * weight.shape[2] * weight.shape[3] / 8
     depthwise.correlate(
         tables.shape,
@@ -181,7 +182,7 @@ def _correlate(
         tables.deltas,
         tables.steps,
         tables.order,
-        BAND,
+        (piece, BAND),
         tables.pixels,
         images,
         threads.workers_for(work),
