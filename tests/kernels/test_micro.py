@@ -1,0 +1,172 @@
+"""The machine code of the register tiles: all sums of a tile stay in registers."""
+
+import platform
+import re
+from collections.abc import Iterator
+
+import llvmlite.binding as llvm
+import pytest
+from numba import njit, types
+
+from fastlayers.kernels import gemm
+from fastlayers.kernels.micro import gemm_tile
+from fastlayers.runtime import cpu
+
+ELEMENTS = (types.float32, types.float64)
+# Bytes of the widest vectors and rows of the tallest tile, as `runtime.cpu` has them.
+MACHINES = {
+    ("x86_64-unknown-linux-gnu", "skylake-avx512"): (64, 12),
+    ("x86_64-unknown-linux-gnu", "haswell"): (32, 6),
+    ("aarch64-unknown-linux-gnu", "neoverse-n1"): (16, 12),
+}
+
+COMMENT = re.compile(r"\s+(?://|;|##? )")
+LABEL = re.compile(r"^([\w.$]+):")
+JUMP = re.compile(r"^\s+(?:j\w+|b(?:\.\w+)?|cbn?z|tbn?z)\s.*?([\w.$]+)$")
+MULTIPLY_ADD = re.compile(r"^\s+(?:vfmadd\w+|fmadd|fmla)\s")
+X86_VECTOR, X86_BYTES = re.compile(r"%([xyz])mm\d+"), {"x": 16, "y": 32, "z": 64}
+ARM_VECTOR = re.compile(r"\b(?:v\d+\.|[qds]\d+\b)")
+
+
+def loops(function: str) -> Iterator[list[str]]:
+    """Give the lines of each loop of one block, which ends with a jump to its label."""
+    block: list[str] = []
+    label = None
+    for line in function.splitlines():
+        line = COMMENT.split(line.rstrip())[0]
+        if found := LABEL.match(line):
+            label, block = found[1], []
+        elif jump := JUMP.match(line):
+            if jump[1] == label:
+                yield block
+            label = None
+        else:
+            block.append(line)
+
+
+def multiply_adds(block: list[str]) -> tuple[int, int]:
+    """Bytes of the widest vector of a loop's multiply-adds, and how many there are."""
+    lines = [line for line in block if MULTIPLY_ADD.match(line)]
+    names = {name for line in lines for name in X86_VECTOR.findall(line)}
+    return max((X86_BYTES[name] for name in names), default=16), len(lines)
+
+
+def vector_spills(function: str, block: list[str]) -> list[str]:
+    """Instructions of a loop that move a vector, or an element of one, to or from the stack."""
+    # %rbp is a general register like any other where it does not hold the frame's base.
+    base = "%r[sb]p" if re.search(r"movq\s+%rsp, %rbp", function) else "%rsp"
+    stack = re.compile(rf"\({base}|\[(?:sp|x29)\b")
+    moves = (line for line in block if stack.search(line))
+    return [line for line in moves if X86_VECTOR.search(line) or ARM_VECTOR.search(line)]
+
+
+def tile_loops(assembly: str) -> Iterator[tuple[tuple[int, int], list[str]]]:
+    """Give the size of each loop with multiply-adds, as `multiply_adds` does, and its spills."""
+    for function in re.split(r"\.(?:cfi|seh)_endproc", assembly):
+        for block in loops(function):
+            size = multiply_adds(block)
+            if size[1]:
+                yield size, vector_spills(function, block)
+
+
+def check_loops(assembly: str, vector_bytes: int, rows: int) -> None:
+    """Assert that the tiles of `gemm` are there, on full vectors and in registers."""
+    found = set()
+    for size, spills in tile_loops(assembly):
+        found.add(size)
+        assert not spills, size
+    widths = ((2, 1), (1, 1), (1, 2))  # vectors, and the part of each
+    assert found == {
+        (max(16, vector_bytes // part), height * vectors)
+        for height in (rows, 4, 1)
+        for vectors, part in widths
+    }
+
+
+def tiles(element, rows, part):
+    """Compile the tiles that `gemm` uses, of vectors `part` times narrower than the CPU's."""
+    half = 2 * part
+
+    def function(k, a, b, init, c, n, floor):
+        gemm_tile(rows, 2, part, 0, k, a, b, init, c, n, floor)
+        gemm_tile(4, 2, part, 0, k, a, b, init, c, n, floor)
+        gemm_tile(1, 2, part, 0, k, a, b, init, c, n, floor)
+        gemm_tile(rows, 1, part, 0, k, a, b, init, c, n, floor)
+        gemm_tile(4, 1, part, 0, k, a, b, init, c, n, floor)
+        gemm_tile(1, 1, part, 0, k, a, b, init, c, n, floor)
+        gemm_tile(rows, 1, half, 0, k, a, b, init, c, n, floor)
+        gemm_tile(4, 1, half, 0, k, a, b, init, c, n, floor)
+        gemm_tile(1, 1, half, 0, k, a, b, init, c, n, floor)
+
+    return compiled(function, tile_signature(element))
+
+
+def tile_signature(element):
+    _, _, _, a, (array, *_, table), init, c, *_ = gemm._signature(element)
+    b = types.Tuple((array, types.int64, types.int64, table))
+    return (types.UniTuple(types.int64, 3), a, b, init, c, types.int64, element)
+
+
+def compiled(function, signature):
+    """Compile as `runtime.cache.kernel` does, but keep no copy on the disk: it has no assembly.
+
+    Without reference counts, which are instructions of this machine in the intermediate code.
+    """
+    options = {"error_model": "numpy", "nogil": True, "fastmath": {"contract"}, "_nrt": False}
+    dispatcher = njit(**options)(function)
+    dispatcher.compile(signature)
+    return dispatcher
+
+
+def assembly_for(dispatcher, triple, name):
+    """Compile a function's optimised intermediate code for another CPU."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    try:
+        target = llvm.Target.from_triple(triple)
+    except RuntimeError:
+        pytest.skip(f"llvmlite was built without {triple}")
+    machine = target.create_target_machine(cpu=name, opt=3)
+    (code,) = dispatcher.inspect_llvm().values()
+    module = llvm.parse_assembly(code)
+    module.triple, module.data_layout = triple, str(machine.target_data)
+    return machine.emit_assembly(module)
+
+
+def part_for(vector_bytes):
+    """Give the `part` of a tile that has vectors of so many bytes on this CPU."""
+    if vector_bytes > cpu.vector_bytes():
+        pytest.skip(f"vectors of {vector_bytes} bytes are wider than this CPU's")
+    return cpu.vector_bytes() // vector_bytes
+
+
+@pytest.mark.parametrize("element", ELEMENTS, ids=str)
+def test_no_tile_of_gemm_spills(element):
+    if platform.machine() not in ("x86_64", "AMD64", "aarch64", "arm64"):
+        pytest.skip(f"the assembly of {platform.machine()} is not read")
+    (assembly,) = compiled(gemm._gemm.py_func, gemm._signature(element)).inspect_asm().values()
+    check_loops(assembly, cpu.vector_bytes(), gemm.ROWS)
+
+
+on_machines = pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine[1])
+
+
+@on_machines
+@pytest.mark.parametrize("element", ELEMENTS, ids=str)
+def test_no_tile_spills_on_other_cpus(element, machine):
+    vector_bytes, rows = MACHINES[machine]
+    dispatcher = tiles(element, rows, part_for(vector_bytes))
+    check_loops(assembly_for(dispatcher, *machine), vector_bytes, rows)
+
+
+@on_machines
+def test_spills_of_a_tile_too_large_are_found(machine):
+    part = part_for(MACHINES[machine][0])
+
+    def function(k, a, b, init, c, n, floor):
+        gemm_tile(16, 2, part, 0, k, a, b, init, c, n, floor)
+
+    assembly = assembly_for(compiled(function, tile_signature(types.float32)), *machine)
+    ((size, spills),) = tile_loops(assembly)
+    assert size == (MACHINES[machine][0], 32)
+    assert spills

@@ -1,0 +1,208 @@
+"""Direct convolution against the reference, to the last bit.
+
+Sums of small integers are exact in any order, so there is nothing to tolerate. The list of cases
+goes through the sizes at which a convolution is cut: tiles, blocks of k and of channels, slabs.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import product
+from random import Random
+
+import numpy as np
+import pytest
+from cases import DTYPES, Arrays, Case, compare, conv
+
+from fastlayers import ops, reference
+from fastlayers.kernels import gemm
+from fastlayers.ops.conv import _prepare
+from fastlayers.runtime import memory, threads
+
+# Panels of half a vector to two of them, of 2 to 16 lanes, one more and one less; then primes.
+WIDTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65)
+PRIMES = (11, 13, 19, 23, 29, 37, 41, 43)
+# Tiles of 1, 4, 6 and 12 rows, several of them, slabs of 96 pixels, and one more and one less.
+HEIGHTS = (1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 17, 23, 24, 25, 47, 48, 49, 95, 96, 97, 191, 193)
+DEPTHS = tuple(gemm.BLOCK_K * blocks + more for blocks in (1, 2) for more in (-1, 0, 1))
+
+
+def mixed(choice: Callable[[tuple[int, ...]], int]) -> Case:
+    """Options that come together by chance."""
+    groups = choice((1, 1, 1, 2, 3, 5))
+    c, m = groups * choice((1, 2, 3, 7, 16)), groups * choice((1, 3, 8, 15, 17, 33))
+    kernel, dilation = (
+        (choice((1, 2, 3, 5)), choice((1, 3, 4))),
+        (choice((1, 1, 2, 3)), choice((1, 1, 2, 5))),
+    )
+    padding = (choice((0, 1, 2, 6)), choice((0, 1, 3, 5)))
+    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    size = [max(1, s - 2 * p + choice((0, 1, 4, 9))) for s, p in zip(spans, padding, strict=True)]
+    stride = (choice((1, 1, 2, 3)), choice((1, 1, 2, 5)))
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return conv((choice((1, 2, 5)), c, *size), (m, c // groups, *kernel), **options)
+
+
+CASES = [
+    # Channels of the output, of the input and of both.
+    *(conv((2, 3, 5, 6), (m, 3, 3, 3), padding=1) for m in WIDTHS + PRIMES),
+    *(conv((2, c, 5, 4), (6, c, 2, 3)) for c in WIDTHS + PRIMES),
+    *(conv((3, c, 3, 4), (m, c, 1, 1)) for c, m in product((15, 17, 31, 33), (1, 7, 16, 33))),
+    # Pixels, as a row of the image and as a column of it.
+    *(conv((1, 5, 1, pixels), (7, 5, 1, 1)) for pixels in HEIGHTS),
+    *(conv((1, 2, pixels, 1), (17, 2, 3, 3), padding=1) for pixels in HEIGHTS),
+    # Images of one pixel, the kernel of one pixel or all but its middle in the padding.
+    *(conv((n, 17, 1, 1), (9, 17, k, k), padding=k // 2) for n in (1, 2, 13, 97) for k in (1, 3)),
+    *(conv((2, 3, 1, 1), (4, 3, k, k), padding=k + 1, stride=2) for k in (1, 2, 3)),
+    # Kernels of every shape, the larger ones larger than the image.
+    *(
+        conv((2, 2, 6, 5), (5, 2, kh, kw), padding=(kh // 2, kw // 2))
+        for kh, kw in product((1, 2, 3, 5, 7), repeat=2)
+    ),
+    # Strides up to beyond the kernel, where some pixels of the input have no gradient.
+    *(conv((2, 3, 9, 11), (5, 3, 3, 2), stride=s) for s in product((1, 2, 3, 4, 7), repeat=2)),
+    *(conv((2, 33, 7, 8), (17, 33, 1, 1), stride=s) for s in (2, 3, (1, 2), (4, 1))),
+    # Dilations, with strides that share a factor with them and that do not.
+    *(
+        conv((1, 3, 12, 13), (4, 3, 3, 3), dilation=d, padding=2, stride=s)
+        for d in product((1, 2, 3, 5), repeat=2)
+        for s in (1, 2)
+    ),
+    # Padding beyond the kernel less one: whole windows of zeros.
+    *(
+        conv((2, 3, 3, 4), (5, 3, k, k), padding=padding, stride=s)
+        for k in (1, 2, 3)
+        for padding in (k, k + 2, (k + 4, 0), (0, k + 1))
+        for s in (1, 2)
+    ),
+    *(conv((1, 2, 7, 6), (3, 2, 4, 3), padding="same", dilation=d) for d in (1, 2, (1, 3))),
+    # Groups: few wide ones, many narrow ones, one for each channel.
+    *(conv((2, 12, 5, 6), (m, 12 // g, 3, 3), groups=g) for g in (2, 3, 4, 6) for m in (12, 24)),
+    *(conv((2, 2 * c, 4, 3), (2 * c, c, 2, 2), groups=2) for c in (8, 15, 16, 17, 33)),
+    *(conv((2, c, 5, 4), (c, 1, 3, 3), groups=c, padding=1) for c in (2, 3, 5, 16, 17, 33)),
+    *(conv((1, 4, 7, 5), (12, 1, 3, 2), groups=4, stride=s) for s in (2, 3)),
+    # Several images in a slab, and the last slab with fewer.
+    *(
+        conv((n, 5, *size), (9, 5, 3, 3), padding=1)
+        for n in (1, 2, 3, 7, 33)
+        for size in ((2, 2), (4, 5), (7, 9))
+    ),
+    *(conv((n, 16, 5, 4), (9, 16, 1, 1)) for n in (1, 5, 11, 23)),
+    # Several slabs in an image, of bands with as many rows or with fewer in the last.
+    *(
+        conv((n, 5, *size), (9, 5, 3, 3), padding=padding, stride=s)
+        for n in (1, 2)
+        for size in ((20, 20), (31, 29), (41, 13))
+        for padding in (0, 1)
+        for s in (1, 2)
+    ),
+    conv((1, 2, 5, 211), (3, 2, 3, 3), padding=1),
+    *(conv((n, c, 20, 19), (m, c, 3, 3), padding=1) for n in (1, 2) for c, m in ((5, 67), (67, 5))),
+    *(conv((1, 2 * c, 14, 13), (2 * c, c, 3, 3), groups=2) for c in (31, 67)),
+    # Rows of so many channels that a slab holds one image, and one chunk of the weight's gradient
+    # one slab, several or all.
+    *(conv((n, 1024, 8, 8), (m, 1024, 1, 1)) for n, m in ((5, 31), (8, 97), (3, 800))),
+    # Blocks of k: a long run, many short ones, and both for each of the three passes.
+    *(conv((1, c, 3, 3), (5, c, 1, 1)) for c in DEPTHS),
+    *(conv((1, c, 3, 4), (5, c, 3, 3), padding=1) for c in (28, 29, 57, 85, 86, 171)),
+    *(conv((1, 3, 2, 3), (m, 3, 1, 1)) for m in DEPTHS),
+    *(conv((1, 3, 3, 4), (m, 3, 3, 3), padding=1) for m in (85, 86, 171)),
+    *(conv((1, 3, 2, w), (5, 3, 1, 2)) for w in DEPTHS),
+    # Blocks of output channels, of panels and of rows of the weight's gradient.
+    *(conv((1, 5, 5, 4), (m, 5, 3, 3), padding=1) for m in (47, 48, 49, 96, 97, 131, 257)),
+    *(conv((1, c, 5, 4), (5, c, 2, 2)) for c in (127, 131, 257)),
+    # No image, no batch.
+    *(conv((0, 3, 5, 5), (4, 3, k, k), padding=1, stride=s) for k in (1, 3) for s in (1, 2)),
+    conv((3, 6, 5), (17, 3, 3, 3), False),
+    *(mixed(random.choice) for random in map(Random, range(60))),
+]
+GUARD = 64
+
+
+def run(module, case: Case, arrays: Arrays) -> Arrays:
+    """Give the output and all gradients; the one place that says which convolution is meant."""
+    return case.run(module, arrays, "integers")
+
+
+@pytest.fixture(autouse=True)
+def always_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "SERIAL_WORK", 0)
+
+
+@pytest.fixture(autouse=True)
+def guarded_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fill all memory with NaN, so that what is read before it is written is seen.
+
+    The same before and behind each array shows what is written outside of it.
+    """
+    blocks = []
+
+    def empty(shape: int | tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        size = shape if isinstance(shape, int) else math.prod(shape)
+        blocks.append(np.full(size + 2 * GUARD, np.nan, dtype))
+        return blocks[-1][GUARD : GUARD + size].reshape(shape)
+
+    monkeypatch.setattr(memory, "empty", empty)
+    yield
+    for block in blocks:
+        assert np.isnan(block[:GUARD]).all() and np.isnan(block[-GUARD:]).all()
+
+
+def check_bits(case: Case, dtype: type) -> None:
+    """Assert that 1, 2 and 3 threads all give the bits of the reference."""
+    arrays = case.arrays(dtype, "integers")
+    want = run(reference, case, arrays)
+    for n in (1, 2, 3):
+        threads.set_num_threads(n)
+        got = run(ops, case, arrays)
+        compare(got, want, (0, 0))
+        for name, expected in want.items():
+            assert got[name].tobytes() == expected.tobytes(), f"{name}: sign of a zero"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_every_bit(case, dtype):
+    check_bits(case, dtype)
+
+
+def cuts(case: Case) -> dict[str, bool]:
+    """Say in which ways a case is cut into parts."""
+    arrays = case.arrays(np.float32)
+    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | case.options
+    plan = _prepare("conv2d", arrays["input"], arrays["weight"], **options)[2]
+    gathers = {"output": plan.forward, "dinput": plan.backward_input}
+    weight = plan.backward_weight
+    found = {
+        "dinput in phases": len(gathers["dinput"].phases) > 1,
+        "dinput in phases and bands": min(len(gathers["dinput"].phases), weight.slabs.bands) > 1,
+        "dinput of a phase without taps": not gathers["dinput"].phases[:, 4].all(),
+        "dweight in blocks": weight.tasks > weight.chunks,
+        "dweight in chunks of a slab": weight.slabs.count == weight.chunks > 1,
+        "dweight in chunks of slabs": weight.slabs.count > weight.chunks > 1,
+        "dweight in a chunk of slabs": weight.slabs.count > weight.chunks == 1,
+    }
+    for name, gather in gathers.items():
+        runs, length = gather.phases[:, 4].max(), gather.phases[:, 5].max()
+        found |= {
+            f"{name} in blocks": gather.blocks > 1,
+            f"{name} in blocks and bands": min(gather.blocks, gather.slabs.bands) > 1,
+            f"{name} in pieces of a run": length > gemm.BLOCK_K,
+            f"{name} in pieces of several runs": runs * length > gemm.BLOCK_K > 2 * length,
+        }
+    for name, part in (gathers | {"dweight": weight}).items():
+        slabs = part.slabs
+        found |= {
+            f"{name} from images in place": not slabs.copied,
+            f"{name} from copied images": slabs.copied,
+            f"{name} in slabs of images": slabs.per > 1,
+            f"{name} in slabs of images and a smaller one": slabs.images % slabs.per > 0,
+            f"{name} in bands": slabs.bands > 1,
+            f"{name} in bands and a smaller one": slabs.rows.count % slabs.band > 0,
+        }
+    return found
+
+
+def test_cases_reach_every_cut():
+    assert len({case.id for case in CASES}) == len(CASES) >= 300
+    found = [cuts(case) for case in CASES]
+    assert not {name for name in found[0] if not any(ways[name] for ways in found)}
