@@ -28,6 +28,8 @@ class Conv2d(Module):
     padding_mode : {"zeros"}
     dtype : dtype, optional
         float32 by default.
+    algorithm : {"auto", "direct", "winograd"}
+        See `fastlayers.ops.conv2d`; "direct" gives an image the same bits in every batch.
 
     Attributes
     ----------
@@ -58,6 +60,8 @@ class Conv2d(Module):
         bias: bool = True,
         padding_mode: str = "zeros",
         dtype: type | np.dtype | None = None,
+        *,
+        algorithm: str = "auto",
     ) -> None:
         super().__init__()
         self.in_channels = _check.integer("Conv2d", "in_channels", in_channels, 1)
@@ -81,6 +85,8 @@ class Conv2d(Module):
             padding if isinstance(padding, str) else _check.pair("Conv2d", "padding", padding, 0)
         )
         _check.one_of("Conv2d", "padding_mode", padding_mode, ("zeros",))
+        _check.one_of("Conv2d", "algorithm", algorithm, ("auto", "direct", "winograd"))
+        self.algorithm = algorithm
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = Parameter(init.new(shape, dtype))
         self.bias = Parameter(init.new((out_channels,), dtype)) if bias else None
@@ -95,7 +101,14 @@ class Conv2d(Module):
     def forward(self, input: Any) -> Tensor:
         """Convolve the input."""
         return functional.conv2d(
-            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            algorithm=self.algorithm,
         )
 
     def extra_repr(self) -> str:
@@ -104,7 +117,7 @@ class Conv2d(Module):
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
             f"stride={self.stride}"
         )
-        defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1}
+        defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1, "algorithm": "auto"}
         for name, default in defaults.items():
             value = getattr(self, name)
             if value != default:

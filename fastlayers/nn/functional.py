@@ -70,15 +70,19 @@ def conv2d(
     padding: IntPair | str = 0,
     dilation: IntPair = 1,
     groups: int = 1,
+    *,
+    algorithm: str = "auto",
 ) -> Tensor:
     """Convolve images; see `fastlayers.ops.conv2d`."""
     x, w, b = _tensor(input), _tensor(weight), _optional(bias)
     options = (stride, padding, dilation, groups)
     images, kernels, needs = x.data, w.data, _needs(x, w, b)
-    y = ops.conv2d(images, kernels, _array(b), *options)
-    return record(
-        y, (x, w, b), lambda dy: ops.conv2d_backward(dy, images, kernels, *options, needs)
-    )
+    y = ops.conv2d(images, kernels, _array(b), *options, algorithm=algorithm)
+
+    def backward(dy: np.ndarray) -> ops.conv.Grads:
+        return ops.conv2d_backward(dy, images, kernels, *options, needs, algorithm=algorithm)
+
+    return record(y, (x, w, b), backward)
 
 
 def linear(input: Input, weight: Input, bias: Input | None = None) -> Tensor:

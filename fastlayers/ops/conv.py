@@ -168,9 +168,12 @@ def conv2d_backward(
     dx = _input_gradient(op, algorithm, dy, w, shape) if needs[0] else None
     if dx is not None and unbatched:
         dx = dx[0]
-    dw = _weight_gradient(op, algorithm, x, dy, shape) if needs[1] else None
-    db = column_sums(dy.reshape(shape.pixels, shape.out_channels)) if needs[2] else None
-    return dx, dw, db
+    dw = db = None
+    if needs[1]:
+        dw, db = _weight_gradient(op, algorithm, x, dy, shape)
+    if needs[2] and db is None:
+        db = column_sums(dy.reshape(shape.pixels, shape.out_channels))
+    return dx, dw, db if needs[2] else None
 
 
 def _few_channels(shape: ConvShape) -> bool:
@@ -218,9 +221,10 @@ def _input_gradient(
 
 def _weight_gradient(
     op: str, algorithm: str, x: np.ndarray, dy: np.ndarray, shape: ConvShape
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The weight's gradient, and that of the bias where it costs no other pass."""
     if tile := _winograd_tile(op, algorithm, shape):
-        return winograd.backward_weight(x, dy, shape.padding, tile)
+        return winograd.backward_weight(x, dy, shape.padding, tile), None
     if _few_channels(shape):
-        return depthwise.weight_gradient(x, dy, shape.geometry, shape.groups)[0]
-    return direct.backward_weight(x, dy, shape)
+        return depthwise.weight_gradient(x, dy, shape.geometry, shape.groups)
+    return direct.backward_weight(x, dy, shape), None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastlayers.kernels.gemm import panel_width
+from fastlayers import kernels
 from fastlayers.runtime import cpu
 
 __all__ = ["Axis", "Columns", "Gather", "WeightGather", "backward_axis", "forward_axis"]
@@ -205,7 +205,7 @@ class Gather:
         channels = groups * depth if transposed else m
         k, n = (per_group, depth) if transposed else (depth, per_group)
         lanes = cpu.lanes(itemsize)
-        width = panel_width(n, lanes)
+        width = kernels.gemm.panel_width(n, lanes)
         work = max(1, taps // (rows.step * columns.step)) * k * -(-n // lanes)
         least = max(SLAB_PIXELS, SLAB_WORK // work)
         pixels = source[0] * rows.count * columns.count
@@ -269,8 +269,8 @@ class Columns:
         self.work = pixels * m * -(-self.k // self.lanes)
         # Rows of columns that stay in L2, in whole tiles.
         self.step = max(12, COLUMN_BYTES // (self.k * itemsize)) // 12 * 12
-        size = per_group * -(-self.k // panel_width(self.k, self.lanes))
-        size *= panel_width(self.k, self.lanes)
+        size = per_group * -(-self.k // kernels.gemm.panel_width(self.k, self.lanes))
+        size *= kernels.gemm.panel_width(self.k, self.lanes)
         self.packed_size = groups * size
         self.taps = np.zeros(1, np.int64)
         self.weights = np.array([[(0, 1, g * size) for g in range(groups)]], np.int64)
@@ -300,7 +300,7 @@ class WeightGather:
         # the output's channels, which must fill whole panels since dy is read in place.
         cells = -(-k // 4) * 4
         vectors = kh * kw * depth // self.length * -(-self.length // lanes)
-        whole = groups == 1 and m % panel_width(m, lanes) == 0
+        whole = groups == 1 and m % kernels.gemm.panel_width(m, lanes) == 0
         self.few = whole and cells * -(-m // lanes) < 0.9 * vectors * m
 
         block = max(WEIGHT_ROWS, WEIGHT_ROWS * 9 // (kh * kw))
@@ -310,7 +310,7 @@ class WeightGather:
         least = min(max(SLAB_PIXELS, SLAB_WORK * 16 // k), max(SLAB_PIXELS, pixels // wanted))
         inside = rows.inside and columns.inside
         if not self.few:  # the last panel of the input's last run is read to its full width
-            inside = inside and self.length % panel_width(self.length, lanes) == 0
+            inside = inside and self.length % kernels.gemm.panel_width(self.length, lanes) == 0
             inside = inside and columns.stride * source[3] * itemsize < PIXEL_BYTES
         self.slabs = slabs = _Slabs.cut((source, itemsize), rows, columns, least, not inside)
         self.chunks = max(1, min(wanted, slabs.count))

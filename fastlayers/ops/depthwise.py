@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastlayers.kernels import depthwise, grouped_tile
+from fastlayers import kernels
 from fastlayers.runtime import cpu, memory, threads
 
 __all__ = ["forward", "input_gradient", "suits", "supports", "weight_gradient"]
@@ -43,7 +43,7 @@ class _Tables:
 
     @property
     def pixels(self) -> int:
-        return int(grouped_tile.tile_pixels(len(self.shape[0])))
+        return int(kernels.grouped_tile.tile_pixels(len(self.shape[0])))
 
     @property
     def vectors(self) -> int:
@@ -92,7 +92,7 @@ def _tables(
     slides = stride[1] == dilation[1] == 1 and kernel[1] <= LONGEST_SPAN
     span = kernel[1] if slides else 1
     lanes, depth, each = cpu.lanes(itemsize), read // groups, written // groups
-    pixels = grouped_tile.tile_pixels(span)
+    pixels = kernels.grouped_tile.tile_pixels(span)
 
     phases, taps = [], []
     deltas: list[int] = []
@@ -153,7 +153,7 @@ def suits(channels: int, out_channels: int, groups: int, itemsize: int) -> bool:
 def _pack(weight: np.ndarray, tables: _Tables, transposed: bool) -> np.ndarray:
     packed = memory.empty(tables.packed_size, weight.dtype)
     cells = weight.reshape(*weight.shape[:2], -1)
-    depthwise.pack_taps(cells, tables.taps, transposed, tables.channels, packed)
+    kernels.depthwise.pack_taps(cells, tables.taps, transposed, tables.channels, packed)
     return packed
 
 
@@ -170,7 +170,7 @@ def _correlate(
     pieces = -(-CHUNKS // max(images, 1))
     piece = -(-max(int(tables.phases[0, 2]), 1) // (pieces * BAND)) * BAND
     work = y.size * weight.shape[1] * weight.shape[2] * weight.shape[3] / 8
-    depthwise.correlate(
+    kernels.depthwise.correlate(
         tables.shape,
         x.reshape(-1),
         _pack(weight, tables, transposed),
@@ -230,7 +230,7 @@ def weight_gradient(
     size = tables.packed_size + tables.vectors * tables.channels[4]
     parts = memory.empty((chunks, size), x.dtype)
     work = dy.size * depth * geometry[0][0] * geometry[0][1] / 8
-    depthwise.correlate_weight(
+    kernels.depthwise.correlate_weight(
         tables.shape,
         x.reshape(-1),
         dy.reshape(-1),

@@ -31,6 +31,14 @@ def test_values_and_gradients(check_layer, shape, args, options):
     check_layer(layer, x)
 
 
+@pytest.mark.parametrize("algorithm", ["direct", "winograd"])
+def test_algorithm(algorithm):
+    layer, x = nn.Conv2d(16, 16, 3, algorithm=algorithm), Tensor(np.ones((1, 16, 6, 6), np.float32))
+    expected = ops.conv2d(x.data, layer.weight.data, layer.bias.data, algorithm=algorithm)
+    np.testing.assert_array_equal(layer(x).data, expected)
+    assert f"algorithm={algorithm}" in repr(layer)
+
+
 def test_unbatched_images():
     layer, x = nn.Conv2d(2, 3, 3, dtype=np.float64), images(2, 5, 4)
     np.testing.assert_array_equal(layer(x).data, layer(Tensor(x.data[None])).data[0])
@@ -54,6 +62,7 @@ def test_unbatched_images():
         (ValueError, "groups", (4, 6, 1), {"groups": 0}),
         (TypeError, "groups", (4, 6, 1), {"groups": 2.0}),
         (ValueError, "padding_mode", (1, 1, 1), {"padding_mode": "circular"}),
+        (ValueError, "algorithm", (1, 1, 1), {"algorithm": "fft"}),
     ],
 )
 def test_errors(error, argument, args, options):

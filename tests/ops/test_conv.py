@@ -10,7 +10,8 @@ from cases import (
     params,
 )
 
-from fastlayers import ops
+from fastlayers import ops, reference
+from fastlayers.ops import conv_plan
 
 # Each option at and beyond its usual range; `test_conv_exact.py` has the sizes.
 GRADIENTS = [
@@ -78,6 +79,55 @@ def test_nan_stays_in_the_windows_that_hold_it():
     np.testing.assert_array_equal(np.isnan(y[0, 0]), np.arange(9).reshape(3, 3) == 0)
 
 
+# Direct in place, direct padded, Winograd, and few channels a group.
+PATHS = [
+    conv((2, 6, 5, 7), (5, 6, 1, 1)),
+    conv((2, 3, 6, 5), (20, 3, 3, 3), padding=1, stride=2),
+    conv((2, 16, 9, 6), (17, 16, 3, 3), padding=1),
+    conv((2, 6, 5, 7), (6, 1, 3, 3), groups=6, padding=1),
+]
+
+
+@pytest.mark.parametrize("case", PATHS, ids=lambda case: case.id)
+def test_relu_in_the_same_pass(case):
+    arrays, options = case.arrays(np.float32), case.options
+    x, weight, bias = (arrays[name] for name in ("input", "weight", "bias"))
+    x[0, 0, 0, 0] = np.nan
+    y = ops.conv2d(x, weight, bias, **options)
+    fused = ops.conv2d(x, weight, bias, **options, activation="relu")
+    assert np.isnan(y).any()
+    np.testing.assert_array_equal(fused, np.where(y < 0, 0, y))
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "winograd"])
+def test_algorithms_agree(algorithm):
+    case = conv((2, 17, 9, 6), (33, 17, 3, 3), padding=(1, 2))
+    arrays, options = case.arrays(np.float64), case.options
+    x, weight, bias = (arrays[name] for name in ("input", "weight", "bias"))
+    y = ops.conv2d(x, weight, bias, **options, algorithm=algorithm)
+    np.testing.assert_allclose(y, reference.conv2d(x, weight, bias, **options), rtol=1e-11)
+    grads = ops.conv2d_backward(y, x, weight, **options, algorithm=algorithm)
+    expected = reference.conv2d_backward(y, x, weight, **options)
+    for grad, other in zip(grads, expected, strict=True):
+        np.testing.assert_allclose(grad, other, rtol=1e-10, atol=1e-10)
+
+
+def test_images_larger_than_the_caches(monkeypatch):
+    monkeypatch.setattr(conv_plan, "STREAM_BYTES", 32 * 1024)
+    arrays = conv((1, 16, 24, 25), (32, 16, 1, 1)).arrays(np.float32, "integers")
+    x, weight, bias = (arrays[name] for name in ("input", "weight", "bias"))
+    y = ops.conv2d(x, weight, bias, algorithm="direct", activation="relu")
+    np.testing.assert_array_equal(y, np.maximum(reference.conv2d(x, weight, bias), 0))
+
+
+def test_direct_gives_an_image_the_same_bits_in_every_batch():
+    arrays = conv((5, 16, 8, 8), (24, 16, 3, 3)).arrays(np.float32)
+    x, weight, bias = (arrays[name] for name in ("input", "weight", "bias"))
+    all_of_them = ops.conv2d(x, weight, bias, padding=1, algorithm="direct")
+    one = ops.conv2d(x[3], weight, bias, padding=1, algorithm="direct")
+    np.testing.assert_array_equal(all_of_them[3], one)
+
+
 X, W = np.ones((1, 4, 5, 5), np.float32), np.ones((2, 4, 3, 3), np.float32)
 
 
@@ -108,6 +158,9 @@ X, W = np.ones((1, 4, 5, 5), np.float32), np.ones((2, 4, 3, 3), np.float32)
         (ValueError, "padding", (X, W), {"padding": -1}),
         (ValueError, "padding", (X, W), {"padding": "full"}),
         (ValueError, "padding", (X, W), {"padding": "same", "stride": 2}),
+        (ValueError, "activation", (X, W), {"activation": "tanh"}),
+        (ValueError, "algorithm", (X, W), {"algorithm": "fft"}),
+        (ValueError, "algorithm", (X, W), {"algorithm": "winograd"}),  # 4 channels
     ],
 )
 def test_errors(error, argument, args, options):

@@ -4,6 +4,7 @@ Sums of small integers are exact in any order, so there is nothing to tolerate. 
 goes through the sizes at which a convolution is cut: tiles, blocks of k and of channels, slabs.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -15,7 +16,8 @@ from cases import DTYPES, Arrays, Case, compare, conv
 
 from fastlayers import ops, reference
 from fastlayers.kernels import gemm
-from fastlayers.ops.conv import _prepare
+from fastlayers.ops import direct
+from fastlayers.ops.conv import _few_channels, _prepare
 from fastlayers.runtime import memory, threads
 
 # Panels of half a vector to two of them, of 2 to 16 lanes, one more and one less; then primes.
@@ -120,6 +122,8 @@ GUARD = 64
 
 def run(module, case: Case, arrays: Arrays) -> Arrays:
     """Give the output and all gradients; the one place that says which convolution is meant."""
+    if module is ops:
+        case = dataclasses.replace(case, options={**case.options, "algorithm": "direct"})
     return case.run(module, arrays, "integers")
 
 
@@ -169,10 +173,14 @@ def cuts(case: Case) -> dict[str, bool]:
     """Say in which ways a case is cut into parts."""
     arrays = case.arrays(np.float32)
     options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | case.options
-    plan = _prepare("conv2d", arrays["input"], arrays["weight"], **options)[2]
+    shape = _prepare("conv2d", arrays["input"], arrays["weight"], **options)[2]
+    plan = direct._plan(shape)
     gathers = {"output": plan.forward, "dinput": plan.backward_input}
     weight = plan.backward_weight
     found = {
+        "groups of few channels": _few_channels(shape),
+        "dinput of few channels": plan.columns is not None,
+        "dweight of few channels": weight.few,
         "dinput in phases": len(gathers["dinput"].phases) > 1,
         "dinput in phases and bands": min(len(gathers["dinput"].phases), weight.slabs.bands) > 1,
         "dinput of a phase without taps": not gathers["dinput"].phases[:, 4].all(),
