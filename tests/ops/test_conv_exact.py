@@ -103,11 +103,13 @@ CASES = [
     # Rows of so many channels that a slab holds one image, and one chunk of the weight's gradient
     # one slab, several or all.
     *(conv((n, 1024, 8, 8), (m, 1024, 1, 1)) for n, m in ((5, 31), (8, 97), (3, 800))),
+    conv((18, 600, 8, 8), (1, 600, 3, 3), padding=1),
+    conv((13, 500, 2, 2), (769, 500, 3, 3), padding=1),
     # Blocks of k: a long run, many short ones, and both for each of the three passes.
     *(conv((1, c, 3, 3), (5, c, 1, 1)) for c in DEPTHS),
-    *(conv((1, c, 3, 4), (5, c, 3, 3), padding=1) for c in (28, 29, 57, 85, 86, 171)),
+    *(conv((1, c, 3, 4), (5, c, 3, 3), padding=1) for c in (113, 114, 228, 341, 342)),
     *(conv((1, 3, 2, 3), (m, 3, 1, 1)) for m in DEPTHS),
-    *(conv((1, 3, 3, 4), (m, 3, 3, 3), padding=1) for m in (85, 86, 171)),
+    *(conv((1, 3, 3, 4), (m, 3, 3, 3), padding=1) for m in (113, 341, 342)),
     *(conv((1, 3, 2, w), (5, 3, 1, 2)) for w in DEPTHS),
     # Blocks of output channels, of panels and of rows of the weight's gradient.
     *(conv((1, 5, 5, 4), (m, 5, 3, 3), padding=1) for m in (47, 48, 49, 96, 97, 131, 257)),
