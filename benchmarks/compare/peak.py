@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 import fastlayers as fl
-from fastlayers.kernels.micro import gemm_tile
+from fastlayers.kernels.micro import STORE, gemm_tile
 from fastlayers.runtime import cpu
 from fastlayers.runtime.threads import parallel_for
 
@@ -28,7 +28,7 @@ def _chunk(i, worker, factors, width, sums):
     b = (factors, 0, 0, none)  # every step of k reads the same row of B
     c = (sums, first, width, none)
     for _ in range(TILES):
-        gemm_tile(ROWS, 2, 1, 0, (0, 1, DEPTH), a, b, c, c, width, -np.inf, 0)
+        gemm_tile(ROWS, 2, 1, 0, (0, 1, DEPTH), a, b, (sums, first), c, width, -np.inf, 0, STORE)
 
 
 @numba.njit(nogil=True, error_model="numpy")

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastlayers.kernels.gemm import gemm, gemm_runs, panel_width, prepare_gemm
 from fastlayers.kernels.layout import inside
-from fastlayers.kernels.micro import add_run, clear_run, copy_run, view
+from fastlayers.kernels.micro import FETCH, add_run, clear_run, copy_run, view
 from fastlayers.kernels.unfold import col2im
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
@@ -80,7 +80,7 @@ def _conv2d_task(
 ):
     """One slab of input pixels, times the columns of one block of output channels."""
     size, (out_height, out_width, out_channels) = sizes
-    grid, window, groups, blocks, row_step, stream = layout
+    grid, window, groups, blocks, row_step, write = layout
     rows, targets, runs = tables
     slab, block = divmod(task, blocks)
     source, base = _open_slab(slab, worker, x, size, grid, window, work)
@@ -106,9 +106,9 @@ def _conv2d_task(
                 view(runs, run_at, run_count),
             )
             b = (packed, packed_at + (g * panels + first) * width * k, width * k, width, b_runs)
-            init = (bias, g * per_group + j, 0, view(rows, 0, 0))
+            init = (bias, g * per_group + j)
             c = (y, target + g * per_group + j, 0, view(targets, row_at, m))
-            gemm_runs(m, columns, (run_count, length), a, b, init, c, floor, stream, lanes)
+            gemm_runs(m, columns, (run_count, length), a, b, init, c, floor, 0, write, lanes)
 
 
 @kernel
@@ -219,6 +219,7 @@ def _weight_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lanes, wo
     empty = view(runs, 0, 0)
     start = slabs * chunk // chunks
     for slab in range(start, slabs * (chunk + 1) // chunks):
+        add = int(slab > start)
         source, base = _open_slab(slab, worker, x, size, grid, window, work)
         n, images, i, count = _slab(slab, grid)
         pixels = view(runs, images_at, images * count)
@@ -230,10 +231,8 @@ def _weight_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lanes, wo
                 at = base + g * (size[2] // groups) + runs[run]
                 b = (source, at, width, column_step * size[2], pixels)
                 c = (parts, (chunk * m + g * per_group + j) * k + run * length, k, empty)
-                init = (zeros, 0, 0, empty) if slab == start else c
-                gemm_runs(
-                    rows, length, (images * count, out_width), a, b, init, c, -np.inf, 0, lanes
-                )
+                k_runs, init = (images * count, out_width), (zeros, 0)
+                gemm_runs(rows, length, k_runs, a, b, init, c, -np.inf, add, FETCH, lanes)
 
 
 @kernel
@@ -250,6 +249,7 @@ def _few_channels_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lan
     empty = view(runs, 0, 0)
     start = slabs * task // chunks
     for slab in range(start, slabs * (task + 1) // chunks):
+        add = int(slab > start)
         source, base = _open_slab(slab, worker, x, size, grid, window, work)
         n, images, i, count = _slab(slab, grid)
         pixels = view(runs, pixels_at, images * count)
@@ -257,8 +257,8 @@ def _few_channels_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lan
         a = (source, base, 0, column_step * size[2], view(runs, 0, rows), pixels)
         b = (dy, (n * out_height + i) * out_width * m, panel_width(m, lanes), m, outputs)
         c = (parts, task * rows * m, m, empty)
-        init = (zeros, 0, 0, empty) if slab == start else c
-        gemm_runs(rows, m, (images * count, out_width), a, b, init, c, -np.inf, 0, lanes)
+        k_runs, init = (images * count, out_width), (zeros, 0)
+        gemm_runs(rows, m, k_runs, a, b, init, c, -np.inf, add, FETCH, lanes)
 
 
 @kernel

@@ -12,7 +12,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
 
-from fastlayers.kernels.micro import gemm_tile
+from fastlayers.kernels.micro import STORE, STREAM, gemm_tile
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.linkage import SharedKernel
@@ -76,34 +76,34 @@ def pack(source, k, columns, lanes, packed, packed_at):
         pack_panel(panel, source, k, columns, lanes, packed, packed_at)
 
 
-def _panel(vectors, part, m, k, a, b, init, c, n, floor, stream):
+def _panel(vectors, part, m, k, a, b, init, c, n, floor, add, write):
     """Multiply all rows of A by one panel of B: loops 2 and 1 of `gemm`."""
     raise NotImplementedError("compiled code only")
 
 
 @overload(_panel, prefer_literal=True, jit_options={"fastmath": {"contract"}})
-def _panel_overload(vectors, part, m, k, a, b, init, c, n, floor, stream):
+def _panel_overload(vectors, part, m, k, a, b, init, c, n, floor, add, write):
     width, fraction = vectors.literal_value, part.literal_value
 
-    def panel(vectors, part, m, k, a, b, init, c, n, floor, stream):
+    def panel(vectors, part, m, k, a, b, init, c, n, floor, add, write):
         i = 0
         # Loop 2: tiles of rows; the last ones are lower, and no element sees the difference.
         while i < m:
             if m - i >= ROWS:  # Loop 1 is the k-loop inside the tile.
-                gemm_tile(ROWS, width, fraction, i, k, a, b, init, c, n, floor, stream)
+                gemm_tile(ROWS, width, fraction, i, k, a, b, init, c, n, floor, add, write)
                 i += ROWS
             elif m - i >= 4:
-                gemm_tile(4, width, fraction, i, k, a, b, init, c, n, floor, stream)
+                gemm_tile(4, width, fraction, i, k, a, b, init, c, n, floor, add, write)
                 i += 4
             else:
-                gemm_tile(1, width, fraction, i, k, a, b, init, c, n, floor, stream)
+                gemm_tile(1, width, fraction, i, k, a, b, init, c, n, floor, add, write)
                 i += 1
 
     return panel
 
 
 @kernel
-def _gemm(m, n, k, a, b, init, c, floor, stream, lanes):
+def _gemm(m, n, k, a, b, init, c, floor, add, write, lanes):
     """The body of `gemm_runs`."""
     length = k[1]
     runs = k[0] if length else 0
@@ -119,20 +119,20 @@ def _gemm(m, n, k, a, b, init, c, floor, stream, lanes):
             low = floor if last else -np.inf
             block = (run, min(run + per, runs), min(BLOCK_K, length - p))
             a_p = (a_array, a_at + p * a_k, a_row, a_k, a_rows, a_runs)
-            start = init if run + p == 0 else c
+            follows = add if run + p == 0 else 1
             # Loop 3: panels of B.
             for j in range(0, n, width):
                 panel = (b_array, b_at + j // width * b_panel + p * b_k, b_k, b_runs)
-                init_j = (start[0], start[1] + j, start[2], start[3])
+                init_j = (init[0], init[1] + j)
                 c_j = (c[0], c[1] + j, c[2], c[3])
                 columns = min(width, n - j)
-                past = stream if last and columns == width else 0
+                how = STORE if write == STREAM and not (last and columns == width) else write
                 if columns > lanes:
-                    _panel(2, 1, m, block, a_p, panel, init_j, c_j, columns, low, past)
+                    _panel(2, 1, m, block, a_p, panel, init_j, c_j, columns, low, follows, how)
                 elif 2 * columns > lanes:
-                    _panel(1, 1, m, block, a_p, panel, init_j, c_j, columns, low, past)
+                    _panel(1, 1, m, block, a_p, panel, init_j, c_j, columns, low, follows, how)
                 else:
-                    _panel(1, 2, m, block, a_p, panel, init_j, c_j, columns, low, past)
+                    _panel(1, 2, m, block, a_p, panel, init_j, c_j, columns, low, follows, how)
 
 
 def _signature(element: Any) -> tuple[Any, ...]:
@@ -140,7 +140,7 @@ def _signature(element: Any) -> tuple[Any, ...]:
     a = types.Tuple((array, i8, i8, i8, table, table))
     b = types.Tuple((array, i8, i8, i8, table))
     c = types.Tuple((array, i8, i8, table))
-    return (i8, i8, types.UniTuple(i8, 2), a, b, c, c, element, i8, i8)
+    return (i8, i8, types.UniTuple(i8, 2), a, b, types.Tuple((array, i8)), c, element, i8, i8, i8)
 
 
 _shared = {
@@ -160,7 +160,8 @@ def gemm_runs(
     init: Any,
     c: Any,
     floor: Any,
-    stream: Any,
+    add: Any,
+    write: Any,
     lanes: Any,
 ) -> Any:
     """``C = max(floor, init + sum over r of A[r] @ B[r])``, on the calling thread.
@@ -170,11 +171,12 @@ def gemm_runs(
     is at ``offset + i * row stride + rows[i] + runs[r] + p * k stride`` for
     ``a = (array, offset, row stride, k stride, rows, runs)``; likewise
     ``b = (array, offset, panel stride, k stride, runs)``, in panels of `panel_width` columns that
-    can be read up to their full width, and ``init, c = (array, offset, row stride, rows)``; an
-    init with a stride of 0 and no rows is a bias. Tables are int64, empty ones stand for zeros.
-    Arrays are flat, numbers count elements, `lanes` is `cpu.lanes` of the type; a floor of minus
-    infinity changes nothing. With `stream`, not 0, whole panels of C are written past the caches;
-    its rows must then be aligned to vectors. `prepare_gemm` must have run in the process.
+    can be read up to their full width, ``init = (array, offset)``, one row that is added to all,
+    and ``c = (array, offset, row stride, rows)``. Tables are int64, empty ones stand for zeros.
+    With `add`, not 0, C itself takes the place of init. A floor of minus infinity changes nothing;
+    `write` is `micro.STORE`, `FETCH` or `STREAM`, for which rows of C are aligned to vectors.
+    Arrays are flat, numbers count elements, `lanes` is `cpu.lanes` of the type. `prepare_gemm`
+    must have run in the process.
 
     References
     ----------
@@ -206,13 +208,13 @@ def gemm(m, n, k, a, b, init, c, lanes):
 
     ``a = (array, offset, row stride, k stride)``;
     ``b = (array, offset, panel stride, k stride)``: panels of `panel_width` columns, readable up
-    to their full width; ``init = (array, offset, row stride)``, stride 0 for a bias;
-    ``c = (array, offset, row stride)``. Otherwise as `gemm_runs`.
+    to their full width; ``c = (array, offset, row stride)``; init is C itself, or a row that is
+    added to all: ``(array, offset, 0)``. Otherwise as `gemm_runs`.
     """
     none = _no_table()
-    gemm_runs(
-        m, n, (1, k), (*a, none, none), (*b, none), (*init, none), (*c, none), -np.inf, 0, lanes
-    )
+    a_all, b_all, c_all = (*a, none, none), (*b, none), (*c, none)
+    row, add = (init[0], init[1]), int(init[2] != 0)
+    gemm_runs(m, n, (1, k), a_all, b_all, row, c_all, -np.inf, add, STORE, lanes)
 
 
 @intrinsic

@@ -221,7 +221,8 @@ class Gather:
         self.out_shape = (source[0], *self.sizes[1])
         stream = math.prod(self.out_shape) * itemsize > STREAM_BYTES and channels % lanes == 0
         stream = stream and n % lanes == 0 and rows.step * columns.step == 1
-        self.layout = (slabs.grid, slabs.window, groups, self.blocks, rows.step, int(stream))
+        write = kernels.micro.STREAM if stream else kernels.micro.FETCH
+        self.layout = (slabs.grid, slabs.window, groups, self.blocks, rows.step, write)
 
         tables: list[list[np.ndarray]] = [[], [], []]
         entries: list[int] = []
