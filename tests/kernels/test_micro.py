@@ -87,16 +87,16 @@ def tiles(element, rows, part):
     """Compile the tiles that `gemm` uses, of vectors `part` times narrower than the CPU's."""
     half = 2 * part
 
-    def function(k, a, b, init, c, n, floor):
-        gemm_tile(rows, 2, part, 0, k, a, b, init, c, n, floor)
-        gemm_tile(4, 2, part, 0, k, a, b, init, c, n, floor)
-        gemm_tile(1, 2, part, 0, k, a, b, init, c, n, floor)
-        gemm_tile(rows, 1, part, 0, k, a, b, init, c, n, floor)
-        gemm_tile(4, 1, part, 0, k, a, b, init, c, n, floor)
-        gemm_tile(1, 1, part, 0, k, a, b, init, c, n, floor)
-        gemm_tile(rows, 1, half, 0, k, a, b, init, c, n, floor)
-        gemm_tile(4, 1, half, 0, k, a, b, init, c, n, floor)
-        gemm_tile(1, 1, half, 0, k, a, b, init, c, n, floor)
+    def function(k, a, b, init, c, n, floor, add, write):
+        gemm_tile(rows, 2, part, 0, k, a, b, init, c, n, floor, add, write)
+        gemm_tile(4, 2, part, 0, k, a, b, init, c, n, floor, add, write)
+        gemm_tile(1, 2, part, 0, k, a, b, init, c, n, floor, add, write)
+        gemm_tile(rows, 1, part, 0, k, a, b, init, c, n, floor, add, write)
+        gemm_tile(4, 1, part, 0, k, a, b, init, c, n, floor, add, write)
+        gemm_tile(1, 1, part, 0, k, a, b, init, c, n, floor, add, write)
+        gemm_tile(rows, 1, half, 0, k, a, b, init, c, n, floor, add, write)
+        gemm_tile(4, 1, half, 0, k, a, b, init, c, n, floor, add, write)
+        gemm_tile(1, 1, half, 0, k, a, b, init, c, n, floor, add, write)
 
     return compiled(function, tile_signature(element))
 
@@ -104,7 +104,8 @@ def tiles(element, rows, part):
 def tile_signature(element):
     _, _, _, a, (array, *_, table), init, c, *_ = gemm._signature(element)
     b = types.Tuple((array, types.int64, types.int64, table))
-    return (types.UniTuple(types.int64, 3), a, b, init, c, types.int64, element)
+    i8 = types.int64
+    return (types.UniTuple(i8, 3), a, b, init, c, i8, element, i8, i8)
 
 
 def compiled(function, signature):
@@ -163,8 +164,8 @@ def test_no_tile_spills_on_other_cpus(element, machine):
 def test_spills_of_a_tile_too_large_are_found(machine):
     part = part_for(MACHINES[machine][0])
 
-    def function(k, a, b, init, c, n, floor):
-        gemm_tile(16, 2, part, 0, k, a, b, init, c, n, floor)
+    def function(k, a, b, init, c, n, floor, add, write):
+        gemm_tile(16, 2, part, 0, k, a, b, init, c, n, floor, add, write)
 
     assembly = assembly_for(compiled(function, tile_signature(types.float32)), *machine)
     ((size, spills),) = tile_loops(assembly)
