@@ -53,9 +53,10 @@ def multiply_adds(block: list[str]) -> tuple[int, int]:
 
 def vector_spills(function: str, block: list[str]) -> list[str]:
     """Instructions of a loop that move a vector, or an element of one, to or from the stack."""
-    # %rbp is a general register like any other where it does not hold the frame's base.
+    # %rbp and x29 are general registers like any other where they do not hold the frame's base.
     base = "%r[sb]p" if re.search(r"movq\s+%rsp, %rbp", function) else "%rsp"
-    stack = re.compile(rf"\({base}|\[(?:sp|x29)\b")
+    arm_base = "(?:sp|x29)" if re.search(r"(?:mov|add)\s+x29, sp", function) else "sp"
+    stack = re.compile(rf"\({base}|\[{arm_base}\b")
     moves = (line for line in block if stack.search(line))
     return [line for line in moves if X86_VECTOR.search(line) or ARM_VECTOR.search(line)]
 
