@@ -12,7 +12,14 @@ import numpy as np
 
 from fastlayers.kernels.gemm import gemm, gemm_runs, panel_width, prepare_gemm
 from fastlayers.kernels.layout import inside
-from fastlayers.kernels.micro import FETCH, add_run, clear_run, copy_run, view
+from fastlayers.kernels.micro import (
+    FETCH,
+    add_run,
+    clear_run,
+    copy_run,
+    transpose_block,
+    view,
+)
 from fastlayers.kernels.unfold import col2im
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
@@ -23,8 +30,6 @@ __all__ = [
     "conv2d_backward_weight",
     "pack_weight",
 ]
-
-PACK_DEPTH = 16
 
 
 @kernel
@@ -88,13 +93,13 @@ def _conv2d_task(
     depth, per_group = size[2] // groups, out_channels // groups
     width = panel_width(per_group, lanes)
     panels = (per_group + width - 1) // width
+    panel = packed.size // (groups * panels)  # of all phases
     first, last = panels * block // blocks, panels * (block + 1) // blocks
     j, columns = first * width, min(last * width, per_group) - first * width
     target = (n * out_height + i * row_step) * out_width * out_channels
     for p in range(phases.shape[0]):
         row_at, height, across, run_at, run_count, length, packed_at = phases[p]
         m = images * max(0, min(count, height - i)) * across
-        k = run_count * length
         b_runs = view(runs, run_at + run_count, run_count)
         for g in range(groups):
             a = (
@@ -105,7 +110,7 @@ def _conv2d_task(
                 view(rows, row_at, m),
                 view(runs, run_at, run_count),
             )
-            b = (packed, packed_at + (g * panels + first) * width * k, width * k, width, b_runs)
+            b = (packed, packed_at + (g * panels + first) * panel, panel, width, b_runs)
             init = (bias, g * per_group + j)
             c = (y, target + g * per_group + j, 0, view(targets, row_at, m))
             gemm_runs(m, columns, (run_count, length), a, b, init, c, floor, 0, write, lanes)
@@ -124,43 +129,42 @@ def conv2d(x, packed, bias, floor, sizes, layout, phases, tables, tasks, lanes, 
 
 
 @kernel
-def _pack_task(task, worker, weight, shape, taps, blocks, lanes, packed):
-    """Pack one panel of the weight of one phase and group."""
-    depth, columns, depth_stride, column_stride, group_stride = shape
+def _pack_task(task, worker, weight, shape, table, lanes, packed):
+    """Pack one panel of the weight of one group."""
+    groups, count, step, columns, column_stride = shape
     width = panel_width(columns, lanes)
     panels = (columns + width - 1) // width
-    panel = task % panels
-    phase, group = divmod(task // panels, blocks.shape[1])
-    first, count, at = blocks[phase, group]
-    at += panel * width * count * depth
+    group, panel = divmod(task, panels)
+    at = task * (packed.size // (groups * panels))
+    start = group * (weight.size // groups) + panel * width * column_stride
     valid = min(width, columns - panel * width)
-    source = group * group_stride + panel * width * column_stride
-    # In blocks of depth: all taps of a block share its cache lines, 18 of 32 KiB for 3 x 3.
-    for block in range(0, depth, PACK_DEPTH):
-        for t in range(count):
-            row = at + (t * depth + block) * width
-            start = source + taps[first + t] + block * depth_stride
-            for p in range(min(PACK_DEPTH, depth - block)):
-                for j in range(valid):
-                    packed[row + p * width + j] = weight[
-                        start + p * depth_stride + j * column_stride
-                    ]
-                for j in range(valid, width):
-                    packed[row + p * width + j] = 0
+    if column_stride == 1:  # kernels of 1 x 1: nothing to transpose
+        for p in range(count):
+            copy_run(packed, at + p * width, weight, start + p * step, valid)
+            clear_run(packed, at + p * width + valid, width - valid)
+        return
+    for p in range(count):
+        for first in range(0, table.size, lanes):
+            cells = min(lanes, table.size - first)
+            for j in range(0, width, lanes):
+                source = (weight, start + p * step + first + j * column_stride, column_stride)
+                rows = view(table, first, cells)
+                out = (packed, at + p * width + j, width, width - j, rows)
+                transpose_block(min(lanes, valid - j), cells, source, out)
 
 
 @kernel
-def pack_weight(weight, shape, taps, blocks, lanes, workers, packed):
+def pack_weight(weight, shape, table, lanes, workers, packed):
     """Pack a flat (M, C/G, R, S) weight into the panels that `conv2d` multiplies by.
 
-    One GEMM operand (tap, depth, column) for each phase and group, of the taps of
-    ``blocks[phase, group] = (first entry in taps, count, offset in packed)``;
-    ``shape = (depth, columns, their strides, group stride)`` in the weight.
+    For each group and panel of columns one GEMM operand (phase, tap, depth) x width, which is
+    ``packed[group, panel, p + table[i], j] = weight[group, p * step + j * column_stride + i]``
+    for ``shape = (groups, count of p, step, columns, column_stride)``. Negative entries of the
+    table are taps of no phase.
     """
-    width = panel_width(shape[1], lanes)
-    panels = (shape[1] + width - 1) // width
-    tasks = blocks.shape[0] * blocks.shape[1] * panels
-    parallel_for(_pack_task, tasks, workers, (weight, shape, taps, blocks, lanes, packed))
+    width = panel_width(shape[3], lanes)
+    tasks = shape[0] * ((shape[3] + width - 1) // width) if packed.size else 0
+    parallel_for(_pack_task, tasks, workers, (weight, shape, table, lanes, packed))
 
 
 @kernel

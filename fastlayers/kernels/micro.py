@@ -27,6 +27,7 @@ __all__ = [
     "copy_run",
     "gemm_tile",
     "max_window",
+    "transpose_block",
     "view",
 ]
 
@@ -190,6 +191,46 @@ class _Vectors:
         size = self.lanes * self._align
         store = self.builder.store(value, self._at(pointer, v), align=size)
         store.set_metadata("nontemporal", self.builder.module.add_metadata([_i32(1)]))
+
+    def transpose(self, rows: list[Any]) -> list[Any]:
+        """Columns of a square of vectors, by log2(lanes) rounds of one instruction a vector.
+
+        Rounds inside 128 bits interleave elements, those across deal out the even and the odd
+        quarters: unpack and shuffle of x86, zip of ARM, with no index in a register.
+        """
+        size, chunk = self.lanes, 16 // self._align
+
+        def shuffled(a: Any, b: Any, lanes: list[int]) -> Any:
+            mask = ir.Constant(ir.VectorType(_i32, size), lanes)
+            return self.builder.shuffle_vector(a, b, mask)
+
+        def interleaved(a: Any, b: Any, half: int) -> Any:
+            places = [
+                c + half * chunk // 2 + i for c in range(0, size, chunk) for i in range(chunk // 2)
+            ]
+            return shuffled(a, b, [place + other for place in places for other in (0, size)])
+
+        def dealt(a: Any, b: Any, parity: int) -> Any:
+            places = range(parity * chunk, 2 * size, 2 * chunk)
+            return shuffled(a, b, [place + i for place in places for i in range(chunk)])
+
+        blocks = [rows[i : i + chunk] for i in range(0, size, chunk)]
+        for _ in range(chunk.bit_length() - 1):
+            blocks = [
+                [
+                    interleaved(block[i], block[i + chunk // 2], half)
+                    for i in range(chunk // 2)
+                    for half in (0, 1)
+                ]
+                for block in blocks
+            ]
+        for _ in range(len(blocks).bit_length() - 1):
+            blocks = [
+                [dealt(a, b, parity) for a, b in zip(*blocks[i : i + 2], strict=True)]
+                for parity in (0, 1)
+                for i in range(0, len(blocks), 2)
+            ]
+        return [column for block in blocks for column in block]
 
 
 class _Tile(_Vectors):
@@ -446,6 +487,67 @@ def clear_run(typingctx: Any, out: Any, out_at: Any, count: Any) -> Any:
         return cgctx.get_dummy_value()
 
     return types.void(out, types.int64, types.int64), codegen
+
+
+@intrinsic
+def transpose_block(typingctx: Any, rows: Any, columns: Any, source: Any, out: Any) -> Any:
+    """``out[table[j], i] = source[i, j]``, a square of at most one vector of either side.
+
+    Operands are tuples of a flat array, the offset of the first element and the row stride::
+
+        source = (array, offset, row stride)
+        out = (array, offset, row stride, width, table)
+
+    Where ``table[j]`` is negative nothing is written; an empty table stands for j. Columns
+    ``rows <= i < width`` of `out` become zeros; those from `width` on are not touched, and nor is
+    the source outside of `rows` x `columns`.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        rows, columns = values[:2]
+        (array, *origin), (target, *place) = (cgutils.unpack_tuple(builder, v) for v in values[2:])
+        at = _element_pointer(cgctx, builder, source[0], array, origin[0])
+        out_at = _element_pointer(cgctx, builder, out[0], target, place[0])
+        stride, width = place[1:3]
+        table = cgctx.make_array(out[4])(cgctx, builder, place[3])
+        table = _Table(builder, table, cgutils.alloca_once_value(builder, _i64(0)))
+        vectors = _Vectors(builder, at.type.pointee, cpu.lanes(out[0].dtype.bitwidth // 8))
+
+        # Rows that are missing repeat the last one, as a pointer costs less than a mask.
+        some = builder.icmp_signed(">", rows, _i64(0))
+        mask = vectors.first_lanes(builder.select(some, columns, _i64(0)))
+        lines = []
+        for i in range(vectors.lanes):
+            if i:
+                more = builder.icmp_signed("<", _i64(i), rows)
+                at = builder.gep(at, [builder.select(more, origin[1], _i64(0))])
+            lines.append(vectors.load_vector(at, mask=mask))
+        inside, zero = vectors.first_lanes(rows), ir.Constant(vectors.vector, None)
+        lines = [builder.select(inside, line, zero) for line in vectors.transpose(lines)]
+
+        def store(mask: Any = None) -> None:
+            done = builder.append_basic_block("transpose.done")
+            for j, line in enumerate(lines):
+                write = builder.append_basic_block("transpose.write")
+                builder.cbranch(builder.icmp_signed("<", _i64(j), columns), write, done)
+                builder.position_at_end(write)
+                row = builder.add(table[_i64(j)], builder.select(table.empty, _i64(j), _i64(0)))
+                with builder.if_then(builder.icmp_signed(">=", row, _i64(0))):
+                    vectors.store_vector(
+                        line, builder.gep(out_at, [builder.mul(row, stride)]), mask=mask
+                    )
+            builder.branch(done)
+            builder.position_at_end(done)
+
+        whole = builder.icmp_signed(">=", width, _i64(vectors.lanes))
+        with builder.if_else(whole) as (plain, masked):
+            with plain:
+                store()
+            with masked:
+                store(vectors.first_lanes(width))
+        return cgctx.get_dummy_value()
+
+    return types.void(types.int64, types.int64, source, out), codegen
 
 
 @intrinsic

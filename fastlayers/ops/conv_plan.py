@@ -9,6 +9,7 @@ pixels fall into s * t phases, each of which has some of the kernel's taps, at a
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -225,9 +226,8 @@ class Gather:
         self.layout = (slabs.grid, slabs.window, groups, self.blocks, rows.step, write)
 
         tables: list[list[np.ndarray]] = [[], [], []]
-        entries: list[int] = []
-        phases, blocks = [], []
-        row_at = run_at = packed_at = 0
+        phases, table = [], np.full(taps, -1, np.int64)
+        row_at = run_at = depth_at = 0
         pieces = [(p, q) for p in rows.phases for q in columns.phases]
         for p, q in pieces:
             height = min(p.count, slabs.band)
@@ -239,22 +239,22 @@ class Gather:
             tables[0].append(slabs.starts(height, q.count).ravel())
             tables[1].append(target.ravel() * channels)
             tables[2] += [offsets, weights]
-            count = len(p.taps) * len(q.taps)
+            packed_at = depth_at * width
             phases.append((row_at, p.count, q.count, run_at, len(offsets), length, packed_at))
-            size = count * k * panels * width
-            blocks.append([(len(entries), count, packed_at + g * size) for g in range(groups)])
-            entries += [r * kw + s for r in p.taps for s in q.taps]
+            for r, s in itertools.product(p.taps, q.taps):
+                table[r * kw + s] = depth_at
+                depth_at += k
             row_at += target.size
             run_at += 2 * len(offsets)
-            packed_at += groups * size
         self.phases = np.array(phases, np.int64)
         self.tables = tuple(np.concatenate(table).astype(np.int64) for table in tables)
-        self.packed_size = packed_at
-        self.weights = np.array(blocks, np.int64)
-        self.taps = np.array(entries, np.int64)
-        outer, inner = depth * taps, taps
-        strides = (outer, inner) if transposed else (inner, outer)
-        self.pack_shape = (k, n, *strides, per_group * outer)
+        self.packed_size = groups * panels * depth_at * width
+        if transposed:
+            self.pack_shape = (groups, per_group, depth * taps, depth, taps)
+            self.pack_table = table
+        else:  # the input's channels and the taps are one contiguous run
+            self.pack_shape = (groups, 1, 0, per_group, depth * taps)
+            self.pack_table = np.add.outer(np.arange(depth), table).ravel()
 
 
 class Columns:
@@ -273,9 +273,8 @@ class Columns:
         size = per_group * -(-self.k // kernels.gemm.panel_width(self.k, self.lanes))
         size *= kernels.gemm.panel_width(self.k, self.lanes)
         self.packed_size = groups * size
-        self.taps = np.zeros(1, np.int64)
-        self.weights = np.array([[(0, 1, g * size) for g in range(groups)]], np.int64)
-        self.pack_shape = (per_group, self.k, self.k, 1, per_group * self.k)
+        self.pack_shape = (groups, per_group, self.k, self.k, 1)
+        self.pack_table = np.zeros(1, np.int64)
 
 
 class WeightGather:

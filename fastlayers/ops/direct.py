@@ -154,8 +154,7 @@ def _packed(weight: np.ndarray, plan: Gather | Columns) -> np.ndarray:
     kernels.conv.pack_weight(
         kernel_ready(weight).reshape(-1),
         plan.pack_shape,
-        plan.taps,
-        plan.weights,
+        plan.pack_table,
         plan.lanes,
         threads.workers_for(plan.packed_size),
         packed,
