@@ -63,7 +63,7 @@ def vector_spills(function: str, block: list[str]) -> list[str]:
 
 def tile_loops(assembly: str) -> Iterator[tuple[tuple[int, int], list[str]]]:
     """Give the size of each loop with multiply-adds, as `multiply_adds` does, and its spills."""
-    for function in re.split(r"\.(?:cfi|seh)_endproc", assembly):
+    for function in re.split(r"\.(?:cfi|seh)_endproc|\.Lfunc_end\d+:", assembly):
         for block in loops(function):
             size = multiply_adds(block)
             if size[1]:
