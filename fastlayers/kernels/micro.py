@@ -491,7 +491,7 @@ def clear_run(typingctx: Any, out: Any, out_at: Any, count: Any) -> Any:
 
 @intrinsic
 def transpose_block(typingctx: Any, rows: Any, columns: Any, source: Any, out: Any) -> Any:
-    """``out[table[j], i] = source[i, j]``, a square of at most one vector of either side.
+    """``out[table[j], i] = source[i, j]``, for up to a vector of rows and columns, and up to 16.
 
     Operands are tuples of a flat array, the offset of the first element and the row stride::
 
@@ -511,7 +511,9 @@ def transpose_block(typingctx: Any, rows: Any, columns: Any, source: Any, out: A
         stride, width = place[1:3]
         table = cgctx.make_array(out[4])(cgctx, builder, place[3])
         table = _Table(builder, table, cgutils.alloca_once_value(builder, _i64(0)))
-        vectors = _Vectors(builder, at.type.pointee, cpu.lanes(out[0].dtype.bitwidth // 8))
+        element = at.type.pointee
+        lanes = min(16, cpu.lanes(cgctx.get_abi_sizeof(element)))
+        vectors = _Vectors(builder, element, lanes)
 
         # Rows that are missing repeat the last one, as a pointer costs less than a mask.
         some = builder.icmp_signed(">", rows, _i64(0))
