@@ -116,7 +116,7 @@ def conv2d(
         bias = memory.writable_view(bias)
     x, w, relu = to_channels_last(input), kernel_ready(weight), activation == "relu"
     if tile := _winograd_tile(op, algorithm, shape):
-        y = winograd.forward(x, w, bias, shape.padding, relu, tile)
+        y = winograd.forward(x, w, bias, shape.padding, shape.dilation, relu, tile)
     elif _few_channels(shape):
         y = depthwise.forward(x, w, bias, shape.geometry, shape.groups, relu)
     else:
@@ -186,20 +186,19 @@ def _winograd_tile(op: str, algorithm: str, shape: ConvShape, transposed: bool =
     if algorithm == "direct":
         return 0
     least = min(shape.channels, shape.out_channels)
-    steps = (shape.kernel, shape.stride, shape.dilation, shape.groups)
-    if steps != ((3, 3), (1, 1), (1, 1), 1) or least < winograd.LEAST_CHANNELS:
+    steps = (shape.kernel, shape.stride, shape.groups)
+    if steps != ((3, 3), (1, 1), 1) or least < winograd.LEAST_CHANNELS:
         if algorithm == "auto":
             return 0
         raise ValueError(
-            f"{op}: algorithm 'winograd' needs a 3x3 kernel, a stride, dilation and groups of 1 "
-            f"and at least {winograd.LEAST_CHANNELS} channels of input and output, got a weight of "
-            f"shape {shape.weight}, stride {shape.stride}, dilation {shape.dilation} and "
-            f"groups {shape.groups}"
+            f"{op}: algorithm 'winograd' needs a 3x3 kernel, a stride and groups of 1 and at "
+            f"least {winograd.LEAST_CHANNELS} channels of input and output, got a weight of "
+            f"shape {shape.weight}, stride {shape.stride} and groups {shape.groups}"
         )
     size, channels = shape.out_size, (shape.channels, shape.out_channels)
     if transposed:
         size, channels = (shape.images[1], shape.images[2]), channels[::-1]
-    tile = winograd.choose(shape.images[0], size, *channels, shape.itemsize)
+    tile = winograd.choose(shape.images[0], size, *channels, shape.itemsize, shape.dilation)
     return tile or (4 if algorithm == "winograd" else 0)
 
 
@@ -207,7 +206,7 @@ def _input_gradient(
     op: str, algorithm: str, dy: np.ndarray, weight: np.ndarray, shape: ConvShape
 ) -> np.ndarray:
     if tile := _winograd_tile(op, algorithm, shape, transposed=True):
-        dx = winograd.backward_input(dy, weight, shape.padding, tile)
+        dx = winograd.backward_input(dy, weight, shape.padding, shape.dilation, tile)
     elif _few_channels(shape):
         size = (shape.images[1], shape.images[2])
         dx = depthwise.input_gradient(dy, weight, shape.geometry, size, shape.groups)
@@ -220,7 +219,7 @@ def _weight_gradient(
     op: str, algorithm: str, x: np.ndarray, dy: np.ndarray, shape: ConvShape
 ) -> np.ndarray:
     if tile := _winograd_tile(op, algorithm, shape):
-        return winograd.backward_weight(x, dy, shape.padding, tile)
+        return winograd.backward_weight(x, dy, shape.padding, shape.dilation, tile)
     if _few_channels(shape):
         return depthwise.weight_gradient(x, dy, shape.geometry, shape.groups)[0]
     return direct.backward_weight(x, dy, shape)
