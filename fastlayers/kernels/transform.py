@@ -207,12 +207,35 @@ def _vector_loop(builder: Any, lanes: int, count: Any, emit: Callable[[Any], Non
         emit(builder.select(builder.icmp_signed("<", at, last), at, last))
 
 
-def _prefetch(builder: Any, pointer: Any) -> None:
-    """Ask for a cache line to be read into L2; the address may be any."""
+def _prefetch_below(
+    builder: Any, base: Any, corner: Any, image: Any, m: int, skip: tuple[int, int], write: bool
+) -> Callable[[Any], None]:
+    """Give a function that asks for a vector of each of m x m pixels to be brought to the caches.
+
+    They begin `skip` rows and columns of pixels, of the square's, after `corner`, and may lie
+    anywhere. Arguments otherwise as in `_cells`.
+    """
     byte = ir.IntType(8).as_pointer()
     signature = ir.FunctionType(ir.VoidType(), [byte, _i32, _i32, _i32])
     fetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
-    builder.call(fetch, [builder.bitcast(pointer, byte), _i32(0), _i32(2), _i32(1)])
+    offset, row, column = cgutils.unpack_tuple(builder, corner)
+    _, width, channels, down, across = cgutils.unpack_tuple(builder, image)
+    row = builder.add(row, builder.mul(down, _i64(skip[0])))
+    column = builder.add(column, builder.mul(across, _i64(skip[1])))
+    first = builder.mul(builder.add(builder.mul(row, width), column), channels)
+    first = builder.gep(base, [builder.add(offset, first)])
+    pixel = builder.mul(across, channels)
+    line = builder.mul(builder.mul(down, width), channels)
+
+    def prefetch(at: Any) -> None:
+        for i in range(m):
+            start = builder.gep(first, [builder.add(builder.mul(line, _i64(i)), at)])
+            for j in range(m):
+                spot = builder.gep(start, [builder.mul(pixel, _i64(j))])
+                options = (_i32(int(write)), _i32(2), _i32(1))
+                builder.call(fetch, [builder.bitcast(spot, byte), *options])
+
+    return prefetch
 
 
 def _cells(
@@ -269,22 +292,13 @@ def _gather(
         emitter = _emitter(cgctx, builder, v)
         rows, cells = len(matrix), len(matrix[0])
         cell = _cells(builder, source, values[2], values[3], cells, outside)
-        offset, row, column = cgutils.unpack_tuple(builder, values[2])
-        _, width, channels, down, across = cgutils.unpack_tuple(builder, values[3])
         # The pixels that the tile below will be the first to read, one row of tiles ahead: from
         # memory, 64 channels of 56 x 56 pixels take 290 cycles a vector with it, 650 without.
-        row = builder.add(row, builder.mul(down, _i64(cells)))
-        column = builder.add(column, builder.mul(across, _i64((cells - m) // 2)))
-        below = builder.mul(builder.add(builder.mul(row, width), column), channels)
-        below = builder.gep(source, [builder.add(offset, below)])
-        pixel = builder.mul(across, channels)
-        line = builder.mul(builder.mul(down, width), channels)
+        skip = (cells, (cells - m) // 2)
+        prefetch = _prefetch_below(builder, source, values[2], values[3], m, skip, write=False)
 
         def emit(at: Any) -> None:
-            for i in range(m):
-                start = builder.gep(below, [builder.add(builder.mul(line, _i64(i)), at)])
-                for j in range(m):
-                    _prefetch(builder, builder.gep(start, [builder.mul(pixel, _i64(j))]))
+            prefetch(at)
 
             def store(i: int, j: int, value: Any, scale: float) -> None:
                 start = builder.mul(values[7], _i64(i * rows + j))
@@ -298,6 +312,7 @@ def _gather(
                 store,
             )
 
+        channels = cgutils.unpack_tuple(builder, values[3])[2]
         _vector_loop(builder, emitter.lanes, channels, emit)
         return cgctx.get_dummy_value()
 
@@ -382,10 +397,13 @@ def transform_output(
         outside = _element_pointer(cgctx, builder, dump, values[9], values[10])
         emitter = _emitter(cgctx, builder, y)
         cell = _cells(builder, target, values[6], values[7], m, outside)
+        # 64 x 16 x 32 x 32 -> 16 channels take 1.67 ms with it, 2.06 without.
+        prefetch = _prefetch_below(builder, target, values[6], values[7], m, (m, 0), write=True)
         lowest = emitter.splat(floor)
         n = m + 2
 
         def emit(at: Any) -> None:
+            prefetch(at)
             start = emitter.load_vector(builder.gep(biases, [at]))
 
             def load(i: int, j: int) -> Any:
