@@ -207,47 +207,81 @@ def _vector_loop(builder: Any, lanes: int, count: Any, emit: Callable[[Any], Non
         emit(builder.select(builder.icmp_signed("<", at, last), at, last))
 
 
-def _prefetch(builder: Any, pointer: Any) -> None:
-    """Ask for a cache line to be read into L2; the address may be any."""
+def _prefetch_below(
+    builder: Any, base: Any, corner: Any, image: Any, m: int, skip: tuple[int, int], write: bool
+) -> Callable[[Any], None]:
+    """Give a function that asks for a vector of each of m x m pixels to be brought to the caches.
+
+    They begin `skip` rows and columns of pixels, of the square's, after `corner`, and may lie
+    anywhere. Arguments otherwise as in `_cells`.
+    """
     byte = ir.IntType(8).as_pointer()
     signature = ir.FunctionType(ir.VoidType(), [byte, _i32, _i32, _i32])
     fetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
-    builder.call(fetch, [builder.bitcast(pointer, byte), _i32(0), _i32(2), _i32(1)])
+    offset, row, column = cgutils.unpack_tuple(builder, corner)
+    _, width, channels, down, across = cgutils.unpack_tuple(builder, image)
+    row = builder.add(row, builder.mul(down, _i64(skip[0])))
+    column = builder.add(column, builder.mul(across, _i64(skip[1])))
+    first = builder.mul(builder.add(builder.mul(row, width), column), channels)
+    first = builder.gep(base, [builder.add(offset, first)])
+    pixel = builder.mul(across, channels)
+    line = builder.mul(builder.mul(down, width), channels)
+
+    def prefetch(at: Any) -> None:
+        for i in range(m):
+            start = builder.gep(first, [builder.add(builder.mul(line, _i64(i)), at)])
+            for j in range(m):
+                spot = builder.gep(start, [builder.mul(pixel, _i64(j))])
+                options = (_i32(int(write)), _i32(2), _i32(1))
+                builder.call(fetch, [builder.bitcast(spot, byte), *options])
+
+    return prefetch
 
 
 def _cells(
-    builder: Any, base: Any, corner: Any, size: Any, cells: int, outside: Any
+    builder: Any, base: Any, corner: Any, image: Any, cells: int, outside: Any
 ) -> Callable[[int, int, Any], Any]:
     """Put the addresses of a square of pixels into a table; give access to it.
 
-    ``corner = (offset of the image, row, column)`` and ``size = (rows, columns, channels)`` of
-    the image; pixels outside of it are at `outside`.
+    ``corner = (offset of the image, row, column)`` of the first pixel and ``image = (rows,
+    columns, channels, row step, column step)``; pixels outside of the image are at `outside`.
+    A row of the table is made as one vector, of 4 or 8 addresses: in a tenth of the time that
+    single ones would take.
     """
-    image, row, column = cgutils.unpack_tuple(builder, corner)
-    height, width, channels = cgutils.unpack_tuple(builder, size)
-    table_type = ir.ArrayType(base.type, cells * cells)
-    table = cgutils.alloca_once(builder, table_type)
-    base = builder.gep(base, [image])
+    offset, row, column = cgutils.unpack_tuple(builder, corner)
+    height, width, channels, down, across = cgutils.unpack_tuple(builder, image)
+    lanes = 1 << (cells - 1).bit_length()
+    vectors = _Vectors(builder, _i64, lanes)
+    table = cgutils.alloca_once(builder, ir.ArrayType(vectors.vector, cells))
+    index = ir.Constant(vectors.vector, list(range(lanes)))
 
-    def at(i: int, j: int) -> Any:
-        return builder.gep(table, [_i32(0), _i32(i * cells + j)])
+    def progression(first: Any, step: Any) -> Any:
+        return builder.add(vectors.splat(first), builder.mul(index, vectors.splat(step)))
 
-    columns = [builder.add(column, _i64(j)) for j in range(cells)]
-    fits = [builder.icmp_unsigned("<", c, width) for c in columns]
-    columns = [builder.mul(c, channels) for c in columns]
+    pixel = builder.mul(channels, _i64(4 if isinstance(base.type.pointee, ir.FloatType) else 8))
+    columns = progression(column, across)
+    spots = progression(builder.mul(column, pixel), builder.mul(across, pixel))
+    pitch = builder.mul(width, pixel)
+    start = builder.ptrtoint(builder.gep(base, [offset]), _i64)
+    start = builder.add(start, builder.mul(row, pitch))
+    pitch = builder.mul(down, pitch)
+    beyond = vectors.splat(builder.ptrtoint(outside, _i64))
     for i in range(cells):
-        r = builder.add(row, _i64(i))
-        inside = builder.icmp_unsigned("<", r, height)
-        start = builder.gep(base, [builder.mul(builder.mul(r, width), channels)])
-        for j in range(cells):
-            cell = builder.gep(start, [columns[j]])
-            valid = builder.and_(inside, fits[j])
-            builder.store(builder.select(valid, cell, outside), at(i, j))
-    return lambda i, j, offset: builder.gep(builder.load(at(i, j)), [offset])
+        limit = builder.select(builder.icmp_unsigned("<", row, height), width, _i64(0))
+        inside = builder.icmp_unsigned("<", columns, vectors.splat(limit))
+        line = builder.select(inside, builder.add(spots, vectors.splat(start)), beyond)
+        builder.store(line, builder.gep(table, [_i32(0), _i32(i)]))
+        row, start = builder.add(row, down), builder.add(start, pitch)
+    entries = builder.bitcast(table, base.type.as_pointer())
+
+    def cell(i: int, j: int, at: Any) -> Any:
+        return builder.gep(builder.load(builder.gep(entries, [_i64(i * lanes + j)])), [at])
+
+    return cell
 
 
 def _gather(
-    m: int, matrix: Matrix, x: Any, corner: Any, size: Any, zeros: Any, v: Any
+    m: int, matrix: Matrix, x: Any, corner: Any, image: Any, zeros: Any, v: Any
 ) -> tuple[Any, Any]:
     """Body of `transform_input` and `untransform_output`, which differ by their matrix."""
 
@@ -258,21 +292,13 @@ def _gather(
         emitter = _emitter(cgctx, builder, v)
         rows, cells = len(matrix), len(matrix[0])
         cell = _cells(builder, source, values[2], values[3], cells, outside)
-        image, row, column = cgutils.unpack_tuple(builder, values[2])
-        _, width, channels = cgutils.unpack_tuple(builder, values[3])
         # The pixels that the tile below will be the first to read, one row of tiles ahead: from
         # memory, 64 channels of 56 x 56 pixels take 290 cycles a vector with it, 650 without.
-        column = builder.add(column, _i64((cells - m) // 2))
-        below = builder.add(builder.mul(builder.add(row, _i64(cells)), width), column)
-        below = builder.add(image, builder.mul(below, channels))
+        skip = (cells, (cells - m) // 2)
+        prefetch = _prefetch_below(builder, source, values[2], values[3], m, skip, write=False)
 
         def emit(at: Any) -> None:
-            start = builder.add(below, at)
-            for i in range(m):
-                for j in range(m):
-                    pixel = builder.add(builder.mul(width, _i64(i)), _i64(j))
-                    offset = builder.add(start, builder.mul(pixel, channels))
-                    _prefetch(builder, builder.gep(source, [offset]))
+            prefetch(at)
 
             def store(i: int, j: int, value: Any, scale: float) -> None:
                 start = builder.mul(values[7], _i64(i * rows + j))
@@ -286,11 +312,12 @@ def _gather(
                 store,
             )
 
+        channels = cgutils.unpack_tuple(builder, values[3])[2]
         _vector_loop(builder, emitter.lanes, channels, emit)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    return types.void(types.literal(m), x, corner, size, zeros, v, i8, i8), codegen
+    return types.void(types.literal(m), x, corner, image, zeros, v, i8, i8), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -299,7 +326,7 @@ def transform_input(
     tile: Any,
     x: Any,
     corner: Any,
-    size: Any,
+    image: Any,
     zeros: Any,
     v: Any,
     v_at: Any,
@@ -307,12 +334,13 @@ def transform_input(
 ) -> Any:
     """``v[v_at + xi * v_xi + c] = (B^T d B)[xi]`` for an n x n square d of pixels of x.
 
-    ``corner = (offset of the image, row, column)`` of the square's first pixel and
-    ``size = (rows, columns, channels)`` of the image. Outside of it pixels are read from
-    `zeros`, which has as many elements as there are channels: at least one vector.
+    ``corner = (offset of the image, row, column)`` of the square's first pixel and ``image =
+    (rows, columns, channels, row step, column step)``, of which the steps lie between pixels of
+    the square. Outside of the image they are read from `zeros`, which has as many elements as
+    there are channels: at least one vector.
     """
     m = _literal_tile(tile)
-    return m and _gather(m, _matrices(m).data, x, corner, size, zeros, v)
+    return m and _gather(m, _matrices(m).data, x, corner, image, zeros, v)
 
 
 @intrinsic(prefer_literal=True)
@@ -321,7 +349,7 @@ def untransform_output(
     tile: Any,
     dy: Any,
     corner: Any,
-    size: Any,
+    image: Any,
     zeros: Any,
     w: Any,
     w_at: Any,
@@ -332,7 +360,7 @@ def untransform_output(
     Arguments as in `transform_input`.
     """
     m = _literal_tile(tile)
-    return m and _gather(m, _transposed(_matrices(m).output), dy, corner, size, zeros, w)
+    return m and _gather(m, _transposed(_matrices(m).output), dy, corner, image, zeros, w)
 
 
 @intrinsic(prefer_literal=True)
@@ -345,7 +373,7 @@ def transform_output(
     added: Any,
     y: Any,
     corner: Any,
-    size: Any,
+    image: Any,
     count: Any,
     dump: Any,
     dump_at: Any,
@@ -353,7 +381,7 @@ def transform_output(
     """``y[pixels of the tile] = max(bias + A^T p A, floor)``, NaN stays NaN.
 
     For c < count, at least one vector, `p` is read at ``p_at + xi * p_xi + c`` and bias at
-    ``first + c``, ``added = (bias, first, floor)``. `corner` and `size` are those of
+    ``first + c``, ``added = (bias, first, floor)``. `corner` and `image` are those of
     `transform_input`, and pixels outside of the image are written to ``dump[dump_at + c]``.
     """
     m = _literal_tile(tile)
@@ -369,10 +397,13 @@ def transform_output(
         outside = _element_pointer(cgctx, builder, dump, values[9], values[10])
         emitter = _emitter(cgctx, builder, y)
         cell = _cells(builder, target, values[6], values[7], m, outside)
+        # 64 x 16 x 32 x 32 -> 16 channels take 1.67 ms with it, 2.06 without.
+        prefetch = _prefetch_below(builder, target, values[6], values[7], m, (m, 0), write=True)
         lowest = emitter.splat(floor)
         n = m + 2
 
         def emit(at: Any) -> None:
+            prefetch(at)
             start = emitter.load_vector(builder.gep(biases, [at]))
 
             def load(i: int, j: int) -> Any:
@@ -391,7 +422,7 @@ def transform_output(
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    signature = (p, i8, i8, added, y, corner, size, i8, dump, i8)
+    signature = (p, i8, i8, added, y, corner, image, i8, dump, i8)
     return types.void(tile, *signature), codegen
 
 

@@ -1,8 +1,10 @@
 """Winograd convolution F(m x m, 3 x 3), m = 4 or 2, on channels-last arrays.
 
-Stride and dilation are 1, and there are at least a vector's lanes of channels on either side.
-A `geometry` is ``(image rows, image columns, out rows, out columns, padding rows, padding
-columns)``; a padding may be negative. Tiles are numbered through (N, tile row, tile column).
+The stride is 1, and there are at least a vector's lanes of channels on either side. A convolution
+of dilation d is d independent ones of every d-th row or column: a tile's pixels are d apart, and
+tiles of the d phases begin side by side. A `geometry` is ``(size, out size, padding, dilation,
+tiles)`` of an image, each for rows and columns; a padding may be negative. Tiles are numbered
+through (N, tile row, tile column).
 Points of the transform are numbered xi < (m + 2)^2; matrices of all xi lie one after the other,
 each with one cache line behind it, since 36 streams at a multiple of 4 KiB would share the eight
 lines of one set of L1.
@@ -11,7 +13,7 @@ lines of one set of L1.
 from __future__ import annotations
 
 from fastlayers.kernels.gemm import gemm, packed_size, panel_width, prepare_gemm
-from fastlayers.kernels.micro import add_run, clear_run
+from fastlayers.kernels.micro import add_run, clear_run, view
 from fastlayers.kernels.transform import (
     transform_filter,
     transform_input,
@@ -44,6 +46,15 @@ FILTER_ROWS = 8
 GRADIENT_ROWS = 48
 # Tiles of a task that only transforms.
 TRANSFORM_TILES = 8
+
+
+@kernel
+def _borrow(array):
+    """Give the same array without an owner, so that calls count no references.
+
+    A call of `gemm` counts those of its operands with atomic operations that threads contend for.
+    """
+    return view(array, 0, array.size)
 
 
 @kernel
@@ -138,13 +149,31 @@ def transform_weight(tile, weight, sizes, transposed, lanes, workers, work, u):
 
 
 @kernel
-def _tile_counts(tile, geometry):
-    """Tiles of an image: rows, columns."""
-    return (geometry[2] + tile - 1) // tile, (geometry[3] + tile - 1) // tile
+def _first_tile(first, geometry):
+    """Image, tile row and tile column of a tile."""
+    down, across = geometry[4]
+    n, rest = divmod(first, down * across)
+    i, j = divmod(rest, across)
+    return n, i, j
 
 
 @kernel
-def _next_tile(n, i, j, down, across):
+def _start(index, tile, dilation):
+    """First row of a row of tiles, or first column."""
+    if dilation == 1:
+        return index * tile
+    return index + index // dilation * dilation * (tile - 1)
+
+
+@kernel
+def _corner(tile, i, j, dilation):
+    """First row and column of a tile."""
+    return _start(i, tile, dilation[0]), _start(j, tile, dilation[1])
+
+
+@kernel
+def _next_tile(n, i, j, geometry):
+    down, across = geometry[4]
     if j + 1 < across:
         return n, i, j + 1
     if i + 1 < down:
@@ -155,18 +184,17 @@ def _next_tile(n, i, j, down, across):
 @kernel
 def _transform_inputs(tile, x, channels, geometry, first, count, zeros, v, v_at, v_row, v_xi):
     """Input transform of tiles ``[first, first + count)`` to rows of `v`."""
-    height, width, _, _, ph, pw = geometry
-    down, across = _tile_counts(tile, geometry)
-    n, rest = divmod(first, down * across)
-    i, j = divmod(rest, across)
-    size = (height, width, channels)
+    (height, width), _, padding, dilation, _ = geometry
+    n, i, j = _first_tile(first, geometry)
+    image = (height, width, channels, *dilation)
     for t in range(count):
-        corner = (n * height * width * channels, i * tile - ph, j * tile - pw)
+        row, column = _corner(tile, i, j, dilation)
+        corner = (n * height * width * channels, row - padding[0], column - padding[1])
         if tile == 4:
-            transform_input(4, x, corner, size, zeros, v, v_at + t * v_row, v_xi)
+            transform_input(4, x, corner, image, zeros, v, v_at + t * v_row, v_xi)
         else:
-            transform_input(2, x, corner, size, zeros, v, v_at + t * v_row, v_xi)
-        n, i, j = _next_tile(n, i, j, down, across)
+            transform_input(2, x, corner, image, zeros, v, v_at + t * v_row, v_xi)
+        n, i, j = _next_tile(n, i, j, geometry)
 
 
 @kernel
@@ -192,19 +220,17 @@ def _transform_outputs(
     p holds `columns` of the filters, from `begin`; `dump` is where it has room for a pixel outside
     of the image.
     """
-    height, width = geometry[2:4]
-    down, across = _tile_counts(tile, geometry)
-    n, rest = divmod(first, down * across)
-    i, j = divmod(rest, across)
-    size = (height, width, filters)
+    _, (height, width), _, dilation, _ = geometry
+    n, i, j = _first_tile(first, geometry)
+    image = (height, width, filters, *dilation)
     for t in range(count):
-        corner = (n * height * width * filters + begin, i * tile, j * tile)
+        corner = (n * height * width * filters + begin, *_corner(tile, i, j, dilation))
         added, at = (bias, begin, floor), p_at + t * p_row
         if tile == 4:
-            transform_output(4, p, at, p_xi, added, y, corner, size, columns, p, dump)
+            transform_output(4, p, at, p_xi, added, y, corner, image, columns, p, dump)
         else:
-            transform_output(2, p, at, p_xi, added, y, corner, size, columns, p, dump)
-        n, i, j = _next_tile(n, i, j, down, across)
+            transform_output(2, p, at, p_xi, added, y, corner, image, columns, p, dump)
+        n, i, j = _next_tile(n, i, j, geometry)
 
 
 @kernel
@@ -213,6 +239,7 @@ def _winograd_block(
 ):
     """All of the convolution for one block of `step` tiles."""
     channels, filters = sizes
+    u, zeros, work = _borrow(u), _borrow(zeros), _borrow(work)
     points = (tile + 2) * (tile + 2)
     first = block * step
     count = min(step, tiles - first)
@@ -286,18 +313,16 @@ def gradient_work(tile, step, channels, filters, lanes):
 @kernel
 def _transform_gradients(tile, dy, filters, geometry, first, count, zeros, w, w_at, w_row, w_xi):
     """Adjoint of `_transform_outputs`, from dy to rows of `w`."""
-    height, width = geometry[2:4]
-    down, across = _tile_counts(tile, geometry)
-    n, rest = divmod(first, down * across)
-    i, j = divmod(rest, across)
-    size = (height, width, filters)
+    _, (height, width), _, dilation, _ = geometry
+    n, i, j = _first_tile(first, geometry)
+    image = (height, width, filters, *dilation)
     for t in range(count):
-        corner = (n * height * width * filters, i * tile, j * tile)
+        corner = (n * height * width * filters, *_corner(tile, i, j, dilation))
         if tile == 4:
-            untransform_output(4, dy, corner, size, zeros, w, w_at + t * w_row, w_xi)
+            untransform_output(4, dy, corner, image, zeros, w, w_at + t * w_row, w_xi)
         else:
-            untransform_output(2, dy, corner, size, zeros, w, w_at + t * w_row, w_xi)
-        n, i, j = _next_tile(n, i, j, down, across)
+            untransform_output(2, dy, corner, image, zeros, w, w_at + t * w_row, w_xi)
+        n, i, j = _next_tile(n, i, j, geometry)
 
 
 @kernel
@@ -334,6 +359,7 @@ def _gradient_chunk(
 ):
     """Weight gradient of tiles ``[chunk * span, (chunk + 1) * span)``, into its part."""
     channels, filters = sizes
+    zeros, work = _borrow(zeros), _borrow(work)
     points = (tile + 2) * (tile + 2)
     v_row, w_row = row_length(channels, lanes), row_length(filters, lanes)
     v_xi, w_xi = matrix_stride(step, channels, lanes), matrix_stride(step, filters, lanes)
@@ -390,14 +416,14 @@ def _transform_task(task, worker, tile, x, dy, sizes, geometry, tiles, lanes, ze
 def _gradient_panel(task, worker, tile, sizes, tiles, lanes, zeros, v, w, work, sums):
     """Weight gradient of one block of filters and panel of channels."""
     channels, filters = sizes
-    first = 0  # a literal in the tuples would compile `_add_products` once more, 0.3 s
+    v, w, zeros, work = _borrow(v), _borrow(w), _borrow(zeros), _borrow(work)
     blocks, _ = gradient_blocks(sizes, lanes)
     i, j = task % blocks, task // blocks
     row, width = gradient_row(channels, lanes), panel_width(channels, lanes)
     for r in range(9 * i * GRADIENT_ROWS, 9 * min((i + 1) * GRADIENT_ROWS, filters)):
         clear_run(sums, r * row + j * width, width)
-    v_all = (v, first, row_length(channels, lanes), matrix_stride(tiles, channels, lanes))
-    w_all = (w, first, row_length(filters, lanes), matrix_stride(tiles, filters, lanes))
+    v_all = (v, 0, row_length(channels, lanes), matrix_stride(tiles, channels, lanes))
+    w_all = (w, 0, row_length(filters, lanes), matrix_stride(tiles, filters, lanes))
     at = worker * gradient_work(tile, 0, channels, filters, lanes)
     _add_products(tile, v_all, w_all, tiles, (i, j), sizes, lanes, zeros, work, at, sums, 0)
 
@@ -449,6 +475,7 @@ def _winograd_panel(
 ):
     """Convolution with one panel of filters, whose transform need not leave the cache."""
     channels, filters = sizes
+    v, zeros, work = _borrow(v), _borrow(zeros), _borrow(work)
     points, width = (tile + 2) * (tile + 2), panel_width(filters, lanes)
     first = panel * width
     columns = min(width, filters - first)

@@ -11,6 +11,7 @@ from fastlayers.autograd import Tensor
 from fastlayers.nn import functional, init
 from fastlayers.nn.module import Module, Parameter
 from fastlayers.ops import _check
+from fastlayers.ops.conv import ALGORITHMS
 
 __all__ = ["Conv2d"]
 
@@ -85,7 +86,7 @@ class Conv2d(Module):
             padding if isinstance(padding, str) else _check.pair("Conv2d", "padding", padding, 0)
         )
         _check.one_of("Conv2d", "padding_mode", padding_mode, ("zeros",))
-        _check.one_of("Conv2d", "algorithm", algorithm, ("auto", "direct", "winograd"))
+        _check.one_of("Conv2d", "algorithm", algorithm, ALGORITHMS)
         self.algorithm = algorithm
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = Parameter(init.new(shape, dtype))

@@ -13,8 +13,9 @@ from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_
 from fastlayers.ops.reduce import column_sums
 from fastlayers.runtime import memory
 
-__all__ = ["conv2d", "conv2d_backward"]
+__all__ = ["ALGORITHMS", "conv2d", "conv2d_backward"]
 
+ALGORITHMS = ("auto", "direct", "winograd")
 Padding = int | Sequence[int] | str
 Grads = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
 
@@ -106,6 +107,7 @@ def conv2d(
     Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016.
     """
     op = "conv2d"
+    _check.one_of(op, "algorithm", algorithm, ALGORITHMS)
     if activation is not None:
         _check.one_of(op, "activation", activation, ("relu",))
     input, weight, shape, unbatched = _prepare(op, input, weight, stride, padding, dilation, groups)
@@ -116,7 +118,7 @@ def conv2d(
         bias = memory.writable_view(bias)
     x, w, relu = to_channels_last(input), kernel_ready(weight), activation == "relu"
     if tile := _winograd_tile(op, algorithm, shape):
-        y = winograd.forward(x, w, bias, shape.padding, relu, tile)
+        y = winograd.forward(x, w, bias, shape.padding, shape.dilation, relu, tile)
     elif _few_channels(shape):
         y = depthwise.forward(x, w, bias, shape.geometry, shape.groups, relu)
     else:
@@ -160,6 +162,7 @@ def conv2d_backward(
         As `conv2d`, and for a `grad_output` of another shape or dtype than the output's.
     """
     op = "conv2d_backward"
+    _check.one_of(op, "algorithm", algorithm, ALGORITHMS)
     input, weight, shape, unbatched = _prepare(op, input, weight, stride, padding, dilation, groups)
     expected = shape.out_shape[1:] if unbatched else shape.out_shape
     grad_output = _check.gradient(op, grad_output, expected, input.dtype)
@@ -185,24 +188,22 @@ def _few_channels(shape: ConvShape) -> bool:
 
 def _winograd_tile(op: str, algorithm: str, shape: ConvShape, transposed: bool = False) -> int:
     """Outputs on a side of Winograd's tiles, or 0 for direct convolution."""
-    _check.one_of(op, "algorithm", algorithm, ("auto", "direct", "winograd"))
     if algorithm == "direct":
         return 0
     least = min(shape.channels, shape.out_channels)
-    steps = (shape.kernel, shape.stride, shape.dilation, shape.groups)
-    if steps != ((3, 3), (1, 1), (1, 1), 1) or least < winograd.LEAST_CHANNELS:
+    steps = (shape.kernel, shape.stride, shape.groups)
+    if steps != ((3, 3), (1, 1), 1) or least < winograd.LEAST_CHANNELS:
         if algorithm == "auto":
             return 0
         raise ValueError(
-            f"{op}: algorithm 'winograd' needs a 3x3 kernel, a stride, dilation and groups of 1 "
-            f"and at least {winograd.LEAST_CHANNELS} channels of input and output, got a weight of "
-            f"shape {shape.weight}, stride {shape.stride}, dilation {shape.dilation} and "
-            f"groups {shape.groups}"
+            f"{op}: algorithm 'winograd' needs a 3x3 kernel, a stride and groups of 1 and at "
+            f"least {winograd.LEAST_CHANNELS} channels of input and output, got a weight of "
+            f"shape {shape.weight}, stride {shape.stride} and groups {shape.groups}"
         )
     size, channels = shape.out_size, (shape.channels, shape.out_channels)
     if transposed:
         size, channels = (shape.images[1], shape.images[2]), channels[::-1]
-    tile = winograd.choose(shape.images[0], size, *channels, shape.itemsize)
+    tile = winograd.choose(shape.images[0], size, *channels, shape.itemsize, shape.dilation)
     return tile or (4 if algorithm == "winograd" else 0)
 
 
@@ -210,7 +211,7 @@ def _input_gradient(
     op: str, algorithm: str, dy: np.ndarray, weight: np.ndarray, shape: ConvShape
 ) -> np.ndarray:
     if tile := _winograd_tile(op, algorithm, shape, transposed=True):
-        dx = winograd.backward_input(dy, weight, shape.padding, tile)
+        dx = winograd.backward_input(dy, weight, shape.padding, shape.dilation, tile)
     elif _few_channels(shape):
         size = (shape.images[1], shape.images[2])
         dx = depthwise.input_gradient(dy, weight, shape.geometry, size, shape.groups)
@@ -224,7 +225,7 @@ def _weight_gradient(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The weight's gradient, and that of the bias where it costs no other pass."""
     if tile := _winograd_tile(op, algorithm, shape):
-        return winograd.backward_weight(x, dy, shape.padding, tile), None
+        return winograd.backward_weight(x, dy, shape.padding, shape.dilation, tile), None
     if _few_channels(shape):
         return depthwise.weight_gradient(x, dy, shape.geometry, shape.groups)
     return direct.backward_weight(x, dy, shape), None

@@ -1,4 +1,4 @@
-"""Plans of Winograd convolution: 3x3 kernels at stride 1, one group, channels-last arrays.
+"""Plans of Winograd convolution: 3x3 kernels at stride 1 and any dilation, one group.
 
 Internal to `ops.conv`, which checks arguments. Images are C-contiguous (N, H, W, C), weights
 (M, C, 3, 3), with at least `cpu.lanes` channels on either side.
@@ -7,6 +7,7 @@ Internal to `ops.conv`, which checks arguments. Images are C-contiguous (N, H, W
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,17 @@ CHUNKS = 16
 CHUNK_BYTES = 64 * 1024 * 1024
 
 
+Pair = tuple[int, int]
+
+
+def _grid(tile: int, size: Pair, dilation: Pair) -> Pair:
+    """Rows and columns of tiles that cover an image: of each phase as many as it needs."""
+    down, across = (
+        n // (tile * d) * d + min(n % (tile * d), d) for n, d in zip(size, dilation, strict=True)
+    )
+    return down, across
+
+
 @dataclass(frozen=True)
 class _Plan:
     """All that follows from the shapes of a call; kept for the next such call."""
@@ -39,8 +51,9 @@ class _Plan:
     tile: int
     images: tuple[int, int, int, int]  # N, H, W, C
     filters: int
-    out_size: tuple[int, int]
-    padding: tuple[int, int]
+    out_size: Pair
+    padding: Pair
+    dilation: Pair
     itemsize: int
 
     @functools.cached_property
@@ -52,8 +65,9 @@ class _Plan:
         return self.channels, self.filters
 
     @functools.cached_property
-    def geometry(self) -> tuple[int, int, int, int, int, int]:
-        return (*self.images[1:3], *self.out_size, *self.padding)
+    def geometry(self) -> tuple[Pair, Pair, Pair, Pair, Pair]:
+        """All of the window and its tiles, as kernels take it."""
+        return (self.images[1:3], self.out_size, self.padding, self.dilation, self.grid)
 
     @functools.cached_property
     def lanes(self) -> int:
@@ -64,9 +78,14 @@ class _Plan:
         return (self.tile + 2) ** 2
 
     @functools.cached_property
+    def grid(self) -> Pair:
+        """Tiles of an image."""
+        return _grid(self.tile, self.out_size, self.dilation)
+
+    @functools.cached_property
     def tiles(self) -> int:
-        down, across = (-(-size // self.tile) for size in self.out_size)
-        return self.images[0] * down * across
+        """Of all images."""
+        return self.images[0] * self.grid[0] * self.grid[1]
 
     @functools.cached_property
     def tile_bytes(self) -> int:
@@ -128,7 +147,12 @@ def _plan(*arguments: Any) -> _Plan:
 
 @functools.lru_cache(maxsize=1024)
 def choose(
-    images: int, out_size: tuple[int, int], channels: int, filters: int, itemsize: int
+    images: int,
+    out_size: Pair,
+    channels: int,
+    filters: int,
+    itemsize: int,
+    dilation: Pair = (1, 1),
 ) -> int:
     """The tile that is expected to be fastest for a pass: 4, 2, or 0 for direct convolution.
 
@@ -143,7 +167,7 @@ def choose(
 
     def cost(tile: int) -> float:
         points = (tile + 2) ** 2
-        tiles = images * -(-out_size[0] // tile) * -(-out_size[1] // tile)
+        tiles = images * math.prod(_grid(tile, out_size, dilation))
         products = channels * -(-filters // lanes) * (tiles / 0.9 + 12)
         return points * (products + tiles * (5.5 * (channels + filters) / lanes + 5))
 
@@ -155,26 +179,32 @@ def forward(
     x: np.ndarray,
     weight: np.ndarray,
     bias: np.ndarray,
-    padding: tuple[int, int],
+    padding: Pair,
+    dilation: Pair = (1, 1),
     relu: bool = False,
     tile: int = 4,
 ) -> np.ndarray:
     """Convolution of x (N, H, W, C) with weight (M, C, 3, 3) and bias (M,), to (N, OH, OW, M)."""
-    out = (x.shape[1] + 2 * padding[0] - 2, x.shape[2] + 2 * padding[1] - 2)
-    plan = _plan(tile, x.shape, weight.shape[0], out, padding, x.itemsize)
+    down, across = (2 * (p - d) for p, d in zip(padding, dilation, strict=True))
+    out = (x.shape[1] + down, x.shape[2] + across)
+    plan = _plan(tile, x.shape, weight.shape[0], out, padding, dilation, x.itemsize)
     return _run(plan, x, weight, bias, relu, transposed=False)
 
 
 def backward_input(
-    dy: np.ndarray, weight: np.ndarray, padding: tuple[int, int], tile: int = 4
+    dy: np.ndarray,
+    weight: np.ndarray,
+    padding: Pair,
+    dilation: Pair = (1, 1),
+    tile: int = 4,
 ) -> np.ndarray:
     """Gradient (N, H, W, C) of dy (N, OH, OW, M) by the input of `forward`.
 
-    It is the convolution with the rotated, transposed filters and a padding of 2 - padding.
+    It is the convolution with the rotated, transposed filters, padded by 2 * dilation - padding.
     """
-    size = (dy.shape[1] + 2 - 2 * padding[0], dy.shape[2] + 2 - 2 * padding[1])
-    rest = (2 - padding[0], 2 - padding[1])
-    plan = _plan(tile, dy.shape, weight.shape[1], size, rest, dy.itemsize)
+    size = tuple(n + 2 * (d - p) for n, d, p in zip(dy.shape[1:3], dilation, padding, strict=True))
+    rest = tuple(2 * d - p for d, p in zip(dilation, padding, strict=True))
+    plan = _plan(tile, dy.shape, weight.shape[1], size, rest, dilation, dy.itemsize)
     bias = memory.zeros(weight.shape[1], dy.dtype)
     return _run(plan, dy, weight, bias, relu=False, transposed=True)
 
@@ -238,10 +268,14 @@ def _run(
 
 
 def backward_weight(
-    x: np.ndarray, dy: np.ndarray, padding: tuple[int, int], tile: int = 4
+    x: np.ndarray,
+    dy: np.ndarray,
+    padding: Pair,
+    dilation: Pair = (1, 1),
+    tile: int = 4,
 ) -> np.ndarray:
     """Gradient (M, C, 3, 3) of dy (N, OH, OW, M) by the weight of `forward`."""
-    plan = _plan(tile, x.shape, dy.shape[3], dy.shape[1:3], padding, x.itemsize)
+    plan = _plan(tile, x.shape, dy.shape[3], dy.shape[1:3], padding, dilation, x.itemsize)
     winograd, dtype, workers = kernels.winograd, x.dtype, plan.workers
     sizes, lanes, step, span = plan.sizes, plan.lanes, plan.deep_step, plan.span
     dw = memory.empty((plan.filters, plan.channels, 3, 3), dtype)

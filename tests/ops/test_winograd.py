@@ -5,52 +5,59 @@ from fastlayers import ops, reference
 from fastlayers.ops import winograd
 from fastlayers.runtime.threads import set_num_threads
 
-# (N, H, W, C, M), padding: images below one tile, ragged tiles, channels that end in a part of a
-# vector, a padding beyond the kernel's (so the input's gradient has a negative one), no images.
+# (N, H, W, C, M), padding, dilation: images below one tile, ragged tiles, channels that end in a
+# part of a vector, a padding beyond the kernel's (so the input's gradient has a negative one), no
+# images; dilated phases of different sizes, and more phases than rows.
 SHAPES = [
-    ((1, 1, 1, 24, 17), (1, 1)),
-    ((2, 2, 5, 16, 16), (1, 2)),
-    ((2, 7, 9, 17, 33), (1, 1)),
-    ((1, 13, 17, 33, 24), (3, 0)),
-    ((1, 3, 3, 16, 49), (0, 0)),
-    ((9, 8, 8, 24, 64), (2, 1)),
-    ((2, 7, 6, 272, 288), (1, 1)),  # few tiles, many filters: by panels
-    ((0, 5, 6, 16, 16), (1, 1)),
+    ((1, 1, 1, 24, 17), (1, 1), (1, 1)),
+    ((2, 2, 5, 16, 16), (1, 2), (1, 1)),
+    ((2, 7, 9, 17, 33), (1, 1), (1, 1)),
+    ((1, 13, 17, 33, 24), (3, 0), (1, 1)),
+    ((1, 3, 3, 16, 49), (0, 0), (1, 1)),
+    ((9, 8, 8, 24, 64), (2, 1), (1, 1)),
+    ((2, 7, 6, 272, 288), (1, 1), (1, 1)),  # few tiles, many filters: by panels
+    ((0, 5, 6, 16, 16), (1, 1), (1, 1)),
+    ((2, 9, 14, 17, 24), (2, 2), (2, 2)),
+    ((1, 19, 8, 24, 17), (0, 7), (3, 2)),
+    ((2, 12, 11, 16, 33), (4, 1), (1, 4)),
+    ((1, 3, 5, 16, 16), (9, 9), (5, 6)),
+    ((2, 7, 9, 272, 288), (2, 2), (2, 2)),
 ]
 PASSES = ("y", "dx", "dw")
 
 
-def draw(shape, padding, dtype):
+def draw(shape, padding, dtype, dilation=(1, 1)):
     """Give x, weight, bias and dy of unit-variance layers, channels last."""
     n, h, w, c, m = shape
     rng = np.random.default_rng(h * w + c)
-    out = (h + 2 * padding[0] - 2, w + 2 * padding[1] - 2)
+    out = (h + 2 * (padding[0] - dilation[0]), w + 2 * (padding[1] - dilation[1]))
     sizes = ((n, h, w, c), (m, c, 3, 3), (m,), (n, *out, m))
     x, weight, bias, dy = (rng.standard_normal(size) for size in sizes)
     weight *= np.sqrt(2 / (9 * c))
     return tuple(np.asarray(a, dtype) for a in (x, weight, bias, dy))
 
 
-def run(x, weight, bias, dy, padding, tile):
+def run(x, weight, bias, dy, padding, tile, dilation=(1, 1)):
     return (
-        winograd.forward(x, weight, bias, padding, tile=tile),
-        winograd.backward_input(dy, weight, padding, tile=tile),
-        winograd.backward_weight(x, dy, padding, tile=tile),
+        winograd.forward(x, weight, bias, padding, dilation, tile=tile),
+        winograd.backward_input(dy, weight, padding, dilation, tile=tile),
+        winograd.backward_weight(x, dy, padding, dilation, tile=tile),
     )
 
 
-def direct(module, x, weight, bias, dy, padding):
+def direct(module, x, weight, bias, dy, padding, dilation=(1, 1)):
     first, grad = (a.transpose(0, 3, 1, 2) for a in (x, dy))
-    y = module.conv2d(first, weight, bias, padding=padding)
-    dx, dw, _ = module.conv2d_backward(grad, first, weight, padding=padding)
+    y = module.conv2d(first, weight, bias, padding=padding, dilation=dilation)
+    dx, dw, _ = module.conv2d_backward(grad, first, weight, padding=padding, dilation=dilation)
     return y.transpose(0, 2, 3, 1), dx.transpose(0, 2, 3, 1), dw
 
 
 @pytest.mark.parametrize("tile", [2, 4])
-@pytest.mark.parametrize(("shape", "padding"), SHAPES, ids=str)
-def test_agrees_with_reference(shape, padding, tile):
-    arrays = draw(shape, padding, np.float64)
-    got, want = run(*arrays, padding, tile), direct(reference, *arrays, padding)
+@pytest.mark.parametrize(("shape", "padding", "dilation"), SHAPES, ids=str)
+def test_agrees_with_reference(shape, padding, dilation, tile):
+    arrays = draw(shape, padding, np.float64, dilation)
+    got = run(*arrays, padding, tile, dilation)
+    want = direct(reference, *arrays, padding, dilation)
     for name, value, expected in zip(PASSES, got, want, strict=True):
         np.testing.assert_allclose(value, expected, 1e-11, 1e-11, err_msg=name)
 
@@ -104,3 +111,6 @@ def test_choice_of_the_tile():
     assert winograd.choose(64, (2, 2), 64, 64, 4) == 2  # a 4 x 4 tile would be three quarters waste
     assert winograd.choose(64, (1, 1), 128, 128, 4) == 0
     assert winograd.choose(64, (32, 32), 3, 64, 4) == 0
+    assert winograd.choose(16, (28, 28), 64, 64, 4, (2, 2)) == 4
+    assert winograd.choose(16, (14, 14), 64, 64, 4, (7, 7)) == 2  # phases of 2 x 2 pixels
+    assert winograd.choose(16, (14, 14), 64, 64, 4, (14, 14)) == 0
