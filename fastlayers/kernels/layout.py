@@ -12,16 +12,17 @@ from fastlayers.runtime.threads import parallel_for
 __all__ = ["inside", "swap_axes"]
 
 VECTOR_BYTES = cpu.vector_bytes()
+NO_TABLE = np.empty(0, np.int64)
 
 
 @kernel
-def _swap_axes_image(n, worker, x, shape, side, none, out):
+def _swap_axes_image(n, worker, x, shape, side, out):
     rows, columns = shape
     base = n * rows * columns
     for j in range(0, columns, side):
         for i in range(0, rows, side):
             source = (x, base + i * columns + j, columns)
-            target = (out, base + j * rows + i, rows, rows - i, none)
+            target = (out, base + j * rows + i, rows, rows - i, NO_TABLE)
             transpose_block(min(side, rows - i), min(side, columns - j), source, target)
 
 
@@ -29,8 +30,7 @@ def _swap_axes_image(n, worker, x, shape, side, none, out):
 def swap_axes(x, workers, out):
     """``out[n, j, i] = x[n, i, j]``: channels-first to channels-last memory, and back."""
     side = min(16, VECTOR_BYTES // x.itemsize)  # of the square that `transpose_block` takes
-    none = np.empty(0, np.int64)
-    arguments = (x.reshape(x.size), x.shape[1:], side, none, out.reshape(out.size))
+    arguments = (x.reshape(x.size), x.shape[1:], side, out.reshape(out.size))
     parallel_for(_swap_axes_image, x.shape[0], workers, arguments)
 
 
