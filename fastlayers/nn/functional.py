@@ -72,14 +72,17 @@ def conv2d(
     groups: int = 1,
     *,
     algorithm: str = "auto",
+    activation: str | None = None,
 ) -> Tensor:
     """Convolve images; see `fastlayers.ops.conv2d`."""
     x, w, b = _tensor(input), _tensor(weight), _optional(bias)
     options = (stride, padding, dilation, groups)
     images, kernels, needs = x.data, w.data, _needs(x, w, b)
-    y = ops.conv2d(images, kernels, _array(b), *options, algorithm=algorithm)
+    y = ops.conv2d(images, kernels, _array(b), *options, algorithm=algorithm, activation=activation)
 
     def backward(dy: np.ndarray) -> ops.conv.Grads:
+        if activation is not None:
+            dy = ops.relu_backward(dy, y)
         return ops.conv2d_backward(dy, images, kernels, *options, needs, algorithm=algorithm)
 
     return record(y, (x, w, b), backward)

@@ -39,6 +39,20 @@ def test_algorithm(algorithm):
     assert f"algorithm={algorithm}" in repr(layer)
 
 
+def test_relu_in_the_same_pass():
+    layer, x = nn.Conv2d(2, 3, 3, dtype=np.float64), images(2, 2, 5, 4)
+    y = nn.functional.conv2d(x, layer.weight, layer.bias, activation="relu")
+    y.sum().backward()
+    grads = [p.grad for p in (x, layer.weight, layer.bias)]
+    x.grad = None
+    layer.zero_grad()
+    expected = nn.functional.relu(layer(x))
+    expected.sum().backward()
+    np.testing.assert_array_equal(y.data, expected.data)
+    for p, grad in zip((x, layer.weight, layer.bias), grads, strict=True):
+        np.testing.assert_array_equal(p.grad, grad)
+
+
 def test_unbatched_images():
     layer, x = nn.Conv2d(2, 3, 3, dtype=np.float64), images(2, 5, 4)
     np.testing.assert_array_equal(layer(x).data, layer(Tensor(x.data[None])).data[0])
