@@ -20,6 +20,7 @@ _MODULES = (
     "batchnorm",
     "conv",
     "dropout",
+    "filter_transform",
     "gemm",
     "layout",
     "linear",
@@ -31,6 +32,7 @@ _MODULES = (
     "transform",
     "unfold",
     "winograd",
+    "winograd_gradient",
 )
 
 __all__ = [*_MODULES, *_HOMES]  # noqa: PLE0604
