@@ -12,6 +12,8 @@ from fastlayers.kernels.winograd_tiles import (
     TRANSFORM_TILES,
     borrow,
     matrix_stride,
+    prepare_inputs,
+    prepare_outputs,
     row_length,
     transform_inputs,
     transform_outputs,
@@ -157,6 +159,8 @@ def winograd(tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, worke
     ``workers * forward_work`` elements.
     """
     prepare_gemm(y)
+    prepare_inputs(y)
+    prepare_outputs(y)
     blocks = (tiles + step - 1) // step
     arguments = (tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, zeros, work, y)
     parallel_for(_winograd_block, blocks, workers, arguments)
@@ -263,6 +267,8 @@ def winograd_by_panels(
     `work` ``workers * panel_work``.
     """
     prepare_gemm(y)
+    prepare_inputs(y)
+    prepare_outputs(y)
     count = (tiles + TRANSFORM_TILES - 1) // TRANSFORM_TILES
     arguments = (tile, x, x[:0], sizes, geometry, tiles, lanes, zeros, v, v)
     parallel_for(transform_task, count, workers, arguments)

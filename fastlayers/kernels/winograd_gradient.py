@@ -12,6 +12,8 @@ from fastlayers.kernels.winograd_tiles import (
     TRANSFORM_TILES,
     borrow,
     matrix_stride,
+    prepare_gradients,
+    prepare_inputs,
     row_length,
     transform_gradients,
     transform_inputs,
@@ -139,6 +141,8 @@ def winograd_backward_weight(
     ``workers * gradient_work`` elements, `zeros` ``max(C, M)`` zeros.
     """
     prepare_gemm(dw)
+    prepare_inputs(dw)
+    prepare_gradients(dw)
     chunks = max((tiles + span - 1) // span, 1)
     arguments = (tile, x, dy, sizes, geometry, tiles, step, span, lanes, zeros, work, parts)
     parallel_for(_gradient_chunk, chunks, workers, arguments)
@@ -171,6 +175,8 @@ def winograd_backward_weight_by_panels(
     ``workers * gradient_work`` for a step of 0, `sums` ``M * 9 * gradient_row(C)``.
     """
     prepare_gemm(dw)
+    prepare_inputs(dw)
+    prepare_gradients(dw)
     count = (tiles + TRANSFORM_TILES - 1) // TRANSFORM_TILES
     arguments = (tile, x, dy, sizes, geometry, tiles, lanes, zeros, v, w)
     parallel_for(transform_task, count, workers, arguments)
