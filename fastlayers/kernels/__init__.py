@@ -21,6 +21,7 @@ _MODULES = (
     "conv",
     "depthwise",
     "dropout",
+    "filter_transform",
     "gemm",
     "grouped_tile",
     "layout",
@@ -33,6 +34,7 @@ _MODULES = (
     "transform",
     "unfold",
     "winograd",
+    "winograd_gradient",
 )
 
 __all__ = [*_MODULES, *_HOMES]  # noqa: PLE0604

@@ -276,14 +276,14 @@ def backward_weight(
 ) -> np.ndarray:
     """Gradient (M, C, 3, 3) of dy (N, OH, OW, M) by the weight of `forward`."""
     plan = _plan(tile, x.shape, dy.shape[3], dy.shape[1:3], padding, dilation, x.itemsize)
-    winograd, dtype, workers = kernels.winograd, x.dtype, plan.workers
+    gradient, dtype, workers = kernels.winograd_gradient, x.dtype, plan.workers
     sizes, lanes, step, span = plan.sizes, plan.lanes, plan.deep_step, plan.span
     dw = memory.empty((plan.filters, plan.channels, 3, 3), dtype)
-    size = plan.filters * 9 * winograd.gradient_row(plan.channels, lanes)
+    size = plan.filters * 9 * gradient.gradient_row(plan.channels, lanes)
     if plan.gradient_by_panels:
-        strides = [winograd.matrix_stride(plan.tiles, count, lanes) for count in sizes]
-        width = winograd.gradient_work(plan.tile, 0, *sizes, lanes)
-        winograd.winograd_backward_weight_by_panels(
+        strides = [kernels.winograd.matrix_stride(plan.tiles, count, lanes) for count in sizes]
+        width = gradient.gradient_work(plan.tile, 0, *sizes, lanes)
+        gradient.winograd_backward_weight_by_panels(
             plan.tile,
             x.reshape(-1),
             dy.reshape(-1),
@@ -300,7 +300,7 @@ def backward_weight(
         )
         return dw
     chunks = max(1, -(-plan.tiles // span))
-    winograd.winograd_backward_weight(
+    gradient.winograd_backward_weight(
         plan.tile,
         x.reshape(-1),
         dy.reshape(-1),
@@ -312,7 +312,7 @@ def backward_weight(
         lanes,
         workers,
         memory.zeros(max(sizes), dtype),
-        memory.empty(workers * winograd.gradient_work(plan.tile, step, *sizes, lanes), dtype),
+        memory.empty(workers * gradient.gradient_work(plan.tile, step, *sizes, lanes), dtype),
         memory.empty(chunks * size, dtype),
         dw.reshape(-1),
     )
