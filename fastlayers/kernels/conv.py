@@ -12,14 +12,8 @@ import numpy as np
 
 from fastlayers.kernels.gemm import gemm, gemm_runs, panel_width, prepare_gemm
 from fastlayers.kernels.layout import inside
-from fastlayers.kernels.micro import (
-    FETCH,
-    add_run,
-    clear_run,
-    copy_run,
-    transpose_block,
-    view,
-)
+from fastlayers.kernels.micro import FETCH
+from fastlayers.kernels.runs import add_run, clear_run, copy_run, transpose_block, view
 from fastlayers.kernels.unfold import col2im
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for

@@ -15,8 +15,8 @@ for each remainder of its rows and columns by the stride, with the taps that fal
 
 from __future__ import annotations
 
-from fastlayers.kernels.grouped_tile import correlate_tile, prefetch_run, weight_tile
-from fastlayers.kernels.micro import add_run, clear_run
+from fastlayers.kernels.grouped_tile import correlate_tile, weight_tile
+from fastlayers.kernels.runs import add_run, clear_run, prefetch_run
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 

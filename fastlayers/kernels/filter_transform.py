@@ -8,7 +8,6 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastlayers.kernels.micro import _element_pointer
 from fastlayers.kernels.toom_cook import (
     literal_tile,
     make_emitter,
@@ -17,6 +16,7 @@ from fastlayers.kernels.toom_cook import (
     transposed,
     vector_loop,
 )
+from fastlayers.kernels.vectors import element_pointer
 
 __all__ = ["transform_filter", "untransform_filter"]
 
@@ -37,8 +37,8 @@ def transform_filter(
     matrix = matrices(m).filter
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        source = _element_pointer(cgctx, builder, taps, values[1], values[2])
-        target = _element_pointer(cgctx, builder, u, values[4], values[5])
+        source = element_pointer(cgctx, builder, taps, values[1], values[2])
+        target = element_pointer(cgctx, builder, u, values[4], values[5])
         emitter = make_emitter(cgctx, builder, u)
 
         def emit(at: Any) -> None:
@@ -81,8 +81,8 @@ def untransform_filter(
     matrix = transposed(matrices(m).filter)
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        source = _element_pointer(cgctx, builder, du, values[1], values[2])
-        target = _element_pointer(cgctx, builder, dw, values[4], values[5])
+        source = element_pointer(cgctx, builder, du, values[1], values[2])
+        target = element_pointer(cgctx, builder, dw, values[4], values[5])
         emitter = make_emitter(cgctx, builder, dw)
 
         def emit(at: Any) -> None:

@@ -13,10 +13,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.kernels.micro import _Vectors
+from fastlayers.kernels.vectors import Vectors
 from fastlayers.runtime import cpu
 
-__all__ = ["correlate_tile", "prefetch_run", "tile_pixels", "weight_tile"]
+__all__ = ["correlate_tile", "tile_pixels", "weight_tile"]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
 
@@ -108,25 +108,7 @@ def weight_tile(
     return types.void(span, shuffled, dy, i8, x, steps, weights, order), codegen
 
 
-@intrinsic
-def prefetch_run(typingctx: Any, array: Any, at: Any, count: Any) -> Any:
-    """Bring ``array[at : at + count]`` into L2; the range may leave the array."""
-
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        pointer = builder.gep(cgctx.make_array(array)(cgctx, builder, values[0]).data, [values[1]])
-        byte = ir.IntType(8).as_pointer()
-        signature = ir.FunctionType(ir.VoidType(), [byte, _i32, _i32, _i32])
-        prefetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
-        line = _i64(64 // (array.dtype.bitwidth // 8))
-        with cgutils.for_range_slice(builder, _i64(0), values[2], line, _i64) as (i, _):
-            target = builder.bitcast(builder.gep(pointer, [i]), byte)
-            builder.call(prefetch, [target, _i32(0), _i32(2), _i32(1)])
-        return cgctx.get_dummy_value()
-
-    return types.void(array, types.int64, types.int64), codegen
-
-
-class _TapTile(_Vectors):
+class _TapTile(Vectors):
     """Emits the loop over steps around the loads of one tile."""
 
     def __init__(self, cgctx: Any, builder: Any, args: Any, values: Any, operands: Any) -> None:

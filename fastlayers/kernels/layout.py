@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastlayers.kernels.micro import transpose_block
+from fastlayers.kernels.runs import transpose_block
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for

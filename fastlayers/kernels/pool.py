@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastlayers.kernels.layout import inside
-from fastlayers.kernels.micro import add_run, add_where_run, clear_run, max_window
+from fastlayers.kernels.runs import add_run, add_where_run, clear_run, max_window
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from fastlayers.kernels.micro import _Vectors
+from fastlayers.kernels.vectors import Vectors
 from fastlayers.runtime import cpu
 
 __all__ = [
@@ -91,7 +91,7 @@ def transposed(matrix: Matrix) -> Matrix:
     return [list(column) for column in zip(*matrix, strict=True)]
 
 
-class Emitter(_Vectors):
+class Emitter(Vectors):
     """Emits one-dimensional transforms as groups of outputs that share operations."""
 
     def constant(self, value: float) -> Any:

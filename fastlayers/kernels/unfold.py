@@ -9,7 +9,7 @@ channels innermost. A `geometry` is the tuple ``(kernel, stride, padding, dilati
 from __future__ import annotations
 
 from fastlayers.kernels.layout import inside
-from fastlayers.kernels.micro import add_run, clear_run, copy_run
+from fastlayers.kernels.runs import add_run, clear_run, copy_run
 from fastlayers.runtime.cache import kernel
 
 __all__ = ["col2im", "im2col"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fastlayers.kernels.filter_transform import untransform_filter
 from fastlayers.kernels.gemm import gemm, panel_width, prepare_gemm
-from fastlayers.kernels.micro import add_run, clear_run
+from fastlayers.kernels.runs import add_run, clear_run
 from fastlayers.kernels.winograd_tiles import (
     TRANSFORM_TILES,
     borrow,

@@ -18,7 +18,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastlayers.kernels.gemm import panel_width
-from fastlayers.kernels.micro import view
+from fastlayers.kernels.runs import view
 from fastlayers.kernels.transform import transform_input, transform_output, untransform_output
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.linkage import SharedKernel

@@ -47,6 +47,8 @@ class _Loan:
         }
 
     def __del__(self) -> None:
+        if _free is None:  # the interpreter is ending
+            return
         blocks = _free.get(self._block.nbytes)
         if blocks is not None:
             blocks.append(self._block)

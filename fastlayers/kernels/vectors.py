@@ -1,0 +1,145 @@
+"""Operations on vectors of one type in LLVM IR, on which all hand-written kernels are built.
+
+Explicit vector types, because Numba's auto-vectorised loops stay at 256 bits on AVX-512.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+__all__ = ["LINE", "Table", "Vectors", "element_pointer", "prefetch"]
+
+_i32, _i64 = ir.IntType(32), ir.IntType(64)
+LINE = 64  # bytes of a cache line
+
+
+class Table:
+    """Reads a table of offsets, of which an empty one stands for zeros."""
+
+    def __init__(self, builder: Any, array: Any, zero: Any) -> None:
+        self._builder = builder
+        self.empty = builder.icmp_signed("==", array.nitems, _i64(0))
+        self.data = builder.select(self.empty, zero, array.data)
+
+    def __getitem__(self, index: Any) -> Any:
+        index = self._builder.select(self.empty, _i64(0), index)
+        return self._builder.load(self._builder.gep(self.data, [index]))
+
+
+class Vectors:
+    """Emits operations on vectors of one type, the masked ones included."""
+
+    def __init__(self, builder: Any, element: ir.Type, lanes: int) -> None:
+        self.builder, self.element, self.lanes = builder, element, lanes
+        self.vector = ir.VectorType(element, lanes)
+        self._bits = ir.VectorType(ir.IntType(1), lanes)
+        if isinstance(element, ir.IntType):
+            self._name, self._align = f"v{lanes}i{element.width}", element.width // 8
+        else:
+            self._align = 4 if isinstance(element, ir.FloatType) else 8
+            self._name = f"v{lanes}f{8 * self._align}"
+
+    def declare(self, name: str, returns: ir.Type, arguments: list[ir.Type]) -> Any:
+        """Declare an LLVM intrinsic; braces in its name stand for the vector type."""
+        # Not module.declare_intrinsic, which refuses vector types.
+        signature = ir.FunctionType(returns, arguments)
+        return cgutils.get_or_insert_function(
+            self.builder.module, signature, name.format(self._name)
+        )
+
+    def splat(self, scalar: Any) -> Any:
+        """Emit a vector of equal elements."""
+        undefined = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, _i32(0))
+        zeros = ir.Constant(ir.VectorType(_i32, self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(first, undefined, zeros)
+
+    def first_lanes(self, count: Any) -> Any:
+        """Mask of the lanes below `count`, a 64-bit integer."""
+        count = self.builder.trunc(count, _i32)
+        index = ir.Constant(ir.VectorType(_i32, self.lanes), list(range(self.lanes)))
+        return self.builder.icmp_signed("<", index, self.splat(count))
+
+    def _at(self, pointer: Any, v: int) -> Any:
+        at = self.builder.gep(pointer, [_i64(v * self.lanes)])
+        return self.builder.bitcast(at, self.vector.as_pointer())
+
+    def load_vector(self, pointer: Any, v: int = 0, mask: Any = None) -> Any:
+        """Read vector `v`; lanes outside the mask are zero and not touched."""
+        at = self._at(pointer, v)
+        if mask is None:
+            return self.builder.load(at, align=self._align)
+        arguments = [at.type, _i32, self._bits, self.vector]
+        masked = self.declare("llvm.masked.load.{}.p0", self.vector, arguments)
+        zero = ir.Constant(self.vector, None)
+        return self.builder.call(masked, [at, _i32(self._align), mask, zero])
+
+    def store_vector(self, value: Any, pointer: Any, v: int = 0, mask: Any = None) -> None:
+        """Write vector `v`; lanes outside the mask are not touched."""
+        at = self._at(pointer, v)
+        if mask is None:
+            self.builder.store(value, at, align=self._align)
+            return
+        arguments = [self.vector, at.type, _i32, self._bits]
+        masked = self.declare("llvm.masked.store.{}.p0", ir.VoidType(), arguments)
+        self.builder.call(masked, [value, at, _i32(self._align), mask])
+
+    def stream_vector(self, value: Any, pointer: Any, v: int = 0) -> None:
+        """Write an aligned vector past the caches, without reading the line that it replaces."""
+        size = self.lanes * self._align
+        store = self.builder.store(value, self._at(pointer, v), align=size)
+        store.set_metadata("nontemporal", self.builder.module.add_metadata([_i32(1)]))
+
+    def transpose(self, rows: list[Any]) -> list[Any]:
+        """Columns of a square of vectors, by log2(lanes) rounds of one instruction a vector.
+
+        Rounds inside 128 bits interleave elements, those across deal out the even and the odd
+        quarters: unpack and shuffle of x86, zip of ARM, with no index in a register.
+        """
+        size, chunk = self.lanes, 16 // self._align
+
+        def shuffled(a: Any, b: Any, lanes: list[int]) -> Any:
+            mask = ir.Constant(ir.VectorType(_i32, size), lanes)
+            return self.builder.shuffle_vector(a, b, mask)
+
+        def interleaved(a: Any, b: Any, half: int) -> Any:
+            places = [
+                c + half * chunk // 2 + i for c in range(0, size, chunk) for i in range(chunk // 2)
+            ]
+            return shuffled(a, b, [place + other for place in places for other in (0, size)])
+
+        def dealt(a: Any, b: Any, parity: int) -> Any:
+            places = range(parity * chunk, 2 * size, 2 * chunk)
+            return shuffled(a, b, [place + i for place in places for i in range(chunk)])
+
+        blocks = [rows[i : i + chunk] for i in range(0, size, chunk)]
+        for _ in range(chunk.bit_length() - 1):
+            blocks = [
+                [
+                    interleaved(block[i], block[i + chunk // 2], half)
+                    for i in range(chunk // 2)
+                    for half in (0, 1)
+                ]
+                for block in blocks
+            ]
+        for _ in range(len(blocks).bit_length() - 1):
+            blocks = [
+                [dealt(a, b, parity) for a, b in zip(*blocks[i : i + 2], strict=True)]
+                for parity in (0, 1)
+                for i in range(0, len(blocks), 2)
+            ]
+        return [column for block in blocks for column in block]
+
+
+def element_pointer(cgctx: Any, builder: Any, array_type: Any, array: Any, at: Any) -> Any:
+    return builder.gep(cgctx.make_array(array_type)(cgctx, builder, array).data, [at])
+
+
+def prefetch(builder: Any, pointer: Any) -> None:
+    """Emit a request for the cache line at a pointer, in L2; it need not exist."""
+    signature = ir.FunctionType(ir.VoidType(), [pointer.type, _i32, _i32, _i32])
+    prefetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    builder.call(prefetch, [pointer, _i32(0), _i32(2), _i32(1)])  # read, into L2, data
