@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastlayers.kernels.gemm import gemm, gemm_runs, panel_width, prepare_gemm
-from fastlayers.kernels.layout import inside
+from fastlayers.kernels.layout import inside, square_side, swap_axes_image
 from fastlayers.kernels.micro import FETCH
 from fastlayers.kernels.runs import add_run, clear_run, copy_run, transpose_block, view
 from fastlayers.kernels.unfold import col2im
@@ -267,12 +267,12 @@ def _sum_chunks(row, worker, parts, chunks, rows, length):
 
 
 @kernel
-def _spread_sums(m, worker, parts, shape, dw):
-    """Turn one output channel's (R, S, C) into (C, R, S)."""
-    depth, taps, row, column = shape
+def _spread_cells(m, worker, parts, shape, dw):
+    """Gather one output channel of sums (R, S, C, M) as (C, R, S)."""
+    depth, taps, channels = shape
     for t in range(taps):
         for c in range(depth):
-            dw[(m * depth + c) * taps + t] = parts[m * row + (t * depth + c) * column]
+            dw[(m * depth + c) * taps + t] = parts[(t * depth + c) * channels + m]
 
 
 @kernel
@@ -296,5 +296,7 @@ def conv2d_backward_weight(
     else:
         parallel_for(_weight_task, tasks, workers, arguments)
     parallel_for(_sum_chunks, rows, workers, (parts, cut[1], rows, length))
-    strides = (1, length) if few else (length, 1)
-    parallel_for(_spread_sums, m, workers, (parts, (depth, taps, *strides), dw))
+    if few:
+        parallel_for(_spread_cells, m, workers, (parts, (depth, taps, m), dw))
+    else:  # (R, S, C) to (C, R, S)
+        parallel_for(swap_axes_image, m, workers, (parts, (taps, depth), square_side(dw), dw))

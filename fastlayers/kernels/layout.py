@@ -9,14 +9,20 @@ from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = ["inside", "swap_axes"]
+__all__ = ["inside", "square_side", "swap_axes", "swap_axes_image"]
 
 VECTOR_BYTES = cpu.vector_bytes()
 NO_TABLE = np.empty(0, np.int64)
 
 
 @kernel
-def _swap_axes_image(n, worker, x, shape, side, out):
+def square_side(x):
+    """Side of the square that `transpose_block` takes."""
+    return min(16, VECTOR_BYTES // x.itemsize)
+
+
+@kernel
+def swap_axes_image(n, worker, x, shape, side, out):
     rows, columns = shape
     base = n * rows * columns
     for j in range(0, columns, side):
@@ -29,9 +35,8 @@ def _swap_axes_image(n, worker, x, shape, side, out):
 @kernel
 def swap_axes(x, workers, out):
     """``out[n, j, i] = x[n, i, j]``: channels-first to channels-last memory, and back."""
-    side = min(16, VECTOR_BYTES // x.itemsize)  # of the square that `transpose_block` takes
-    arguments = (x.reshape(x.size), x.shape[1:], side, out.reshape(out.size))
-    parallel_for(_swap_axes_image, x.shape[0], workers, arguments)
+    arguments = (x.reshape(x.size), x.shape[1:], square_side(x), out.reshape(out.size))
+    parallel_for(swap_axes_image, x.shape[0], workers, arguments)
 
 
 @kernel

@@ -30,10 +30,10 @@ SLAB_PIXELS = 96
 SLAB_WORK = 32768
 # Slabs, or blocks of output channels where there are few slabs, that make up for uneven threads.
 TASKS = 8
-# Tasks of the weight gradient, and rows of dW in one: four of the tallest tiles for 3x3 kernels,
+# Tasks of the weight gradient, and rows of dW in one: three of the tallest tiles for 3x3 kernels,
 # more for smaller ones, since each task copies its inputs.
 WEIGHT_TASKS = 16
-WEIGHT_ROWS = 48
+WEIGHT_ROWS = 36
 # Larger images come from memory and go there. An output is written past the caches, which saves
 # reading what it replaces, and an input is copied, since a tile's 12 rows are more streams than
 # hardware prefetches: 1x1, 256 -> 64 channels, 9.6 to 8.9 ms.
