@@ -20,7 +20,6 @@ from fastlayers.runtime.linkage import SharedKernel
 __all__ = [
     "gemm",
     "gemm_runs",
-    "pack",
     "packed_size",
     "panel_width",
     "prepare_gemm",
@@ -47,33 +46,6 @@ def packed_size(k, columns, lanes):
     """Elements of a packed `k` x `columns` matrix."""
     width = panel_width(columns, lanes)
     return (columns + width - 1) // width * width * k
-
-
-@kernel
-def pack_panel(panel, source, k, columns, lanes, packed, packed_at):
-    """Copy one panel of a matrix to ``[k][width]``, padded with zeros to the width.
-
-    `source` is ``(array, offset, k stride, column stride)`` in elements.
-    """
-    array, at, k_stride, column_stride = source
-    width = panel_width(columns, lanes)
-    first = panel * width
-    valid = min(width, columns - first)
-    for p in range(k):
-        row = packed_at + first * k + p * width
-        start = at + p * k_stride + first * column_stride
-        for j in range(valid):
-            packed[row + j] = array[start + j * column_stride]
-        for j in range(valid, width):
-            packed[row + j] = 0
-
-
-@kernel
-def pack(source, k, columns, lanes, packed, packed_at):
-    """Copy a matrix into panels ``[panel][k][width]``; see `pack_panel`."""
-    width = panel_width(columns, lanes)
-    for panel in range((columns + width - 1) // width):
-        pack_panel(panel, source, k, columns, lanes, packed, packed_at)
 
 
 def _panel(vectors, part, m, k, a, b, init, c, n, floor, add, write):
