@@ -1,0 +1,387 @@
+"""Ops that run as one: a convolution with its ReLU and pooling, a normalisation with what follows.
+
+A convolution, linear map or normalisation is the head of a chain. It waits (`fastlayers.lazy`),
+and so do the steps that follow it. When the last output is used, the tensors between have usually
+died, as in ``pool(relu(conv(x)))``, and the chain runs as one op that never makes their arrays.
+Where one is still held, as a residual connection does, the chain goes on from its values.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastlayers import lazy, ops
+from fastlayers.autograd import Tensor, defer, record, wants_grad
+
+__all__ = [
+    "RELU",
+    "BatchNorm",
+    "Conv",
+    "Linear",
+    "MaxPool",
+    "Norm",
+    "Normalise",
+    "apply",
+    "follow",
+    "start",
+]
+
+Inputs = tuple[Tensor | None, ...]
+
+# What may follow: the state of a chain and the next step give the new state.
+_NEXT = {
+    ("conv", "normalise"): "conv",
+    ("conv", "relu"): "conv relu",
+    ("conv", "pool"): "pooled",
+    ("conv relu", "pool"): "pooled",
+    ("linear", "relu"): "linear relu",
+    ("norm", "relu"): "norm relu",
+    ("norm", "add"): "norm add",
+    ("norm", "pool"): "pooled",
+    ("norm add", "relu"): "norm add relu",
+    ("norm relu", "pool"): "pooled",
+}
+
+
+class Step(Protocol):
+    """An op that may follow a head; `kind` is its name in `_NEXT`."""
+
+    kind: str
+
+    def alone(self, x: Tensor, requires_grad: bool) -> Tensor:
+        """Run by itself on `x`."""
+
+
+class Head(Protocol):
+    """The first op of a chain."""
+
+    kind: str
+    inputs: Inputs
+    shape: tuple[int, ...]
+
+    def run(self, steps: tuple[Step, ...], requires_grad: bool) -> Tensor:
+        """Run with all steps as one."""
+
+
+@dataclass(slots=True, eq=False)
+class Chain:
+    """A head and its steps, called and not run yet; `lazy.Deferred` of the last one's output."""
+
+    head: Any
+    steps: tuple[Any, ...]
+    between: tuple[weakref.ref[Tensor], ...]
+    state: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    requires_grad: bool
+
+    def run(self) -> Tensor:
+        """Run as one op, or go on from the last output between that is still held."""
+        for i in range(len(self.between) - 1, -1, -1):
+            x = self.between[i]()
+            if x is not None:
+                for step in self.steps[i:]:
+                    x = step.alone(x, self.requires_grad)
+                return x
+        return self.head.run(self.steps, self.requires_grad)  # type: ignore[no-any-return]
+
+    def add(self, output: Tensor, other: Tensor) -> Tensor | None:
+        """``output + other`` as a step of this chain of `output`, where it can be one."""
+        if self.shape != other.shape or self.dtype != other.dtype:
+            return None
+        return follow(output, Add(other))
+
+
+def start(head: Any) -> Tensor:
+    """Call the head of a chain."""
+    requires_grad = wants_grad(head.inputs)
+    if not lazy.is_fusion_enabled() or not (
+        lazy.state.depth or all(t is None or t.is_own for t in head.inputs)
+    ):
+        return head.run((), requires_grad)  # type: ignore[no-any-return]
+    dtype = head.inputs[0].dtype
+    chain = Chain(head, (), (), head.kind, head.shape, dtype, requires_grad)
+    return defer(chain, requires_grad)
+
+
+def follow(x: Tensor, step: Any, shape: tuple[int, ...] | None = None) -> Tensor | None:
+    """Call a step on the output `x` of a chain, giving it `shape`; None where it can't follow."""
+    chain: Any = x.deferred
+    if not isinstance(chain, Chain):
+        return None
+    state = _NEXT.get((chain.state, step.kind))
+    if state is None or not step.fits(chain):
+        return None
+    return defer(
+        Chain(
+            chain.head,
+            (*chain.steps, step),
+            (*chain.between, weakref.ref(x)),
+            state,
+            chain.shape if shape is None else shape,
+            chain.dtype,
+            requires_grad := chain.requires_grad or wants_grad(step.inputs),
+        ),
+        requires_grad,
+    )
+
+
+def apply(x: Tensor, step: Any, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Call a step that may also stand alone on any tensor."""
+    out = None if x.deferred is None else follow(x, step, shape)
+    return step.alone(x, wants_grad((x,))) if out is None else out
+
+
+class Relu:
+    """``max(x, 0)``."""
+
+    kind = "relu"
+    inputs: Inputs = ()
+
+    def fits(self, chain: Chain) -> bool:
+        return True
+
+    def alone(self, x: Tensor, requires_grad: bool) -> Tensor:
+        y = ops.relu(x.array())
+        return record(
+            y,
+            (x,),
+            lambda dy: (ops.relu_backward(dy, y),),
+            requires_grad=requires_grad,
+            fresh=True,
+        )
+
+
+RELU = Relu()
+
+
+@dataclass(slots=True, frozen=True)
+class MaxPool:
+    """Maximum of each window; `window` is (kernel_size, stride, padding, dilation, ceil_mode)."""
+
+    window: tuple[Any, ...]
+    kind = "pool"
+    inputs = ()
+
+    def fits(self, chain: Chain) -> bool:
+        return len(chain.shape) == 4
+
+    def alone(self, x: Tensor, requires_grad: bool) -> Tensor:
+        y, offsets = ops.max_pool2d_forward(x.array(), *self.window)
+        shape, window = x.shape, self.window[:4]
+        return record(
+            y,
+            (x,),
+            lambda dy: (ops.max_pool2d_backward(dy, offsets, shape, *window),),
+            requires_grad=requires_grad,
+            fresh=True,
+        )
+
+
+class Add:
+    """Sum with a tensor of the same shape."""
+
+    kind = "add"
+    __slots__ = ("inputs", "other")
+
+    def __init__(self, other: Tensor) -> None:
+        self.other, self.inputs = other, (other,)
+
+    def fits(self, chain: Chain) -> bool:
+        return True
+
+    def alone(self, x: Tensor, requires_grad: bool) -> Tensor:
+        y = ops.arithmetic.add(x.array(), self.other.array())
+        return record(y, (x, self.other), lambda dy: (dy, dy), requires_grad=requires_grad)
+
+
+@dataclass(slots=True, eq=False)
+class Norm:
+    """What a batch normalisation does to its input; the statistics are taken at its call."""
+
+    mean: np.ndarray
+    invstd: np.ndarray
+    weight: Tensor | None
+    bias: Tensor | None
+    of_batch: bool
+
+    @property
+    def inputs(self) -> Inputs:
+        return self.weight, self.bias
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+        return self.mean, self.invstd, _array(self.weight), _array(self.bias)
+
+
+@dataclass(slots=True, eq=False)
+class Normalise:
+    """Batch normalisation by running statistics, which a convolution's weight can take in."""
+
+    norm: Norm
+    kind = "normalise"
+
+    @property
+    def inputs(self) -> Inputs:
+        return self.norm.inputs
+
+    def fits(self, chain: Chain) -> bool:
+        return not (chain.requires_grad or wants_grad(self.inputs))
+
+    def alone(self, x: Tensor, requires_grad: bool) -> Tensor:
+        return BatchNorm(x, self.norm).run((), requires_grad)
+
+    def fold(self, weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Weight and bias of the convolution that is normalised already."""
+        mean, scale, gamma, beta = self.norm.arrays()
+        if gamma is not None:
+            scale = scale * gamma
+        shift = -mean * scale if bias is None else (bias - mean) * scale
+        return weight * scale[:, None, None, None], shift if beta is None else shift + beta
+
+
+class Conv:
+    """Head of a convolution's chain; arguments are those of `functional.conv2d`, and checked."""
+
+    kind = "conv"
+    __slots__ = ("activation", "algorithm", "inputs", "needs", "options", "shape")
+
+    def __init__(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor | None],
+        options: tuple[Any, ...],
+        algorithm: str,
+        activation: str | None,
+        shape: tuple[int, ...],
+    ) -> None:
+        self.inputs, self.needs, self.shape = inputs, _needs(inputs), shape
+        self.options, self.algorithm, self.activation = options, algorithm, activation
+
+    def run(self, steps: tuple[Any, ...], requires_grad: bool) -> Tensor:
+        x, w, b = (_array(t) for t in self.inputs)
+        activation: str | None = "relu" if RELU in steps else self.activation
+        options, needs, algorithm = self.options, self.needs, self.algorithm
+        if steps and isinstance(steps[0], Normalise):
+            w, b = steps[0].fold(w, b)
+        if steps and isinstance(steps[-1], MaxPool):
+            how: dict[str, Any] = {
+                "pool": steps[-1].window,
+                "activation": activation,
+                "algorithm": algorithm,
+            }
+            y, offsets = ops.conv2d_max_pool2d(x, w, b, *options, **how)
+
+            def backward(dy: np.ndarray) -> Any:
+                return ops.conv2d_max_pool2d_backward(
+                    dy, y, offsets, x, w, *options, needs, **how
+                )
+        else:
+            y = ops.conv2d(x, w, b, *options, algorithm=algorithm, activation=activation)
+
+            def backward(dy: np.ndarray) -> Any:
+                if activation:
+                    dy = ops.relu_backward(dy, y)
+                return ops.conv2d_backward(dy, x, w, *options, needs, algorithm=algorithm)
+
+        return record(y, self.inputs, backward, requires_grad=requires_grad, fresh=True)
+
+
+class Linear:
+    """Head of a linear map's chain."""
+
+    kind = "linear"
+    __slots__ = ("activation", "inputs", "needs", "shape")
+
+    def __init__(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor | None],
+        activation: str | None,
+        shape: tuple[int, ...],
+    ) -> None:
+        self.inputs, self.needs, self.shape = inputs, _needs(inputs), shape
+        self.activation = activation
+
+    def run(self, steps: tuple[Any, ...], requires_grad: bool) -> Tensor:
+        x, w, b = (_array(t) for t in self.inputs)
+        activation, needs = "relu" if steps else self.activation, self.needs
+        y = ops.linear(x, w, b, activation=activation)
+
+        def backward(dy: np.ndarray) -> Any:
+            return ops.linear_backward(dy, x, w, needs, activation=activation, output=y)
+
+        return record(y, self.inputs, backward, requires_grad=requires_grad, fresh=True)
+
+
+class BatchNorm:
+    """Head of a normalisation's chain: one write, however many steps follow."""
+
+    kind = "norm"
+    __slots__ = ("inputs", "needs", "norm", "shape")
+
+    def __init__(self, x: Tensor, norm: Norm) -> None:
+        self.inputs, self.norm, self.shape = (x, norm.weight, norm.bias), norm, x.shape
+        self.needs = _needs(self.inputs)
+
+    def run(self, steps: tuple[Any, ...], requires_grad: bool) -> Tensor:
+        x, of_batch, needs = self.inputs[0].array(), self.norm.of_batch, self.needs  # type: ignore
+        mean, invstd, w, b = self.norm.arrays()
+        activation = "relu" if RELU in steps else None
+        inputs: Inputs = self.inputs
+        if steps and isinstance(steps[-1], MaxPool):
+            window = steps[-1].window
+            y, offsets = ops.batch_norm_max_pool2d(
+                x, mean, invstd, w, b, *window, activation=activation
+            )
+
+            def backward(dy: np.ndarray) -> Any:
+                return ops.batch_norm_max_pool2d_backward(
+                    dy,
+                    y,
+                    offsets,
+                    x,
+                    w,
+                    mean,
+                    invstd,
+                    of_batch,
+                    needs,
+                    *window[:4],
+                    activation=activation,
+                )
+        else:
+            residual = None
+            if steps and isinstance(steps[0], Add):
+                residual = steps[0].other.array()
+                inputs = (*inputs, steps[0].other)
+                needs = (*needs, steps[0].other.requires_grad)
+            y = ops.batch_norm_apply(
+                x, mean, invstd, w, b, residual=residual, activation=activation
+            )
+            output = None if residual is None else y
+
+            def backward(dy: np.ndarray) -> Any:
+                return ops.batch_norm_backward(
+                    dy,
+                    x,
+                    w,
+                    mean,
+                    invstd,
+                    of_batch,
+                    needs,
+                    bias=b,
+                    activation=activation,
+                    output=output,
+                )
+
+        return record(y, inputs, backward, requires_grad=requires_grad, fresh=True)
+
+
+def _array(t: Tensor | None) -> Any:
+    return None if t is None else t.array()
+
+
+def _needs(inputs: Inputs) -> tuple[bool, ...]:
+    """Which gradients the tape will ask for."""
+    return tuple(t is not None and t.requires_grad for t in inputs)
