@@ -23,10 +23,12 @@ from fastlayers.ops import arithmetic
 from fastlayers.ops.flatten import flatten, flatten_backward
 from fastlayers.ops.layout import contiguous
 
-__all__ = ["Tensor", "defer", "is_grad_enabled", "no_grad", "record", "tensor", "wants_grad"]
+__all__ = ["Recording", "Tensor", "defer", "is_grad_enabled", "no_grad", "record", "tensor", "wants_grad"]
 
 Gradients = Sequence[np.ndarray | None]
 Backward = Callable[[np.ndarray], Gradients]
+# What an op that ran is recorded by: its output, its inputs and the way back.
+Recording = tuple[np.ndarray, "tuple[Tensor | None, ...]", Backward]
 
 _numbers = itertools.count()
 
@@ -131,8 +133,10 @@ class Tensor:
     def array(self) -> np.ndarray:
         """The values, for ops that only read them: other calls that wait go on waiting."""
         if self.deferred is not None:
-            done = self.deferred.run()
-            self._array, self._node, self.deferred = done._array, done._node, None
+            self._array, inputs, backward = self.deferred.run()
+            if self.deferred.requires_grad:
+                self._node = _Node(inputs, backward, fresh=True)
+            self.deferred = None
         return self._array  # type: ignore[return-value]
 
     @property
@@ -349,17 +353,18 @@ def record(
     `fresh` says that these and the output are arrays of their own, which share no memory. Whether
     the output requires a gradient follows from the inputs, unless an earlier call has found it out.
     """
-    out = _output(wants_grad(inputs) if requires_grad is None else requires_grad, fresh)
+    if requires_grad is None:
+        requires_grad = wants_grad(inputs)
+    out = _output(requires_grad, fresh)
     out._array = data
-    if out.requires_grad:
-        out._node = _Node(inputs, backward, fresh)
+    out._node = _Node(inputs, backward, fresh) if requires_grad else None
     return out
 
 
 def defer(deferred: lazy.Deferred, requires_grad: bool) -> Tensor:
     """The tensor of a call that runs when its values are first used."""
-    out = _output(requires_grad, is_own=True)
-    out._array, out.deferred = None, deferred
+    out = _output(requires_grad, True)
+    out._array, out._node, out.deferred = None, None, deferred
     lazy.state.waiting.append(weakref.ref(out))
     return out
 
@@ -376,8 +381,8 @@ def wants_grad(inputs: tuple[Tensor | None, ...]) -> bool:
 def _output(requires_grad: bool, is_own: bool) -> Tensor:
     """A tensor that an op made, to be given values."""
     out = Tensor.__new__(Tensor)
-    out.grad, out.requires_grad, out.is_own = None, requires_grad, is_own
-    out._node = out.deferred = None
+    out.grad = out.deferred = None
+    out.requires_grad, out.is_own = requires_grad, is_own
     return out
 
 

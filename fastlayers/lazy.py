@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from fastlayers.autograd import Tensor
+    from fastlayers.autograd import Recording, Tensor
 
 __all__ = ["Deferred", "is_fusion_enabled", "run_waiting", "set_fusion_enabled", "state"]
 
@@ -26,9 +26,13 @@ class Deferred(Protocol):
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    requires_grad: bool
 
-    def run(self) -> Tensor:
-        """Compute the output, and record it as the mode was when the op was called."""
+    def run(self) -> Recording:
+        """Compute the output, and give it with what the tape records of it."""
+
+    def add(self, output: Tensor, other: Tensor) -> Tensor | None:
+        """``output + other`` as a part of the call of `output`, where it can be one."""
 
 
 class _State(threading.local):

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastlayers.autograd import Tensor
 from fastlayers.nn import functional, init
-from fastlayers.nn.module import Module, Parameter
+from fastlayers.nn.module import Module, Parameter, affine
 from fastlayers.ops import _check
 
 __all__ = ["BatchNorm1d", "BatchNorm2d"]
@@ -76,8 +76,7 @@ class _BatchNorm(Module):
             input,
             self.running_mean,
             self.running_var,
-            self.weight,
-            self.bias,
+            *affine(self),
             self.training,
             momentum,
             self.eps,

@@ -69,7 +69,7 @@ def conv2d(
     """Convolve images; see `fastlayers.ops.conv2d`."""
     inputs = _tensor(input), _tensor(weight), _optional(bias)
     options = (stride, padding, dilation, groups)
-    arrays = (_array(t) for t in inputs)
+    arrays = fusion.arrays(inputs)
     shape = ops.conv2d_shape(*arrays, *options, algorithm=algorithm, activation=activation)
     return fusion.start(fusion.Conv(inputs, options, algorithm, activation, shape))
 
@@ -79,7 +79,7 @@ def linear(
 ) -> Tensor:
     """Map the last axis; see `fastlayers.ops.linear`."""
     inputs = _tensor(input), _tensor(weight), _optional(bias)
-    shape = ops.linear_shape(*(_array(t) for t in inputs), activation=activation)
+    shape = ops.linear_shape(*fusion.arrays(inputs), activation=activation)
     return fusion.start(fusion.Linear(inputs, activation, shape))
 
 

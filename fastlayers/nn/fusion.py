@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from fastlayers import lazy, ops
-from fastlayers.autograd import Tensor, defer, record, wants_grad
+from fastlayers.autograd import Recording, Tensor, defer, record, wants_grad
 
 __all__ = [
     "RELU",
@@ -26,6 +26,7 @@ __all__ = [
     "Norm",
     "Normalise",
     "apply",
+    "arrays",
     "follow",
     "start",
 ]
@@ -47,47 +48,37 @@ _NEXT = {
 }
 
 
-class Step(Protocol):
-    """An op that may follow a head; `kind` is its name in `_NEXT`."""
-
-    kind: str
-
-    def alone(self, x: Tensor, requires_grad: bool) -> Tensor:
-        """Run by itself on `x`."""
-
-
-class Head(Protocol):
-    """The first op of a chain."""
-
-    kind: str
-    inputs: Inputs
-    shape: tuple[int, ...]
-
-    def run(self, steps: tuple[Step, ...], requires_grad: bool) -> Tensor:
-        """Run with all steps as one."""
-
-
-@dataclass(slots=True, eq=False)
 class Chain:
-    """A head and its steps, called and not run yet; `lazy.Deferred` of the last one's output."""
+    """A head and its steps, called and not run yet; `lazy.Deferred` of the last one's output.
 
-    head: Any
-    steps: tuple[Any, ...]
-    between: tuple[weakref.ref[Tensor], ...]
-    state: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    requires_grad: bool
+    A head has ``kind``, ``inputs``, ``shape`` and ``run(steps)``, a step ``kind``, ``inputs``,
+    ``fits(chain)`` and ``alone(x)``; both runs return what the tape records.
+    """
 
-    def run(self) -> Tensor:
+    __slots__ = ("between", "dtype", "head", "requires_grad", "shape", "state", "steps")
+
+    def __init__(
+        self,
+        head: Any,
+        steps: tuple[Any, ...],
+        between: tuple[weakref.ref[Tensor], ...],
+        state: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        requires_grad: bool,
+    ) -> None:
+        self.head, self.steps, self.between, self.state = head, steps, between, state
+        self.shape, self.dtype, self.requires_grad = shape, dtype, requires_grad
+
+    def run(self) -> Recording:
         """Run as one op, or go on from the last output between that is still held."""
         for i in range(len(self.between) - 1, -1, -1):
             x = self.between[i]()
             if x is not None:
-                for step in self.steps[i:]:
-                    x = step.alone(x, self.requires_grad)
-                return x
-        return self.head.run(self.steps, self.requires_grad)  # type: ignore[no-any-return]
+                for step in self.steps[i:-1]:
+                    x = record(*step.alone(x), requires_grad=self.requires_grad, fresh=True)
+                return self.steps[-1].alone(x)  # type: ignore[no-any-return]
+        return self.head.run(self.steps)  # type: ignore[no-any-return]
 
     def add(self, output: Tensor, other: Tensor) -> Tensor | None:
         """``output + other`` as a step of this chain of `output`, where it can be one."""
@@ -98,42 +89,37 @@ class Chain:
 
 def start(head: Any) -> Tensor:
     """Call the head of a chain."""
-    requires_grad = wants_grad(head.inputs)
+    inputs = head.inputs
+    requires_grad = wants_grad(inputs)
     if not lazy.is_fusion_enabled() or not (
-        lazy.state.depth or all(t is None or t.is_own for t in head.inputs)
+        lazy.state.depth or all(t is None or t.is_own for t in inputs)
     ):
-        return head.run((), requires_grad)  # type: ignore[no-any-return]
-    dtype = head.inputs[0].dtype
-    chain = Chain(head, (), (), head.kind, head.shape, dtype, requires_grad)
+        return record(*head.run(()), requires_grad=requires_grad, fresh=True)
+    kind = head.kind
+    chain = Chain(head, (), (), kind, head.shape, inputs[0].dtype, requires_grad)
     return defer(chain, requires_grad)
 
 
 def follow(x: Tensor, step: Any, shape: tuple[int, ...] | None = None) -> Tensor | None:
     """Call a step on the output `x` of a chain, giving it `shape`; None where it can't follow."""
-    chain: Any = x.deferred
-    if not isinstance(chain, Chain):
+    before = x.deferred
+    if not isinstance(before, Chain):
         return None
-    state = _NEXT.get((chain.state, step.kind))
-    if state is None or not step.fits(chain):
+    state = _NEXT.get((before.state, step.kind))
+    if state is None or not step.fits(before):
         return None
-    return defer(
-        Chain(
-            chain.head,
-            (*chain.steps, step),
-            (*chain.between, weakref.ref(x)),
-            state,
-            chain.shape if shape is None else shape,
-            chain.dtype,
-            requires_grad := chain.requires_grad or wants_grad(step.inputs),
-        ),
-        requires_grad,
-    )
+    requires_grad = before.requires_grad or wants_grad(step.inputs)
+    steps, between = (*before.steps, step), (*before.between, weakref.ref(x))
+    shape = before.shape if shape is None else shape
+    chain = Chain(before.head, steps, between, state, shape, before.dtype, requires_grad)
+    return defer(chain, requires_grad)
 
 
 def apply(x: Tensor, step: Any, shape: tuple[int, ...] | None = None) -> Tensor:
     """Call a step that may also stand alone on any tensor."""
-    out = None if x.deferred is None else follow(x, step, shape)
-    return step.alone(x, wants_grad((x,))) if out is None else out
+    if x.deferred is not None and (out := follow(x, step, shape)) is not None:
+        return out
+    return record(*step.alone(x), requires_grad=wants_grad((x,)), fresh=True)
 
 
 class Relu:
@@ -145,15 +131,9 @@ class Relu:
     def fits(self, chain: Chain) -> bool:
         return True
 
-    def alone(self, x: Tensor, requires_grad: bool) -> Tensor:
+    def alone(self, x: Tensor) -> Recording:
         y = ops.relu(x.array())
-        return record(
-            y,
-            (x,),
-            lambda dy: (ops.relu_backward(dy, y),),
-            requires_grad=requires_grad,
-            fresh=True,
-        )
+        return y, (x,), lambda dy: (ops.relu_backward(dy, y),)
 
 
 RELU = Relu()
@@ -170,16 +150,10 @@ class MaxPool:
     def fits(self, chain: Chain) -> bool:
         return len(chain.shape) == 4
 
-    def alone(self, x: Tensor, requires_grad: bool) -> Tensor:
+    def alone(self, x: Tensor) -> Recording:
         y, offsets = ops.max_pool2d_forward(x.array(), *self.window)
         shape, window = x.shape, self.window[:4]
-        return record(
-            y,
-            (x,),
-            lambda dy: (ops.max_pool2d_backward(dy, offsets, shape, *window),),
-            requires_grad=requires_grad,
-            fresh=True,
-        )
+        return y, (x,), lambda dy: (ops.max_pool2d_backward(dy, offsets, shape, *window),)
 
 
 class Add:
@@ -194,9 +168,9 @@ class Add:
     def fits(self, chain: Chain) -> bool:
         return True
 
-    def alone(self, x: Tensor, requires_grad: bool) -> Tensor:
+    def alone(self, x: Tensor) -> Recording:
         y = ops.arithmetic.add(x.array(), self.other.array())
-        return record(y, (x, self.other), lambda dy: (dy, dy), requires_grad=requires_grad)
+        return y, (x, self.other), lambda dy: (dy, dy.copy())
 
 
 @dataclass(slots=True, eq=False)
@@ -231,8 +205,8 @@ class Normalise:
     def fits(self, chain: Chain) -> bool:
         return not (chain.requires_grad or wants_grad(self.inputs))
 
-    def alone(self, x: Tensor, requires_grad: bool) -> Tensor:
-        return BatchNorm(x, self.norm).run((), requires_grad)
+    def alone(self, x: Tensor) -> Recording:
+        return BatchNorm(x, self.norm).run(())
 
     def fold(self, weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Weight and bias of the convolution that is normalised already."""
@@ -260,8 +234,8 @@ class Conv:
         self.inputs, self.needs, self.shape = inputs, _needs(inputs), shape
         self.options, self.algorithm, self.activation = options, algorithm, activation
 
-    def run(self, steps: tuple[Any, ...], requires_grad: bool) -> Tensor:
-        x, w, b = (_array(t) for t in self.inputs)
+    def run(self, steps: tuple[Any, ...]) -> Recording:
+        x, w, b = arrays(self.inputs)
         activation: str | None = "relu" if RELU in steps else self.activation
         options, needs, algorithm = self.options, self.needs, self.algorithm
         if steps and isinstance(steps[0], Normalise):
@@ -286,7 +260,7 @@ class Conv:
                     dy = ops.relu_backward(dy, y)
                 return ops.conv2d_backward(dy, x, w, *options, needs, algorithm=algorithm)
 
-        return record(y, self.inputs, backward, requires_grad=requires_grad, fresh=True)
+        return y, self.inputs, backward
 
 
 class Linear:
@@ -304,15 +278,15 @@ class Linear:
         self.inputs, self.needs, self.shape = inputs, _needs(inputs), shape
         self.activation = activation
 
-    def run(self, steps: tuple[Any, ...], requires_grad: bool) -> Tensor:
-        x, w, b = (_array(t) for t in self.inputs)
+    def run(self, steps: tuple[Any, ...]) -> Recording:
+        x, w, b = arrays(self.inputs)
         activation, needs = "relu" if steps else self.activation, self.needs
         y = ops.linear(x, w, b, activation=activation)
 
         def backward(dy: np.ndarray) -> Any:
             return ops.linear_backward(dy, x, w, needs, activation=activation, output=y)
 
-        return record(y, self.inputs, backward, requires_grad=requires_grad, fresh=True)
+        return y, self.inputs, backward
 
 
 class BatchNorm:
@@ -325,7 +299,7 @@ class BatchNorm:
         self.inputs, self.norm, self.shape = (x, norm.weight, norm.bias), norm, x.shape
         self.needs = _needs(self.inputs)
 
-    def run(self, steps: tuple[Any, ...], requires_grad: bool) -> Tensor:
+    def run(self, steps: tuple[Any, ...]) -> Recording:
         x, of_batch, needs = self.inputs[0].array(), self.norm.of_batch, self.needs  # type: ignore
         mean, invstd, w, b = self.norm.arrays()
         activation = "relu" if RELU in steps else None
@@ -375,13 +349,24 @@ class BatchNorm:
                     output=output,
                 )
 
-        return record(y, inputs, backward, requires_grad=requires_grad, fresh=True)
+        return y, inputs, backward
 
 
 def _array(t: Tensor | None) -> Any:
     return None if t is None else t.array()
 
 
-def _needs(inputs: Inputs) -> tuple[bool, ...]:
+def arrays(inputs: tuple[Tensor, Tensor | None, Tensor | None]) -> tuple[Any, Any, Any]:
+    """The arrays of an input, a weight and a bias."""
+    x, w, b = inputs
+    return x.array(), _array(w), _array(b)
+
+
+def _needs(inputs: tuple[Tensor, Tensor | None, Tensor | None]) -> tuple[bool, ...]:
     """Which gradients the tape will ask for."""
-    return tuple(t is not None and t.requires_grad for t in inputs)
+    x, w, b = inputs
+    return (
+        x.requires_grad,
+        w is not None and w.requires_grad,
+        b is not None and b.requires_grad,
+    )
