@@ -21,7 +21,13 @@ from fastlayers.ops.activation import (
     tanh,
     tanh_backward,
 )
-from fastlayers.ops.batchnorm import batch_norm, batch_norm_backward, batch_norm_forward
+from fastlayers.ops.batchnorm import (
+    batch_norm,
+    batch_norm_apply,
+    batch_norm_backward,
+    batch_norm_forward,
+    batch_norm_statistics,
+)
 from fastlayers.ops.conv import conv2d, conv2d_backward
 from fastlayers.ops.dropout import (
     dropout,
@@ -61,8 +67,10 @@ __all__ = [
     "avg_pool2d",
     "avg_pool2d_backward",
     "batch_norm",
+    "batch_norm_apply",
     "batch_norm_backward",
     "batch_norm_forward",
+    "batch_norm_statistics",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_backward",
     "conv2d",
