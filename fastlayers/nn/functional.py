@@ -180,14 +180,16 @@ def batch_norm(
     """Normalise each channel, updating the running arrays; see `fastlayers.ops.batch_norm`."""
     x, w, b = _tensor(input), _optional(weight), _optional(bias)
     running = (_array(running_mean), _array(running_var))
-    options = (*running, _array(w), _array(b), training, momentum, eps)
+    vectors = {"weight": _array(w), "bias": _array(b)}
+    ops.batchnorm.check_channels(x.shape, x.dtype, **vectors)
     of_batch = training or running[0] is None
-    if not of_batch and x.deferred is not None:
-        folded = fusion.Norm(*ops.batch_norm_running(x.shape, x.dtype, *options), w, b, False)
-        if (out := fusion.follow(x, fusion.Normalise(folded))) is not None:
+    if not of_batch and x.deferred is not None and running[1] is not None:
+        ops.batchnorm.check_channels(x.shape, x.dtype, running_mean=running[0], running_var=running[1])
+        fixed = ops.batchnorm.running_statistics(*running, eps)
+        if (out := fusion.follow(x, fusion.Normalise(fusion.Norm(*fixed, w, b, False)))) is not None:
             return out
-    norm = fusion.Norm(*ops.batch_norm_statistics(x.array(), *options), w, b, of_batch)
-    return fusion.start(fusion.BatchNorm(x, norm))
+    mean, invstd = ops.batch_norm_statistics(x.array(), *running, training, momentum, eps)
+    return fusion.start(fusion.BatchNorm(x, fusion.Norm(mean, invstd, w, b, of_batch)))
 
 
 def dropout(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

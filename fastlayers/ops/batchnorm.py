@@ -138,6 +138,23 @@ def _running(
     return ready[0], ready[1]
 
 
+def check_channels(shape: tuple[int, ...], dtype: np.dtype, **vectors: np.ndarray | None) -> None:
+    """Check weight, bias or statistics for an input of this shape and dtype."""
+    if len(shape) < 2 or shape[1] == 0 or dtype not in _NOTHING:
+        return  # the input's own check says what is wrong
+    form = form_of(shape, dtype.itemsize)
+    for name, value in vectors.items():
+        _channels("batch_norm", name, value, form, dtype)
+
+
+def running_statistics(
+    running_mean: np.ndarray, running_var: np.ndarray, eps: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """`batch_norm_statistics` of evaluation, for arrays that were checked."""
+    small = running_var.dtype.type(_check.epsilon("batch_norm", "eps", eps))
+    return running_mean.copy(), 1 / np.sqrt(running_var + small)
+
+
 def batch_norm_statistics(
     input: np.ndarray,
     running_mean: np.ndarray | None = None,
