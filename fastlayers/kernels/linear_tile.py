@@ -12,13 +12,14 @@ from numba.extending import intrinsic
 from fastlayers.kernels.vectors import Vectors, element_pointer, prefetch
 from fastlayers.runtime import cpu
 
-__all__ = ["DOT_ROWS", "FEW", "dot_tile", "move_run", "rank_update"]
+__all__ = ["DOT_ROWS", "FEW", "STRIP", "dot_tile", "move_run", "rank_update", "sum_strip"]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
 
 # Rows of the weight in a tile of dot products: 4 x 4 sums, 4 + 4 operands fit 32 registers.
 DOT_ROWS = 4 if cpu.tile_rows() == 12 else 2
 FEW = 4  # batch rows of a dot tile, rows and depth of a rank update
+STRIP = 4  # vectors of a strip of column sums, as many as an addition has cycles of latency
 
 
 def _operand(cgctx: Any, builder: Any, tuple_type: Any, value: Any) -> list[Any]:
@@ -118,27 +119,28 @@ def dot_tile(
     a: Any,
     b: Any,
     init: Any,
+    floor: Any,
     c: Any,
     valid: Any,
 ) -> Any:
-    """``c[i, j] = init[i, j] + sum_p a[i, p] * b[j, p]``, vectorised over p.
+    """``c[i, j] = max(floor, init[i, j] + sum_p a[i, p] * b[j, p])``, vectorised over p.
 
     `rows` and `columns` are literal integers, ``valid = (rows, columns)`` how many of them exist,
     at least one. ``a`` and ``b = (array, offset, row stride)``, ``init`` and
     ``c = (array, offset, row stride, column stride)``; `init` may be `c`. Lane l sums the p that
     are l modulo the lanes in one chain of fused multiply-adds, then the lanes are summed as a
-    tree: an element has the same bits in every tile.
+    tree: an element has the same bits in every tile. A NaN stays.
     """
     height, width = rows.literal_value, columns.literal_value
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         (a_ptr, a_row), (b_ptr, b_row), init_at, c_at = (
-            _operand(cgctx, builder, sig.args[i], values[i]) for i in range(3, 7)
+            _operand(cgctx, builder, sig.args[i], values[i]) for i in (3, 4, 5, 7)
         )
         lanes = cpu.lanes(c.types[0].dtype.bitwidth // 8)
         vectors = Vectors(builder, a_ptr.type.pointee, lanes)
         fma = vectors.declare("llvm.fma.{}", vectors.vector, [vectors.vector] * 3)
-        valid_rows, valid_columns = cgutils.unpack_tuple(builder, values[7])
+        valid_rows, valid_columns = cgutils.unpack_tuple(builder, values[8])
         i_at, j_at = _clamped(builder, height, valid_rows), _clamped(builder, width, valid_columns)
         a_rows = [builder.gep(a_ptr, [builder.mul(i, a_row)]) for i in i_at]
         b_rows = [builder.gep(b_ptr, [builder.mul(j, b_row)]) for j in j_at]
@@ -159,10 +161,13 @@ def dot_tile(
 
         before = [builder.load(cell) for cell in cells(*init_at)]
         for cell, old, total in zip(cells(*c_at), before, totals, strict=True):
-            builder.store(builder.fadd(old, total), cell)
+            value = builder.fadd(old, total)
+            low = builder.fcmp_ordered("<", value, values[6])
+            builder.store(builder.select(low, values[6], value), cell)
         return cgctx.get_dummy_value()
 
-    return types.void(rows, columns, types.int64, a, b, init, c, valid), codegen
+    element = c.types[0].dtype
+    return types.void(rows, columns, types.int64, a, b, init, element, c, valid), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -264,3 +269,67 @@ def rank_update(
         return cgctx.get_dummy_value()
 
     return types.void(add, stream, types.int64, s, b, c, valid), codegen
+
+
+@intrinsic(prefer_literal=True)
+def sum_strip(
+    typingctx: Any,
+    vectors: Any,
+    relu: Any,
+    x: Any,
+    y: Any,
+    masked: Any,
+    at: Any,
+    rows: Any,
+    stride: Any,
+    columns: Any,
+    sums: Any,
+    sums_at: Any,
+) -> Any:
+    """``sums[sums_at + j] = sum_i x[at + i * stride + j]`` for j in ``range(columns)``.
+
+    All are flat. `vectors` is literal; a strip of several is whole, one may have fewer columns
+    than lanes. With the literal `relu` 1 elements whose y is 0 or less count as zeros, and
+    `masked` gets what was summed. The sums stay in registers, in a chain of additions each.
+    """
+    count = vectors.literal_value
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        x_ptr, y_ptr, masked_ptr = (
+            element_pointer(cgctx, builder, array, values[i], values[5])
+            for i, array in enumerate((x, y, masked), 2)
+        )
+        target = element_pointer(cgctx, builder, sums, values[9], values[10])
+        lines = Vectors(builder, x_ptr.type.pointee, cpu.lanes(x.dtype.bitwidth // 8))
+        zero = ir.Constant(lines.vector, None)
+
+        def strip(mask: Any) -> None:
+            places = [cgutils.alloca_once(builder, lines.vector) for _ in range(count)]
+            for place in places:
+                builder.store(zero, place)
+            with cgutils.for_range(builder, values[6]) as loop:
+                row = builder.mul(loop.index, values[7])
+                for v, place in enumerate(places):
+                    value = lines.load_vector(builder.gep(x_ptr, [row]), v, mask)
+                    if relu.literal_value:
+                        output = lines.load_vector(builder.gep(y_ptr, [row]), v, mask)
+                        passes = builder.fcmp_unordered(">", output, zero)
+                        value = builder.select(passes, value, zero)
+                        lines.store_vector(value, builder.gep(masked_ptr, [row]), v, mask)
+                    builder.store(builder.fadd(builder.load(place), value), place)
+            for v, place in enumerate(places):
+                lines.store_vector(builder.load(place), target, v, mask)
+
+        if count > 1:
+            strip(None)
+        else:
+            whole = builder.icmp_signed("==", values[8], _i64(lines.lanes))
+            with builder.if_else(whole) as (full, part):
+                with full:
+                    strip(None)
+                with part:
+                    strip(lines.first_lanes(values[8]))
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(vectors, relu, x, y, masked, i8, i8, i8, i8, sums, i8), codegen
