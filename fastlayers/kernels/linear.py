@@ -97,8 +97,8 @@ def _linear_task(task, worker, x, weight, bias, floor, size, steps, y):
                         prefetch_run(weight, column + row * k, part)
                 a = (weight, i * k + at, k)
                 b = (x_array, p * x_block + j * x_row, x_row)
-                c = (y, j * n + i, 1, n)
-                init = (bias, i, 1, 0) if p == 0 else c
+                c = (y, j * n + i, n)
+                init = (bias, i, 0) if p == 0 else c
                 valid = (min(DOT_ROWS, last - i), min(FEW, j1 - j))
                 low = floor if at + block >= k else -np.inf
                 dot_tile(DOT_ROWS, FEW, depth, a, b, init, low, c, valid)

@@ -1,9 +1,9 @@
 """Linear layers whose weight fits the caches: each GEMM reads its operands where they are.
 
 The rows of a matrix of up to some MiB are panels of B as they stand: 111 of 117 GFLOP/s for the
-gradients of 128x400 -> 120, where copies to panels and 12 rows at a time gave 95. What remains is the
-cost of a call, so all gradients are one call and one parallel region. Only a last panel is copied
-whose vectors would reach past the end of the array.
+gradients of 128x400 -> 120, where copies to panels and 12 rows at a time gave 95. What remains is
+the cost of a call, so all gradients are one call and one parallel region. Only a last panel is
+copied whose vectors would reach past the end of the array.
 
 An element has the same bits in every tile, so tasks may be cut as the threads need it.
 """
@@ -24,7 +24,7 @@ __all__ = ["linear_short", "linear_small_backward"]
 
 @kernel
 def _cut(task, m, n, steps):
-    """First row and column, and numbers of rows and columns, of a task's part of an m x n matrix."""
+    """First row and column, numbers of rows and columns of a task's part of an m x n matrix."""
     across = (n + steps[1] - 1) // steps[1]
     i, j = task // across * steps[0], task % across * steps[1]
     return i, j, min(steps[0], m - i), min(steps[1], n - j)
@@ -67,8 +67,8 @@ def linear_short(x, weight, bias, floor, steps, lanes, workers, work, y):
 
 
 @kernel
-def _product_task(task, worker, a, b, c, size, steps, zeros, lanes, work):
-    """A part of ``C = A @ B``; ``a = (array, row stride, k stride)``, B (k, n) and C (m, n) flat."""
+def _product_task(task, worker, a, b, c, size, steps, zeros, lanes, workers, work):
+    """A part of ``C = A @ B``: ``a = (array, row stride, k stride)``, B (k, n), C (m, n) flat."""
     m, n, k = size
     i, j, rows, columns = _cut(task, m, n, steps)
     array, row, column = a
@@ -81,7 +81,7 @@ def _product_task(task, worker, a, b, c, size, steps, zeros, lanes, work):
         gemm(rows, direct, k, left, (b, j, width, n), start, (c, i * n + j, n), lanes)
     if rest:
         at, panel = j + direct, panel_width(rest, lanes)
-        here = worker * panel * k
+        here = worker * (work.size // workers)
         for p in range(k):
             copy_run(work, here + p * panel, b, p * n + at, rest)
             clear_run(work, here + p * panel + rest, panel - rest)
@@ -100,16 +100,18 @@ def _rank_task(task, worker, dy, x, dw, size, steps):
 
 
 @kernel
-def _backward_task(task, worker, dy, x, weight, size, steps, inputs, zeros, lanes, work, dx, dw):
+def _backward_task(
+    task, worker, dy, x, weight, size, steps, inputs, zeros, lanes, workers, work, dx, dw
+):
     batch, k, n = size
     if task < inputs:
         a, c = (dy, n, 1), (batch, k, n)
-        _product_task(task, worker, a, weight, dx, c, steps[0], zeros, lanes, work)
+        _product_task(task, worker, a, weight, dx, c, steps[0], zeros, lanes, workers, work)
     elif 0 < batch <= FEW:
         _rank_task(task - inputs, worker, dy, x, dw, (n, k, batch), steps[1])
     else:
         a, c = (dy, 1, n), (n, k, batch)
-        _product_task(task - inputs, worker, a, x, dw, c, steps[1], zeros, lanes, work)
+        _product_task(task - inputs, worker, a, x, dw, c, steps[1], zeros, lanes, workers, work)
 
 
 @kernel
@@ -140,5 +142,5 @@ def linear_small_backward(
     tasks = inputs + weight_needed * _tasks(n, k, steps[1])
     flat = gradient, x.reshape(x.size), weight.reshape(weight.size)
     outputs = dx.reshape(dx.size), dw.reshape(dw.size)
-    arguments = (*flat, (batch, k, n), steps, inputs, zeros, lanes, scratch, *outputs)
+    arguments = (*flat, (batch, k, n), steps, inputs, zeros, lanes, workers, scratch, *outputs)
     parallel_for(_backward_task, tasks, workers, arguments)

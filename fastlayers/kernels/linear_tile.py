@@ -37,41 +37,39 @@ def _clamped(builder: Any, count: int, valid: Any) -> list[Any]:
 
 
 def _sum_lanes(builder: Any, vectors: list[Any], lanes: int) -> list[Any]:
-    """Sum of each vector's lanes, as scalars, halving all vectors at once.
+    """Sums of each vector's lanes, as vectors in the order given.
 
     Two vectors are folded into the halves of one: 16 vectors of 16 lanes take 15 additions and
     30 shuffles instead of 64 each. The order of additions within a vector is that of a tree.
     """
-    owners = [[i] * lanes for i in range(len(vectors))]
-    shuffle = ir.VectorType(_i32, lanes)
     half = lanes // 2
     while half:
-        upper = [lane for lane in range(lanes) if lane & half]
-        lower = [lane ^ half for lane in upper]
-        middle = len(vectors) // 2
-        if len(vectors) == 2 * middle:
-            pairs = list(zip(vectors[:middle], vectors[middle:], strict=True))
-            both = [a + b for a, b in zip(owners[:middle], owners[middle:], strict=True)]
-        else:
-            pairs, both = [(v, v) for v in vectors], [o + o for o in owners]
-        # Lane l of the result comes from the first vector where bit `half` of l is clear.
-        low, high = [0] * lanes, [0] * lanes
-        for lo, hi in zip(lower, upper, strict=True):
-            low[lo], high[lo], low[hi], high[hi] = lo, hi, lanes + lo, lanes + hi
-        parts = [
-            [builder.shuffle_vector(a, b, ir.Constant(shuffle, order)) for order in (low, high)]
+        # Lane l comes from the first of two vectors where bit `half` of l is clear.
+        low = [lane + (lanes - half if lane & half else 0) for lane in range(lanes)]
+        high = [lane + (lanes if lane & half else half) for lane in range(lanes)]
+        orders = [ir.Constant(ir.VectorType(_i32, lanes), order) for order in (low, high)]
+        pairs = [(v, v + half) for v in range(len(vectors)) if not v & half]
+        vectors = [
+            builder.fadd(
+                *(builder.shuffle_vector(vectors[a], vectors[b], order) for order in orders)
+            )
             for a, b in pairs
         ]
-        vectors = [builder.fadd(*part) for part in parts]
-        owners = [[o[i] for i in low] for o in both]
         half //= 2
-    where = {
-        owner: (v, lane)
-        for v, own in zip(vectors, owners, strict=True)
-        for lane, owner in enumerate(own)
-    }
-    order = [where[owner] for owner in sorted(where)]
-    return [builder.extract_element(vector, _i32(lane)) for vector, lane in order]
+    return vectors
+
+
+def _slices(builder: Any, vectors: list[Any], lanes: int, size: int) -> list[Any]:
+    """The elements of some vectors as vectors of `size`, which divides or is twice `lanes`."""
+    if size > lanes:
+        order = ir.Constant(ir.VectorType(_i32, size), list(range(size)))
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        return [builder.shuffle_vector(a, b, order) for a, b in pairs]
+    orders = [
+        ir.Constant(ir.VectorType(_i32, size), list(range(at, at + size)))
+        for at in range(0, lanes, size)
+    ]
+    return [builder.shuffle_vector(v, v, order) for v in vectors for order in orders]
 
 
 def _k_loop(builder: Any, vectors: Vectors, k: Any, count: int, step: Any) -> list[Any]:
@@ -127,14 +125,14 @@ def dot_tile(
 
     `rows` and `columns` are literal integers, ``valid = (rows, columns)`` how many of them exist,
     at least one. ``a`` and ``b = (array, offset, row stride)``, ``init`` and
-    ``c = (array, offset, row stride, column stride)``; `init` may be `c`. Lane l sums the p that
-    are l modulo the lanes in one chain of fused multiply-adds, then the lanes are summed as a
-    tree: an element has the same bits in every tile. A NaN stays.
+    ``c = (array, offset, column stride)``, whose columns are contiguous; `init` may be `c`. Lane l
+    sums the p that are l modulo the lanes in one chain of fused multiply-adds, then the lanes are
+    summed as a tree: an element has the same bits in every tile. A NaN stays.
     """
     height, width = rows.literal_value, columns.literal_value
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        (a_ptr, a_row), (b_ptr, b_row), init_at, c_at = (
+        (a_ptr, a_row), (b_ptr, b_row), (init_ptr, init_step), (c_ptr, c_step) = (
             _operand(cgctx, builder, sig.args[i], values[i]) for i in (3, 4, 5, 7)
         )
         lanes = cpu.lanes(c.types[0].dtype.bitwidth // 8)
@@ -148,22 +146,29 @@ def dot_tile(
         def step(at: Any, sums: list[Any], mask: Any) -> list[Any]:
             left = [vectors.load_vector(builder.gep(row, [at]), mask=mask) for row in a_rows]
             right = [vectors.load_vector(builder.gep(row, [at]), mask=mask) for row in b_rows]
-            pairs = [(x, y) for x in left for y in right]
+            pairs = [(x, y) for y in right for x in left]
             return [builder.call(fma, [*pair, old]) for pair, old in zip(pairs, sums, strict=True)]
 
         sums = _k_loop(builder, vectors, values[2], height * width, step)
-        totals = _sum_lanes(builder, sums, lanes)
+        totals = _slices(builder, _sum_lanes(builder, sums, lanes), lanes, height)
+        line = Vectors(builder, vectors.element, height)
+        low = line.splat(values[6])
+        before = [builder.gep(init_ptr, [builder.mul(j, init_step)]) for j in j_at]
+        after = [builder.gep(c_ptr, [builder.mul(j, c_step)]) for j in j_at]
 
-        def cells(pointer: Any, row: Any, column: Any) -> list[Any]:
-            starts = [builder.gep(pointer, [builder.mul(i, row)]) for i in i_at]
-            steps = [builder.mul(j, column) for j in j_at]
-            return [builder.gep(start, [step]) for start in starts for step in steps]
+        def finish(mask: Any) -> None:
+            starts = [line.load_vector(at, mask=mask) for at in before]
+            for at, start, total in zip(after, starts, totals, strict=True):
+                value = builder.fadd(start, total)
+                below = builder.fcmp_ordered("<", value, low)
+                line.store_vector(builder.select(below, low, value), at, mask=mask)
 
-        before = [builder.load(cell) for cell in cells(*init_at)]
-        for cell, old, total in zip(cells(*c_at), before, totals, strict=True):
-            value = builder.fadd(old, total)
-            low = builder.fcmp_ordered("<", value, values[6])
-            builder.store(builder.select(low, values[6], value), cell)
+        whole = builder.icmp_signed("==", valid_rows, _i64(height))
+        with builder.if_else(whole) as (full, part):
+            with full:
+                finish(None)
+            with part:
+                finish(line.first_lanes(valid_rows))
         return cgctx.get_dummy_value()
 
     element = c.types[0].dtype
