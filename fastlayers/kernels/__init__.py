@@ -26,6 +26,7 @@ _MODULES = (
     "grouped_tile",
     "layout",
     "linear",
+    "linear_small",
     "linear_tile",
     "loss",
     "micro",
