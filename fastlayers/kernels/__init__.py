@@ -17,6 +17,7 @@ _HOMES = {
 }
 _MODULES = (
     "activation",
+    "avg_pool",
     "batchnorm",
     "conv",
     "depthwise",
@@ -36,6 +37,7 @@ _MODULES = (
     "transform",
     "unfold",
     "vectors",
+    "windows",
     "winograd",
     "winograd_gradient",
 )

@@ -21,6 +21,12 @@ from fastlayers.ops.activation import (
     tanh,
     tanh_backward,
 )
+from fastlayers.ops.avg_pool import (
+    adaptive_avg_pool2d,
+    adaptive_avg_pool2d_backward,
+    avg_pool2d,
+    avg_pool2d_backward,
+)
 from fastlayers.ops.batchnorm import batch_norm, batch_norm_backward, batch_norm_forward
 from fastlayers.ops.conv import conv2d, conv2d_backward
 from fastlayers.ops.dropout import (
@@ -45,10 +51,6 @@ from fastlayers.ops.loss import (
     nll_loss_backward,
 )
 from fastlayers.ops.pool import (
-    adaptive_avg_pool2d,
-    adaptive_avg_pool2d_backward,
-    avg_pool2d,
-    avg_pool2d_backward,
     max_pool2d,
     max_pool2d_backward,
     max_pool2d_forward,
