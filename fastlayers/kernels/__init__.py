@@ -17,6 +17,7 @@ _HOMES = {
 }
 _MODULES = (
     "activation",
+    "avg_pool",
     "batchnorm",
     "conv",
     "depthwise",
@@ -37,6 +38,7 @@ _MODULES = (
     "transform",
     "unfold",
     "vectors",
+    "windows",
     "winograd",
     "winograd_gradient",
 )

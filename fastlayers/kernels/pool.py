@@ -1,123 +1,207 @@
-"""Pooling over windows of channels-last images (N, H, W, C), vectorised over the channels."""
+"""Maxima over windows of channels-last images (N, H, W, C), vectorised over the channels."""
 
 from __future__ import annotations
 
 from fastlayers.kernels.layout import inside
-from fastlayers.kernels.runs import add_run, add_where_run, clear_run, max_window
+from fastlayers.kernels.runs import clear_run
+from fastlayers.kernels.windows import gather_window, max_window, max_windows, spread_windows
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = ["max_pool2d", "max_pool2d_backward", "window_mean", "window_mean_backward"]
+__all__ = ["max_pool2d", "max_pool2d_backward", "max_pool2d_gather"]
 
 
 @kernel
-def _max_pool2d_image(n, worker, x, shape, geometry, y, offsets, out_size):
+def _spilled(depth):
+    """Elements that a vector of all channels writes; 0 if none are behind the last channel."""
+    lanes = 4 if depth <= 4 else 8 if depth <= 8 else 16
+    return lanes if depth < lanes else 0
+
+
+@kernel
+def _max_row(y, cells, out, x, at, table, pixels, step, depth, floor):
+    if depth <= 4:
+        max_windows(4, 0, y, cells, out, x, at, table, pixels, step, depth, floor)
+    elif depth <= 8:
+        if table.size == 4:
+            max_windows(8, 4, y, cells, out, x, at, table, pixels, step, depth, floor)
+        else:
+            max_windows(8, 0, y, cells, out, x, at, table, pixels, step, depth, floor)
+    elif table.size == 4:
+        max_windows(16, 4, y, cells, out, x, at, table, pixels, step, depth, floor)
+    else:
+        max_windows(16, 0, y, cells, out, x, at, table, pixels, step, depth, floor)
+
+
+@kernel
+def _max_pool2d_rows(
+    chunk, worker, x, shape, out_size, geometry, whole, span, table, floor, y, cells
+):
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = geometry
-    height, width, depth = shape
-    oh, ow = out_size
-    for i in range(oh):
+    (height, width, depth), (oh, ow) = shape, out_size
+    first, spilled = chunk * span, _spilled(depth)
+    count = min(span, y.size // (ow * depth) - first)
+    end, step = (first + count) * ow * depth, sw * depth
+    for row in range(first, first + count):
+        n, i = row // oh, row % oh
         top = i * sh - ph
         r0, r1 = inside(top, dh, kh, height)
-        for j in range(ow):
-            left = j * sw - pw
-            s0, s1 = inside(left, dw, kw, width)
-            first = ((n * height + top) * width + left) * depth
-            out = ((n * oh + i) * ow + j) * depth
+        line, out = ((n * height + top) * width - pw) * depth, row * ow * depth
+        # Whole windows, but those whose vectors reach over the end of x or of the chunk's y.
+        j0, j1 = whole
+        if r1 - r0 < kh:
+            j1 = j0
+        elif spilled:
+            room = (x.size - spilled - table[table.size - 1] - line) // step + 1
+            j1 = max(j0, min(j1, room, (end - spilled - out) // depth + 1))
+        j = 0
+        while j < ow:
+            if j == j0 and j1 > j0:
+                at = line + j * step
+                _max_row(y, cells, out + j * depth, x, at, table, j1 - j, step, depth, floor)
+                j = j1
+                continue
+            s0, s1 = inside(j * sw - pw, dw, kw, width)
             rows, columns = (r0, r1, dh * width * depth), (s0, s1, dw * depth, kw)
-            max_window(y, out, offsets, x, first, rows, columns, depth)
+            at = line + j * step
+            max_window(y, cells, out + j * depth, x, at, rows, columns, depth, floor)
+            j += 1
 
 
 @kernel
-def max_pool2d(x, geometry, workers, y, offsets):
+def max_pool2d(x, sizes, table, floor, workers, y, cells):
     """Maximum of each window, and the window's cell ``r * KW + s`` that holds it.
 
-    ``geometry = (kernel, stride, padding, dilation)``, pairs. y and offsets are (N, OH, OW, C),
-    offsets of an unsigned type that holds KH*KW - 1.
+    Parameters
+    ----------
+    x : array
+        (N, H, W, C).
+    sizes : array
+        int64: kernel, stride, padding and dilation, pairs; the first output column whose window
+        lies inside of the image and the first behind those; output rows of a task.
+    table : array
+        int64: the distance of each cell of a window from its first, in elements.
+    floor : float
+        Least value of the output: 0 for ReLU, NaN for none. Where it stands instead of a maximum
+        the cell is the largest number.
+    workers : int
+    y, cells : array
+        (N, OH, OW, C); cells of an unsigned type whose largest number is no cell.
     """
+    g = sizes
+    geometry = (g[0], g[1]), (g[2], g[3]), (g[4], g[5]), (g[6], g[7])
+    rows, span = y.shape[0] * y.shape[1], g[10]
     # Flat views made here: reshaping in a task counts references, with atomics that the
     # threads contend for.
-    flat_x, flat_y, flat_offsets = x.reshape(x.size), y.reshape(y.size), offsets.reshape(y.size)
-    arguments = (flat_x, x.shape[1:], geometry, flat_y, flat_offsets, y.shape[1:3])
-    parallel_for(_max_pool2d_image, x.shape[0], workers, arguments)
-
-
-@kernel
-def _max_pool2d_backward_image(n, worker, dy, offsets, out_size, geometry, dx, shape):
-    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = geometry
-    height, width, depth = shape
-    oh, ow = out_size
-    clear_run(dx, n * height * width * depth, height * width * depth)
-    for i in range(oh):
-        top = i * sh - ph
-        r0, r1 = inside(top, dh, kh, height)
-        for j in range(ow):
-            left = j * sw - pw
-            s0, s1 = inside(left, dw, kw, width)
-            out = ((n * oh + i) * ow + j) * depth
-            for r in range(r0, r1):
-                for s in range(s0, s1):
-                    at = ((n * height + top + r * dh) * width + left + s * dw) * depth
-                    add_where_run(dx, at, dy, offsets, out, r * kw + s, depth)
-
-
-@kernel
-def max_pool2d_backward(dy, offsets, geometry, workers, dx):
-    """Add each output's gradient to the cell that held the maximum; dx is (N, H, W, C)."""
-    flat_dy, flat_offsets, flat_dx = (
-        dy.reshape(dy.size),
-        offsets.reshape(dy.size),
-        dx.reshape(dx.size),
+    arguments = (
+        x.reshape(x.size),
+        x.shape[1:],
+        y.shape[1:3],
+        geometry,
+        (g[8], g[9]),
+        span,
+        table,
+        x.dtype.type(floor),
+        y.reshape(y.size),
+        cells.reshape(y.size),
     )
-    arguments = (flat_dy, flat_offsets, dy.shape[1:3], geometry, flat_dx, dx.shape[1:])
-    parallel_for(_max_pool2d_backward_image, dx.shape[0], workers, arguments)
+    parallel_for(_max_pool2d_rows, (rows + span - 1) // span, workers, arguments)
 
 
 @kernel
-def _window_mean_image(n, worker, x, shape, rows, columns, counts, y):
-    height, width, depth = shape
-    oh, ow = counts.shape
-    for i in range(oh):
-        for j in range(ow):
-            out = ((n * oh + i) * ow + j) * depth
-            clear_run(y, out, depth)
-            for row in range(rows[i, 0], rows[i, 1]):
-                for column in range(columns[j, 0], columns[j, 1]):
-                    at = ((n * height + row) * width + column) * depth
-                    add_run(y, out, x, at, depth)
-            for c in range(depth):
-                y[out + c] /= counts[i, j]
+def _spread_row(dx, at, dy, cells, y, out, first, width, pixels, depth, floor):
+    if depth <= 4:
+        spread_windows(4, dx, at, dy, cells, y, out, first, width, pixels, depth, floor)
+    elif depth <= 8:
+        spread_windows(8, dx, at, dy, cells, y, out, first, width, pixels, depth, floor)
+    else:
+        spread_windows(16, dx, at, dy, cells, y, out, first, width, pixels, depth, floor)
 
 
 @kernel
-def window_mean(x, rows, columns, counts, workers, y):
-    """``y[i, j] = sum(x[rows[i, 0]:rows[i, 1], columns[j, 0]:columns[j, 1]]) / counts[i, j]``.
+def _tiled_rows(chunk, worker, dy, cells, y, out_size, window, span, table, floor, dx, shape):
+    (kh, kw), (oh, ow), (height, width, depth) = window, out_size, shape
+    first, spilled = chunk * span, _spilled(depth)
+    count = min(span, dy.size // (ow * depth) - first)
+    last = first + count
+    end = (last // oh * height + last % oh * kh) * width * depth
+    for row in range(first, last):
+        i, out = row % oh, row * ow * depth
+        top = row // oh * height + i * kh
+        for r in range(height - i * kh if i == oh - 1 else kh):
+            at, pixels = (top + r) * width * depth, 0
+            if r < kh:
+                pixels = ow
+                if spilled:
+                    room = (end - spilled - at - (kw - 1) * depth) // (kw * depth) + 1
+                    pixels = max(0, min(ow, room, (dy.size - spilled - out) // depth + 1))
+                _spread_row(dx, at, dy, cells, y, out, r * kw, kw, pixels, depth, floor)
+                for j in range((ow - pixels) * kw):
+                    cell, spot = 2 * (r * kw + j % kw), at + (pixels * kw + j) * depth
+                    there = out + (pixels + j // kw) * depth
+                    columns = (cell, cell + 2)
+                    gather_window(
+                        dx, spot, dy, cells, y, there, table, (0, 2), columns, depth, floor
+                    )
+                pixels = ow
+            clear_run(dx, at + pixels * kw * depth, (width - pixels * kw) * depth)
 
-    rows (OH, 2) and columns (OW, 2) hold the windows' bounds within the image.
+
+@kernel
+def max_pool2d_backward(dy, cells, y, window, span, table, floor, workers, dx):
+    """Gradient of windows that lie side by side from the first pixel on; writes dx once.
+
+    dy, cells and the output y are (N, OH, OW, C). Where y is not above `floor`, which is NaN where
+    nothing is, dy counts as 0. `window` is a pair, `span` the output rows of a task, and `table`
+    holds (0, k) for each cell k of a window.
     """
-    arguments = (x.reshape(x.size), x.shape[1:], rows, columns, counts, y.reshape(y.size))
-    parallel_for(_window_mean_image, y.shape[0], workers, arguments)
+    arguments = (
+        dy.reshape(dy.size),
+        cells.reshape(dy.size),
+        y.reshape(dy.size),
+        dy.shape[1:3],
+        window,
+        span,
+        table,
+        dy.dtype.type(floor),
+        dx.reshape(dx.size),
+        dx.shape[1:],
+    )
+    rows = dy.shape[0] * dy.shape[1]
+    parallel_for(_tiled_rows, (rows + span - 1) // span, workers, arguments)
 
 
 @kernel
-def _window_mean_backward_image(n, worker, dy, rows, columns, counts, dx, shape, work):
+def _gathered_rows(chunk, worker, dy, cells, y, image, span, table, floor, dx, shape):
     height, width, depth = shape
-    oh, ow = counts.shape
-    share = worker * depth
-    clear_run(dx, n * height * width * depth, height * width * depth)
-    for i in range(oh):
-        for j in range(ow):
-            out = ((n * oh + i) * ow + j) * depth
-            for c in range(depth):
-                work[share + c] = dy[out + c] / counts[i, j]
-            for row in range(rows[i, 0], rows[i, 1]):
-                for column in range(columns[j, 0], columns[j, 1]):
-                    at = ((n * height + row) * width + column) * depth
-                    add_run(dx, at, work, share, depth)
+    first = chunk * span
+    for row in range(first, min(first + span, dx.size // (width * depth))):
+        n, i = row // height, row % height
+        rows = (table[i], table[i + 1])
+        for j in range(width):
+            at, here = (row * width + j) * depth, height + 1 + j
+            columns = (table[here], table[here + 1])
+            gather_window(dx, at, dy, cells, y, n * image, table, rows, columns, depth, floor)
 
 
 @kernel
-def window_mean_backward(dy, rows, columns, counts, workers, work, dx):
-    """Give each cell of a window ``dy[i, j] / counts[i, j]``; work holds workers * C elements."""
-    flat_dy, flat_dx = dy.reshape(dy.size), dx.reshape(dx.size)
-    arguments = (flat_dy, rows, columns, counts, flat_dx, dx.shape[1:], work)
-    parallel_for(_window_mean_backward_image, dx.shape[0], workers, arguments)
+def max_pool2d_gather(dy, cells, y, span, table, floor, workers, dx):
+    """As `max_pool2d_backward`, for any windows: adds for each input pixel what its windows give.
+
+    ``table[i] .. table[i + 1]`` are where the table holds (distance in elements, number of the
+    first cell of the window's row) of the output rows that see input row i, for all rows, and then
+    ``(distance, number of the cell in its row)`` of the output columns alike.
+    """
+    arguments = (
+        dy.reshape(dy.size),
+        cells.reshape(dy.size),
+        y.reshape(dy.size),
+        dy.shape[1] * dy.shape[2] * dy.shape[3],
+        span,
+        table,
+        dy.dtype.type(floor),
+        dx.reshape(dx.size),
+        dx.shape[1:],
+    )
+    rows = dx.shape[0] * dx.shape[1]
+    parallel_for(_gathered_rows, (rows + span - 1) // span, workers, arguments)

@@ -134,8 +134,7 @@ def max_pool2d(
     window = (kernel_size, stride, padding, dilation)
     pool = fusion.MaxPool((*window, ceil_mode))
     if not return_indices:
-        size = ops.max_pool2d_shape(x.shape, *pool.window)
-        return fusion.apply(x, pool, size)
+        return fusion.apply(x, pool)
     y, offsets = ops.max_pool2d_forward(x.array(), *window, ceil_mode)
     shape = x.shape
     out = record(y, (x,), lambda dy: (ops.max_pool2d_backward(dy, offsets, shape, *window),))

@@ -52,7 +52,7 @@ class Chain:
     """A head and its steps, called and not run yet; `lazy.Deferred` of the last one's output.
 
     A head has ``kind``, ``inputs``, ``shape`` and ``run(steps)``, a step ``kind``, ``inputs``,
-    ``fits(chain)`` and ``alone(x)``; both runs return what the tape records.
+    ``fits(chain)``, ``shape(before)`` and ``alone(x)``; both runs return what the tape records.
     """
 
     __slots__ = ("between", "dtype", "head", "requires_grad", "shape", "state", "steps")
@@ -100,8 +100,8 @@ def start(head: Any) -> Tensor:
     return defer(chain, requires_grad)
 
 
-def follow(x: Tensor, step: Any, shape: tuple[int, ...] | None = None) -> Tensor | None:
-    """Call a step on the output `x` of a chain, giving it `shape`; None where it can't follow."""
+def follow(x: Tensor, step: Any) -> Tensor | None:
+    """Call a step on the output `x` of a chain; None where it can't follow."""
     before = x.deferred
     if not isinstance(before, Chain):
         return None
@@ -110,26 +110,36 @@ def follow(x: Tensor, step: Any, shape: tuple[int, ...] | None = None) -> Tensor
         return None
     requires_grad = before.requires_grad or wants_grad(step.inputs)
     steps, between = (*before.steps, step), (*before.between, weakref.ref(x))
-    shape = before.shape if shape is None else shape
-    chain = Chain(before.head, steps, between, state, shape, before.dtype, requires_grad)
+    shape, dtype = step.shape(before.shape), before.dtype
+    chain = Chain(before.head, steps, between, state, shape, dtype, requires_grad)
     return defer(chain, requires_grad)
 
 
-def apply(x: Tensor, step: Any, shape: tuple[int, ...] | None = None) -> Tensor:
+def apply(x: Tensor, step: Any) -> Tensor:
     """Call a step that may also stand alone on any tensor."""
-    if x.deferred is not None and (out := follow(x, step, shape)) is not None:
+    if x.deferred is not None and (out := follow(x, step)) is not None:
         return out
     return record(*step.alone(x), requires_grad=wants_grad((x,)), fresh=True)
 
 
-class Relu:
-    """``max(x, 0)``."""
+class _Step:
+    """A step that may follow whatever `_NEXT` lets it, and keeps the shape."""
 
-    kind = "relu"
+    __slots__ = ()
     inputs: Inputs = ()
 
     def fits(self, chain: Chain) -> bool:
         return True
+
+    def shape(self, before: tuple[int, ...]) -> tuple[int, ...]:
+        return before
+
+
+class Relu(_Step):
+    """``max(x, 0)``."""
+
+    kind = "relu"
+    __slots__ = ()
 
     def alone(self, x: Tensor) -> Recording:
         y = ops.relu(x.array())
@@ -139,16 +149,20 @@ class Relu:
 RELU = Relu()
 
 
-@dataclass(slots=True, frozen=True)
-class MaxPool:
+class MaxPool(_Step):
     """Maximum of each window; `window` is (kernel_size, stride, padding, dilation, ceil_mode)."""
 
-    window: tuple[Any, ...]
     kind = "pool"
-    inputs = ()
+    __slots__ = ("window",)
+
+    def __init__(self, window: tuple[Any, ...]) -> None:
+        self.window = window
 
     def fits(self, chain: Chain) -> bool:
         return len(chain.shape) == 4
+
+    def shape(self, before: tuple[int, ...]) -> tuple[int, ...]:
+        return ops.max_pool2d_shape(before, *self.window)  # type: ignore[arg-type]
 
     def alone(self, x: Tensor) -> Recording:
         y, offsets = ops.max_pool2d_forward(x.array(), *self.window)
@@ -156,7 +170,7 @@ class MaxPool:
         return y, (x,), lambda dy: (ops.max_pool2d_backward(dy, offsets, shape, *window),)
 
 
-class Add:
+class Add(_Step):
     """Sum with a tensor of the same shape."""
 
     kind = "add"
@@ -164,9 +178,6 @@ class Add:
 
     def __init__(self, other: Tensor) -> None:
         self.other, self.inputs = other, (other,)
-
-    def fits(self, chain: Chain) -> bool:
-        return True
 
     def alone(self, x: Tensor) -> Recording:
         y = ops.arithmetic.add(x.array(), self.other.array())
@@ -183,24 +194,18 @@ class Norm:
     bias: Tensor | None
     of_batch: bool
 
-    @property
-    def inputs(self) -> Inputs:
-        return self.weight, self.bias
-
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
         return self.mean, self.invstd, _array(self.weight), _array(self.bias)
 
 
-@dataclass(slots=True, eq=False)
-class Normalise:
+class Normalise(_Step):
     """Batch normalisation by running statistics, which a convolution's weight can take in."""
 
-    norm: Norm
     kind = "normalise"
+    __slots__ = ("inputs", "norm")
 
-    @property
-    def inputs(self) -> Inputs:
-        return self.norm.inputs
+    def __init__(self, norm: Norm) -> None:
+        self.norm, self.inputs = norm, (norm.weight, norm.bias)
 
     def fits(self, chain: Chain) -> bool:
         return not (chain.requires_grad or wants_grad(self.inputs))

@@ -21,6 +21,12 @@ from fastlayers.ops.activation import (
     tanh,
     tanh_backward,
 )
+from fastlayers.ops.avg_pool import (
+    adaptive_avg_pool2d,
+    adaptive_avg_pool2d_backward,
+    avg_pool2d,
+    avg_pool2d_backward,
+)
 from fastlayers.ops.batchnorm import (
     batch_norm,
     batch_norm_apply,
@@ -39,7 +45,7 @@ from fastlayers.ops.dropout import (
     feature_dropout_forward,
 )
 from fastlayers.ops.flatten import flatten, flatten_backward
-from fastlayers.ops.linear import linear, linear_backward
+from fastlayers.ops.linear import linear, linear_backward, linear_shape
 from fastlayers.ops.loss import (
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_backward,
@@ -51,14 +57,11 @@ from fastlayers.ops.loss import (
     nll_loss_backward,
 )
 from fastlayers.ops.pool import (
-    adaptive_avg_pool2d,
-    adaptive_avg_pool2d_backward,
-    avg_pool2d,
-    avg_pool2d_backward,
     max_pool2d,
     max_pool2d_backward,
     max_pool2d_forward,
     max_pool2d_indices,
+    max_pool2d_shape,
 )
 
 __all__ = [
@@ -92,12 +95,14 @@ __all__ = [
     "leaky_relu_backward",
     "linear",
     "linear_backward",
+    "linear_shape",
     "log_softmax",
     "log_softmax_backward",
     "max_pool2d",
     "max_pool2d_backward",
     "max_pool2d_forward",
     "max_pool2d_indices",
+    "max_pool2d_shape",
     "mse_loss",
     "mse_loss_backward",
     "nll_loss",

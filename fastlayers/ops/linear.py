@@ -13,7 +13,7 @@ from fastlayers.ops.layout import kernel_ready
 from fastlayers.ops.reduce import masked_column_sums, sum_chunks
 from fastlayers.runtime import cpu, memory, threads
 
-__all__ = ["linear", "linear_backward"]
+__all__ = ["linear", "linear_backward", "linear_shape"]
 
 # Rows up to which the input's gradient is rank updates of the streaming weight.
 FEW_ROWS = 8
@@ -130,6 +130,23 @@ def _forward_plan(rows: int, k: int, n: int, dtype: np.dtype, available: int) ->
     home = kernels.linear
     size = home.blocked_size(rows, k, home.dot_block(k, lanes))
     return home.linear, (lanes, workers), size, *constant
+
+
+def linear_shape(
+    input: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None = None,
+    *,
+    activation: str | None = None,
+) -> tuple[int, ...]:
+    """Shape of what `linear` returns for these arguments, which are checked; raises as it does."""
+    if activation is not None:
+        _check.one_of("linear", "activation", activation, ("relu",))
+    _prepare("linear", input, weight)
+    n = weight.shape[0]
+    if bias is not None:
+        _check.vector("linear", "bias", bias, n, input.dtype)
+    return (*input.shape[:-1], n)
 
 
 def linear(

@@ -1,0 +1,106 @@
+"""Means over rectangles of channels-last images (N, H, W, C), vectorised over the channels."""
+
+from __future__ import annotations
+
+from fastlayers.kernels.runs import copy_run
+from fastlayers.kernels.windows import gather_window, mean_window
+from fastlayers.runtime.cache import kernel
+from fastlayers.runtime.threads import parallel_for
+
+__all__ = ["window_mean", "window_mean_backward"]
+
+
+@kernel
+def _window_mean_rows(chunk, worker, x, shape, rows, columns, counts, span, y):
+    height, width, depth = shape
+    oh, ow = counts.shape
+    first = chunk * span
+    for row in range(first, min(first + span, y.size // (ow * depth))):
+        n, i = row // oh, row % oh
+        top = (n * height + rows[i, 0]) * width
+        lines = (rows[i, 1] - rows[i, 0], width * depth)
+        for j in range(ow):
+            left, right = columns[j, 0], columns[j, 1]
+            out = (row * ow + j) * depth
+            mean_window(y, out, x, (top + left) * depth, lines, right - left, depth, counts[i, j])
+
+
+@kernel
+def window_mean(x, rows, columns, counts, span, workers, y):
+    """``y[i, j] = sum(x[rows[i, 0]:rows[i, 1], columns[j, 0]:columns[j, 1]]) / counts[i, j]``.
+
+    rows (OH, 2) and columns (OW, 2) hold the windows' bounds within the image; a task takes `span`
+    rows of y.
+    """
+    arguments = (x.reshape(x.size), x.shape[1:], rows, columns, counts, span, y.reshape(y.size))
+    parallel_for(
+        _window_mean_rows, (y.shape[0] * y.shape[1] + span - 1) // span, workers, arguments
+    )
+
+
+@kernel
+def _repeat_run(dx, at, size, count):
+    """Repeat the `size` elements at `at` until there are `count`, by ever longer copies."""
+    done = size
+    while done < count:
+        more = min(done, count - done)
+        copy_run(dx, at + done, dx, at, more)
+        done += more
+
+
+@kernel
+def _window_mean_backward_image(n, worker, dy, counts, table, dx, shape, share):
+    height, width, depth = shape
+    oh, ow = counts.shape
+    # The gradient of each sum.
+    image = n * oh * ow * depth
+    for i in range(oh):
+        for j in range(ow):
+            at = image + (i * ow + j) * depth
+            for c in range(depth):
+                share[at + c] = dy[at + c] / counts[i, j]
+    none = dy.dtype.type(0)
+    row_runs, column_runs = table[0], table[1]
+    for k in range(row_runs):
+        here = 2 + 4 * k
+        rows = (table[here + 2], table[here + 3])
+        line = (n * height + table[here]) * width * depth
+        for m in range(column_runs):
+            there = 2 + 4 * (row_runs + m)
+            at = line + table[there] * depth
+            columns = (table[there + 2], table[there + 3])
+            gather_window(dx, at, share, None, None, image, table, rows, columns, depth, none)
+            _repeat_run(dx, at, depth, table[there + 1] * depth)
+        for _ in range(1, table[here + 1]):
+            copy_run(dx, line + width * depth, dx, line, width * depth)
+            line += width * depth
+
+
+@kernel
+def window_mean_backward(dy, counts, table, workers, share, dx):
+    """Give each input pixel the sum of ``dy[i, j] / counts[i, j]`` of the windows that hold it.
+
+    Parameters
+    ----------
+    dy, counts : array
+        (N, OH, OW, C) and (OH, OW).
+    table : array
+        int64: the numbers of runs of rows and of columns, through which the same windows go; for
+        each run of rows its first row, its length, and where in the table its windows begin and
+        end; then the runs of columns alike; then for each window of a run its distance in elements
+        from the first one, and 0.
+    workers : int
+    share : array
+        Workspace of dy's size.
+    dx : array
+        (N, H, W, C).
+    """
+    arguments = (
+        dy.reshape(dy.size),
+        counts,
+        table,
+        dx.reshape(dx.size),
+        dx.shape[1:],
+        share,
+    )
+    parallel_for(_window_mean_backward_image, dx.shape[0], workers, arguments)

@@ -1,0 +1,396 @@
+"""Maxima over windows of channels-last images, and their gradients, in vectors of channels.
+
+Images are flat. Vectors of up to 16 channels cover a pixel. With fewer channels than lanes a
+whole vector is written all the same: its last lanes spill over the next pixel, which is written
+later. With more, the last vector ends at the last channel, and writes some channels twice. So
+there are no masks, but at the end of what a thread writes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from fastlayers.kernels.vectors import Vectors, element_pointer
+
+__all__ = ["gather_window", "max_window", "max_windows", "mean_window", "spread_windows"]
+
+_i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+LANES = 16
+
+
+def _pointers(cgctx: Any, builder: Any, sig: Any, values: Any, *pairs: tuple[int, int]) -> Any:
+    """Addresses of elements: pairs of the positions of a flat array and of an index."""
+    return [element_pointer(cgctx, builder, sig.args[a], values[a], values[i]) for a, i in pairs]
+
+
+class _Best:
+    """Emits the search for the largest cell: the first of equals, or the first NaN."""
+
+    def __init__(self, builder: Any, value: ir.Type, cell: ir.Type, lanes: int) -> None:
+        self.builder = builder
+        self.floats, self.numbers = Vectors(builder, value, lanes), Vectors(builder, cell, lanes)
+
+    def better(self, new: Any, old: Any) -> Any:
+        """Where `new` is greater, or a NaN against a number: a NaN stays against all."""
+        unordered = self.builder.fcmp_unordered("ugt", new, old)
+        return self.builder.and_(unordered, self.builder.fcmp_ordered("ord", old, old))
+
+    def floored(self, best: Any, holder: Any, floor: Any) -> tuple[Any, Any]:
+        """The maximum and its cell; where it is not above the floor that, and no cell.
+
+        Nothing is below a floor of NaN.
+        """
+        floor = self.floats.splat(floor)
+        above = self.builder.fcmp_unordered("ugt", best, floor)
+        none = ir.Constant(self.numbers.vector, [-1] * self.floats.lanes)
+        return self.builder.select(above, best, floor), self.builder.select(above, holder, none)
+
+
+def _vectors_of_pixel(builder: Any, lanes: int, depth: Any) -> Any:
+    """Loop over a pixel's vectors, of which the last one ends at its last channel."""
+    step = _i64(lanes)
+    count = builder.sdiv(builder.add(depth, _i64(lanes - 1)), step)
+    last = builder.sub(depth, step)
+    last = builder.select(builder.icmp_signed("<", last, _i64(0)), _i64(0), last)
+    return cgutils.for_range_slice(builder, _i64(0), count, _i64(1), _i64), step, last
+
+
+def _smaller(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.icmp_signed("<", a, b), a, b)
+
+
+@intrinsic(prefer_literal=True)
+def max_windows(
+    typingctx: Any,
+    lanes: Any,
+    unrolled: Any,
+    y: Any,
+    cells: Any,
+    y_at: Any,
+    x: Any,
+    x_at: Any,
+    table: Any,
+    pixels: Any,
+    step: Any,
+    depth: Any,
+    floor: Any,
+) -> Any:
+    """Maxima over the whole windows of a row of output pixels, and their cells.
+
+    ``y[j * depth + c] = max over k of x[j * step + table[k] + c]``, and the k of the first that
+    holds it; where that is not above `floor`, the floor and the largest number. Nothing is below a
+    floor of NaN. y and cells start at `y_at`. `unrolled` windows have so many cells; 0 stands for any number.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        best_at, cells_at, source = _pointers(cgctx, builder, sig, values, (2, 4), (3, 4), (5, 6))
+        pixels, step, depth, floor = values[8:]
+        offsets = cgctx.make_array(table)(cgctx, builder, values[7])
+        emit = _Best(builder, best_at.type.pointee, cells_at.type.pointee, lanes.literal_value)
+        floats, numbers = emit.floats, emit.numbers
+        one = ir.Constant(numbers.vector, [1] * numbers.lanes)
+        known = [
+            builder.load(builder.gep(offsets.data, [_i64(k)]))
+            for k in range(unrolled.literal_value)
+        ]
+
+        def next_cell(at: Any, state: Any) -> Any:
+            best, holder, number = state
+            new, number = floats.load_vector(at), builder.add(number, one)
+            better = emit.better(new, best)
+            return builder.select(better, new, best), builder.select(better, number, holder), number
+
+        with cgutils.for_range_slice(builder, _i64(0), pixels, _i64(1), _i64) as (j, _):
+            pixel = builder.gep(source, [builder.mul(j, step)])
+            out = builder.mul(j, depth)
+            loop, width, last = _vectors_of_pixel(builder, floats.lanes, depth)
+            with loop as (v, _):
+                c = _smaller(builder, builder.mul(v, width), last)
+                from_, to = builder.gep(pixel, [c]), builder.add(out, c)
+                zero = ir.Constant(numbers.vector, None)
+                if known:
+                    state = (floats.load_vector(builder.gep(from_, [known[0]])), zero, zero)
+                    for offset in known[1:]:
+                        state = next_cell(builder.gep(from_, [offset]), state)
+                else:
+                    first = builder.gep(from_, [builder.load(offsets.data)])
+                    start = (floats.load_vector(first), zero, zero)
+                    slots = [cgutils.alloca_once(builder, value.type) for value in start]
+                    for value, slot in zip(start, slots, strict=True):
+                        builder.store(value, slot)
+                    with cgutils.for_range_slice(
+                        builder, _i64(1), offsets.nitems, _i64(1), _i64
+                    ) as (k, _):
+                        cell = builder.gep(from_, [builder.load(builder.gep(offsets.data, [k]))])
+                        state = next_cell(cell, [builder.load(slot) for slot in slots])
+                        for value, slot in zip(state, slots, strict=True):
+                            builder.store(value, slot)
+                    state = tuple(builder.load(slot) for slot in slots)
+                best, holder = emit.floored(state[0], state[1], floor)
+                floats.store_vector(best, builder.gep(best_at, [to]))
+                numbers.store_vector(holder, builder.gep(cells_at, [to]))
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(lanes, unrolled, y, cells, i8, x, i8, table, i8, i8, i8, y.dtype), codegen
+
+
+@intrinsic
+def max_window(
+    typingctx: Any,
+    y: Any,
+    cells: Any,
+    y_at: Any,
+    x: Any,
+    x_at: Any,
+    rows: Any,
+    columns: Any,
+    depth: Any,
+    floor: Any,
+) -> Any:
+    """`max_windows` of one pixel whose window may be cut off.
+
+    The window's cells are ``x[x_at + r * row_step + s * column_step]``, numbered
+    ``r * cells_per_row + s``, for ``rows = (first r, last r + 1, row_step)`` and ``columns =
+    (first s, last s + 1, column_step, cells_per_row)``. An empty window gives minus infinity and
+    cell 0.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        best_at, cells_at, source = _pointers(cgctx, builder, sig, values, (0, 2), (1, 2), (3, 4))
+        r_first, r_last, r_step = cgutils.unpack_tuple(builder, values[5])
+        s_first, s_last, s_step, per_row = cgutils.unpack_tuple(builder, values[6])
+        emit = _Best(builder, best_at.type.pointee, cells_at.type.pointee, LANES)
+        floats, numbers = emit.floats, emit.numbers
+        best = cgutils.alloca_once(builder, floats.vector)
+        holder = cgutils.alloca_once(builder, numbers.vector)
+        fresh = cgutils.alloca_once(builder, _i1)
+        lowest = floats.splat(ir.Constant(floats.element, float("-inf")))
+        step = _i64(LANES)
+        with cgutils.for_range_slice(builder, _i64(0), values[7], step, _i64) as (at, _):
+            mask = floats.first_lanes(builder.sub(values[7], at))
+            builder.store(lowest, best)
+            builder.store(ir.Constant(numbers.vector, None), holder)
+            # The first cell is taken as it is: minus infinity is no greater than the start.
+            builder.store(_i1(1), fresh)
+            with (
+                cgutils.for_range_slice(builder, r_first, r_last, _i64(1), _i64) as (r, _),
+                cgutils.for_range_slice(builder, s_first, s_last, _i64(1), _i64) as (s, _),
+            ):
+                offset = builder.add(builder.mul(r, r_step), builder.mul(s, s_step))
+                cell = builder.gep(source, [builder.add(offset, at)])
+                new, old = floats.load_vector(cell, mask=mask), builder.load(best)
+                better = builder.or_(emit.better(new, old), floats.splat(builder.load(fresh)))
+                number = builder.trunc(builder.add(builder.mul(r, per_row), s), numbers.element)
+                builder.store(builder.select(better, new, old), best)
+                builder.store(
+                    builder.select(better, numbers.splat(number), builder.load(holder)), holder
+                )
+                builder.store(_i1(0), fresh)
+            top, number = emit.floored(builder.load(best), builder.load(holder), values[8])
+            floats.store_vector(top, builder.gep(best_at, [at]), mask=mask)
+            numbers.store_vector(number, builder.gep(cells_at, [at]), mask=mask)
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(y, cells, i8, x, i8, rows, columns, i8, y.dtype), codegen
+
+
+class _Gradient:
+    """Emits the output's gradient for one cell of the windows: 0 where another holds the maximum."""
+
+    def __init__(self, builder: Any, value: ir.Type, cell: ir.Type, lanes: int) -> None:
+        self.builder = builder
+        self.floats, self.numbers = Vectors(builder, value, lanes), Vectors(builder, cell, lanes)
+        self.zero = ir.Constant(self.floats.vector, None)
+
+    def load(self, dy: Any, y: Any, floor: Any, mask: Any = None) -> Any:
+        """The gradient, 0 where the output is no greater than the floor; nothing is below NaN."""
+        low = self.builder.fcmp_ordered("<=", self.floats.load_vector(y, mask=mask), floor)
+        return self.builder.select(low, self.zero, self.floats.load_vector(dy, mask=mask))
+
+    def where(self, held: Any, number: Any, value: Any) -> Any:
+        here = self.builder.icmp_unsigned("==", held, number)
+        return self.builder.select(here, value, self.zero)
+
+
+@intrinsic(prefer_literal=True)
+def spread_windows(
+    typingctx: Any,
+    lanes: Any,
+    dx: Any,
+    dx_at: Any,
+    dy: Any,
+    cells: Any,
+    y: Any,
+    y_at: Any,
+    first: Any,
+    width: Any,
+    pixels: Any,
+    depth: Any,
+    floor: Any,
+) -> Any:
+    """Write a row of the input's gradient for windows that lie side by side.
+
+    ``dx[(j * width + s) * depth + c] = dy[j * depth + c]`` where its cell is ``first + s``, else 0,
+    for ``s < width``. dy, cells and the output y start at `y_at`; where y is no greater than
+    `floor`, which may be NaN, dy counts as 0.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        target, origin, holder, output = _pointers(
+            cgctx, builder, sig, values, (1, 2), (3, 6), (4, 6), (5, 6)
+        )
+        first, width, pixels, depth, floor = values[7:]
+        emit = _Gradient(builder, target.type.pointee, holder.type.pointee, lanes.literal_value)
+        floats, numbers = emit.floats, emit.numbers
+        floor = floats.splat(floor)
+        first = numbers.splat(builder.trunc(first, numbers.element))
+        one = ir.Constant(numbers.vector, [1] * numbers.lanes)
+        number = cgutils.alloca_once(builder, numbers.vector)
+        with cgutils.for_range_slice(builder, _i64(0), pixels, _i64(1), _i64) as (j, _):
+            pixel = builder.gep(target, [builder.mul(builder.mul(j, width), depth)])
+            out = builder.mul(j, depth)
+            loop, step, last = _vectors_of_pixel(builder, floats.lanes, depth)
+            with loop as (v, _):
+                c = _smaller(builder, builder.mul(v, step), last)
+                at, to = builder.add(out, c), builder.gep(pixel, [c])
+                value = emit.load(builder.gep(origin, [at]), builder.gep(output, [at]), floor)
+                held = numbers.load_vector(builder.gep(holder, [at]))
+                builder.store(first, number)
+                with cgutils.for_range_slice(builder, _i64(0), width, _i64(1), _i64) as (s, _):
+                    cell = builder.load(number)
+                    floats.store_vector(
+                        emit.where(held, cell, value), builder.gep(to, [builder.mul(s, depth)])
+                    )
+                    builder.store(builder.add(cell, one), number)
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(lanes, dx, i8, dy, cells, y, i8, i8, i8, i8, i8, dy.dtype), codegen
+
+
+@intrinsic
+def gather_window(
+    typingctx: Any,
+    dx: Any,
+    dx_at: Any,
+    dy: Any,
+    cells: Any,
+    y: Any,
+    y_at: Any,
+    table: Any,
+    rows: Any,
+    columns: Any,
+    depth: Any,
+    floor: Any,
+) -> Any:
+    """Write the gradient of one input pixel: the sum over the windows that hold it.
+
+    ``dx[c] = sum of dy[row + column + c]`` where the cell is ``r + s``, over the pairs
+    ``(row, r) = table[k], table[k + 1]`` for k from ``rows[0]`` to ``rows[1]`` in steps of 2, and
+    ``(column, s)`` alike. dy, cells and the output y start at `y_at`; where y is no greater than
+    `floor` dy counts as 0. Without cells and y, both None, all is added.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        target, origin = _pointers(cgctx, builder, sig, values, (0, 1), (2, 5))
+        entries = cgctx.make_array(table)(cgctx, builder, values[6]).data
+        ranges = [cgutils.unpack_tuple(builder, value) for value in values[7:9]]
+        chosen = not isinstance(cells, types.NoneType)
+        if chosen:
+            holder, output = _pointers(cgctx, builder, sig, values, (3, 5), (4, 5))
+        cell_type = holder.type.pointee if chosen else ir.IntType(8)
+        emit = _Gradient(builder, target.type.pointee, cell_type, LANES)
+        floats, numbers = emit.floats, emit.numbers
+        floor = floats.splat(values[10])
+        total = cgutils.alloca_once(builder, floats.vector)
+
+        def entry(k: Any) -> list[Any]:
+            return [builder.load(builder.gep(entries, [builder.add(k, _i64(i))])) for i in (0, 1)]
+
+        step, depth = _i64(LANES), values[9]
+        with cgutils.for_range_slice(builder, _i64(0), depth, step, _i64) as (c, _):
+            mask = floats.first_lanes(builder.sub(depth, c))
+            builder.store(emit.zero, total)
+            with cgutils.for_range_slice(builder, *ranges[0], _i64(2), _i64) as (k, _):
+                row, r = entry(k)
+                row = builder.add(row, c)
+                with cgutils.for_range_slice(builder, *ranges[1], _i64(2), _i64) as (m, _):
+                    column, s = entry(m)
+                    at = builder.add(row, column)
+                    if chosen:
+                        value = emit.load(
+                            builder.gep(origin, [at]), builder.gep(output, [at]), floor, mask
+                        )
+                        held = numbers.load_vector(builder.gep(holder, [at]), mask=mask)
+                        cell = numbers.splat(builder.trunc(builder.add(r, s), numbers.element))
+                        value = emit.where(held, cell, value)
+                    else:
+                        value = floats.load_vector(builder.gep(origin, [at]), mask=mask)
+                    builder.store(builder.fadd(builder.load(total), value), total)
+            floats.store_vector(builder.load(total), builder.gep(target, [c]), mask=mask)
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(dx, i8, dy, cells, y, i8, table, rows, columns, i8, dy.dtype), codegen
+
+
+@intrinsic
+def mean_window(
+    typingctx: Any,
+    y: Any,
+    y_at: Any,
+    x: Any,
+    x_at: Any,
+    rows: Any,
+    columns: Any,
+    depth: Any,
+    divisor: Any,
+) -> Any:
+    """``y[c] = sum of x[r * row_step + s * depth + c] / divisor`` for ``r < rows[0], s < columns``.
+
+    ``rows = (number, row_step)``; x starts at `x_at` and y at `y_at`. Four columns are added at a
+    time, each to sums of their own, since an addition has to wait four cycles for the one before.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        target, source = _pointers(cgctx, builder, sig, values, (0, 1), (2, 3))
+        number, row_step = cgutils.unpack_tuple(builder, values[4])
+        columns, depth = values[5:7]
+        floats = Vectors(builder, target.type.pointee, LANES)
+        zero = ir.Constant(floats.vector, None)
+        sums = [cgutils.alloca_once(builder, floats.vector) for _ in range(4)]
+        divisor = floats.splat(values[7])
+        whole = builder.and_(columns, _i64(-4))
+        with cgutils.for_range_slice(builder, _i64(0), depth, _i64(LANES), _i64) as (c, _):
+            mask = floats.first_lanes(builder.sub(depth, c))
+            first = builder.gep(source, [c])
+            for slot in sums:
+                builder.store(zero, slot)
+
+            def add(at: Any, k: int) -> None:
+                value = floats.load_vector(at, mask=mask)
+                builder.store(builder.fadd(builder.load(sums[k]), value), sums[k])
+
+            with cgutils.for_range_slice(builder, _i64(0), number, _i64(1), _i64) as (r, _):
+                row = builder.gep(first, [builder.mul(r, row_step)])
+                with cgutils.for_range_slice(builder, _i64(0), whole, _i64(4), _i64) as (s, _):
+                    for k in range(4):
+                        pixel = builder.add(s, _i64(k))
+                        add(builder.gep(row, [builder.mul(pixel, depth)]), k)
+                with cgutils.for_range_slice(builder, whole, columns, _i64(1), _i64) as (s, _):
+                    add(builder.gep(row, [builder.mul(s, depth)]), 0)
+            a, b, c_, d = (builder.load(slot) for slot in sums)
+            total = builder.fadd(builder.fadd(a, b), builder.fadd(c_, d))
+            mean = builder.fdiv(total, divisor)
+            floats.store_vector(mean, builder.gep(target, [c]), mask=mask)
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(y, i8, x, i8, rows, i8, i8, y.dtype), codegen
