@@ -235,31 +235,31 @@ def _piece(k, chunk, form):
 
 
 @kernel
-def _apply_chunk(chunk, worker, x, residual, form, factors, floor, workers, y):
+def _apply_chunk(chunk, worker, x, residual, form, factors, floor, workers, y, stream):
     chunk = _mirrored(chunk, _chunk_count(form), workers)
     period = form[1] * form[2]
     for k in range(2):
         at, rows, width = _piece(k, chunk, form)
         if residual.size:
-            normalise(1, x, residual, at, rows, width, factors, period, floor, y)
+            normalise(1, x, residual, at, rows, width, factors, period, floor, y, stream)
         else:
-            normalise(0, x, residual, at, rows, width, factors, period, floor, y)
+            normalise(0, x, residual, at, rows, width, factors, period, floor, y, stream)
 
 
 @kernel
-def batch_norm_apply(x, residual, form, mean, invstd, weight, bias, relu, workers, work, y):
+def batch_norm_apply(x, residual, form, mean, invstd, weight, bias, relu, stream, workers, work, y):
     """``y = (x - mean) * (invstd * weight) + bias + residual``, or the greater of that and 0.
 
     weight, bias and residual may be empty; work holds 3 * folds * channels elements.
     """
     _spread(form, mean, invstd, weight, bias, work)
     floor = x.dtype.type(0 if relu else -np.inf)
-    arguments = (x, residual, form, work, floor, workers, y)
+    arguments = (x, residual, form, work, floor, workers, y, stream)
     parallel_for(_apply_chunk, _chunk_count(form), workers, arguments)
 
 
 @kernel
-def _gradients_chunk(chunk, worker, mode, dy, x, y, form, work, masked):
+def _gradients_chunk(chunk, worker, mode, dy, x, y, form, work, masked, stream):
     period = form[1] * form[2]
     sums = (5 + 2 * chunk) * period
     clear_run(work, sums, 2 * period)
@@ -267,26 +267,30 @@ def _gradients_chunk(chunk, worker, mode, dy, x, y, form, work, masked):
         at, rows, width = _piece(k, chunk, form)
         if mode == FROM_OUTPUT:
             add_gradients(
-                FROM_OUTPUT, dy, x, y, at, rows, width, work, period, masked, work, sums
+                FROM_OUTPUT, dy, x, y, at, rows, width, work, period, masked, work, sums, stream
             )
         elif mode == FROM_INPUT:
-            add_gradients(FROM_INPUT, dy, x, y, at, rows, width, work, period, masked, work, sums)
+            add_gradients(
+                FROM_INPUT, dy, x, y, at, rows, width, work, period, masked, work, sums, stream
+            )
         else:
-            add_gradients(PLAIN, dy, x, y, at, rows, width, work, period, masked, work, sums)
+            add_gradients(
+                PLAIN, dy, x, y, at, rows, width, work, period, masked, work, sums, stream
+            )
 
 
 @kernel
-def _input_chunk(chunk, worker, mode, dy, x, form, work, workers, dx):
+def _input_chunk(chunk, worker, mode, dy, x, form, work, workers, dx, stream):
     chunk = _mirrored(chunk, _chunk_count(form), workers)
     period = form[1] * form[2]
     for k in range(2):
         at, rows, width = _piece(k, chunk, form)
         if mode == FROM_INPUT:
-            input_gradient(FROM_INPUT, dy, x, at, rows, width, work, period, dx)
+            input_gradient(FROM_INPUT, dy, x, at, rows, width, work, period, dx, stream)
         elif mode == PLAIN:
-            input_gradient(PLAIN, dy, x, at, rows, width, work, period, dx)
+            input_gradient(PLAIN, dy, x, at, rows, width, work, period, dx, stream)
         else:
-            input_gradient(SCALED, dy, x, at, rows, width, work, period, dx)
+            input_gradient(SCALED, dy, x, at, rows, width, work, period, dx, stream)
 
 
 @kernel
@@ -305,7 +309,22 @@ def _add_folds(form, sums):
 
 @kernel
 def batch_norm_backward(
-    mode, dy, x, y, form, mean, invstd, weight, bias, of_batch, workers, work, masked, dx, grads
+    mode,
+    dy,
+    x,
+    y,
+    form,
+    mean,
+    invstd,
+    weight,
+    bias,
+    of_batch,
+    stream,
+    workers,
+    work,
+    masked,
+    dx,
+    grads,
 ):
     """Gradients by the input, weight and bias, ``dx``, ``grads[0]`` and ``grads[1]``.
 
@@ -319,7 +338,7 @@ def batch_norm_backward(
     _spread(form, mean, invstd, weight, bias, work)
     sums = view(work, 5 * period, 2 * chunks * period)
     if of_batch or grads.size or mode == FROM_OUTPUT:
-        arguments = (mode, dy, x, y, form, work, masked)
+        arguments = (mode, dy, x, y, form, work, masked, stream)
         parallel_for(_gradients_chunk, chunks, workers, arguments)
         _add_folds(form, sums)
     for c in range(grads.size // 2):
@@ -339,5 +358,5 @@ def batch_norm_backward(
         mode, gradient = PLAIN, masked
     if mode == PLAIN and not of_batch:
         mode = SCALED
-    arguments = (mode, gradient, x, form, work, workers, dx)
+    arguments = (mode, gradient, x, form, work, workers, dx, stream)
     parallel_for(_input_chunk, chunks, workers, arguments)

@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.kernels.vectors import Vectors, element_pointer
+from fastlayers.kernels.vectors import Vectors, element_pointer, prefetch
 from fastlayers.runtime import cpu
 
 __all__ = [
@@ -36,6 +36,10 @@ _i64 = ir.IntType(64)
 PLAIN, FROM_INPUT, FROM_OUTPUT, SCALED = 0, 1, 2, 3
 # Rows of a group; a sum alone needs so few registers and so little arithmetic that 8 pay.
 GROUP, SUM_GROUP = 4, 8
+
+# Bytes between a vector that is read and the line that is asked for. Statistics of 32x64x56x56 took
+# 1.8 ms without, 1.3 at 4096, 0.9 at 8192 and 16384.
+AHEAD = 8192
 
 Body = Callable[[Any, list[Any], Any], None]
 
@@ -76,11 +80,35 @@ class _Rows(Vectors):
             pointer = self.builder.gep(pointer, [offset])
         return pointer
 
+    def places(self, pointer: Any, at: Any, offsets: list[Any]) -> list[Any]:
+        return [self.at(pointer, offset, at) for offset in offsets]
+
     def load(self, pointer: Any, *offsets: Any, mask: Any) -> Any:
         return self.load_vector(self.at(pointer, *offsets), mask=mask)
 
+    def read(self, pointer: Any, *offsets: Any, mask: Any) -> Any:
+        """Load what is read once, and ask for what follows."""
+        at = self.at(pointer, *offsets)
+        prefetch(self.builder, self.builder.gep(at, [_i64(AHEAD // self._align)]))
+        return self.load_vector(at, mask=mask)
+
     def store(self, value: Any, pointer: Any, *offsets: Any, mask: Any) -> None:
         self.store_vector(value, self.at(pointer, *offsets), mask=mask)
+
+    def write(self, values: list[Any], pointers: list[Any], mask: Any, stream: Any) -> None:
+        """Store vectors that are written once, past the caches where `stream` is not 0."""
+        if mask is not None:
+            for value, at in zip(values, pointers, strict=True):
+                self.store_vector(value, at, mask=mask)
+            return
+        past = self.builder.icmp_signed("!=", stream, _i64(0))
+        with self.builder.if_else(past) as (streamed, stored):
+            with streamed:
+                for value, at in zip(values, pointers, strict=True):
+                    self.stream_vector(value, at)
+            with stored:
+                for value, at in zip(values, pointers, strict=True):
+                    self.store_vector(value, at)
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         name = self.declare("llvm.fma.{}", self.vector, [self.vector] * 3)
@@ -114,7 +142,7 @@ def add_shifted(typingctx: Any, x: Any, at: Any, rows: Any, width: Any, sums: An
 
         def body(at: Any, offsets: list[Any], mask: Any) -> None:
             pivot = emit.load(source, at, mask=mask)
-            loaded = [emit.load(source, offset, at, mask=mask) for offset in offsets]
+            loaded = [emit.read(source, offset, at, mask=mask) for offset in offsets]
             deltas = [builder.fsub(value, pivot) for value in loaded]
             square = emit.load(squares, at, mask=mask)
             for delta in deltas:
@@ -142,6 +170,7 @@ def normalise(
     period: Any,
     floor: Any,
     y: Any,
+    stream: Any,
 ) -> Any:
     """``y = max(floor, (x - mean) * scale + shift + residual)``; NaN stays.
 
@@ -158,18 +187,20 @@ def normalise(
 
         def body(at: Any, offsets: list[Any], mask: Any) -> None:
             mean, scale, shift = (emit.load(column, at, mask=mask) for column in columns)
+            results = []
             for offset in offsets:
-                delta = builder.fsub(emit.load(source, offset, at, mask=mask), mean)
+                delta = builder.fsub(emit.read(source, offset, at, mask=mask), mean)
                 value = emit.fma(delta, scale, shift)
                 if with_residual:
-                    value = builder.fadd(value, emit.load(other, offset, at, mask=mask))
+                    value = builder.fadd(value, emit.read(other, offset, at, mask=mask))
                 value = builder.select(builder.fcmp_ordered("<=", value, low), low, value)
-                emit.store(value, out, offset, at, mask=mask)
+                results.append(value)
+            emit.write(results, emit.places(out, at, offsets), mask, values[10])
 
         emit.sweep(values[4], values[5], GROUP, body)
         return cgctx.get_dummy_value()
 
-    return types.void(add, x, residual, i8, i8, i8, factors, i8, x.dtype, y), codegen
+    return types.void(add, x, residual, i8, i8, i8, factors, i8, x.dtype, y, i8), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -187,6 +218,7 @@ def add_gradients(
     masked: Any,
     sums: Any,
     sums_at: Any,
+    stream: Any,
 ) -> Any:
     """Add ``sum(g)`` and ``sum(g * (x - mean))`` to two rows of `sums`, g being dy after the mask.
 
@@ -206,15 +238,16 @@ def add_gradients(
                 scale, shift = (emit.load(column, at, mask=mask) for column in columns[1:])
             dot, terms = emit.load(dots, at, mask=mask), []
             for offset in offsets:
-                g = emit.load(gradient, offset, at, mask=mask)
-                delta = builder.fsub(emit.load(source, offset, at, mask=mask), mean)
+                g = emit.read(gradient, offset, at, mask=mask)
+                delta = builder.fsub(emit.read(source, offset, at, mask=mask), mean)
                 if where == FROM_INPUT:
                     g = emit.positive(emit.fma(delta, scale, shift), g)
                 elif where == FROM_OUTPUT:
-                    g = emit.positive(emit.load(output, offset, at, mask=mask), g)
-                    emit.store(g, out, offset, at, mask=mask)
+                    g = emit.positive(emit.read(output, offset, at, mask=mask), g)
                 dot = emit.fma(g, delta, dot)
                 terms.append(g)
+            if where == FROM_OUTPUT:
+                emit.write(terms, emit.places(out, at, offsets), mask, values[12])
             total = builder.fadd(emit.load(sums, at, mask=mask), emit.total(terms))
             emit.store(total, sums, at, mask=mask)
             emit.store(dot, dots, at, mask=mask)
@@ -222,7 +255,7 @@ def add_gradients(
         emit.sweep(values[5], values[6], GROUP, body)
         return cgctx.get_dummy_value()
 
-    return types.void(mode, dy, x, y, i8, i8, i8, factors, i8, masked, sums, i8), codegen
+    return types.void(mode, dy, x, y, i8, i8, i8, factors, i8, masked, sums, i8, i8), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -237,6 +270,7 @@ def input_gradient(
     factors: Any,
     period: Any,
     dx: Any,
+    stream: Any,
 ) -> Any:
     """``dx = g * scale + (x - mean) * slope + offset``, g being dy after the mask.
 
@@ -253,18 +287,20 @@ def input_gradient(
             mean, scale, shift, slope, constant = (
                 emit.load(column, at, mask=mask) for column in columns
             )
+            results = []
             for offset in offsets:
-                g = emit.load(gradient, offset, at, mask=mask)
+                g = emit.read(gradient, offset, at, mask=mask)
                 if where == SCALED:
                     value = builder.fmul(g, scale)
                 else:
-                    delta = builder.fsub(emit.load(source, offset, at, mask=mask), mean)
+                    delta = builder.fsub(emit.read(source, offset, at, mask=mask), mean)
                     if where == FROM_INPUT:
                         g = emit.positive(emit.fma(delta, scale, shift), g)
                     value = emit.fma(g, scale, emit.fma(delta, slope, constant))
-                emit.store(value, out, offset, at, mask=mask)
+                results.append(value)
+            emit.write(results, emit.places(out, at, offsets), mask, values[9])
 
         emit.sweep(values[4], values[5], GROUP, body)
         return cgctx.get_dummy_value()
 
-    return types.void(mode, dy, x, i8, i8, i8, factors, i8, dx), codegen
+    return types.void(mode, dy, x, i8, i8, i8, factors, i8, dx, i8), codegen

@@ -31,6 +31,10 @@ SHORTEST, LONGEST = 512, 4608
 # is serial. The order of additions is fixed by the shape, not by the threads.
 SPAN, CHUNKS, FEWEST = 256, 32, 8
 
+# Bytes from which arrays are written past the caches: with a pass that reads the result, from 1.05
+# to 0.87 ms forward for 8 MiB and from 0.30 to 0.34 for 4 MiB; no other time with a convolution.
+STREAMED = 8 << 20
+
 _NOTHING = {np.dtype(kind): np.empty(0, kind) for kind in (np.float32, np.float64)}
 _NO_GRADS = {dtype: np.empty((2, 0), dtype) for dtype in _NOTHING}
 
@@ -47,6 +51,7 @@ class Form:
     axes: tuple[int, ...]
     strides: tuple[int, ...]
     vector: tuple[int]
+    stream: int  # whether arrays are written past the caches
 
     def flat(self, x: np.ndarray) -> np.ndarray:
         """The elements in the order of channels-last memory."""
@@ -84,6 +89,7 @@ def form_of(shape: tuple[int, ...], itemsize: int) -> Form:
         axes=(0, rank - 1, *range(1, rank - 1)),
         strides=(strides[0], strides[-1], *strides[1:-1]),
         vector=(channels,),
+        stream=int(size * itemsize >= STREAMED and width % memory.ALIGNMENT == 0),
     )
 
 
@@ -272,6 +278,7 @@ def batch_norm_apply(
         weight,
         bias,
         relu,
+        form.stream,
         threads.workers_for(form.size),
         work,
         flat,
@@ -448,6 +455,7 @@ def batch_norm_backward(
             form.rows,
             *vectors,
             training,
+            form.stream,
             threads.workers_for(form.size),
             memory.empty((5 + 2 * form.chunks) * form.period, dtype),
             masked,
