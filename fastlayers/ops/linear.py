@@ -17,9 +17,9 @@ __all__ = ["linear", "linear_backward", "linear_shape"]
 
 # Rows up to which the input's gradient is rank updates of the streaming weight.
 FEW_ROWS = 8
-# Elements of a dot product up to which its sum of lanes, as much as 5 of its vectors, costs more
-# than transposing the weight: at most so many, and so many a row.
-SHORT_DOT, SHORT_DOT_PER_ROW = 255, 4
+# Elements of a dot product up to which its sum of lanes costs more than transposing the weight:
+# at most so many, and half the rows.
+SHORT_DOT = 96
 # Bytes of a weight that the caches bear as an operand of GEMM where it stands: up to this size
 # copies were slower, by 10 % at 1024 x 1024 and a batch of 128.
 SMALL = 4 << 20
@@ -70,9 +70,13 @@ def _rows(x: np.ndarray) -> np.ndarray:
 def _cut(m: int, n: int, k: int, workers: int, width: int) -> tuple[int, int]:
     """Rows and columns of a task of an m x n product: whole tiles and panels of `width`.
 
-    One thread has the whole, as each task reads its part of both operands anew.
+    One thread has the whole, as each task reads its part of both operands anew. Rank updates by
+    a few rows have whole rows, the same for a thread in each call: 32 to 24 us for the weight's
+    gradient of 4x1024 -> 256, and 50 in blocks of columns.
     """
     tasks = min(16, max(1, m * n * k // TASK)) if workers > 1 else 1
+    if k <= kernels.linear.FEW:
+        return -(-m // (4 * tasks)) * 4 or 4, 1024
     panels = -(-n // width)
     span = min(max(1, panels // tasks), 1024 // width)
     down = max(-(-tasks // max(1, -(-panels // span))), -(-m // 384))
@@ -121,9 +125,9 @@ def _large_weight_gradient(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
 def _forward_plan(rows: int, k: int, n: int, dtype: np.dtype, available: int) -> tuple[Any, ...]:
     """The kernel, its options, elements of its workspace, zeros for a bias, an empty array."""
     lanes = cpu.lanes(dtype.itemsize)
-    workers = 1 if threads.workers_for(rows * n * k / 8) == 1 else available
+    workers = 1 if threads.workers_for(rows * n * k / 4) == 1 else available
     constant = np.zeros(n, dtype), np.empty(0, dtype)
-    if 0 < k <= min(SHORT_DOT, SHORT_DOT_PER_ROW * rows):
+    if 0 < k <= min(SHORT_DOT, rows // 2):
         steps = _cut(rows, n, k, workers, 2 * lanes)
         options = steps, lanes, workers
         return kernels.linear_small.linear_short, options, workers * steps[1] * k, *constant
@@ -209,7 +213,7 @@ def _backward_plan(
     if n * k * dtype.itemsize > SMALL or max(rows, n) > SMALL_DEPTH:
         return None, 0
     lanes, products = cpu.lanes(dtype.itemsize), needs[1] + needs[2]
-    workers = 1 if threads.workers_for(products * rows * n * k / 8) == 1 else available
+    workers = 1 if threads.workers_for(products * rows * n * k / 6) == 1 else available
     steps = tuple(_cut(*size, workers, 2 * lanes) for size in ((rows, k, n), (n, k, rows)))
     sums = sum_chunks(rows, n, available)
     zeros = np.zeros(max(span for _, span in steps), dtype)
