@@ -16,7 +16,10 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-__all__ = ["Contestant", "alternate", "alternate_for", "peak_memory", "resident_memory"]
+__all__ = ["Contestant", "alternate", "alternate_for", "peak_memory", "resident_memory", "table"]
+
+# Seconds of steps before any are timed by `alternate_for`.
+WARM_UP = 2.0
 
 
 class Contestant:
@@ -155,18 +158,26 @@ def alternate_for(
 ) -> None:
     """Alternate for about so many seconds, in at least and at most so many rounds.
 
-    Each turn takes `turn` seconds and at least one repetition; the first round is a warm-up.
+    Each turn takes `turn` seconds and at least one repetition.
     """
-    begin = time.perf_counter()
     for contestant in contestants:
+        # A process that has begun to spin may have all its threads on one CPU at first: torch's
+        # steps of 3 ms were seen to take 480 ms for two seconds.
+        contestant.run(1, WARM_UP)
         contestant.run(1, turn)
+    round_seconds = sum(max(turn, contestant.times[-1]) for contestant in contestants)
+    count = int(min(max(seconds / round_seconds, rounds[0]), rounds[1])) if contestants else 0
+    for contestant in contestants:
         contestant.forget()
-    round_seconds = time.perf_counter() - begin
-    least, most = rounds
-    count = int(min(max(seconds / round_seconds, least), most))
     for _ in range(count):
         for contestant in contestants:
             contestant.run(1, turn)
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """A table in Markdown."""
+    cells = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _status(field: str) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.compare.cases import CASES, Case
 from benchmarks.compare.contestants import CONTESTANTS, TORCH_FLOAT32, start
-from benchmarks.compare.harness import Contestant, alternate_for
+from benchmarks.compare.harness import Contestant, alternate_for, table
 
 __all__ = ["compare", "main", "memory_table", "time_table"]
 
@@ -28,6 +28,7 @@ FIRST_LOSS_GAP = 1e-4
 LOSS_GAP = 2e-3
 SECONDS = 12.0
 ROUNDS = 5, 25
+QUICK_ROUNDS = 1, 3
 
 
 def compare(case: Case, threads: int, names: list[str], quick: bool = False) -> dict[str, Any]:
@@ -37,10 +38,7 @@ def compare(case: Case, threads: int, names: list[str], quick: bool = False) -> 
     with ExitStack() as stack:
         contestants = _prepared(case, threads, names, stack, row["errors"])
         _check(contestants, row["errors"])
-        if quick:
-            alternate_for(contestants, 0.0, (1, 1))
-        else:
-            alternate_for(contestants, SECONDS, ROUNDS)
+        alternate_for(contestants, SECONDS, QUICK_ROUNDS if quick else ROUNDS)
         for contestant in contestants:
             row["contestants"][contestant.name] = {
                 "seconds": contestant.median,
@@ -97,11 +95,6 @@ def ratio(row: dict[str, Any], others: tuple[str, ...] = TORCH_FLOAT32) -> float
     return min(times) / found["fastlayers"] if times and "fastlayers" in found else math.nan
 
 
-def _table(header: list[str], lines: list[list[str]]) -> str:
-    cells = [header, ["---"] * len(header), *lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
 def _start_of_line(row: dict[str, Any]) -> list[str]:
     return [row["model"], str(row["batch"]), str(row["threads"])]
 
@@ -126,7 +119,7 @@ def time_table(rows: list[dict[str, Any]], names: list[str]) -> str:
     header = ["model", "batch", "threads", *(f"{name} ms" for name in names)]
     header += ["images/s"] if "fastlayers" in names else []
     header += ["ratio", *(["bfloat16 ratio"] if "bfloat16" in names else [])]
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def memory_table(rows: list[dict[str, Any]], names: list[str]) -> str:
@@ -142,7 +135,7 @@ def memory_table(rows: list[dict[str, Any]], names: list[str]) -> str:
             peak, own = record["peak_bytes"], record["peak_bytes"] - record["bytes_before"]
             line.append(f"{peak / 1e6:.0f} ({own / 1e6:.0f})")
         lines.append(line)
-    return _table(["model", "batch", "threads", *(f"{name} MB" for name in names)], lines)
+    return table(["model", "batch", "threads", *(f"{name} MB" for name in names)], lines)
 
 
 def report(rows: list[dict[str, Any]], names: list[str]) -> str:
@@ -182,7 +175,7 @@ def main() -> None:
     add("--threads", nargs="+", type=int, default=[1, 2])
     add("--contestants", nargs="+", choices=CONTESTANTS, default=usual)
     add("--bfloat16", action="store_true", help="with torch's autocast; not part of the ratio")
-    add("--quick", action="store_true", help="one round")
+    add("--quick", action="store_true", help="at most three rounds")
     add("--markdown", type=Path, help="a file for the tables, written as rows are done")
     add("--json", type=Path, help="a file for all that was measured")
     options = parser.parse_args()
@@ -192,8 +185,8 @@ def main() -> None:
     for case in chosen_cases(options.models, options.batch):
         for threads in options.threads:
             rows.append(compare(case, threads, names, options.quick))
-            table = time_table(rows[-1:], names).splitlines()
-            print("\n".join(table if len(rows) == 1 else table[2:]), flush=True)
+            lines = time_table(rows[-1:], names).splitlines()
+            print("\n".join(lines if len(rows) == 1 else lines[2:]), flush=True)
             if options.markdown:
                 options.markdown.write_text(report(rows, names))
             if options.json:
