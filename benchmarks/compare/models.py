@@ -74,7 +74,7 @@ def _check(contestants: list[Contestant], errors: dict[str, str]) -> None:
         first, other = contestants[0].value, contestant.value
         gaps = [abs(a - b) for a, b in zip(first.losses, other.losses, strict=True)]
         # bfloat16 rounds at 4e-3, and is no part of the ratio
-        agree = gaps[0] <= FIRST_LOSS_GAP and max(gaps) <= LOSS_GAP
+        agree = gaps[0] <= FIRST_LOSS_GAP and all(gap <= LOSS_GAP for gap in gaps)
         if contestant.name != "bfloat16" and not agree:
             errors[contestant.name] = (
                 f"other work: the first losses are {other.losses}, "
