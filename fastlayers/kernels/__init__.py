@@ -19,6 +19,7 @@ _MODULES = (
     "activation",
     "batchnorm",
     "conv",
+    "conv_pool",
     "depthwise",
     "dropout",
     "filter_transform",
