@@ -19,6 +19,7 @@ _MODULES = (
     "activation",
     "batchnorm",
     "conv",
+    "conv_planar",
     "conv_pool",
     "depthwise",
     "dropout",
