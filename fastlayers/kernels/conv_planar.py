@@ -71,7 +71,8 @@ def _pool_pairs(
             holder = ir.Constant(numbers.vector, None)
             for cell, new in enumerate(others, 1):
                 better = builder.and_(
-                    builder.fcmp_unordered("ugt", new, best), builder.fcmp_ordered("ord", best, best)
+                    builder.fcmp_unordered("ugt", new, best),
+                    builder.fcmp_ordered("ord", best, best),
                 )
                 best = builder.select(better, new, best)
                 number = ir.Constant(numbers.vector, [cell] * lanes)
@@ -128,7 +129,9 @@ def _load_planes(x, n, planar, size, frame, out, at):
 
 
 @kernel
-def _planar_image(n, worker, x, planar, weight, bias, floor, sizes, frame, cut, tables, work, y, cells):
+def _planar_image(
+    n, worker, x, planar, weight, bias, floor, sizes, frame, cut, tables, work, y, cells
+):
     """One image, band by band of its output's rows."""
     size, (oh, ow, m), pooled, _ = sizes
     step, plane, image, per_worker, length = cut
@@ -172,7 +175,9 @@ def _planar_image(n, worker, x, planar, weight, bias, floor, sizes, frame, cut, 
                         source = (work, start, plane, pitch)
                         _pool_pairs(some, pixels, source, y, cells, to, m)
                     else:
-                        transpose_block(some, pixels, (work, start, plane), (y, to, m, some, NO_TABLE))
+                        transpose_block(
+                            some, pixels, (work, start, plane), (y, to, m, some, NO_TABLE)
+                        )
 
 
 VECTOR_BYTES = cpu.vector_bytes()

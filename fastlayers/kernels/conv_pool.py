@@ -18,14 +18,24 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.kernels.layout import NO_TABLE, square_side, swap_axes_image
-from fastlayers.kernels.runs import add_run, clear_run, copy_run, transpose_block
+from fastlayers.kernels.conv import open_slab, pack_weight, slab_range
+from fastlayers.kernels.gemm import gemm_runs, panel_width, prepare_gemm
+from fastlayers.kernels.layout import NO_TABLE, inside, square_side, swap_axes_image
+from fastlayers.kernels.micro import STORE
+from fastlayers.kernels.runs import (
+    add_run,
+    clear_run,
+    copy_run,
+    max_window,
+    transpose_block,
+    view,
+)
 from fastlayers.kernels.vectors import Vectors
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = ["conv2d_max_pool2d_backward", "load_image"]
+__all__ = ["conv2d_max_pool2d", "conv2d_max_pool2d_backward"]
 
 _i64 = ir.IntType(64)
 VECTOR_BYTES = cpu.vector_bytes()
@@ -142,7 +152,71 @@ def _mix_rows(typingctx: Any, tile: Any, count: Any, gradient: Any, rows: Any, o
 
 
 @kernel
-def load_image(x, n, planar, size, frame, out, at):
+def _pooled_slab(
+    index, worker, x, packed, bias, floor, sizes, layout, tables, lanes, geometry, work, y, cells
+):
+    """A few whole images: convolved into memory that stays in L2, and pooled from there."""
+    size, (oh, ow, m), (ph, pw), ahead = sizes
+    grid, window, run_count, length = layout
+    targets, rows, runs = tables
+    (kh, kw), (sh, sw), (pad_h, pad_w), (dh, dw) = geometry
+    n, images, _, _ = slab_range(index, grid)
+    source, base = open_slab(index, worker, x, size, grid, window, work)
+    pixels, width = images * oh * ow, panel_width(m, lanes)
+    at = ahead + worker * grid[1] * oh * ow * m
+    panel = packed.size // ((m + width - 1) // width)
+    a = (source, base, 0, 1, view(rows, 0, pixels), view(runs, 0, run_count))
+    b = (packed, 0, panel, width, view(runs, run_count, run_count))
+    c = (work, at, 0, view(targets, 0, pixels))
+    gemm_runs(pixels, m, (run_count, length), a, b, (bias, 0), c, floor, 0, STORE, lanes)
+    for image in range(images):
+        for i in range(ph):
+            top = i * sh - pad_h
+            r0, r1 = inside(top, dh, kh, oh)
+            for j in range(pw):
+                left = j * sw - pad_w
+                s0, s1 = inside(left, dw, kw, ow)
+                first = at + ((image * oh + top) * ow + left) * m
+                out = (((n + image) * ph + i) * pw + j) * m
+                window_rows, window_columns = (r0, r1, dh * ow * m), (s0, s1, dw * m, kw)
+                max_window(y, out, cells, work, first, window_rows, window_columns, m)
+
+
+@kernel
+def conv2d_max_pool2d(
+    x,
+    weight,
+    pack,
+    bias,
+    floor,
+    sizes,
+    layout,
+    tables,
+    lanes,
+    geometry,
+    tasks,
+    workers,
+    packed,
+    work,
+    y,
+    cells,
+):
+    """``y = max_pool2d(max(floor, bias + x * weight))`` and the cells of the maxima; flat arrays.
+
+    ``geometry = (kernel, stride, padding, dilation)`` of the window; the other integers are those
+    of an `ops.conv_pool.Pooled`, whose slabs are whole images.
+    """
+    prepare_gemm(y)
+    shape, table = pack
+    pack_weight(weight, shape, table, lanes, 1, packed)
+    arguments = (
+        x, packed, bias, floor, sizes, layout, tables, lanes, geometry, work, y, cells
+    )  # fmt: skip
+    parallel_for(_pooled_slab, tasks, workers, arguments)
+
+
+@kernel
+def _load_image(x, n, planar, size, frame, out, at):
     """Copy image n, of either memory layout, to channels-last memory with zeros around it.
 
     ``frame = (top, left, rows, columns)``: where its first pixel comes in how large an image.
@@ -186,7 +260,21 @@ def _place_weight(weight, taps, window, mix, moved, turned):
 
 @kernel
 def _chunk_task(
-    chunk, worker, tile, gradient, x, planar, sizes, taps, fields, cut, needs, moved, work, parts, dx
+    chunk,
+    worker,
+    tile,
+    gradient,
+    x,
+    planar,
+    sizes,
+    taps,
+    fields,
+    cut,
+    needs,
+    moved,
+    work,
+    parts,
+    dx,
 ):
     """Gradients of one chunk of images; those by weight and bias are the chunk's partial sums."""
     dy, y, cells, relu = gradient
@@ -208,7 +296,7 @@ def _chunk_task(
     for n in range(images * chunk // chunks, images * (chunk + 1) // chunks):
         first = n * pixels * m
         if needs[1]:
-            load_image(x, n, planar, size, frame, work, at)
+            _load_image(x, n, planar, size, frame, work, at)
             for k in range(m):
                 route = (dy, y, cells, first + k, m, relu, cell_count)
                 for step in range(steps):
