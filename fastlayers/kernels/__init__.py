@@ -20,6 +20,8 @@ _MODULES = (
     "avg_pool",
     "batchnorm",
     "conv",
+    "conv_planar",
+    "conv_pool",
     "depthwise",
     "dropout",
     "filter_transform",

@@ -35,6 +35,7 @@ from fastlayers.ops.batchnorm import (
     batch_norm_statistics,
 )
 from fastlayers.ops.conv import conv2d, conv2d_backward
+from fastlayers.ops.conv_pool import conv2d_max_pool2d, conv2d_max_pool2d_backward
 from fastlayers.ops.dropout import (
     dropout,
     dropout1d,
@@ -78,6 +79,8 @@ __all__ = [
     "binary_cross_entropy_with_logits_backward",
     "conv2d",
     "conv2d_backward",
+    "conv2d_max_pool2d",
+    "conv2d_max_pool2d_backward",
     "cross_entropy",
     "cross_entropy_backward",
     "dropout",

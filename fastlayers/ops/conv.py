@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from fastlayers.ops import _check, depthwise, direct, winograd
+from fastlayers.ops import _check, depthwise, direct, planar, winograd
 from fastlayers.ops.conv_shape import ConvShape, conv_shape
 from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_last
 from fastlayers.ops.reduce import column_sums
@@ -20,7 +21,37 @@ Padding = int | Sequence[int] | str
 Grads = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
 
 
-def _prepare(
+def _shape(
+    op: str,
+    images: tuple[int, ...],
+    weight: tuple[int, ...],
+    itemsize: int,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+) -> ConvShape:
+    """Check shapes and options."""
+    stride = _check.pair(op, "stride", stride, 1)
+    dilation = _check.pair(op, "dilation", dilation, 1)
+    groups = _check.integer(op, "groups", groups, 1)
+    if isinstance(padding, str):
+        _check.one_of(op, "padding", padding, ("same", "valid"))
+        if padding == "same" and stride != (1, 1):
+            raise ValueError(f"{op}: padding 'same' needs a stride of 1, got stride {stride}")
+    else:
+        padding = _check.pair(op, "padding", padding, 0)
+    n, c, h, w = images if len(images) == 4 else (1, *images)
+    m, depth, kh, kw = weight
+    return conv_shape(
+        op, (n, c, h, w), (m, depth, kh, kw), stride, padding, dilation, groups, itemsize
+    )
+
+
+_known_shape = functools.lru_cache(maxsize=1024, typed=True)(_shape)
+
+
+def resolve(
     op: str,
     input: Any,
     weight: Any,
@@ -33,20 +64,27 @@ def _prepare(
     input = _check.array(op, "input", input, (3, 4))
     weight = _check.array(op, "weight", weight, (4,))
     _check.same_dtype(op, "weight", weight, input.dtype)
-    stride = _check.pair(op, "stride", stride, 1)
-    dilation = _check.pair(op, "dilation", dilation, 1)
-    groups = _check.integer(op, "groups", groups, 1)
-    if isinstance(padding, str):
-        _check.one_of(op, "padding", padding, ("same", "valid"))
-        if padding == "same" and stride != (1, 1):
-            raise ValueError(f"{op}: padding 'same' needs a stride of 1, got stride {stride}")
-    else:
-        padding = _check.pair(op, "padding", padding, 0)
-    unbatched = input.ndim == 3
-    if unbatched:
-        input = input[None]
-    sizes = (op, input.shape, weight.shape, stride, padding, dilation, groups, input.itemsize)
-    return input, weight, conv_shape(*sizes), unbatched
+    sizes = (op, input.shape, weight.shape, input.itemsize, stride, padding, dilation, groups)
+    try:
+        shape = _known_shape(*sizes)
+    except TypeError:  # an error, or a list, which has no hash
+        shape = _shape(*sizes)
+    if input.ndim == 3:
+        return input[None], weight, shape, True
+    return input, weight, shape, False
+
+
+@functools.lru_cache(maxsize=256)
+def _zeros(size: int, dtype: np.dtype) -> np.ndarray:
+    """Zeros that nobody writes to."""
+    return np.zeros(size, dtype)
+
+
+def checked_bias(op: str, bias: Any, shape: ConvShape, dtype: np.dtype) -> np.ndarray:
+    """The bias, or zeros."""
+    if bias is None:
+        return _zeros(shape.out_channels, dtype)
+    return memory.writable_view(_check.vector(op, "bias", bias, shape.out_channels, dtype))
 
 
 def conv2d(
@@ -110,14 +148,16 @@ def conv2d(
     _check.one_of(op, "algorithm", algorithm, ALGORITHMS)
     if activation is not None:
         _check.one_of(op, "activation", activation, ("relu",))
-    input, weight, shape, unbatched = _prepare(op, input, weight, stride, padding, dilation, groups)
-    if bias is None:
-        bias = memory.zeros(shape.out_channels, input.dtype)
-    else:
-        bias = _check.vector(op, "bias", bias, shape.out_channels, input.dtype)
-        bias = memory.writable_view(bias)
-    x, w, relu = to_channels_last(input), kernel_ready(weight), activation == "relu"
-    if tile := _winograd_tile(op, algorithm, shape):
+    input, weight, shape, unbatched = resolve(op, input, weight, stride, padding, dilation, groups)
+    bias = checked_bias(op, bias, shape, input.dtype)
+    w, relu = kernel_ready(weight), activation == "relu"
+    tile = winograd_tile(op, algorithm, shape)
+    if not tile and (plan := planar.planes(shape, 1)):
+        y, _ = planar.forward(input, w, bias, plan, relu)
+        y = from_channels_last(y)
+        return y[0] if unbatched else y
+    x = to_channels_last(input)
+    if tile:
         y = winograd.forward(x, w, bias, shape.padding, shape.dilation, relu, tile)
     elif _few_channels(shape):
         y = depthwise.forward(x, w, bias, shape.geometry, shape.groups, relu)
@@ -163,7 +203,7 @@ def conv2d_backward(
     """
     op = "conv2d_backward"
     _check.one_of(op, "algorithm", algorithm, ALGORITHMS)
-    input, weight, shape, unbatched = _prepare(op, input, weight, stride, padding, dilation, groups)
+    input, weight, shape, unbatched = resolve(op, input, weight, stride, padding, dilation, groups)
     expected = shape.out_shape[1:] if unbatched else shape.out_shape
     grad_output = _check.gradient(op, grad_output, expected, input.dtype)
     dy = to_channels_last(grad_output[None] if unbatched else grad_output)
@@ -179,6 +219,7 @@ def conv2d_backward(
     return dx, dw, db if needs[2] else None
 
 
+@functools.lru_cache(maxsize=1024)
 def _few_channels(shape: ConvShape) -> bool:
     """Whether the channels of a group are so few that GEMM would waste most lanes."""
     return shape.groups > 1 and depthwise.suits(
@@ -186,7 +227,8 @@ def _few_channels(shape: ConvShape) -> bool:
     )
 
 
-def _winograd_tile(op: str, algorithm: str, shape: ConvShape, transposed: bool = False) -> int:
+@functools.lru_cache(maxsize=1024)
+def winograd_tile(op: str, algorithm: str, shape: ConvShape, transposed: bool = False) -> int:
     """Outputs on a side of Winograd's tiles, or 0 for direct convolution."""
     if algorithm == "direct":
         return 0
@@ -210,7 +252,7 @@ def _winograd_tile(op: str, algorithm: str, shape: ConvShape, transposed: bool =
 def _input_gradient(
     op: str, algorithm: str, dy: np.ndarray, weight: np.ndarray, shape: ConvShape
 ) -> np.ndarray:
-    if tile := _winograd_tile(op, algorithm, shape, transposed=True):
+    if tile := winograd_tile(op, algorithm, shape, transposed=True):
         dx = winograd.backward_input(dy, weight, shape.padding, shape.dilation, tile)
     elif _few_channels(shape):
         size = (shape.images[1], shape.images[2])
@@ -224,7 +266,7 @@ def _weight_gradient(
     op: str, algorithm: str, x: np.ndarray, dy: np.ndarray, shape: ConvShape
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The weight's gradient, and that of the bias where it costs no other pass."""
-    if tile := _winograd_tile(op, algorithm, shape):
+    if tile := winograd_tile(op, algorithm, shape):
         return winograd.backward_weight(x, dy, shape.padding, shape.dilation, tile), None
     if _few_channels(shape):
         return depthwise.weight_gradient(x, dy, shape.geometry, shape.groups)

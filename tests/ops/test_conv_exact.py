@@ -17,7 +17,7 @@ from cases import DTYPES, Arrays, Case, compare, conv
 from fastlayers import ops, reference
 from fastlayers.kernels import gemm
 from fastlayers.ops import direct
-from fastlayers.ops.conv import _few_channels, _prepare
+from fastlayers.ops.conv import _few_channels, resolve
 from fastlayers.runtime import memory, threads
 
 # Panels of half a vector to two of them, of 2 to 16 lanes, one more and one less; then primes.
@@ -175,7 +175,7 @@ def cuts(case: Case) -> dict[str, bool]:
     """Say in which ways a case is cut into parts."""
     arrays = case.arrays(np.float32)
     options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | case.options
-    shape = _prepare("conv2d", arrays["input"], arrays["weight"], **options)[2]
+    shape = resolve("conv2d", arrays["input"], arrays["weight"], **options)[2]
     plan = direct._plan(shape)
     gathers = {"output": plan.forward, "dinput": plan.backward_input}
     weight = plan.backward_weight

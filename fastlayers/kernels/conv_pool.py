@@ -1,0 +1,375 @@
+"""Gradients of a convolution behind a max pooling, which are zero in all but one cell of a window.
+
+Each output of the pooling stands for one pixel of the convolution, so both gradients need the
+products of the pooled outputs only: for windows of 2x2 a quarter of those of the convolution.
+Images are copied one by one to channels-last memory with their padding, which stays in L1 or L2.
+There the cells of a window see a common field, of which the receptive field of each is a part:
+
+    dw[m, r, s, c] = sum over p of g[p, m] * field(p)[offset(cell[p, m]) + (r, s, c)]
+    field(p) += sum over m of g[p, m] * (weight m, moved to its place for cell[p, m])
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from fastlayers.kernels.conv import open_slab, pack_weight, slab_range
+from fastlayers.kernels.gemm import gemm_runs, panel_width, prepare_gemm
+from fastlayers.kernels.layout import NO_TABLE, inside, square_side, swap_axes_image
+from fastlayers.kernels.micro import STORE
+from fastlayers.kernels.runs import (
+    add_run,
+    clear_run,
+    copy_run,
+    max_window,
+    transpose_block,
+    view,
+)
+from fastlayers.kernels.vectors import Vectors
+from fastlayers.runtime import cpu
+from fastlayers.runtime.cache import kernel
+from fastlayers.runtime.threads import parallel_for
+
+__all__ = ["conv2d_max_pool2d", "conv2d_max_pool2d_backward"]
+
+_i64 = ir.IntType(64)
+VECTOR_BYTES = cpu.vector_bytes()
+
+
+class _Routes:
+    """Reads the gradients of pooled outputs: their values behind the ReLU, and their cells."""
+
+    def __init__(self, cgctx: Any, builder: Any, kinds: Any, gradient: Any) -> None:
+        parts = cgutils.unpack_tuple(builder, gradient)
+        self.builder = builder
+        self._data = [
+            builder.gep(cgctx.make_array(kind)(cgctx, builder, part).data, [parts[3]])
+            for kind, part in zip(kinds.types[:3], parts, strict=False)
+        ]
+        self.step, self.relu, self.cells = parts[4:]
+
+    def __getitem__(self, index: Any) -> tuple[Any, Any]:
+        builder, at = self.builder, [self.builder.mul(index, self.step)]
+        value, output, cell = (builder.load(builder.gep(data, at)) for data in self._data)
+        zero = ir.Constant(value.type, 0)
+        passes = builder.fcmp_unordered(">", output, zero)  # as `relu_backward`, a NaN's too
+        passes = builder.or_(passes, builder.icmp_signed("==", self.relu, _i64(0)))
+        cell = builder.zext(cell, _i64)
+        known = builder.icmp_unsigned("<", cell, self.cells)
+        return builder.select(passes, value, zero), builder.select(known, cell, _i64(0))
+
+
+def _pointer(cgctx: Any, builder: Any, kind: Any, operand: Any) -> list[Any]:
+    """Pointer to the first element of ``(array, offset, ...)``, and what follows in the tuple."""
+    array, at, *more = cgutils.unpack_tuple(builder, operand)
+    data = cgctx.make_array(kind.types[0])(cgctx, builder, array).data
+    return [builder.gep(data, [at]), *more]
+
+
+@intrinsic
+def _sum_fields(
+    typingctx: Any, tile: Any, count: Any, gradient: Any, fields: Any, x: Any, sums: Any
+) -> Any:
+    """``sums[r, v] += sum over p < count of g[p] * x[fields[p] + offsets[cell[p]] + r * pitch + v]``.
+
+    The lengths of the tuples in `tile` are the rows r and the vectors v of each, which stay in
+    registers. Returns the sum of g. Operands are tuples: ``gradient = (dy, y, cells, offset,
+    step, relu, number of cells)``, ``fields = (table, number of pixels)``, which the cells' offsets
+    follow in the table, ``x = (array, offset, pitch)`` and ``sums = (array, offset)``.
+    """
+    rows, across = (len(lengths) for lengths in tile.types)
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        routes = _Routes(cgctx, builder, gradient, values[2])
+        table, pixels = _pointer(cgctx, builder, fields, values[3])
+        origin, pitch = _pointer(cgctx, builder, x, values[4])
+        (target,) = _pointer(cgctx, builder, sums, values[5])
+        element = sums.types[0].dtype
+        vectors = Vectors(builder, target.type.pointee, cpu.lanes(element.bitwidth // 8))
+        fma = vectors.declare("llvm.fma.{}", vectors.vector, [vectors.vector] * 3)
+        offsets = builder.gep(table, [pixels])
+        held = [
+            cgutils.alloca_once_value(builder, vectors.load_vector(target, k))
+            for k in range(rows * across)
+        ]
+        total = cgutils.alloca_once_value(builder, ir.Constant(vectors.element, 0))
+        with cgutils.for_range(builder, values[1]) as loop:
+            value, cell = routes[loop.index]
+            builder.store(builder.fadd(builder.load(total), value), total)
+            at = builder.add(
+                builder.load(builder.gep(table, [loop.index])),
+                builder.load(builder.gep(offsets, [cell])),
+            )
+            line, factor = builder.gep(origin, [at]), vectors.splat(value)
+            for k, place in enumerate(held):
+                if k and k % across == 0:
+                    line = builder.gep(line, [pitch])
+                term = vectors.load_vector(line, k % across)
+                builder.store(builder.call(fma, [factor, term, builder.load(place)]), place)
+        for k, place in enumerate(held):
+            vectors.store_vector(builder.load(place), target, k)
+        return builder.load(total)
+
+    return sums.types[0].dtype(tile, types.int64, gradient, fields, x, sums), codegen
+
+
+@intrinsic
+def _mix_rows(typingctx: Any, tile: Any, count: Any, gradient: Any, rows: Any, out: Any) -> Any:
+    """``out[v] = sum over m < count of g[m] * rows[m, cell[m], v]``.
+
+    The length of `tile` is the number of vectors v, which stay in registers. `gradient` is that
+    of `_sum_fields`, ``rows = (array, offset, row stride)``, ``out = (array, offset)``.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        routes = _Routes(cgctx, builder, gradient, values[2])
+        origin, stride = _pointer(cgctx, builder, rows, values[3])
+        (target,) = _pointer(cgctx, builder, out, values[4])
+        element = out.types[0].dtype
+        vectors = Vectors(builder, target.type.pointee, cpu.lanes(element.bitwidth // 8))
+        fma = vectors.declare("llvm.fma.{}", vectors.vector, [vectors.vector] * 3)
+        zero = ir.Constant(vectors.vector, None)
+        held = [cgutils.alloca_once_value(builder, zero) for _ in range(len(tile))]
+        for place in held:  # alloca_once_value stores once a function, not once a call in a loop
+            builder.store(zero, place)
+        with cgutils.for_range(builder, values[1]) as loop:
+            value, cell = routes[loop.index]
+            row = builder.add(builder.mul(loop.index, routes.cells), cell)
+            line, factor = builder.gep(origin, [builder.mul(row, stride)]), vectors.splat(value)
+            for v, place in enumerate(held):
+                term = vectors.load_vector(line, v)
+                builder.store(builder.call(fma, [factor, term, builder.load(place)]), place)
+        for v, place in enumerate(held):
+            vectors.store_vector(builder.load(place), target, v)
+        return cgctx.get_dummy_value()
+
+    return types.void(tile, types.int64, gradient, rows, out), codegen
+
+
+@kernel
+def _pooled_slab(
+    index, worker, x, packed, bias, floor, sizes, layout, tables, lanes, geometry, work, y, cells
+):
+    """A few whole images: convolved into memory that stays in L2, and pooled from there."""
+    size, (oh, ow, m), (ph, pw), ahead = sizes
+    grid, window, run_count, length = layout
+    targets, rows, runs = tables
+    (kh, kw), (sh, sw), (pad_h, pad_w), (dh, dw) = geometry
+    n, images, _, _ = slab_range(index, grid)
+    source, base = open_slab(index, worker, x, size, grid, window, work)
+    pixels, width = images * oh * ow, panel_width(m, lanes)
+    at = ahead + worker * grid[1] * oh * ow * m
+    panel = packed.size // ((m + width - 1) // width)
+    a = (source, base, 0, 1, view(rows, 0, pixels), view(runs, 0, run_count))
+    b = (packed, 0, panel, width, view(runs, run_count, run_count))
+    c = (work, at, 0, view(targets, 0, pixels))
+    gemm_runs(pixels, m, (run_count, length), a, b, (bias, 0), c, floor, 0, STORE, lanes)
+    for image in range(images):
+        for i in range(ph):
+            top = i * sh - pad_h
+            r0, r1 = inside(top, dh, kh, oh)
+            for j in range(pw):
+                left = j * sw - pad_w
+                s0, s1 = inside(left, dw, kw, ow)
+                first = at + ((image * oh + top) * ow + left) * m
+                out = (((n + image) * ph + i) * pw + j) * m
+                window_rows, window_columns = (r0, r1, dh * ow * m), (s0, s1, dw * m, kw)
+                max_window(y, out, cells, work, first, window_rows, window_columns, m)
+
+
+@kernel
+def conv2d_max_pool2d(
+    x,
+    weight,
+    pack,
+    bias,
+    floor,
+    sizes,
+    layout,
+    tables,
+    lanes,
+    geometry,
+    tasks,
+    workers,
+    packed,
+    work,
+    y,
+    cells,
+):
+    """``y = max_pool2d(max(floor, bias + x * weight))`` and the cells of the maxima; flat arrays.
+
+    ``geometry = (kernel, stride, padding, dilation)`` of the window; the other integers are those
+    of an `ops.conv_pool.Pooled`, whose slabs are whole images.
+    """
+    prepare_gemm(y)
+    shape, table = pack
+    pack_weight(weight, shape, table, lanes, 1, packed)
+    arguments = (
+        x, packed, bias, floor, sizes, layout, tables, lanes, geometry, work, y, cells
+    )  # fmt: skip
+    parallel_for(_pooled_slab, tasks, workers, arguments)
+
+
+@kernel
+def _load_image(x, n, planar, size, frame, out, at):
+    """Copy image n, of either memory layout, to channels-last memory with zeros around it.
+
+    ``frame = (top, left, rows, columns)``: where its first pixel comes in how large an image.
+    """
+    height, width, channels = size
+    top, left, rows, columns = frame
+    pitch = columns * channels
+    if rows > height or columns > width:
+        clear_run(out, at, rows * pitch)
+    lines, length = (height, width) if columns > width else (1, height * width)
+    plane, side = height * width, square_side(x)
+    for line in range(lines):
+        source = n * plane * channels
+        target = at + (top + line) * pitch + left * channels
+        if not planar:
+            copy_run(out, target, x, source + line * length * channels, length * channels)
+            continue
+        for c in range(0, channels, side):
+            some = min(side, channels - c)
+            for j in range(0, length, side):
+                cells = (x, source + c * plane + line * length + j, plane)
+                place = (out, target + j * channels + c, channels, some, NO_TABLE)
+                transpose_block(some, min(side, length - j), cells, place)
+
+
+@kernel
+def _place_weight(weight, taps, window, mix, moved, turned):
+    """The weight as (M, cell, common field), each where its window's cell sees it."""
+    kh, kw, length, depth = taps
+    across, offsets, cells_at, cells = window
+    row, m = mix
+    for k in range(m):
+        swap_axes_image(k, 0, weight, (depth, kh * kw), square_side(weight), turned)
+        for cell in range(cells):
+            at = (k * cells + cell) * row
+            clear_run(moved, at, row)
+            for r in range(kh):
+                place = at + offsets[cells_at + cell] + r * across
+                copy_run(moved, place, turned, (k * kh + r) * length, length)
+
+
+@kernel
+def _chunk_task(
+    chunk,
+    worker,
+    tile,
+    gradient,
+    x,
+    planar,
+    sizes,
+    taps,
+    fields,
+    cut,
+    needs,
+    moved,
+    work,
+    parts,
+    dx,
+):
+    """Gradients of one chunk of images; those by weight and bias are the chunk's partial sums."""
+    dy, y, cells, relu = gradient
+    images, size, frame, m = sizes
+    kh, _, length, _ = taps
+    table, pixels, cell_count, field = fields
+    chunks, steps, mixes, image_size, part_size = cut
+    field_rows, field_row = field
+    height, width, channels = size
+    pitch = frame[3] * channels
+    held, across, vectors = tile
+    lanes = VECTOR_BYTES // x.itemsize
+    step_size, step_rows = len(held) * len(across) * lanes, len(held)
+    mix = len(vectors) * lanes
+    at = worker * (2 * image_size + mixes * mix)
+    block, image = at + 2 * image_size, at + image_size
+    totals = chunk * part_size + m * steps * step_size
+    clear_run(parts, chunk * part_size, part_size)
+    for n in range(images * chunk // chunks, images * (chunk + 1) // chunks):
+        first = n * pixels * m
+        if needs[1]:
+            _load_image(x, n, planar, size, frame, work, at)
+            for k in range(m):
+                route = (dy, y, cells, first + k, m, relu, cell_count)
+                for step in range(steps):
+                    source = (work, at + step * step_rows * pitch, pitch)
+                    sums = (parts, chunk * part_size + (k * steps + step) * step_size)
+                    held_sum = _sum_fields(
+                        (held, across), pixels, route, (table, 0, pixels), source, sums
+                    )
+                    if step == 0:
+                        parts[totals + k] += held_sum
+        if needs[0]:
+            clear_run(work, image, image_size)
+            for p in range(pixels):
+                route = (dy, y, cells, first + p * m, 1, relu, cell_count)
+                for step in range(mixes):
+                    rows = (moved, step * mix, mixes * mix)
+                    _mix_rows(vectors, m, route, rows, (work, block + step * mix))
+                for r in range(field_rows):
+                    place = image + table[p] + r * pitch
+                    add_run(work, place, work, block + r * field_row, field_row)
+            for row in range(height):
+                source = image + (row + frame[0]) * pitch + frame[1] * channels
+                copy_run(dx, (n * height + row) * width * channels, work, source, width * channels)
+
+
+@kernel
+def conv2d_max_pool2d_backward(
+    tile,
+    gradient,
+    x,
+    planar,
+    weight,
+    sizes,
+    taps,
+    fields,
+    cut,
+    needs,
+    workers,
+    turned,
+    moved,
+    work,
+    parts,
+    dx,
+    dw,
+    db,
+):
+    """Gradients of ``max_pool2d(relu(conv2d(x)))`` by x, weight and bias; all arrays are flat.
+
+    ``gradient = (dy, y, cells, relu)``, channels-last (N, PH, PW, M). The integers are those of a
+    `ops.conv_pool.Routes`; `needs` says which gradients to compute, by x and by weight and bias.
+    """
+    images, _, _, m = sizes
+    kh, kw, length, depth = taps
+    table, pixels, cell_count, field = fields
+    chunks, steps, mixes, _, part_size = cut
+    lanes = VECTOR_BYTES // x.itemsize
+    if needs[0]:
+        window = (field[1], table, pixels + cell_count, cell_count)
+        _place_weight(weight, taps, window, (mixes * len(tile[2]) * lanes, m), moved, turned)
+    arguments = (
+        tile, gradient, x, planar, sizes, taps, fields, cut, needs, moved, work, parts, dx
+    )  # fmt: skip
+    parallel_for(_chunk_task, chunks, workers, arguments)
+    if not needs[1]:
+        return
+    for chunk in range(1, chunks):
+        add_run(parts, 0, parts, chunk * part_size, part_size)
+    step = len(tile[0]) * len(tile[1]) * lanes
+    row = len(tile[1]) * lanes
+    for k in range(m):
+        for r in range(kh):
+            for s in range(kw):
+                for c in range(depth):
+                    value = parts[k * steps * step + r * row + s * depth + c]
+                    dw[((k * depth + c) * kh + r) * kw + s] = value
+        db[k] = parts[m * steps * step + k]
