@@ -14,7 +14,7 @@ from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_
 from fastlayers.ops.reduce import column_sums
 from fastlayers.runtime import memory
 
-__all__ = ["ALGORITHMS", "conv2d", "conv2d_backward"]
+__all__ = ["ALGORITHMS", "conv2d", "conv2d_backward", "conv2d_shape"]
 
 ALGORITHMS = ("auto", "direct", "winograd")
 Padding = int | Sequence[int] | str
@@ -85,6 +85,31 @@ def checked_bias(op: str, bias: Any, shape: ConvShape, dtype: np.dtype) -> np.nd
     if bias is None:
         return _zeros(shape.out_channels, dtype)
     return memory.writable_view(_check.vector(op, "bias", bias, shape.out_channels, dtype))
+
+
+def conv2d_shape(
+    input: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    algorithm: str = "auto",
+    activation: str | None = None,
+) -> tuple[int, ...]:
+    """Shape of what `conv2d` returns for these arguments, which are checked; raises as it does."""
+    op = "conv2d"
+    _check.one_of(op, "algorithm", algorithm, ALGORITHMS)
+    if activation is not None:
+        _check.one_of(op, "activation", activation, ("relu",))
+    options = (stride, padding, dilation, groups)
+    input, weight, shape, unbatched = resolve(op, input, weight, *options)
+    checked_bias(op, bias, shape, input.dtype)
+    if algorithm == "winograd":
+        winograd_tile(op, algorithm, shape)
+    return shape.out_shape[1:] if unbatched else shape.out_shape
 
 
 def conv2d(

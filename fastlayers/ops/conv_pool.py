@@ -23,7 +23,9 @@ from fastlayers.ops.conv import (
 )
 from fastlayers.ops.conv_shape import ConvShape
 from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_last
-from fastlayers.ops.pool import _Window, _window, max_pool2d_backward, max_pool2d_forward
+from fastlayers.ops.pool import max_pool2d_backward, max_pool2d_forward
+from fastlayers.ops.window import Window
+from fastlayers.ops.window import window as checked_window
 from fastlayers.runtime import cpu, memory, threads
 
 __all__ = ["conv2d_max_pool2d", "conv2d_max_pool2d_backward"]
@@ -42,7 +44,7 @@ WEIGHT_COST, INPUT_COST, DENSE_COST = 2.5, 1.3, 1.25
 class Routes:
     """Plan of `kernels.conv_pool.conv2d_max_pool2d_backward`."""
 
-    def __init__(self, shape: ConvShape, window: _Window, out_size: tuple[int, int]) -> None:
+    def __init__(self, shape: ConvShape, window: Window, out_size: tuple[int, int]) -> None:
         n, height, width, c = shape.images
         m, _, kh, kw = shape.weight
         (sh, sw), (oh, ow), (ph, pw) = shape.stride, shape.out_size, out_size
@@ -107,9 +109,9 @@ class _Plan:
                 f"{op}: pool must be (kernel_size, stride, padding, dilation, ceil_mode), "
                 f"got {pool!r}"
             )
-        self.shape, self.window = shape, _window(op, *pool)
+        self.shape, self.window = shape, checked_window(op, *pool[:4])
         self.relu = activation == "relu"
-        self.size = self.window.out_size(op, shape.out_shape)
+        self.size = self.window.out_size(op, shape.out_size, bool(pool[4]))
         self.out_shape = (*shape.out_shape[:2], *self.size)
         self.winograd = winograd_tile(op, algorithm, shape)
 

@@ -38,6 +38,11 @@ class Window:
     dilation: tuple[int, int]
 
     @property
+    def geometry(self) -> tuple[tuple[int, int], ...]:
+        """All four."""
+        return self.kernel, self.stride, self.padding, self.dilation
+
+    @property
     def cells(self) -> int:
         """Number of cells."""
         return self.kernel[0] * self.kernel[1]
