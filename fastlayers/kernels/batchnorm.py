@@ -7,7 +7,9 @@ that few channels fill the vectors too: ``form = (rows, channels, folds, span)``
 Statistics are sums over blocks of `BLOCK` rows of the deviation from the block's first row,
 merged by Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing
 sample variances", 1979). They stay exact where the mean is far larger than the deviation: since
-the first row is one of the n values, ``sum((x - first)^2) <= (1 + n) * sum((x - mean)^2)``.
+the first row is one of the n values, ``sum((x - first)^2) <= (1 + n) * sum((x - mean)^2)``, and
+means are merged as differences from the first pixel, with 1e4 times the deviation as the mean
+``1 / sqrt(var)`` of 64 values came out with an error of 5e-5 otherwise.
 """
 
 from __future__ import annotations
@@ -102,41 +104,37 @@ def merge_moments(parts, rows, stride, channels):
 @kernel
 def _moments_chunk(chunk, worker, x, form, parts, work):
     rows, channels, folds, span = form
-    period = folds * channels
-    start = chunk * span
+    period, start = folds * channels, chunk * span
     stop = min(start + span, rows // folds)
-    base = 2 * worker * 2 * period
+    base = 5 * period * worker
     mean, m2 = view(work, base, period), view(work, base + period, period)
+    origin = view(work, base + 4 * period, period)
+    for c in range(channels):
+        origin[c] = x[c]
+    _repeat(origin, form, 0, 1)
     count = 0
-    while start + count < stop:
-        n = min(BLOCK, stop - start - count)
-        # The first block's statistics are the chunk's to which others are merged.
-        at = base if count == 0 else base + 2 * period
+    while start < stop:
+        n = min(BLOCK, stop - start)
+        # The first block's statistics are those to which the others are merged.
+        at = base + (2 * period if count else 0)
         clear_run(work, at, 2 * period)
-        first = (start + count) * period
-        add_shifted(x, first, n, period, view(work, at, 2 * period))
-        pivot, block_mean, block_m2 = (
-            view(x, first, period),
-            view(work, at, period),
-            view(work, at + period, period),
-        )
-        share = x.dtype.type(1 / n)
+        add_shifted(x, start * period, n, period, view(work, at, 2 * period))
+        pivot = view(x, start * period, period)
+        block_mean, block_m2 = view(work, at, period), view(work, at + period, period)
+        share, zero = x.dtype.type(1 / n), x.dtype.type(0)
         for c in range(period):
             total = block_mean[c]
-            block_m2[c] = max(block_m2[c] - total * (total * share), x.dtype.type(0))
-            block_mean[c] = pivot[c] + total * share
+            squares = block_m2[c] - total * (total * share)
+            block_m2[c] = zero if squares < zero else squares  # NaN stays
+            block_mean[c] = (pivot[c] - origin[c]) + total * share
         if count:
             _merge(count, mean, m2, n, block_mean, block_m2)
-        count += n
-    # The folds are merged by halves of the row.
-    while period > channels:
+        count, start = count + n, start + n
+    while period > channels:  # halves of the row, down to one fold
         period //= 2
-        lower, upper = view(work, base, period), view(work, base + period, period)
-        m2, upper_m2 = (
-            view(work, base + folds * channels, period),
-            view(work, base + folds * channels + period, period),
-        )
-        _merge(count, lower, m2, count, upper, upper_m2)
+        upper, upper_m2 = view(mean, period, period), view(m2, period, period)
+        mean, m2 = view(mean, 0, period), view(m2, 0, period)
+        _merge(count, mean, m2, count, upper, upper_m2)
         count *= 2
     out = chunk * (2 * channels + 1)
     for c in range(channels):
@@ -152,12 +150,12 @@ def _moments_rest(x, form, parts, out):
     first = rows // folds * folds
     count = rows - first
     for c in range(channels):
-        total = x.dtype.type(0)
+        mean = m2 = x.dtype.type(0)
         for row in range(first, rows):
-            total += x[row * channels + c]
-        mean, m2 = total / x.dtype.type(max(count, 1)), x.dtype.type(0)
+            mean += x[row * channels + c] - x[c]
+        mean /= x.dtype.type(max(count, 1))
         for row in range(first, rows):
-            delta = x[row * channels + c] - mean
+            delta = (x[row * channels + c] - x[c]) - mean
             m2 += delta * delta
         parts[out + c] = mean
         parts[out + channels + c] = m2
@@ -172,7 +170,7 @@ def batch_norm_statistics(
 
     With `of_batch` they are the batch's, and with a momentum `update` in [0, 1] the running arrays
     are moved, with the unbiased variance; a negative one leaves them alone. Otherwise they are the
-    running arrays. work holds (chunks + 1) * (2 * channels + 1) elements, and 4 * folds * channels
+    running arrays. work holds (chunks + 1) * (2 * channels + 1) elements, and 5 * folds * channels
     a worker.
     """
     rows, channels, folds, _ = form
@@ -180,13 +178,13 @@ def batch_norm_statistics(
     chunks, stride = _chunk_count(form), 2 * channels + 1
     parts = view(work, 0, (chunks + 1) * stride)
     if of_batch:
-        scratch = view(work, parts.size, workers * 4 * folds * channels)
+        scratch = view(work, parts.size, workers * 5 * folds * channels)
         parallel_for(_moments_chunk, chunks, workers, (x, form, parts, scratch))
         _moments_rest(x, form, parts, chunks * stride)
         merge_moments(parts, chunks + 1, stride, channels)
     for c in range(channels):
         if of_batch:
-            mean, m2 = parts[c], parts[channels + c]
+            mean, m2 = x[c] + parts[c], parts[channels + c]
             var = m2 / dtype(rows)
             if update >= 0:
                 # Not running + update * (batch - running): of 1 nothing old may remain.

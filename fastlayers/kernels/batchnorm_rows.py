@@ -19,9 +19,9 @@ from fastlayers.kernels.vectors import Vectors, element_pointer, prefetch
 from fastlayers.runtime import cpu
 
 __all__ = [
-    "PLAIN",
     "FROM_INPUT",
     "FROM_OUTPUT",
+    "PLAIN",
     "SCALED",
     "add_gradients",
     "add_shifted",

@@ -100,10 +100,13 @@ def _input(op: str, input: Any) -> tuple[np.ndarray, Form]:
     return x, form_of(x.shape, x.itemsize)
 
 
+def _optional(op: str, name: str, value: Any, form: Form, dtype: np.dtype) -> np.ndarray:
+    """As `_channels`, an empty array for None."""
+    return _NOTHING[dtype] if value is None else _channels(op, name, value, form, dtype)
+
+
 def _channels(op: str, name: str, value: Any, form: Form, dtype: np.dtype) -> np.ndarray:
-    """`value` as kernels take it, an empty array for None."""
-    if value is None:
-        return _NOTHING[dtype]
+    """An array of one value a channel, as kernels take it."""
     if (
         type(value) is np.ndarray
         and value.shape == form.vector
@@ -138,7 +141,7 @@ def _running(
         raise ValueError(f"{op}: running_mean and running_var must both be given or both be None")
     ready = []
     for name, value in (("running_mean", mean), ("running_var", var)):
-        ready.append(_channels(op, name, value, form, x.dtype))
+        ready.append(_optional(op, name, value, form, x.dtype))
         if training and value is not None and not value.flags.writeable:
             raise ValueError(f"{op}: {name} must be writable in training")
     return ready[0], ready[1]
@@ -212,7 +215,7 @@ def batch_norm_statistics(
         momentum if update else -1.0,
         eps,
         workers,
-        memory.empty(parts + workers * 4 * form.period if of_batch else parts, dtype),
+        memory.empty(parts + workers * 5 * form.period if of_batch else parts, dtype),
         out,
     )
     if update:
@@ -262,8 +265,8 @@ def batch_norm_apply(
     dtype = x.dtype
     mean = _channels(op, "mean", mean, form, dtype)
     invstd = _channels(op, "invstd", invstd, form, dtype)
-    weight = _channels(op, "weight", weight, form, dtype)
-    bias = _channels(op, "bias", bias, form, dtype)
+    weight = _optional(op, "weight", weight, form, dtype)
+    bias = _optional(op, "bias", bias, form, dtype)
     other = _NOTHING[dtype]
     if residual is not None:
         other = _tensor(op, "residual", residual, form, x)
@@ -312,7 +315,7 @@ def batch_norm_forward(
     # All is checked before the running statistics are updated.
     x, form = _input(op, input)
     for name, value in (("weight", weight), ("bias", bias)):
-        _channels(op, name, value, form, x.dtype)
+        _optional(op, name, value, form, x.dtype)
     if residual is not None:
         _check.same_shape(op, "residual", _check.array(op, "residual", residual), x.shape)
         _check.same_dtype(op, "residual", residual, x.dtype)
@@ -428,8 +431,8 @@ def batch_norm_backward(
     vectors = (
         _channels(op, "mean", mean, form, dtype),
         _channels(op, "invstd", invstd, form, dtype),
-        _channels(op, "weight", weight, form, dtype),
-        _channels(op, "bias", bias, form, dtype),
+        _optional(op, "weight", weight, form, dtype),
+        _optional(op, "bias", bias, form, dtype),
     )
     relu, residual = _relu(op, activation), len(needs) == 4
     nothing = y = masked = flat = _NOTHING[dtype]
