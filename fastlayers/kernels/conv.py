@@ -22,15 +22,12 @@ __all__ = [
     "conv2d",
     "conv2d_backward_input_columns",
     "conv2d_backward_weight",
-    "open_slab",
-    "pack_panel",
     "pack_weight",
-    "slab_range",
 ]
 
 
 @kernel
-def slab_range(index, grid):
+def _slab(index, grid):
     """First image, number of images, first row and number of rows of a slab."""
     images, per, bands, band, rows = grid
     n, i = index // bands * per, index % bands * band
@@ -63,10 +60,10 @@ def _copy_slab(source, size, slab, window, out, at):
 
 
 @kernel
-def open_slab(index, worker, x, size, grid, window, work):
+def _open_slab(index, worker, x, size, grid, window, work):
     """The memory that a slab's offsets refer to, and its first element."""
     row_step, top, halo, left, columns, elements = window
-    n, images, i, count = slab_range(index, grid)
+    n, images, i, count = _slab(index, grid)
     height, width, channels = size
     if elements == 0:  # nothing is padded: in place
         return view(x, 0, x.size), ((n * height + i * row_step + top) * width + left) * channels
@@ -85,8 +82,8 @@ def _conv2d_task(
     grid, window, groups, blocks, row_step, write = layout
     rows, targets, runs = tables
     slab, block = divmod(task, blocks)
-    source, base = open_slab(slab, worker, x, size, grid, window, work)
-    n, images, i, count = slab_range(slab, grid)
+    source, base = _open_slab(slab, worker, x, size, grid, window, work)
+    n, images, i, count = _slab(slab, grid)
     depth, per_group = size[2] // groups, out_channels // groups
     width = panel_width(per_group, lanes)
     panels = (per_group + width - 1) // width
@@ -126,7 +123,7 @@ def conv2d(x, packed, bias, floor, sizes, layout, phases, tables, tasks, lanes, 
 
 
 @kernel
-def pack_panel(task, worker, weight, shape, table, lanes, packed):
+def _pack_task(task, worker, weight, shape, table, lanes, packed):
     """Pack one panel of the weight of one group."""
     groups, count, step, columns, column_stride = shape
     width = panel_width(columns, lanes)
@@ -161,7 +158,7 @@ def pack_weight(weight, shape, table, lanes, workers, packed):
     """
     width = panel_width(shape[3], lanes)
     tasks = shape[0] * ((shape[3] + width - 1) // width) if packed.size else 0
-    parallel_for(pack_panel, tasks, workers, (weight, shape, table, lanes, packed))
+    parallel_for(_pack_task, tasks, workers, (weight, shape, table, lanes, packed))
 
 
 @kernel
@@ -221,8 +218,8 @@ def _weight_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lanes, wo
     start = slabs * chunk // chunks
     for slab in range(start, slabs * (chunk + 1) // chunks):
         add = int(slab > start)
-        source, base = open_slab(slab, worker, x, size, grid, window, work)
-        n, images, i, count = slab_range(slab, grid)
+        source, base = _open_slab(slab, worker, x, size, grid, window, work)
+        n, images, i, count = _slab(slab, grid)
         pixels = view(runs, images_at, images * count)
         outputs = view(runs, images_at + grid[1] * grid[3], images * count)
         from_row = (n * out_height + i) * out_width * m
@@ -251,8 +248,8 @@ def _few_channels_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lan
     start = slabs * task // chunks
     for slab in range(start, slabs * (task + 1) // chunks):
         add = int(slab > start)
-        source, base = open_slab(slab, worker, x, size, grid, window, work)
-        n, images, i, count = slab_range(slab, grid)
+        source, base = _open_slab(slab, worker, x, size, grid, window, work)
+        n, images, i, count = _slab(slab, grid)
         pixels = view(runs, pixels_at, images * count)
         outputs = view(runs, pixels_at + grid[1] * grid[3], images * count)
         a = (source, base, 0, column_step * size[2], view(runs, 0, rows), pixels)

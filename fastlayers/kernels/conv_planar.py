@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -25,11 +24,13 @@ from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = ["VECTORS", "conv2d_planar"]
+__all__ = ["ROWS", "VECTORS", "conv2d_planar"]
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
-# Vectors of pixels beside the 6 output channels of a tile: 24 sums in 32 registers, 12 in 16.
+# A tile's output channels and vectors of pixels: 24 sums in 32 registers, 12 in 16.
+ROWS = 6
 VECTORS = cpu.tile_rows() // 3
+VECTOR_BYTES = cpu.vector_bytes()
 
 
 @intrinsic
@@ -92,8 +93,8 @@ def _pool_pairs(
             builder.position_at_end(write)
             place = builder.mul(values[6], _i64(j))
             floats.store_vector(best, builder.gep(out, [place]), mask=mask)
-            holder = builder.trunc(holder, bytes_.vector)
-            bytes_.store_vector(holder, builder.gep(out_cells, [place]), mask=mask)
+            narrow = builder.trunc(holder, bytes_.vector)
+            bytes_.store_vector(narrow, builder.gep(out_cells, [place]), mask=mask)
         builder.branch(done)
         builder.position_at_end(done)
         return cgctx.get_dummy_value()
@@ -107,25 +108,21 @@ def _load_planes(x, n, planar, size, frame, out, at):
     """Copy image n, of either memory layout, to channels-first memory with zeros around it."""
     height, width, channels = size
     top, left, rows, columns = frame
-    plane = rows * columns
-    if plane > height * width:
-        clear_run(out, at, channels * plane)
+    if rows > height or columns > width:
+        clear_run(out, at, channels * rows * columns)
     lines, length = (height, width) if columns > width else (1, height * width)
-    side = square_side(x)
     for line in range(lines):
         source = (n * height * width + line * length) * channels
         target = at + (top + line) * columns + left
         if planar:
             for c in range(channels):
                 cell = (n * channels + c) * height * width + line * length
-                copy_run(out, target + c * plane, x, cell, length)
+                copy_run(out, target + c * rows * columns, x, cell, length)
             continue
-        for c in range(0, channels, side):
-            for j in range(0, length, side):
-                some = min(side, length - j)
-                cells = (x, source + j * channels + c, channels)
-                place = (out, target + c * plane + j, plane, some, NO_TABLE)
-                transpose_block(some, min(side, channels - c), cells, place)
+        for c in range(channels):
+            plane = view(out, target + c * rows * columns, length)
+            for j in range(length):
+                plane[j] = x[source + j * channels + c]
 
 
 @kernel
@@ -150,19 +147,13 @@ def _planar_image(
             row = view(work, band + channel * plane, width)
             for j in range(width):
                 row[j] = bias[channel]
-        first = 0
-        while first < m:
+        for first in range(0, m, ROWS):
             a = (weight, 0, 0, 1, rows, a_runs)
-            tall = (m - first) % 6 == 0 or (m - first) % 6 == 5
             for j in range(0, width, tile):
                 b = (work, at + i * pitch + j, length[1], b_runs)
                 c = (work, band + j, plane, columns)
                 init = (work, band)
-                if tall:
-                    gemm_tile(6, VECTORS, 1, first, k, a, b, init, c, tile, floor, 1, STORE)
-                else:
-                    gemm_tile(4, VECTORS, 1, first, k, a, b, init, c, tile, floor, 1, STORE)
-            first += 6 if tall else 4
+                gemm_tile(ROWS, VECTORS, 1, first, k, a, b, init, c, tile, floor, 1, STORE)
         for row in range(0, count, pooled):
             line = band + row * pitch
             out = (n * (oh // pooled) + (i + row) // pooled) * (ow // pooled) * m
@@ -178,9 +169,6 @@ def _planar_image(
                         transpose_block(
                             some, pixels, (work, start, plane), (y, to, m, some, NO_TABLE)
                         )
-
-
-VECTOR_BYTES = cpu.vector_bytes()
 
 
 @kernel

@@ -18,16 +18,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.kernels.conv import open_slab, pack_weight, slab_range
 from fastlayers.kernels.gemm import gemm_runs, panel_width, prepare_gemm
-from fastlayers.kernels.layout import NO_TABLE, inside, square_side, swap_axes_image
+from fastlayers.kernels.layout import inside
 from fastlayers.kernels.micro import STORE
 from fastlayers.kernels.runs import (
     add_run,
     clear_run,
     copy_run,
     max_window,
-    transpose_block,
     view,
 )
 from fastlayers.kernels.vectors import Vectors
@@ -75,7 +73,7 @@ def _pointer(cgctx: Any, builder: Any, kind: Any, operand: Any) -> list[Any]:
 def _sum_fields(
     typingctx: Any, tile: Any, count: Any, gradient: Any, fields: Any, x: Any, sums: Any
 ) -> Any:
-    """``sums[r, v] += sum over p < count of g[p] * x[fields[p] + offsets[cell[p]] + r * pitch + v]``.
+    """``sums[r, v] += sum over p of g[p] * x[fields[p] + offsets[cell[p]] + r * pitch + v]``.
 
     The lengths of the tuples in `tile` are the rows r and the vectors v of each, which stay in
     registers. Returns the sum of g. Operands are tuples: ``gradient = (dy, y, cells, offset,
@@ -152,70 +150,6 @@ def _mix_rows(typingctx: Any, tile: Any, count: Any, gradient: Any, rows: Any, o
 
 
 @kernel
-def _pooled_slab(
-    index, worker, x, packed, bias, floor, sizes, layout, tables, lanes, geometry, work, y, cells
-):
-    """A few whole images: convolved into memory that stays in L2, and pooled from there."""
-    size, (oh, ow, m), (ph, pw), ahead = sizes
-    grid, window, run_count, length = layout
-    targets, rows, runs = tables
-    (kh, kw), (sh, sw), (pad_h, pad_w), (dh, dw) = geometry
-    n, images, _, _ = slab_range(index, grid)
-    source, base = open_slab(index, worker, x, size, grid, window, work)
-    pixels, width = images * oh * ow, panel_width(m, lanes)
-    at = ahead + worker * grid[1] * oh * ow * m
-    panel = packed.size // ((m + width - 1) // width)
-    a = (source, base, 0, 1, view(rows, 0, pixels), view(runs, 0, run_count))
-    b = (packed, 0, panel, width, view(runs, run_count, run_count))
-    c = (work, at, 0, view(targets, 0, pixels))
-    gemm_runs(pixels, m, (run_count, length), a, b, (bias, 0), c, floor, 0, STORE, lanes)
-    for image in range(images):
-        for i in range(ph):
-            top = i * sh - pad_h
-            r0, r1 = inside(top, dh, kh, oh)
-            for j in range(pw):
-                left = j * sw - pad_w
-                s0, s1 = inside(left, dw, kw, ow)
-                first = at + ((image * oh + top) * ow + left) * m
-                out = (((n + image) * ph + i) * pw + j) * m
-                window_rows, window_columns = (r0, r1, dh * ow * m), (s0, s1, dw * m, kw)
-                max_window(y, out, cells, work, first, window_rows, window_columns, m)
-
-
-@kernel
-def conv2d_max_pool2d(
-    x,
-    weight,
-    pack,
-    bias,
-    floor,
-    sizes,
-    layout,
-    tables,
-    lanes,
-    geometry,
-    tasks,
-    workers,
-    packed,
-    work,
-    y,
-    cells,
-):
-    """``y = max_pool2d(max(floor, bias + x * weight))`` and the cells of the maxima; flat arrays.
-
-    ``geometry = (kernel, stride, padding, dilation)`` of the window; the other integers are those
-    of an `ops.conv_pool.Pooled`, whose slabs are whole images.
-    """
-    prepare_gemm(y)
-    shape, table = pack
-    pack_weight(weight, shape, table, lanes, 1, packed)
-    arguments = (
-        x, packed, bias, floor, sizes, layout, tables, lanes, geometry, work, y, cells
-    )  # fmt: skip
-    parallel_for(_pooled_slab, tasks, workers, arguments)
-
-
-@kernel
 def _load_image(x, n, planar, size, frame, out, at):
     """Copy image n, of either memory layout, to channels-last memory with zeros around it.
 
@@ -227,19 +161,90 @@ def _load_image(x, n, planar, size, frame, out, at):
     if rows > height or columns > width:
         clear_run(out, at, rows * pitch)
     lines, length = (height, width) if columns > width else (1, height * width)
-    plane, side = height * width, square_side(x)
     for line in range(lines):
-        source = n * plane * channels
         target = at + (top + line) * pitch + left * channels
         if not planar:
-            copy_run(out, target, x, source + line * length * channels, length * channels)
+            source = (n * height * width + line * length) * channels
+            copy_run(out, target, x, source, length * channels)
             continue
-        for c in range(0, channels, side):
-            some = min(side, channels - c)
-            for j in range(0, length, side):
-                cells = (x, source + c * plane + line * length + j, plane)
-                place = (out, target + j * channels + c, channels, some, NO_TABLE)
-                transpose_block(some, min(side, length - j), cells, place)
+        for c in range(channels):
+            plane = view(x, ((n * channels + c) * height + line) * width, length)
+            for j in range(length):
+                out[target + j * channels + c] = plane[j]
+
+
+@kernel
+def _pack_panel(panel, worker, weight, shape, packed):
+    """Panel of the weight (M, C, R*S) as columns of a matrix of rows (tap, channel)."""
+    m, depth, taps, width = shape
+    at = panel * width * depth * taps
+    for tap in range(taps):
+        for c in range(depth):
+            for j in range(width):
+                k = min(panel * width + j, m - 1)  # what is beyond is not stored
+                packed[at + (tap * depth + c) * width + j] = weight[(k * depth + c) * taps + tap]
+
+
+@kernel
+def _pooled_image(
+    n, worker, x, planar, packed, bias, floor, sizes, frame, tables, geometry, work, y, cells
+):
+    """One image: its convolution goes to memory that stays in L2, and is pooled from there."""
+    size, (oh, ow, m), (ph, pw), (image_size, length, lanes) = sizes
+    pixels, a_runs, b_runs = tables
+    (kh, kw), (sh, sw), (pad_h, pad_w), (dh, dw) = geometry
+    at = worker * (image_size + oh * ow * m)
+    image = at + image_size
+    _load_image(x, n, planar, size, frame, work, at)
+    width = panel_width(m, lanes)
+    a = (work, at, 0, 1, view(pixels, 0, pixels.size), view(a_runs, 0, a_runs.size))
+    b = (packed, 0, b_runs.size * length * width, width, view(b_runs, 0, b_runs.size))
+    c = (work, image, m, view(pixels, 0, 0))
+    gemm_runs(oh * ow, m, (a_runs.size, length), a, b, (bias, 0), c, floor, 0, STORE, lanes)
+    for i in range(ph):
+        top = i * sh - pad_h
+        r0, r1 = inside(top, dh, kh, oh)
+        for j in range(pw):
+            left = j * sw - pad_w
+            s0, s1 = inside(left, dw, kw, ow)
+            first, out = image + (top * ow + left) * m, ((n * ph + i) * pw + j) * m
+            rows, columns = (r0, r1, dh * ow * m), (s0, s1, dw * m, kw)
+            max_window(y, out, cells, work, first, rows, columns, m)
+
+
+@kernel
+def conv2d_max_pool2d(
+    x,
+    planar,
+    weight,
+    bias,
+    floor,
+    sizes,
+    frame,
+    tables,
+    geometry,
+    images,
+    workers,
+    packed,
+    work,
+    y,
+    cells,
+):
+    """``y = max_pool2d(max(floor, bias + x * weight))`` and the cells of the maxima; flat arrays.
+
+    ``geometry = (kernel, stride, padding, dilation)`` of the window; the other integers are those
+    of an `ops.conv_pool.Pooled`.
+    """
+    prepare_gemm(y)
+    (_, _, depth), (_, _, m), _, (_, _, lanes) = sizes
+    width = panel_width(m, lanes)
+    shape = (m, depth, weight.size // (m * depth), width)
+    panels = (m + width - 1) // width
+    parallel_for(_pack_panel, panels, min(workers, panels), (weight, shape, packed))
+    arguments = (
+        x, planar, packed, bias, floor, sizes, frame, tables, geometry, work, y, cells
+    )  # fmt: skip
+    parallel_for(_pooled_image, images, workers, arguments)
 
 
 @kernel
@@ -249,13 +254,15 @@ def _place_weight(weight, taps, window, mix, moved, turned):
     across, offsets, cells_at, cells = window
     row, m = mix
     for k in range(m):
-        swap_axes_image(k, 0, weight, (depth, kh * kw), square_side(weight), turned)
+        for c in range(depth):
+            for tap in range(kh * kw):
+                turned[tap * depth + c] = weight[(k * depth + c) * kh * kw + tap]
         for cell in range(cells):
             at = (k * cells + cell) * row
             clear_run(moved, at, row)
             for r in range(kh):
                 place = at + offsets[cells_at + cell] + r * across
-                copy_run(moved, place, turned, (k * kh + r) * length, length)
+                copy_run(moved, place, turned, r * length, length)
 
 
 @kernel
@@ -279,7 +286,6 @@ def _chunk_task(
     """Gradients of one chunk of images; those by weight and bias are the chunk's partial sums."""
     dy, y, cells, relu = gradient
     images, size, frame, m = sizes
-    kh, _, length, _ = taps
     table, pixels, cell_count, field = fields
     chunks, steps, mixes, image_size, part_size = cut
     field_rows, field_row = field
@@ -348,8 +354,8 @@ def conv2d_max_pool2d_backward(
     ``gradient = (dy, y, cells, relu)``, channels-last (N, PH, PW, M). The integers are those of a
     `ops.conv_pool.Routes`; `needs` says which gradients to compute, by x and by weight and bias.
     """
-    images, _, _, m = sizes
-    kh, kw, length, depth = taps
+    m = sizes[3]
+    kh, kw, _, depth = taps
     table, pixels, cell_count, field = fields
     chunks, steps, mixes, _, part_size = cut
     lanes = VECTOR_BYTES // x.itemsize

@@ -188,8 +188,7 @@ class _Slabs:
 class Gather:
     """Plan of `kernels.conv.conv2d`: a convolution, or the gradient by its input.
 
-    `source` is (N, H, W, C), `weight` (M, C/G, R, S); with `whole`, images are not cut into bands
-    where L2 holds them.
+    `source` is (N, H, W, C), `out_channels` the output's; `weight` is (M, C/G, R, S).
     """
 
     def __init__(
@@ -201,7 +200,6 @@ class Gather:
         groups: int,
         itemsize: int,
         transposed: bool,
-        whole: bool = False,
     ) -> None:
         m, depth, kh, kw = weight
         taps, per_group = kh * kw, m // groups
@@ -213,8 +211,6 @@ class Gather:
         least = max(SLAB_PIXELS, SLAB_WORK // work)
         pixels = source[0] * rows.count * columns.count
         least = min(least, max(SLAB_PIXELS, pixels // (2 * TASKS)))
-        if whole:  # images
-            least = max(least, rows.count * columns.count)
         large = math.prod(source) * itemsize > STREAM_BYTES
         copied = large or not (rows.inside and columns.inside)
         self.slabs = slabs = _Slabs.cut((source, itemsize), rows, columns, least, copied)

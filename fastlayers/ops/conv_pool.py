@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers import kernels
-from fastlayers.ops import _check, direct, planar
+from fastlayers.ops import _check, planar
 from fastlayers.ops.activation import relu_backward
 from fastlayers.ops.conv import (
     ALGORITHMS,
@@ -41,6 +41,49 @@ IMAGE_BYTES = 128 * 1024
 WEIGHT_COST, INPUT_COST, DENSE_COST = 2.5, 1.3, 1.25
 
 
+def _frame(shape: ConvShape) -> tuple[int, int]:
+    """Rows and columns of an image with all that the kernel reads of its padding."""
+    rows, columns = (
+        max((out - 1) * step + gap * (taps - 1) + 1, size + before)
+        for taps, step, before, gap, out, size in zip(
+            *shape.geometry, shape.images[1:3], strict=True
+        )
+    )
+    return rows, columns
+
+
+class Pooled:
+    """Plan of `kernels.conv_pool.conv2d_max_pool2d`."""
+
+    def __init__(self, shape: ConvShape, window: _Window, out_size: tuple[int, int]) -> None:
+        n, height, width, c = shape.images
+        m, _, kh, kw = shape.weight
+        (sh, sw), (dh, dw), (oh, ow) = shape.stride, shape.dilation, shape.out_size
+        lanes, frame = cpu.lanes(shape.itemsize), _frame(shape)
+        pitch = frame[1] * c
+        runs, length = np.arange(kh) * (dh * pitch), kw * c
+        if dw > 1:
+            runs, length = np.add.outer(runs, np.arange(kw) * (dw * c)).ravel(), c
+        pixels = np.add.outer(np.arange(oh) * (sh * pitch), np.arange(ow) * (sw * c)).ravel()
+        panel = kernels.gemm.panel_width(m, lanes)
+        tables = pixels, runs, np.arange(len(runs)) * (length * panel)
+        self.tables = tuple(table.astype(np.int64) for table in tables)
+        image = frame[0] * pitch
+        self.sizes = ((height, width, c), (oh, ow, m), out_size, (image, length, lanes))
+        self.frame = (*shape.padding, *frame)
+        self.out_shape = (n, *out_size, m)
+        self.packed = -(-m // panel) * panel * kh * kw * c
+        self.per_worker = image + oh * ow * m
+        self.work = shape.pixels * kh * kw * c * -(-m // lanes)
+        cells = window.kernel[0] * window.kernel[1]
+        self.serves = (
+            shape.groups == 1
+            and cells <= 256
+            and self.per_worker * shape.itemsize <= IMAGE_BYTES
+            and self.packed * shape.itemsize <= PLACED_BYTES
+        )
+
+
 class Routes:
     """Plan of `kernels.conv_pool.conv2d_max_pool2d_backward`."""
 
@@ -51,10 +94,7 @@ class Routes:
         (rows, columns), (down, across), _, (gap, skip) = window.geometry
         lanes, registers = cpu.lanes(shape.itemsize), 2 * cpu.tile_rows()
         # The padded image, and in it the common field of a window's cells.
-        frame = (
-            max((oh - 1) * sh + kh, height + shape.padding[0]),
-            max((ow - 1) * sw + kw, width + shape.padding[1]),
-        )
+        frame = _frame(shape)
         pitch = frame[1] * c
         field = (rows - 1) * gap * sh + kh, ((columns - 1) * skip * sw + kw) * c
         fields = np.arange(ph)[:, None] * (down * sh * pitch) + np.arange(pw) * (across * sw * c)
@@ -125,20 +165,12 @@ class _Plan:
         return planar.planes(self.shape, 2)
 
     @functools.cached_property
-    def gather(self) -> direct.Gather | None:
-        """Plan of a convolution of whole images, which are pooled from L2."""
-        kernel = self.window.kernel
-        if self.winograd or self.shape.groups > 1 or kernel[0] * kernel[1] > 256:
+    def pooled(self) -> Pooled | None:
+        """Plan of a convolution whose images are pooled from L2."""
+        if self.winograd:
             return None
-        plan = direct.whole_images(self.shape)
-        serves = plan.slabs.bands == 1 and plan.slabs.per * self.pixels < PLACED_BYTES
-        return plan if serves else None
-
-    @property
-    def pixels(self) -> int:
-        """Bytes of one image of the convolution's output."""
-        (oh, ow), m = self.shape.out_size, self.shape.out_channels
-        return oh * ow * m * self.shape.itemsize
+        plan = Pooled(self.shape, self.window, self.size)
+        return plan if plan.serves else None
 
     @functools.cached_property
     def routes(self) -> Routes | None:
@@ -193,9 +225,9 @@ def conv2d_max_pool2d(
     if planes := plan.planes:
         b = checked_bias(op, bias, shape, x.dtype)
         y, cells = planar.forward(x, kernel_ready(w), b, planes, plan.relu)
-    elif gather := plan.gather:
+    elif pooled := plan.pooled:
         b = checked_bias(op, bias, shape, x.dtype)
-        y, cells = _gathered(to_channels_last(x), kernel_ready(w), b, plan, gather)
+        y, cells = _pooled(x, kernel_ready(w), b, plan, pooled)
     else:
         options = {"activation": activation, "algorithm": algorithm}
         y = conv2d(input, weight, bias, stride, padding, dilation, groups, **options)
@@ -204,31 +236,27 @@ def conv2d_max_pool2d(
     return (y[0], cells[0]) if unbatched else (y, cells)
 
 
-def _gathered(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, plan: _Plan, gather: direct.Gather
+def _pooled(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, plan: _Plan, pooled: Pooled
 ) -> tuple[np.ndarray, np.ndarray]:
-    dtype, workers = x.dtype, threads.workers_for(gather.work)
-    n, (ph, pw), m = x.shape[0], plan.size, weight.shape[0]
-    y, cells = memory.empty((n, ph, pw, m), dtype), memory.empty((n, ph, pw, m), np.uint8)
-    slab = workers * gather.slabs.elements
-    pixels = gather.slabs.per * plan.pixels // dtype.itemsize
-    size, (oh, ow, _) = gather.sizes
-    targets, rows, runs = gather.tables[1], gather.tables[0], gather.tables[2]
+    """Outputs (N, PH, PW, M) and cells of images (N, C, H, W)."""
+    dtype, workers = x.dtype, threads.workers_for(pooled.work)
+    flat, channels_first = planar.raw_images(x)
+    y, cells = memory.empty(pooled.out_shape, dtype), memory.empty(pooled.out_shape, np.uint8)
     kernels.conv_pool.conv2d_max_pool2d(
-        x.reshape(-1),
+        flat,
+        channels_first,
         weight.reshape(-1),
-        (gather.pack_shape, gather.pack_table),
         bias,
         dtype.type(0.0 if plan.relu else -np.inf),
-        (size, (oh, ow, m), plan.size, slab),
-        (gather.layout[0], gather.layout[1], int(gather.phases[0, 4]), int(gather.phases[0, 5])),
-        (targets, rows, runs),
-        gather.lanes,
+        pooled.sizes,
+        pooled.frame,
+        pooled.tables,
         plan.window.geometry,
-        gather.slabs.count,
+        pooled.out_shape[0],
         workers,
-        memory.empty(gather.packed_size, dtype),
-        memory.empty(slab + workers * pixels, dtype),
+        memory.empty(pooled.packed, dtype),
+        memory.empty(workers * pooled.per_worker, dtype),
         y.reshape(-1),
         cells.reshape(-1),
     )
@@ -319,7 +347,7 @@ def conv2d_max_pool2d_backward(
         routes.cut,
         (bool(needs[0]), bool(needs[1] or needs[2])),
         workers,
-        memory.empty(w.size, dtype),
+        memory.empty(w.size // w.shape[0], dtype),
         memory.empty(routes.placed, dtype),
         memory.empty(workers * routes.per_worker, dtype),
         memory.empty(routes.parts, dtype),

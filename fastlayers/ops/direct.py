@@ -24,7 +24,7 @@ from fastlayers.ops.conv_shape import ConvShape
 from fastlayers.ops.layout import kernel_ready
 from fastlayers.runtime import cpu, memory, threads
 
-__all__ = ["Gather", "backward_input", "backward_weight", "forward", "whole_images"]
+__all__ = ["backward_input", "backward_weight", "forward"]
 
 
 class _Plan:
@@ -41,11 +41,6 @@ class _Plan:
     def forward(self) -> Gather:
         shape, axes = self.shape, (self._axis(0, forward_axis), self._axis(1, forward_axis))
         return Gather(shape.images, *axes, shape.weight, shape.groups, shape.itemsize, False)
-
-    @functools.cached_property
-    def whole_images(self) -> Gather:
-        shape, axes = self.shape, (self._axis(0, forward_axis), self._axis(1, forward_axis))
-        return Gather(shape.images, *axes, shape.weight, 1, shape.itemsize, False, True)
 
     @functools.cached_property
     def backward_input(self) -> Gather:
@@ -70,11 +65,6 @@ class _Plan:
 @functools.lru_cache(maxsize=256)
 def _plan(shape: ConvShape) -> _Plan:
     return _Plan(shape)
-
-
-def whole_images(shape: ConvShape) -> Gather:
-    """Plan of a convolution that does not cut images into bands where L2 holds them."""
-    return _plan(shape).whole_images
 
 
 def forward(

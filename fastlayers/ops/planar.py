@@ -43,7 +43,7 @@ class Planes:
 
         most = max(pooled, min(oh, BAND_BYTES // (m * pitch * shape.itemsize)))
         step = min(range(pooled, most + 1, pooled), key=waste)
-        padded = -(-m // 6) * 6  # rows of a tile may be beyond the last channel
+        padded = -(-m // kernels.conv_planar.ROWS) * kernels.conv_planar.ROWS
         plane = -(-step * pitch // tile) * tile
         beyond = (kh - 1) * down * pitch + (kw - 1) * across + tile
         image = c * rows * pitch + beyond
@@ -64,13 +64,8 @@ class Planes:
             (shape.groups, shape.stride) == (1, (1, 1))
             and image * shape.itemsize <= IMAGE_BYTES
             and c * kh * pitch * shape.itemsize <= ROWS_BYTES
-            and 0.85 * m / _tile_rows(m) / waste(step) > channels
+            and 0.85 * m / padded / waste(step) > channels
         )
-
-
-def _tile_rows(m: int) -> int:
-    """Rows of the tiles of 6 and 4 for m channels."""
-    return -(-m // 6) * 6 if m % 6 in (0, 5) else 4 + (_tile_rows(m - 4) if m > 4 else 0)
 
 
 @functools.lru_cache(maxsize=256)
