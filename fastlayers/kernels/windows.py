@@ -84,7 +84,7 @@ def max_windows(
 
     ``y[j * depth + c] = max over k of x[j * step + table[k] + c]``, and the k of the first that
     holds it; where that is not above `floor`, the floor and the largest number. Nothing is below a
-    floor of NaN. y and cells start at `y_at`. `unrolled` windows have so many cells; 0 stands for any number.
+    floor of NaN. y and cells start at `y_at`. `unrolled` is the number of cells, or 0 for any.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
@@ -202,7 +202,7 @@ def max_window(
 
 
 class _Gradient:
-    """Emits the output's gradient for one cell of the windows: 0 where another holds the maximum."""
+    """Emits the output's gradient for one cell of the windows: 0 where another is the largest."""
 
     def __init__(self, builder: Any, value: ir.Type, cell: ir.Type, lanes: int) -> None:
         self.builder = builder
@@ -223,6 +223,7 @@ class _Gradient:
 def spread_windows(
     typingctx: Any,
     lanes: Any,
+    unrolled: Any,
     dx: Any,
     dx_at: Any,
     dy: Any,
@@ -239,14 +240,15 @@ def spread_windows(
 
     ``dx[(j * width + s) * depth + c] = dy[j * depth + c]`` where its cell is ``first + s``, else 0,
     for ``s < width``. dy, cells and the output y start at `y_at`; where y is no greater than
-    `floor`, which may be NaN, dy counts as 0.
+    `floor`, which may be NaN, dy counts as 0. `unrolled` is the width, or 0 for any.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         target, origin, holder, output = _pointers(
-            cgctx, builder, sig, values, (1, 2), (3, 6), (4, 6), (5, 6)
+            cgctx, builder, sig, values, (2, 3), (4, 7), (5, 7), (6, 7)
         )
-        first, width, pixels, depth, floor = values[7:]
+        first, width, pixels, depth, floor = values[8:]
+        width = _i64(unrolled.literal_value) if unrolled.literal_value else width
         emit = _Gradient(builder, target.type.pointee, holder.type.pointee, lanes.literal_value)
         floats, numbers = emit.floats, emit.numbers
         floor = floats.splat(floor)
@@ -262,17 +264,23 @@ def spread_windows(
                 at, to = builder.add(out, c), builder.gep(pixel, [c])
                 value = emit.load(builder.gep(origin, [at]), builder.gep(output, [at]), floor)
                 held = numbers.load_vector(builder.gep(holder, [at]))
-                builder.store(first, number)
-                with cgutils.for_range_slice(builder, _i64(0), width, _i64(1), _i64) as (s, _):
-                    cell = builder.load(number)
-                    floats.store_vector(
-                        emit.where(held, cell, value), builder.gep(to, [builder.mul(s, depth)])
-                    )
-                    builder.store(builder.add(cell, one), number)
+                if unrolled.literal_value:
+                    cell = first
+                    for s in range(unrolled.literal_value):
+                        spot = builder.gep(to, [builder.mul(_i64(s), depth)])
+                        floats.store_vector(emit.where(held, cell, value), spot)
+                        cell = builder.add(cell, one)
+                else:
+                    builder.store(first, number)
+                    with cgutils.for_range_slice(builder, _i64(0), width, _i64(1), _i64) as (s, _):
+                        cell = builder.load(number)
+                        spot = builder.gep(to, [builder.mul(s, depth)])
+                        floats.store_vector(emit.where(held, cell, value), spot)
+                        builder.store(builder.add(cell, one), number)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    return types.void(lanes, dx, i8, dy, cells, y, i8, i8, i8, i8, i8, dy.dtype), codegen
+    return types.void(lanes, unrolled, dx, i8, dy, cells, y, i8, i8, i8, i8, i8, dy.dtype), codegen
 
 
 @intrinsic

@@ -56,22 +56,27 @@ def _forward_plan(
     n, height, width, depth = shape
     window = checked_window(op, *options)
     oh, ow = window.out_size(op, (height, width), ceil_mode)
-    (kh, kw), (sh, sw), (_, pw), (dh, dw) = (
+    (kh, kw), (sh, _), (dh, dw) = window.kernel, window.stride, window.dilation
+    whole: list[int] = []
+    for size, out, k, stride, pad, gap in zip(
+        (height, width),
+        (oh, ow),
         window.kernel,
         window.stride,
         window.padding,
         window.dilation,
-    )
-    first = min(-(-pw // sw), ow)
-    behind = min(ow, (width - 1 - (kw - 1) * dw + pw) // sw + 1)
+        strict=True,
+    ):
+        first = min(-(-pad // stride), out)
+        whole += [first, max(first, min(out, (size - 1 - (k - 1) * gap + pad) // stride + 1))]
     span = max(1, SPAN // (sh * width * depth))
-    geometry = (kh, kw, sh, sw, *window.padding, dh, dw)
+    geometry = (*window.kernel, *window.stride, *window.padding, *window.dilation)
     cells = [(r * dh * width + s * dw) * depth for r in range(kh) for s in range(kw)]
     return _Forward(
         (n, oh, ow, depth),
         # The largest number stands for none of the cells.
         np.uint8 if window.cells < 256 else np.uint32,
-        np.array([*geometry, first, max(first, behind), span], np.int64),
+        np.array([*geometry, *whole, span], np.int64),
         np.array(cells, np.int64),
         n * oh * ow * depth * window.cells,
     )
