@@ -7,7 +7,7 @@ from fastlayers.kernels.runs import copy_run, keep_run, scale_run
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = ["GROUP", "SPAN", "apply_mask", "draw_scales", "dropout", "scale_channels"]
+__all__ = ["GROUP", "SPAN", "apply_mask", "channel_dropout", "dropout", "scale_channels"]
 
 SPAN = 16384
 # Elements that are drawn and then dropped, while their bits are in L1.
@@ -71,15 +71,6 @@ def apply_mask(x, bits, scale, workers, y):
 
 
 @kernel
-def draw_scales(key, stream, threshold, scale, bits, out):
-    """``out = scale`` where a random number is at least the threshold, else 0; see `dropout`."""
-    for i in range(out.size):
-        out[i] = 1
-    _draw(bits, 0, (out.size + GROUP - 1) // GROUP, key, stream, threshold)
-    keep_run(out, out, bits, 0, out.size, out.dtype.type(scale))
-
-
-@kernel
 def _scale_channels_chunk(chunk, worker, x, shape, scale, repeats, pieces, pattern, y):
     _, positions, channels = shape
     n, piece = chunk // pieces, chunk % pieces
@@ -111,3 +102,19 @@ def scale_channels(x, scale, repeats, pieces, workers, pattern, y):
         y.reshape(y.size),
     )
     parallel_for(_scale_channels_chunk, x.shape[0] * pieces, workers, arguments)
+
+
+@kernel
+def channel_dropout(
+    x, key, stream, threshold, kept, repeats, pieces, workers, bits, pattern, scale, y
+):
+    """As `scale_channels` by factors that are drawn first: `kept`, or 0; see `dropout`.
+
+    bits are 16 bytes for every `GROUP` factors or part of them, uint8.
+    """
+    factors = scale.reshape(scale.size)
+    for i in range(factors.size):
+        factors[i] = 1
+    _draw(bits, 0, (factors.size + GROUP - 1) // GROUP, key, stream, threshold)
+    keep_run(factors, factors, bits, 0, factors.size, scale.dtype.type(kept))
+    scale_channels(x, scale, repeats, pieces, workers, pattern, y)

@@ -14,15 +14,13 @@ __all__ = ["max_pool2d", "max_pool2d_backward", "max_pool2d_gather"]
 @kernel
 def _spilled(depth):
     """Elements that a vector of all channels writes; 0 if none are behind the last channel."""
-    lanes = 4 if depth <= 4 else 8 if depth <= 8 else 16
+    lanes = 8 if depth <= 8 else 16
     return lanes if depth < lanes else 0
 
 
 @kernel
 def _max_row(y, cells, out, x, at, table, pixels, step, depth, floor):
-    if depth <= 4:
-        max_windows(4, 0, y, cells, out, x, at, table, pixels, step, depth, floor)
-    elif depth <= 8:
+    if depth <= 8:
         if table.size == 4:
             max_windows(8, 4, y, cells, out, x, at, table, pixels, step, depth, floor)
         else:
@@ -116,9 +114,7 @@ def max_pool2d(x, sizes, table, floor, workers, y, cells):
 
 @kernel
 def _spread_row(dx, at, dy, cells, y, out, first, width, pixels, depth, floor):
-    if depth <= 4:
-        spread_windows(4, 0, dx, at, dy, cells, y, out, first, width, pixels, depth, floor)
-    elif depth <= 8:
+    if depth <= 8:
         if width == 2:
             spread_windows(8, 2, dx, at, dy, cells, y, out, first, width, pixels, depth, floor)
         else:

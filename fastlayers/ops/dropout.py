@@ -31,6 +31,7 @@ GROUP_BYTES = GROUP // 8
 LONG = 128
 
 
+@functools.lru_cache(maxsize=256)
 def _threshold(p: float) -> np.uint64:
     """What a kept element's 32 random bits are not below."""
     threshold = round(p * 2**32)
@@ -151,17 +152,11 @@ def _pieces(shape: tuple[int, int, int], lanes: int) -> tuple[int, int]:
     return repeats, max(1, positions * channels // kernels.dropout.SPAN)
 
 
-def _scale_channels(x: np.ndarray, scale: np.ndarray, channel_axis: int) -> np.ndarray:
-    source = _channels(x, channel_axis)
-    y = memory.empty(source.shape, x.dtype)
-    workers = threads.workers_for(x.size)
-    repeats, pieces = _pieces(source.shape, 64 // x.itemsize)
-    pattern = memory.empty(workers * repeats * source.shape[2], x.dtype)
-    factors = kernel_ready(scale)
-    kernels.dropout.scale_channels(source, factors, repeats, pieces, workers, pattern, y)
+def _channels_restored(y: np.ndarray, shape: tuple[int, ...], channel_axis: int) -> np.ndarray:
+    """An (N, positions, C) result in the shape of the input."""
     if channel_axis == 0:
-        return np.moveaxis(y[0], -1, 0).reshape(x.shape)
-    n, c, *rest = x.shape
+        return y[0].T.reshape(shape) if len(shape) > 1 else y.reshape(shape)
+    n, c, *rest = shape
     return from_channels_last(y.reshape(n, *rest, c)) if rest else y.reshape(n, c)
 
 
@@ -194,12 +189,16 @@ def _feature_dropout(
 ) -> tuple[np.ndarray, np.ndarray]:
     p = _check.probability(op, "p", p)
     _check_axis(op, x, channel_axis)
+    source = _channels(x, channel_axis)
     scale = memory.empty(x.shape[: channel_axis + 1], x.dtype)
     bits = memory.empty(_mask_size(scale.size), np.uint8)
-    key, stream = random.dropout_stream()
-    flat = scale.reshape(-1)
-    kernels.dropout.draw_scales(key, stream, _threshold(p), _scale(p), bits, flat)
-    return _scale_channels(x, scale, channel_axis), scale
+    y = memory.empty(source.shape, x.dtype)
+    workers = threads.workers_for(x.size)
+    plan = _pieces(source.shape, 64 // x.itemsize)
+    pattern = memory.empty(workers * plan[0] * source.shape[2], x.dtype)
+    drawn = (*random.dropout_stream(), _threshold(p), _scale(p))
+    kernels.dropout.channel_dropout(source, *drawn, *plan, workers, bits, pattern, scale, y)
+    return _channels_restored(y, x.shape, channel_axis), scale
 
 
 def feature_dropout_backward(
@@ -212,7 +211,13 @@ def feature_dropout_backward(
     scale = _check.array(op, "scale", scale)
     _check.same_shape(op, "scale", scale, dy.shape[: channel_axis + 1])
     _check.same_dtype(op, "scale", scale, dy.dtype)
-    return _scale_channels(dy, scale, channel_axis)
+    source, factors = _channels(dy, channel_axis), kernel_ready(scale)
+    dx = memory.empty(source.shape, dy.dtype)
+    workers = threads.workers_for(dy.size)
+    plan = _pieces(source.shape, 64 // dy.itemsize)
+    pattern = memory.empty(workers * plan[0] * source.shape[2], dy.dtype)
+    kernels.dropout.scale_channels(source, factors, *plan, workers, pattern, dx)
+    return _channels_restored(dx, dy.shape, channel_axis)
 
 
 def _channel_dropout(
