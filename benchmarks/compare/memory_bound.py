@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks.compare.harness import Contestant, alternate
 from benchmarks.layers import images
 from fastlayers.kernels.runs import copy_run
+from fastlayers.runtime import memory
 from fastlayers.runtime.threads import parallel_for
 
 __all__ = ["OPS", "SHAPES", "Op", "compare", "main"]
@@ -71,6 +72,14 @@ OPS = (
 )
 
 
+def _aligned(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Images in memory of the library's own, as layers before would give them."""
+    values = np.moveaxis(images(shape, seed), 1, -1)
+    out = memory.empty(values.shape, values.dtype)
+    out[...] = values
+    return np.moveaxis(out, -1, 1)
+
+
 def _fastlayers_passes(op: Op, x: np.ndarray) -> dict[str, Callable[[], Any]]:
     """Forward, and backward from a random gradient of the output."""
     from fastlayers import ops
@@ -108,10 +117,10 @@ def _fastlayers_passes(op: Op, x: np.ndarray) -> dict[str, Callable[[], Any]]:
             scale = forward()[1]
             backward = lambda dy: ops.feature_dropout_backward(dy, scale)  # noqa: E731
         case _:
-            other = images(x.shape, 1)
+            other = _aligned(x.shape, 1)
             return {"forward": lambda: arithmetic.add(x, other)}
     y = _first(forward())
-    dy = images(y.shape, 2)
+    dy = _aligned(y.shape, 2)
     return {"forward": forward, "backward": lambda: backward(dy)}
 
 
@@ -124,11 +133,10 @@ def prepare_fastlayers(
 ) -> tuple[Callable[[], Any], np.ndarray]:
     """A function that runs the pass once in fastlayers, and its result."""
     import fastlayers as fl
-    from fastlayers.runtime import memory
 
     fl.set_num_threads(threads)
     memory.empty_cache()
-    work = _fastlayers_passes(op, images(shape))[which]
+    work = _fastlayers_passes(op, _aligned(shape))[which]
     return work, np.ascontiguousarray(_first(work()))
 
 
@@ -142,7 +150,7 @@ def prepare_torch(
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def tensor(sizes: tuple[int, ...], seed: int = 0) -> Any:
-        return torch.from_numpy(images(sizes, seed)).contiguous(memory_format=layout)
+        return torch.from_numpy(images(sizes, seed)).clone(memory_format=layout)
 
     x = tensor(shape).requires_grad_(op.backward != (0, 0))
     inputs, options = (x,), op.options
@@ -181,10 +189,9 @@ def prepare_copy(
 ) -> tuple[Callable[[], Any], int]:
     """A function that copies half of the bytes that the pass moves, and that number of bytes."""
     import fastlayers as fl
-    from fastlayers.runtime import memory
 
     fl.set_num_threads(threads)
-    y = _first(_fastlayers_passes(op, images(shape))["forward"]())
+    y = _first(_fastlayers_passes(op, _aligned(shape))["forward"]())
     of_input, of_output = op.forward if which == "forward" else op.backward
     size = (of_input * math.prod(shape) + of_output * y.size) // 8
     source, out = (memory.zeros(size, np.float32) for _ in range(2))

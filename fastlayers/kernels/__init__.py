@@ -17,6 +17,7 @@ _HOMES = {
 }
 _MODULES = (
     "activation",
+    "arithmetic",
     "avg_pool",
     "batchnorm",
     "conv",
@@ -34,6 +35,7 @@ _MODULES = (
     "loss",
     "micro",
     "optimizer",
+    "philox",
     "pool",
     "reduce",
     "runs",

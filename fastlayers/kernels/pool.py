@@ -14,15 +14,13 @@ __all__ = ["max_pool2d", "max_pool2d_backward", "max_pool2d_gather"]
 @kernel
 def _spilled(depth):
     """Elements that a vector of all channels writes; 0 if none are behind the last channel."""
-    lanes = 4 if depth <= 4 else 8 if depth <= 8 else 16
+    lanes = 8 if depth <= 8 else 16
     return lanes if depth < lanes else 0
 
 
 @kernel
 def _max_row(y, cells, out, x, at, table, pixels, step, depth, floor):
-    if depth <= 4:
-        max_windows(4, 0, y, cells, out, x, at, table, pixels, step, depth, floor)
-    elif depth <= 8:
+    if depth <= 8:
         if table.size == 4:
             max_windows(8, 4, y, cells, out, x, at, table, pixels, step, depth, floor)
         else:
@@ -39,20 +37,22 @@ def _max_pool2d_rows(
 ):
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = geometry
     (height, width, depth), (oh, ow) = shape, out_size
+    i0, i1, first_whole, behind = whole
     first, spilled = chunk * span, _spilled(depth)
     count = min(span, y.size // (ow * depth) - first)
     end, step = (first + count) * ow * depth, sw * depth
-    for row in range(first, first + count):
-        n, i = row // oh, row % oh
-        top = i * sh - ph
-        r0, r1 = inside(top, dh, kh, height)
-        line, out = ((n * height + top) * width - pw) * depth, row * ow * depth
-        # Whole windows, but those whose vectors reach over the end of x or of the chunk's y.
-        j0, j1 = whole
-        if r1 - r0 < kh:
+    reach = table[table.size - 1] + spilled
+    n, i = first // oh, first % oh
+    for k in range(count):
+        top, out = i * sh - ph, (first + k) * ow * depth
+        line = ((n * height + top) * width - pw) * depth
+        r0, r1, j0, j1 = 0, kh, first_whole, behind
+        if i < i0 or i >= i1:
+            r0, r1 = inside(top, dh, kh, height)
             j1 = j0
-        elif spilled:
-            room = (x.size - spilled - table[table.size - 1] - line) // step + 1
+        elif spilled and (out + ow * depth + spilled > end or line + ow * step + reach > x.size):
+            # Not those whose vectors reach over the end of x or of the chunk's y.
+            room = (x.size - reach - line) // step + 1
             j1 = max(j0, min(j1, room, (end - spilled - out) // depth + 1))
         j = 0
         while j < ow:
@@ -66,6 +66,9 @@ def _max_pool2d_rows(
             at = line + j * step
             max_window(y, cells, out + j * depth, x, at, rows, columns, depth, floor)
             j += 1
+        i += 1
+        if i == oh:
+            n, i = n + 1, 0
 
 
 @kernel
@@ -77,8 +80,9 @@ def max_pool2d(x, sizes, table, floor, workers, y, cells):
     x : array
         (N, H, W, C).
     sizes : array
-        int64: kernel, stride, padding and dilation, pairs; the first output column whose window
-        lies inside of the image and the first behind those; output rows of a task.
+        int64: kernel, stride, padding and dilation, pairs; the first output row whose windows lie
+        inside of the image and the first behind those, and the columns alike; output rows of a
+        task.
     table : array
         int64: the distance of each cell of a window from its first, in elements.
     floor : float
@@ -90,7 +94,7 @@ def max_pool2d(x, sizes, table, floor, workers, y, cells):
     """
     g = sizes
     geometry = (g[0], g[1]), (g[2], g[3]), (g[4], g[5]), (g[6], g[7])
-    rows, span = y.shape[0] * y.shape[1], g[10]
+    rows, span = y.shape[0] * y.shape[1], g[12]
     # Flat views made here: reshaping in a task counts references, with atomics that the
     # threads contend for.
     arguments = (
@@ -98,7 +102,7 @@ def max_pool2d(x, sizes, table, floor, workers, y, cells):
         x.shape[1:],
         y.shape[1:3],
         geometry,
-        (g[8], g[9]),
+        (g[8], g[9], g[10], g[11]),
         span,
         table,
         x.dtype.type(floor),
@@ -110,12 +114,15 @@ def max_pool2d(x, sizes, table, floor, workers, y, cells):
 
 @kernel
 def _spread_row(dx, at, dy, cells, y, out, first, width, pixels, depth, floor):
-    if depth <= 4:
-        spread_windows(4, dx, at, dy, cells, y, out, first, width, pixels, depth, floor)
-    elif depth <= 8:
-        spread_windows(8, dx, at, dy, cells, y, out, first, width, pixels, depth, floor)
+    if depth <= 8:
+        if width == 2:
+            spread_windows(8, 2, dx, at, dy, cells, y, out, first, width, pixels, depth, floor)
+        else:
+            spread_windows(8, 0, dx, at, dy, cells, y, out, first, width, pixels, depth, floor)
+    elif width == 2:
+        spread_windows(16, 2, dx, at, dy, cells, y, out, first, width, pixels, depth, floor)
     else:
-        spread_windows(16, dx, at, dy, cells, y, out, first, width, pixels, depth, floor)
+        spread_windows(16, 0, dx, at, dy, cells, y, out, first, width, pixels, depth, floor)
 
 
 @kernel
@@ -123,28 +130,28 @@ def _tiled_rows(chunk, worker, dy, cells, y, out_size, window, span, table, floo
     (kh, kw), (oh, ow), (height, width, depth) = window, out_size, shape
     first, spilled = chunk * span, _spilled(depth)
     count = min(span, dy.size // (ow * depth) - first)
-    last = first + count
-    end = (last // oh * height + last % oh * kh) * width * depth
-    for row in range(first, last):
-        i, out = row % oh, row * ow * depth
-        top = row // oh * height + i * kh
-        for r in range(height - i * kh if i == oh - 1 else kh):
-            at, pixels = (top + r) * width * depth, 0
-            if r < kh:
-                pixels = ow
-                if spilled:
-                    room = (end - spilled - at - (kw - 1) * depth) // (kw * depth) + 1
-                    pixels = max(0, min(ow, room, (dy.size - spilled - out) // depth + 1))
-                _spread_row(dx, at, dy, cells, y, out, r * kw, kw, pixels, depth, floor)
-                for j in range((ow - pixels) * kw):
-                    cell, spot = 2 * (r * kw + j % kw), at + (pixels * kw + j) * depth
-                    there = out + (pixels + j // kw) * depth
-                    columns = (cell, cell + 2)
-                    gather_window(
-                        dx, spot, dy, cells, y, there, table, (0, 2), columns, depth, floor
-                    )
-                pixels = ow
-            clear_run(dx, at + pixels * kw * depth, (width - pixels * kw) * depth)
+    line, last = width * depth, first + count
+    end = (last // oh * height + last % oh * kh) * line
+    n, i = first // oh, first % oh
+    for k in range(count):
+        out, at = (first + k) * ow * depth, (n * height + i * kh) * line
+        for r in range(kh):
+            pixels = ow
+            if spilled and (at + line + spilled > end or out + ow * depth + spilled > dy.size):
+                room = (end - spilled - at - (kw - 1) * depth) // (kw * depth) + 1
+                pixels = max(0, min(ow, room, (dy.size - spilled - out) // depth + 1))
+            _spread_row(dx, at, dy, cells, y, out, r * kw, kw, pixels, depth, floor)
+            for j in range((ow - pixels) * kw):
+                cell, spot = 2 * (r * kw + j % kw), at + (pixels * kw + j) * depth
+                there, columns = out + (pixels + j // kw) * depth, (cell, cell + 2)
+                gather_window(dx, spot, dy, cells, y, there, table, (0, 2), columns, depth, floor)
+            if width > ow * kw:
+                clear_run(dx, at + ow * kw * depth, (width - ow * kw) * depth)
+            at += line
+        i += 1
+        if i == oh:
+            clear_run(dx, at, (height - oh * kh) * line)
+            n, i = n + 1, 0
 
 
 @kernel

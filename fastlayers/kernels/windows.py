@@ -8,6 +8,8 @@ there are no masks, but at the end of what a thread writes.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from llvmlite import ir
@@ -26,6 +28,31 @@ LANES = 16
 def _pointers(cgctx: Any, builder: Any, sig: Any, values: Any, *pairs: tuple[int, int]) -> Any:
     """Addresses of elements: pairs of the positions of a flat array and of an index."""
     return [element_pointer(cgctx, builder, sig.args[a], values[a], values[i]) for a, i in pairs]
+
+
+@contextlib.contextmanager
+def _rolled(builder: Any, start: Any, stop: Any, step: int = 1) -> Iterator[Any]:
+    """Loop that LLVM leaves as it is; gives the index.
+
+    It would unroll by eight these loops over a few cells: twice the time to compile, and slower.
+    """
+    before = builder.block
+    head, body, done = (builder.append_basic_block(f"rolled.{n}") for n in ("head", "body", "done"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    index = builder.phi(_i64)
+    index.add_incoming(start, before)
+    builder.cbranch(builder.icmp_signed("<", index, stop), body, done)
+    builder.position_at_end(body)
+    yield index
+    index.add_incoming(builder.add(index, _i64(step)), builder.block)
+    back = builder.branch(head)
+    module = builder.module
+    option = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+    name = module.add_metadata([option, option])  # of the loop: it begins with itself
+    name.operands = (name, option)
+    back.set_metadata("llvm.loop", name)
+    builder.position_at_end(done)
 
 
 class _Best:
@@ -57,7 +84,7 @@ def _vectors_of_pixel(builder: Any, lanes: int, depth: Any) -> Any:
     count = builder.sdiv(builder.add(depth, _i64(lanes - 1)), step)
     last = builder.sub(depth, step)
     last = builder.select(builder.icmp_signed("<", last, _i64(0)), _i64(0), last)
-    return cgutils.for_range_slice(builder, _i64(0), count, _i64(1), _i64), step, last
+    return _rolled(builder, _i64(0), count), step, last
 
 
 def _smaller(builder: Any, a: Any, b: Any) -> Any:
@@ -84,7 +111,7 @@ def max_windows(
 
     ``y[j * depth + c] = max over k of x[j * step + table[k] + c]``, and the k of the first that
     holds it; where that is not above `floor`, the floor and the largest number. Nothing is below a
-    floor of NaN. y and cells start at `y_at`. `unrolled` windows have so many cells; 0 stands for any number.
+    floor of NaN. y and cells start at `y_at`. `unrolled` is the number of cells, or 0 for any.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
@@ -105,11 +132,11 @@ def max_windows(
             better = emit.better(new, best)
             return builder.select(better, new, best), builder.select(better, number, holder), number
 
-        with cgutils.for_range_slice(builder, _i64(0), pixels, _i64(1), _i64) as (j, _):
+        with _rolled(builder, _i64(0), pixels) as j:
             pixel = builder.gep(source, [builder.mul(j, step)])
             out = builder.mul(j, depth)
             loop, width, last = _vectors_of_pixel(builder, floats.lanes, depth)
-            with loop as (v, _):
+            with loop as v:
                 c = _smaller(builder, builder.mul(v, width), last)
                 from_, to = builder.gep(pixel, [c]), builder.add(out, c)
                 zero = ir.Constant(numbers.vector, None)
@@ -123,9 +150,7 @@ def max_windows(
                     slots = [cgutils.alloca_once(builder, value.type) for value in start]
                     for value, slot in zip(start, slots, strict=True):
                         builder.store(value, slot)
-                    with cgutils.for_range_slice(
-                        builder, _i64(1), offsets.nitems, _i64(1), _i64
-                    ) as (k, _):
+                    with _rolled(builder, _i64(1), offsets.nitems) as k:
                         cell = builder.gep(from_, [builder.load(builder.gep(offsets.data, [k]))])
                         state = next_cell(cell, [builder.load(slot) for slot in slots])
                         for value, slot in zip(state, slots, strict=True):
@@ -171,16 +196,15 @@ def max_window(
         holder = cgutils.alloca_once(builder, numbers.vector)
         fresh = cgutils.alloca_once(builder, _i1)
         lowest = floats.splat(ir.Constant(floats.element, float("-inf")))
-        step = _i64(LANES)
-        with cgutils.for_range_slice(builder, _i64(0), values[7], step, _i64) as (at, _):
+        with _rolled(builder, _i64(0), values[7], LANES) as at:
             mask = floats.first_lanes(builder.sub(values[7], at))
             builder.store(lowest, best)
             builder.store(ir.Constant(numbers.vector, None), holder)
             # The first cell is taken as it is: minus infinity is no greater than the start.
             builder.store(_i1(1), fresh)
             with (
-                cgutils.for_range_slice(builder, r_first, r_last, _i64(1), _i64) as (r, _),
-                cgutils.for_range_slice(builder, s_first, s_last, _i64(1), _i64) as (s, _),
+                _rolled(builder, r_first, r_last) as r,
+                _rolled(builder, s_first, s_last) as s,
             ):
                 offset = builder.add(builder.mul(r, r_step), builder.mul(s, s_step))
                 cell = builder.gep(source, [builder.add(offset, at)])
@@ -202,7 +226,7 @@ def max_window(
 
 
 class _Gradient:
-    """Emits the output's gradient for one cell of the windows: 0 where another holds the maximum."""
+    """Emits the output's gradient for one cell of the windows: 0 where another is the largest."""
 
     def __init__(self, builder: Any, value: ir.Type, cell: ir.Type, lanes: int) -> None:
         self.builder = builder
@@ -223,6 +247,7 @@ class _Gradient:
 def spread_windows(
     typingctx: Any,
     lanes: Any,
+    unrolled: Any,
     dx: Any,
     dx_at: Any,
     dy: Any,
@@ -239,40 +264,47 @@ def spread_windows(
 
     ``dx[(j * width + s) * depth + c] = dy[j * depth + c]`` where its cell is ``first + s``, else 0,
     for ``s < width``. dy, cells and the output y start at `y_at`; where y is no greater than
-    `floor`, which may be NaN, dy counts as 0.
+    `floor`, which may be NaN, dy counts as 0. `unrolled` is the width, or 0 for any.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         target, origin, holder, output = _pointers(
-            cgctx, builder, sig, values, (1, 2), (3, 6), (4, 6), (5, 6)
+            cgctx, builder, sig, values, (2, 3), (4, 7), (5, 7), (6, 7)
         )
-        first, width, pixels, depth, floor = values[7:]
+        first, width, pixels, depth, floor = values[8:]
+        width = _i64(unrolled.literal_value) if unrolled.literal_value else width
         emit = _Gradient(builder, target.type.pointee, holder.type.pointee, lanes.literal_value)
         floats, numbers = emit.floats, emit.numbers
         floor = floats.splat(floor)
         first = numbers.splat(builder.trunc(first, numbers.element))
         one = ir.Constant(numbers.vector, [1] * numbers.lanes)
         number = cgutils.alloca_once(builder, numbers.vector)
-        with cgutils.for_range_slice(builder, _i64(0), pixels, _i64(1), _i64) as (j, _):
+        with _rolled(builder, _i64(0), pixels) as j:
             pixel = builder.gep(target, [builder.mul(builder.mul(j, width), depth)])
             out = builder.mul(j, depth)
             loop, step, last = _vectors_of_pixel(builder, floats.lanes, depth)
-            with loop as (v, _):
+            with loop as v:
                 c = _smaller(builder, builder.mul(v, step), last)
                 at, to = builder.add(out, c), builder.gep(pixel, [c])
                 value = emit.load(builder.gep(origin, [at]), builder.gep(output, [at]), floor)
                 held = numbers.load_vector(builder.gep(holder, [at]))
-                builder.store(first, number)
-                with cgutils.for_range_slice(builder, _i64(0), width, _i64(1), _i64) as (s, _):
-                    cell = builder.load(number)
-                    floats.store_vector(
-                        emit.where(held, cell, value), builder.gep(to, [builder.mul(s, depth)])
-                    )
-                    builder.store(builder.add(cell, one), number)
+                if unrolled.literal_value:
+                    cell = first
+                    for s in range(unrolled.literal_value):
+                        spot = builder.gep(to, [builder.mul(_i64(s), depth)])
+                        floats.store_vector(emit.where(held, cell, value), spot)
+                        cell = builder.add(cell, one)
+                else:
+                    builder.store(first, number)
+                    with _rolled(builder, _i64(0), width) as s:
+                        cell = builder.load(number)
+                        spot = builder.gep(to, [builder.mul(s, depth)])
+                        floats.store_vector(emit.where(held, cell, value), spot)
+                        builder.store(builder.add(cell, one), number)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    return types.void(lanes, dx, i8, dy, cells, y, i8, i8, i8, i8, i8, dy.dtype), codegen
+    return types.void(lanes, unrolled, dx, i8, dy, cells, y, i8, i8, i8, i8, i8, dy.dtype), codegen
 
 
 @intrinsic
@@ -314,14 +346,14 @@ def gather_window(
         def entry(k: Any) -> list[Any]:
             return [builder.load(builder.gep(entries, [builder.add(k, _i64(i))])) for i in (0, 1)]
 
-        step, depth = _i64(LANES), values[9]
-        with cgutils.for_range_slice(builder, _i64(0), depth, step, _i64) as (c, _):
+        depth = values[9]
+        with _rolled(builder, _i64(0), depth, LANES) as c:
             mask = floats.first_lanes(builder.sub(depth, c))
             builder.store(emit.zero, total)
-            with cgutils.for_range_slice(builder, *ranges[0], _i64(2), _i64) as (k, _):
+            with _rolled(builder, *ranges[0], 2) as k:
                 row, r = entry(k)
                 row = builder.add(row, c)
-                with cgutils.for_range_slice(builder, *ranges[1], _i64(2), _i64) as (m, _):
+                with _rolled(builder, *ranges[1], 2) as m:
                     column, s = entry(m)
                     at = builder.add(row, column)
                     if chosen:
@@ -352,10 +384,12 @@ def mean_window(
     columns: Any,
     depth: Any,
     divisor: Any,
+    more: Any,
 ) -> Any:
     """``y[c] = sum of x[r * row_step + s * depth + c] / divisor`` for ``r < rows[0], s < columns``.
 
-    ``rows = (number, row_step)``; x starts at `x_at` and y at `y_at`. Four columns are added at a
+    ``rows = (number, row_step)``; x starts at `x_at` and y at `y_at`. What y holds is added to the
+    sum where there is `more`, a boolean. Four columns are added at a
     time, each to sums of their own, since an addition has to wait four cycles for the one before.
     """
 
@@ -365,10 +399,11 @@ def mean_window(
         columns, depth = values[5:7]
         floats = Vectors(builder, target.type.pointee, LANES)
         zero = ir.Constant(floats.vector, None)
+        bits = Vectors(builder, _i1, LANES)
         sums = [cgutils.alloca_once(builder, floats.vector) for _ in range(4)]
         divisor = floats.splat(values[7])
         whole = builder.and_(columns, _i64(-4))
-        with cgutils.for_range_slice(builder, _i64(0), depth, _i64(LANES), _i64) as (c, _):
+        with _rolled(builder, _i64(0), depth, LANES) as c:
             mask = floats.first_lanes(builder.sub(depth, c))
             first = builder.gep(source, [c])
             for slot in sums:
@@ -378,19 +413,21 @@ def mean_window(
                 value = floats.load_vector(at, mask=mask)
                 builder.store(builder.fadd(builder.load(sums[k]), value), sums[k])
 
-            with cgutils.for_range_slice(builder, _i64(0), number, _i64(1), _i64) as (r, _):
+            with _rolled(builder, _i64(0), number) as r:
                 row = builder.gep(first, [builder.mul(r, row_step)])
-                with cgutils.for_range_slice(builder, _i64(0), whole, _i64(4), _i64) as (s, _):
+                with _rolled(builder, _i64(0), whole, 4) as s:
                     for k in range(4):
                         pixel = builder.add(s, _i64(k))
                         add(builder.gep(row, [builder.mul(pixel, depth)]), k)
-                with cgutils.for_range_slice(builder, whole, columns, _i64(1), _i64) as (s, _):
+                with _rolled(builder, whole, columns) as s:
                     add(builder.gep(row, [builder.mul(s, depth)]), 0)
             a, b, c_, d = (builder.load(slot) for slot in sums)
             total = builder.fadd(builder.fadd(a, b), builder.fadd(c_, d))
+            held = builder.and_(mask, bits.splat(values[8]))
+            total = builder.fadd(total, floats.load_vector(builder.gep(target, [c]), mask=held))
             mean = builder.fdiv(total, divisor)
             floats.store_vector(mean, builder.gep(target, [c]), mask=mask)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    return types.void(y, i8, x, i8, rows, i8, i8, y.dtype), codegen
+    return types.void(y, i8, x, i8, rows, i8, i8, y.dtype, types.boolean), codegen

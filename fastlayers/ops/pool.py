@@ -57,22 +57,27 @@ def _forward_plan(
     n, height, width, depth = shape
     window = checked_window(op, *options)
     oh, ow = window.out_size(op, (height, width), ceil_mode)
-    (kh, kw), (sh, sw), (_, pw), (dh, dw) = (
+    (kh, kw), (sh, _), (dh, dw) = window.kernel, window.stride, window.dilation
+    whole: list[int] = []
+    for size, out, k, stride, pad, gap in zip(
+        (height, width),
+        (oh, ow),
         window.kernel,
         window.stride,
         window.padding,
         window.dilation,
-    )
-    first = min(-(-pw // sw), ow)
-    behind = min(ow, (width - 1 - (kw - 1) * dw + pw) // sw + 1)
+        strict=True,
+    ):
+        first = min(-(-pad // stride), out)
+        whole += [first, max(first, min(out, (size - 1 - (k - 1) * gap + pad) // stride + 1))]
     span = max(1, SPAN // (sh * width * depth))
-    geometry = (kh, kw, sh, sw, *window.padding, dh, dw)
+    geometry = (*window.kernel, *window.stride, *window.padding, *window.dilation)
     cells = [(r * dh * width + s * dw) * depth for r in range(kh) for s in range(kw)]
     return _Forward(
         (n, oh, ow, depth),
         # The largest number stands for none of the cells.
         np.uint8 if window.cells < 256 else np.uint32,
-        np.array([*geometry, first, max(first, behind), span], np.int64),
+        np.array([*geometry, *whole, span], np.int64),
         np.array(cells, np.int64),
         n * oh * ow * depth * window.cells,
     )
@@ -342,9 +347,10 @@ def max_pool2d_backward(
     cells = to_channels_last(offsets if ndim == 4 else offsets[None])
     y, floor = dy, NO_FLOOR
     if output is not None:
-        _check.same_shape(op, "output", output, grad_output.shape)
-        _check.same_dtype(op, "output", output, dy.dtype)
-        y, floor = gradient(op, output, ndim), 0.0
+        y = _check.array(op, "output", output, (ndim,))
+        _check.same_shape(op, "output", y, grad_output.shape)
+        _check.same_dtype(op, "output", y, dy.dtype)
+        y, floor = to_channels_last(y if ndim == 4 else y[None]), 0.0
     dx = memory.empty(plan.shape, dy.dtype)
     workers = threads.workers_for(plan.work)
     arguments = (plan.span, plan.table, floor, workers, dx)
