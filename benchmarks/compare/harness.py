@@ -127,6 +127,8 @@ def _serve(
                     pipe.send(work(*arguments))
                 case ("memory",):
                     pipe.send(peak_memory())
+    except EOFError:  # the parent was stopped
+        return
     except Exception as error:  # told to the parent, which raises it
         pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
