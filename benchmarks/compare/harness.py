@@ -127,6 +127,8 @@ def _serve(
                     pipe.send(work(*arguments))
                 case ("memory",):
                     pipe.send(peak_memory())
+    except EOFError:  # the parent was stopped
+        return
     except Exception as error:  # told to the parent, which raises it
         pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
@@ -164,7 +166,6 @@ def alternate_for(
         # A process that has begun to spin may have all its threads on one CPU at first: torch's
         # steps of 3 ms were seen to take 480 ms for two seconds.
         contestant.run(1, WARM_UP)
-        contestant.run(1, turn)
     round_seconds = sum(max(turn, contestant.times[-1]) for contestant in contestants)
     count = int(min(max(seconds / round_seconds, rounds[0]), rounds[1])) if contestants else 0
     for contestant in contestants:

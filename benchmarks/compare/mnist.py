@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -170,6 +171,12 @@ def compare(
                 turn, turns_so_far = contestant.call(), history[contestant.name]
                 before = turns_so_far[-1]["total"] if turns_so_far else 0.0
                 turns_so_far.append(turn | {"total": before + turn["seconds"]})
+                print(
+                    f"{contestant.name}, {threads} threads: {before + turn['seconds']:.1f} s, "
+                    f"loss {turn['loss']:.4f}, accuracy {turn['accuracy']:.2%}",
+                    file=sys.stderr,
+                    flush=True,
+                )
     return history
 
 
