@@ -98,10 +98,37 @@ def _cells(
         row, start = builder.add(row, down), builder.add(start, pitch)
     entries = builder.bitcast(table, base.type.as_pointer())
 
-    def cell(i: int, j: int, at: Any) -> Any:
-        return builder.gep(builder.load(builder.gep(entries, [_i64(i * lanes + j)])), [at])
+    def pick(at: Any) -> Callable[[int, int], Any]:
+        here = _opaque(builder, entries)
+        def cell(i: int, j: int) -> Any:
+            return builder.gep(builder.load(builder.gep(here, [_i64(i * lanes + j)])), [at])
+        return cell
 
-    return cell
+    return pick
+
+
+def _opaque(builder: Any, value: Any) -> Any:
+    """The same value, of which LLVM knows nothing.
+
+    It would compute the addresses of all 36 points before the loop over vectors and put them on
+    the stack.
+    """
+    kind = ir.FunctionType(value.type, [value.type])
+    return builder.call(ir.InlineAsm(kind, "", "=r,0", side_effect=True), [value])
+
+
+def _points(builder: Any, base: Any, xi: Any, n: int) -> Callable[[int, int], Any]:
+    """Addresses of the n x n points of a tile, `xi` elements from one to the next."""
+    base, xi = _opaque(builder, base), _opaque(builder, xi)
+    rows = [base]
+    line = builder.mul(xi, _i64(n))
+    for _ in range(1, n):
+        rows.append(builder.gep(rows[-1], [line]))
+
+    def place(i: int, j: int) -> Any:
+        return builder.gep(rows[i], [builder.mul(xi, _i64(j))]) if j else rows[i]
+
+    return place
 
 
 def _gather(
@@ -123,16 +150,16 @@ def _gather(
 
         def emit(at: Any) -> None:
             prefetch(at)
+            place = _points(builder, builder.gep(target, [at]), values[7], rows)
 
             def store(i: int, j: int, value: Any, scale: float) -> None:
-                start = builder.mul(values[7], _i64(i * rows + j))
-                out = builder.gep(target, [builder.add(start, at)])
-                emitter.store_vector(value, out)
+                emitter.store_vector(value, place(i, j))
 
+            source = cell(at)
             emitter.square(
                 emitter.paired_rows,
                 matrix,
-                lambda i, j: emitter.load_vector(cell(i, j, at)),
+                lambda i, j: emitter.load_vector(source(i, j)),
                 store,
             )
 
@@ -229,16 +256,17 @@ def transform_output(
         def emit(at: Any) -> None:
             prefetch(at)
             start = emitter.load_vector(builder.gep(biases, [at]))
+            place = _points(builder, builder.gep(source, [at]), values[3], n)
+            pixel = cell(at)
 
             def load(i: int, j: int) -> Any:
-                offset = builder.mul(values[3], _i64(i * n + j))
-                return emitter.load_vector(builder.gep(source, [builder.add(offset, at)]))
+                return emitter.load_vector(place(i, j))
 
             def store(i: int, j: int, value: Any, scale: float) -> None:
                 scale = rounded(scale)
                 total = emitter.multiply_add(scale, value, start)
                 low = builder.fcmp_ordered(">", lowest, total)
-                emitter.store_vector(builder.select(low, lowest, total), cell(i, j, at))
+                emitter.store_vector(builder.select(low, lowest, total), pixel(i, j))
 
             emitter.square(emitter.paired_columns, matrix, load, store)
 
