@@ -11,6 +11,7 @@ There the cells of a window see a common field, of which the receptive field of 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from llvmlite import ir
@@ -21,14 +22,9 @@ from numba.extending import intrinsic
 from fastlayers.kernels.gemm import gemm_runs, panel_width, prepare_gemm
 from fastlayers.kernels.layout import inside
 from fastlayers.kernels.micro import STORE
-from fastlayers.kernels.runs import (
-    add_run,
-    clear_run,
-    copy_run,
-    max_window,
-    view,
-)
+from fastlayers.kernels.runs import add_run, clear_run, copy_run, view
 from fastlayers.kernels.vectors import Vectors
+from fastlayers.kernels.windows import max_window
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
@@ -36,6 +32,7 @@ from fastlayers.runtime.threads import parallel_for
 __all__ = ["conv2d_max_pool2d", "conv2d_max_pool2d_backward"]
 
 _i64 = ir.IntType(64)
+NO_FLOOR = math.nan  # the convolution has applied the ReLU
 VECTOR_BYTES = cpu.vector_bytes()
 
 
@@ -209,7 +206,7 @@ def _pooled_image(
             s0, s1 = inside(left, dw, kw, ow)
             first, out = image + (top * ow + left) * m, ((n * ph + i) * pw + j) * m
             rows, columns = (r0, r1, dh * ow * m), (s0, s1, dw * m, kw)
-            max_window(y, out, cells, work, first, rows, columns, m)
+            max_window(y, cells, out, work, first, rows, columns, m, NO_FLOOR)
 
 
 @kernel

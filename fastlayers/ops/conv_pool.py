@@ -55,7 +55,7 @@ def _frame(shape: ConvShape) -> tuple[int, int]:
 class Pooled:
     """Plan of `kernels.conv_pool.conv2d_max_pool2d`."""
 
-    def __init__(self, shape: ConvShape, window: _Window, out_size: tuple[int, int]) -> None:
+    def __init__(self, shape: ConvShape, window: Window, out_size: tuple[int, int]) -> None:
         n, height, width, c = shape.images
         m, _, kh, kw = shape.weight
         (sh, sw), (dh, dw), (oh, ow) = shape.stride, shape.dilation, shape.out_size
