@@ -23,7 +23,16 @@ from fastlayers.ops import arithmetic
 from fastlayers.ops.flatten import flatten, flatten_backward
 from fastlayers.ops.layout import contiguous
 
-__all__ = ["Recording", "Tensor", "defer", "is_grad_enabled", "no_grad", "record", "tensor", "wants_grad"]
+__all__ = [
+    "Recording",
+    "Tensor",
+    "defer",
+    "is_grad_enabled",
+    "no_grad",
+    "record",
+    "tensor",
+    "wants_grad",
+]
 
 Gradients = Sequence[np.ndarray | None]
 Backward = Callable[[np.ndarray], Gradients]
@@ -425,20 +434,24 @@ def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
     leaves: dict[int, tuple[Tensor, np.ndarray]] = {}
 
     def give(target: Tensor, gradient: np.ndarray, shared: Gradients) -> None:
+        values: np.ndarray = target._array  # type: ignore[assignment]  # its op has run
+        if gradient.dtype is not values.dtype and gradient.dtype != values.dtype:
+            gradient = gradient.astype(values.dtype)  # of an op of float32 and float64
         node = target._node
-        if gradient.dtype != target.dtype:  # of an op of float32 and float64
-            gradient = gradient.astype(target.dtype)
         if node is None:
-            if id(target) in leaves:
-                gradient = leaves[id(target)][1] + gradient
+            key = id(target)
+            if key in leaves:
+                gradient = leaves[key][1] + gradient
             elif any(o is not None and np.may_share_memory(gradient, o) for o in shared):
                 gradient = gradient.copy()  # another leaf may be given the same memory
-            leaves[id(target)] = target, gradient
-        elif node.number in nodes:
-            gradients[node.number] = gradients[node.number] + gradient
+            leaves[key] = target, gradient
+            return
+        number = node.number
+        if number in nodes:
+            gradients[number] = gradients[number] + gradient
         else:
-            nodes[node.number], gradients[node.number] = node, gradient
-            heapq.heappush(order, -node.number)
+            nodes[number], gradients[number] = node, gradient
+            heapq.heappush(order, -number)
 
     give(root, seed, ())
     while order:
@@ -450,9 +463,10 @@ def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
                 "pass retain_graph=True to the first one to call it twice"
             )
         parts = node.backward(gradient)
+        shared: Gradients = () if node.fresh else (gradient, *parts)
         for i, (target, part) in enumerate(zip(node.inputs, parts, strict=True)):
-            if target is not None and target.requires_grad and part is not None:
-                give(target, part, () if node.fresh else (gradient, *parts[:i]))
+            if part is not None and target is not None and target.requires_grad:
+                give(target, part, shared and shared[: i + 1])
         if not retain_graph:
             node.backward = node.inputs = None
     for leaf, gradient in leaves.values():

@@ -100,8 +100,10 @@ def _cells(
 
     def pick(at: Any) -> Callable[[int, int], Any]:
         here = _opaque(builder, entries)
+
         def cell(i: int, j: int) -> Any:
             return builder.gep(builder.load(builder.gep(here, [_i64(i * lanes + j)])), [at])
+
         return cell
 
     return pick

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastlayers import ops
 from fastlayers.autograd import Tensor, record
-from fastlayers.nn import fusion
+from fastlayers.nn import fusion, heads
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -69,9 +69,9 @@ def conv2d(
     """Convolve images; see `fastlayers.ops.conv2d`."""
     inputs = _tensor(input), _tensor(weight), _optional(bias)
     options = (stride, padding, dilation, groups)
-    arrays = fusion.arrays(inputs)
+    arrays = heads.arrays(inputs)
     shape = ops.conv2d_shape(*arrays, *options, algorithm=algorithm, activation=activation)
-    return fusion.start(fusion.Conv(inputs, options, algorithm, activation, shape))
+    return fusion.start(heads.Conv(inputs, options, algorithm, activation, shape))
 
 
 def linear(
@@ -79,8 +79,8 @@ def linear(
 ) -> Tensor:
     """Map the last axis; see `fastlayers.ops.linear`."""
     inputs = _tensor(input), _tensor(weight), _optional(bias)
-    shape = ops.linear_shape(*fusion.arrays(inputs), activation=activation)
-    return fusion.start(fusion.Linear(inputs, activation, shape))
+    shape = ops.linear_shape(*heads.arrays(inputs), activation=activation)
+    return fusion.start(heads.Linear(inputs, activation, shape))
 
 
 @overload
@@ -183,12 +183,14 @@ def batch_norm(
     ops.batchnorm.check_channels(x.shape, x.dtype, **vectors)
     of_batch = training or running[0] is None
     if not of_batch and x.deferred is not None and running[1] is not None:
-        ops.batchnorm.check_channels(x.shape, x.dtype, running_mean=running[0], running_var=running[1])
+        vectors = {"running_mean": running[0], "running_var": running[1]}
+        ops.batchnorm.check_channels(x.shape, x.dtype, **vectors)
         fixed = ops.batchnorm.running_statistics(*running, eps)
-        if (out := fusion.follow(x, fusion.Normalise(fusion.Norm(*fixed, w, b, False)))) is not None:
-            return out
+        folded = fusion.follow(x, heads.Normalise(heads.Norm(*fixed, w, b, False)))
+        if folded is not None:
+            return folded
     mean, invstd = ops.batch_norm_statistics(x.array(), *running, training, momentum, eps)
-    return fusion.start(fusion.BatchNorm(x, fusion.Norm(mean, invstd, w, b, of_batch)))
+    return fusion.start(heads.BatchNorm(x, heads.Norm(mean, invstd, w, b, of_batch)))
 
 
 def dropout(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
