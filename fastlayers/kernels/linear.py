@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastlayers.kernels.gemm import gemm, prepare_gemm
-from fastlayers.kernels.linear_tile import DOT_ROWS, FEW, dot_tile, move_run, rank_update
+from fastlayers.kernels.linear_tile import DOT_ROWS, FEW, dot_tile, flat, move_run, rank_update
 from fastlayers.kernels.runs import prefetch_run
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
@@ -113,14 +113,14 @@ def linear(x, weight, bias, floor, lanes, workers, packed, y):
     batch, k = x.shape
     n = weight.shape[0]
     block = dot_block(k, lanes)
-    operand = _blocked(x.reshape(x.size), batch, k, block, workers, packed)
+    operand = _blocked(flat(x), batch, k, block, workers, packed)
     across = max(1, (batch + DOT_BATCH - 1) // DOT_BATCH)
     batch_step = max(1, (batch + across * FEW - 1) // (across * FEW)) * FEW
     ahead = weight.size * weight.itemsize > IN_CACHE
     step = _share(n, across, DOT_ROWS, 48, 16 if ahead else 32)
     tasks = (n + step - 1) // step * across
-    steps, flat = (block, step, batch_step, ahead), weight.reshape(weight.size)
-    arguments = (operand, flat, bias, floor, (batch, k, n), steps, y.reshape(y.size))
+    steps = (block, step, batch_step, ahead)
+    arguments = (operand, flat(weight), bias, floor, (batch, k, n), steps, flat(y))
     parallel_for(_linear_task, tasks, workers, arguments)
 
 

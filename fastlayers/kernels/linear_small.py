@@ -10,9 +10,11 @@ An element has the same bits in every tile, so tasks may be cut as the threads n
 
 from __future__ import annotations
 
+import numpy as np
+
 from fastlayers.kernels.gemm import gemm, gemm_runs, panel_width, prepare_gemm
 from fastlayers.kernels.layout import NO_TABLE, square_side
-from fastlayers.kernels.linear_tile import FEW, rank_update
+from fastlayers.kernels.linear_tile import FEW, flat, rank_update
 from fastlayers.kernels.micro import STORE
 from fastlayers.kernels.reduce import column_sums
 from fastlayers.kernels.runs import clear_run, copy_run, transpose_block, view
@@ -61,8 +63,8 @@ def linear_short(x, weight, bias, floor, steps, lanes, workers, work, y):
     """
     prepare_gemm(y)
     size = (x.shape[0], x.shape[1], weight.shape[0])
-    flat = x.reshape(x.size), weight.reshape(weight.size), bias
-    arguments = (*flat, floor, size, steps, lanes, work, y.reshape(y.size))
+    operands = flat(x), flat(weight), bias
+    arguments = (*operands, floor, size, steps, lanes, work, flat(y))
     parallel_for(_linear_short_task, _tasks(size[0], size[2], steps), workers, arguments)
 
 
@@ -85,7 +87,7 @@ def _product_task(task, worker, a, b, c, size, steps, zeros, lanes, workers, wor
         for p in range(k):
             copy_run(work, here + p * panel, b, p * n + at, rest)
             clear_run(work, here + p * panel + rest, panel - rest)
-        gemm(rows, rest, k, left, (work, here, 0, panel), start, (c, i * n + at, n), lanes)
+        gemm(rows, rest, k, left, (work, here, panel, panel), start, (c, i * n + at, n), lanes)
 
 
 @kernel
@@ -104,13 +106,14 @@ def _backward_task(
     task, worker, dy, x, weight, size, steps, inputs, zeros, lanes, workers, work, dx, dw
 ):
     batch, k, n = size
+    one = np.int64(1)  # a literal would be a second signature, 0.5 s to compile
     if task < inputs:
-        a, c = (dy, n, 1), (batch, k, n)
+        a, c = (dy, n, one), (batch, k, n)
         _product_task(task, worker, a, weight, dx, c, steps[0], zeros, lanes, workers, work)
     elif 0 < batch <= FEW:
         _rank_task(task - inputs, worker, dy, x, dw, (n, k, batch), steps[1])
     else:
-        a, c = (dy, 1, n), (n, k, batch)
+        a, c = (dy, one, n), (n, k, batch)
         _product_task(task - inputs, worker, a, x, dw, c, steps[1], zeros, lanes, workers, work)
 
 
@@ -130,17 +133,16 @@ def linear_small_backward(
     relu, input_needed, weight_needed = needs
     batch, k = x.shape
     n = weight.shape[0]
-    gradient, scratch = dy.reshape(dy.size), work
+    gradient, scratch = flat(dy), work
     if relu or db.size:
         span, chunks, few = sums
         masked, parts = view(work, 0, relu * dy.size), view(work, relu * dy.size, chunks * n)
-        column_sums(gradient, y.reshape(y.size), relu, n, span, chunks, few, parts, masked, db)
+        column_sums(gradient, flat(y), relu, n, span, chunks, few, parts, masked, db)
         scratch = view(work, relu * dy.size + chunks * n, work.size - relu * dy.size - chunks * n)
         if relu:
             gradient = masked
     inputs = input_needed * _tasks(batch, k, steps[0])
     tasks = inputs + weight_needed * _tasks(n, k, steps[1])
-    flat = gradient, x.reshape(x.size), weight.reshape(weight.size)
-    outputs = dx.reshape(dx.size), dw.reshape(dw.size)
-    arguments = (*flat, (batch, k, n), steps, inputs, zeros, lanes, workers, scratch, *outputs)
+    operands, outputs = (gradient, flat(x), flat(weight)), (flat(dx), flat(dw))
+    arguments = (*operands, (batch, k, n), steps, inputs, zeros, lanes, workers, scratch, *outputs)
     parallel_for(_backward_task, tasks, workers, arguments)

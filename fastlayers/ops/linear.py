@@ -20,9 +20,9 @@ FEW_ROWS = 8
 # Elements of a dot product up to which its sum of lanes costs more than transposing the weight:
 # at most so many, and half the rows.
 SHORT_DOT = 96
-# Bytes of a weight that the caches bear as an operand of GEMM where it stands: up to this size
-# copies were slower, by 10 % at 1024 x 1024 and a batch of 128.
-SMALL = 4 << 20
+# Bytes of a weight that the caches bear as an operand of GEMM where it stands: 1.1 to 1.3 times as
+# fast as copies at 2 MiB, 0.9 at 4; for few rows, which wait for the weight, 0.7 there.
+SMALL, SMALL_FEW = 2 << 20, 512 << 10
 # Rows, or outputs, of which a panel is at most 8 MiB.
 SMALL_DEPTH = 1 << 16
 # Bytes from which the weight's gradient is written past the caches, which could not hold it.
@@ -210,7 +210,8 @@ def _backward_plan(
 
     ``needs = (relu, dx, dw)``.
     """
-    if n * k * dtype.itemsize > SMALL or max(rows, n) > SMALL_DEPTH:
+    most = min(SMALL, SMALL_FEW) if rows <= FEW_ROWS else SMALL
+    if n * k * dtype.itemsize > most or max(rows, n) > SMALL_DEPTH:
         return None, 0
     lanes, products = cpu.lanes(dtype.itemsize), needs[1] + needs[2]
     workers = 1 if threads.workers_for(products * rows * n * k / 6) == 1 else available
