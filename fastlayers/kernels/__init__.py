@@ -18,6 +18,8 @@ _HOMES = {
 _MODULES = (
     "activation",
     "batchnorm",
+    "batchnorm_pool",
+    "batchnorm_rows",
     "conv",
     "depthwise",
     "dropout",

@@ -28,6 +28,7 @@ from fastlayers.ops.batchnorm import (
     batch_norm_forward,
     batch_norm_statistics,
 )
+from fastlayers.ops.batchnorm_pool import batch_norm_max_pool2d, batch_norm_max_pool2d_backward
 from fastlayers.ops.conv import conv2d, conv2d_backward
 from fastlayers.ops.dropout import (
     dropout,
@@ -70,6 +71,8 @@ __all__ = [
     "batch_norm_apply",
     "batch_norm_backward",
     "batch_norm_forward",
+    "batch_norm_max_pool2d",
+    "batch_norm_max_pool2d_backward",
     "batch_norm_statistics",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_backward",
