@@ -6,6 +6,7 @@ to none. ``form = (height, width, channels, kernel height, kernel width, images 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastlayers.kernels.batchnorm import mirrored
+from fastlayers.kernels.batchnorm_rows import AHEAD
 from fastlayers.kernels.runs import add_run, clear_run, view
-from fastlayers.kernels.vectors import Vectors, element_pointer
+from fastlayers.kernels.vectors import Vectors, element_pointer, prefetch
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
@@ -54,14 +57,34 @@ class _Windows(Vectors):
         count = self.builder.sdiv(self.width, self.columns)
         return cgutils.for_range(self.builder, count)
 
-    def cells(self) -> Any:
-        return cgutils.for_range(self.builder, self.builder.mul(self.height, self.columns))
+    def each_cell(self, visit: Callable[[Any, Any], None]) -> None:
+        """Call ``visit(cell, its distance from the window's first)``, unrolled for 2 x 2 cells."""
+        builder, two = self.builder, _i64(2)
+        row = builder.mul(self.width, self.channels)
+        square = builder.and_(
+            builder.icmp_signed("==", self.height, two),
+            builder.icmp_signed("==", self.columns, two),
+        )
+        with builder.if_else(square) as (unrolled, looped):
+            with unrolled:
+                for r, below in enumerate((_i64(0), row)):
+                    visit(_i64(2 * r), below)
+                    visit(_i64(2 * r + 1), builder.add(below, self.channels))
+            with (
+                looped,
+                cgutils.for_range(builder, self.height) as r,
+                cgutils.for_range(builder, self.columns) as s,
+            ):
+                cell = builder.add(builder.mul(r.index, self.columns), s.index)
+                right = builder.mul(s.index, self.channels)
+                visit(cell, builder.add(builder.mul(r.index, row), right))
 
-    def offset(self, cell: Any) -> Any:
-        """Distance of a cell from the first of its window."""
-        builder = self.builder
-        row, column = builder.sdiv(cell, self.columns), builder.srem(cell, self.columns)
-        return builder.mul(builder.add(builder.mul(row, self.width), column), self.channels)
+    def read(self, pointer: Any, *offsets: Any, mask: Any) -> Any:
+        """Load what is read once, and ask for what follows."""
+        for offset in offsets:
+            pointer = self.builder.gep(pointer, [offset])
+        prefetch(self.builder, self.builder.gep(pointer, [_i64(AHEAD // self._align)]))
+        return self.load_vector(pointer, mask=mask)
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         name = self.declare("llvm.fma.{}", self.vector, [self.vector] * 3)
@@ -110,19 +133,20 @@ def _pool_row(
                 delta = builder.fsub(emit.load(origin, mask=mask), mean)
                 builder.store(emit.fma(delta, scale, shift), best)
                 builder.store(ir.Constant(numbers.vector, None), holder)
-                with emit.cells() as cell:
-                    delta = builder.fsub(
-                        emit.load(origin, emit.offset(cell.index), mask=mask), mean
-                    )
+
+                def visit(cell: Any, offset: Any) -> None:
+                    delta = builder.fsub(emit.read(origin, offset, mask=mask), mean)
                     new, old = emit.fma(delta, scale, shift), builder.load(best)
                     # Greater, or a NaN against a number.
                     better = builder.and_(
                         builder.fcmp_unordered("ugt", new, old),
                         builder.fcmp_ordered("ord", old, old),
                     )
-                    number = numbers.splat(builder.trunc(cell.index, numbers.element))
+                    number = numbers.splat(builder.trunc(cell, numbers.element))
                     builder.store(builder.select(better, new, old), best)
                     builder.store(builder.select(better, number, builder.load(holder)), holder)
+
+                emit.each_cell(visit)
                 value = builder.load(best)
                 value = builder.select(builder.fcmp_ordered("<=", value, low), low, value)
                 place = builder.add(builder.mul(window.index, emit.channels), at)
@@ -181,11 +205,14 @@ def _add_row(
                 )
                 cell_of = numbers.load_vector(builder.gep(holders, [place]), mask=mask)
                 builder.store(mean, held)
-                with emit.cells() as cell:
-                    number = numbers.splat(builder.trunc(cell.index, numbers.element))
+
+                def visit(cell: Any, offset: Any) -> None:
+                    number = numbers.splat(builder.trunc(cell, numbers.element))
                     here = builder.icmp_unsigned("==", cell_of, number)
-                    value = emit.load(origin, emit.offset(cell.index), mask=mask)
+                    value = emit.read(origin, offset, mask=mask)
                     builder.store(builder.select(here, value, builder.load(held)), held)
+
+                emit.each_cell(visit)
                 delta = builder.fsub(builder.load(held), mean)
                 builder.store(builder.fadd(builder.load(total), g), total)
                 builder.store(emit.fma(g, delta, builder.load(dot)), dot)
@@ -210,8 +237,12 @@ def _spread_row(
     factors: Any,
     relu: Any,
     dx: Any,
+    stream: Any,
 ) -> Any:
-    """Write the input's gradient in all cells of the windows of one row."""
+    """Write the input's gradient in all cells of the windows of one row.
+
+    Past the caches if `stream` is not 0: then the channels fill aligned vectors.
+    """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         gradients = element_pointer(cgctx, builder, dy, values[0], values[3])
@@ -223,6 +254,7 @@ def _spread_row(
         emit = _Windows(cgctx, builder, x.dtype, values[6])
         numbers = Vectors(builder, holders.type.pointee, emit.lanes)
         relu = builder.icmp_signed("!=", values[8], _i64(0))
+        past = builder.icmp_signed("!=", values[10], _i64(0))
         with emit.channel_vectors() as (at, _):
             mask = emit.first_lanes(builder.sub(emit.channels, at))
             mean, scale, _, slope, constant = emit.factors(table, at, 5, mask)
@@ -237,18 +269,26 @@ def _spread_row(
                 )
                 g = builder.fmul(g, scale)
                 cell_of = numbers.load_vector(builder.gep(holders, [place]), mask=mask)
-                with emit.cells() as cell:
-                    number = numbers.splat(builder.trunc(cell.index, numbers.element))
+
+                def visit(cell: Any, offset: Any) -> None:
+                    number = numbers.splat(builder.trunc(cell, numbers.element))
                     here = builder.icmp_unsigned("==", cell_of, number)
-                    offset = builder.add(first, emit.offset(cell.index))
-                    delta = builder.fsub(emit.load(source, offset, mask=mask), mean)
+                    offset = builder.add(first, offset)
+                    delta = builder.fsub(emit.read(source, offset, mask=mask), mean)
                     value = emit.fma(delta, slope, constant)
                     value = builder.fadd(builder.select(here, g, emit.zero), value)
-                    emit.store_vector(value, builder.gep(out, [offset]), mask=mask)
+                    target = builder.gep(out, [offset])
+                    with builder.if_else(past) as (streamed, stored):
+                        with streamed:
+                            emit.stream_vector(value, target)
+                        with stored:
+                            emit.store_vector(value, target, mask=mask)
+
+                emit.each_cell(visit)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    return types.void(dy, y, cells, i8, x, i8, sizes, factors, i8, dx), codegen
+    return types.void(dy, y, cells, i8, x, i8, sizes, factors, i8, dx, i8), codegen
 
 
 @kernel
@@ -310,15 +350,16 @@ def _plain_run(x, at, count, channels, factors, dx):
 
 
 @kernel
-def _input_chunk(chunk, worker, dy, y, cells, x, form, images, work, relu, dx):
+def _input_chunk(chunk, worker, dy, y, cells, x, form, images, work, relu, workers, dx, stream):
     height, width, channels, kh, kw, span = form
+    chunk = mirrored(chunk, (images + span - 1) // span, workers)
     oh, ow = height // kh, width // kw
     for n in range(chunk * span, min((chunk + 1) * span, images)):
         for i in range(oh):
             row = n * height + i * kh
             out = (n * oh + i) * ow * channels
             sizes = (width, channels, kh, kw)
-            _spread_row(dy, y, cells, out, x, row * width * channels, sizes, work, relu, dx)
+            _spread_row(dy, y, cells, out, x, row * width * channels, sizes, work, relu, dx, stream)
             if ow * kw < width:
                 for r in range(row, row + kh):
                     at = (r * width + ow * kw) * channels
@@ -329,11 +370,27 @@ def _input_chunk(chunk, worker, dy, y, cells, x, form, images, work, relu, dx):
 
 @kernel
 def batch_norm_max_pool2d_backward(
-    dy, y, cells, x, form, images, mean, invstd, weight, relu, of_batch, workers, work, dx, grads
+    dy,
+    y,
+    cells,
+    x,
+    form,
+    images,
+    mean,
+    invstd,
+    weight,
+    relu,
+    of_batch,
+    stream,
+    workers,
+    work,
+    dx,
+    grads,
 ):
     """Gradients by the input, weight and bias, ``dx``, ``grads[0]`` and ``grads[1]``.
 
-    dx may be empty, and is then not computed; work holds (5 + 2 * chunks) * channels elements.
+    dx may be empty, and is then not computed; with `stream`, which needs channels that fill
+    aligned vectors, it is written past the caches. work holds (5 + 2 * chunks) * channels elements.
     """
     height, width, channels, _, _, span = form
     chunks = (images + span - 1) // span
@@ -354,5 +411,5 @@ def batch_norm_max_pool2d_backward(
             work[3 * channels + c] = -scale * invstd[c] * grads[0, c]
             work[4 * channels + c] = -scale * sums[c]
     if dx.size:
-        whole = (dy, y, cells, x, form, images, work, relu, dx)
+        whole = (dy, y, cells, x, form, images, work, relu, workers, dx, stream)
         parallel_for(_input_chunk, chunks, workers, whole)

@@ -217,7 +217,7 @@ def _statistics(
     if update:
         for given, updated in ((running_mean, mean), (running_var, var)):
             if updated is not given:
-                given[...] = updated  # type: ignore[index]
+                given[...] = updated
     return out[0], out[1]
 
 

@@ -192,6 +192,7 @@ def batch_norm_max_pool2d_backward(
         _optional(op, "weight", weight, form, dtype),
         int(relu),
         training,
+        int(form.stream and tiles[2] * x.itemsize % memory.ALIGNMENT == 0),
         threads.workers_for(form.size),
         memory.empty((5 + 2 * max(chunks, 1)) * tiles[2], dtype),
         flat,
