@@ -20,6 +20,8 @@ _MODULES = (
     "arithmetic",
     "avg_pool",
     "batchnorm",
+    "batchnorm_pool",
+    "batchnorm_rows",
     "conv",
     "conv_planar",
     "conv_pool",

@@ -41,6 +41,7 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_statistics",
     "merge_moments",
+    "mirrored",
 ]
 
 BLOCK = 256
@@ -53,7 +54,7 @@ def _chunk_count(form):
 
 
 @kernel
-def _mirrored(chunk, chunks, workers):
+def mirrored(chunk, chunks, workers):
     """The chunk that stands as far from the end of its worker's share as `chunk` from the start.
 
     A pass in the reverse order of the one before finds in the caches what that has read last.
@@ -234,7 +235,7 @@ def _piece(k, chunk, form):
 
 @kernel
 def _apply_chunk(chunk, worker, x, residual, form, factors, floor, workers, y, stream):
-    chunk = _mirrored(chunk, _chunk_count(form), workers)
+    chunk = mirrored(chunk, _chunk_count(form), workers)
     period = form[1] * form[2]
     for k in range(2):
         at, rows, width = _piece(k, chunk, form)
@@ -279,7 +280,7 @@ def _gradients_chunk(chunk, worker, mode, dy, x, y, form, work, masked, stream):
 
 @kernel
 def _input_chunk(chunk, worker, mode, dy, x, form, work, workers, dx, stream):
-    chunk = _mirrored(chunk, _chunk_count(form), workers)
+    chunk = mirrored(chunk, _chunk_count(form), workers)
     period = form[1] * form[2]
     for k in range(2):
         at, rows, width = _piece(k, chunk, form)

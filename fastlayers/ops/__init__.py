@@ -34,6 +34,7 @@ from fastlayers.ops.batchnorm import (
     batch_norm_forward,
     batch_norm_statistics,
 )
+from fastlayers.ops.batchnorm_pool import batch_norm_max_pool2d, batch_norm_max_pool2d_backward
 from fastlayers.ops.conv import conv2d, conv2d_backward, conv2d_shape
 from fastlayers.ops.conv_pool import conv2d_max_pool2d, conv2d_max_pool2d_backward
 from fastlayers.ops.dropout import (
@@ -74,6 +75,8 @@ __all__ = [
     "batch_norm_apply",
     "batch_norm_backward",
     "batch_norm_forward",
+    "batch_norm_max_pool2d",
+    "batch_norm_max_pool2d_backward",
     "batch_norm_statistics",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_backward",

@@ -194,6 +194,19 @@ def batch_norm_statistics(
     """
     op = "batch_norm"
     x, form = _input(op, input)
+    return _statistics(op, x, form, running_mean, running_var, training, momentum, eps)
+
+
+def _statistics(
+    op: str,
+    x: np.ndarray,
+    form: Form,
+    running_mean: Any,
+    running_var: Any,
+    training: bool,
+    momentum: Any,
+    eps: Any,
+) -> tuple[np.ndarray, np.ndarray]:
     mean, var = _running(op, form, x, running_mean, running_var, training)
     momentum = _check.probability(op, "momentum", momentum)
     eps = _check.epsilon(op, "eps", eps)
@@ -221,7 +234,7 @@ def batch_norm_statistics(
     if update:
         for given, updated in ((running_mean, mean), (running_var, var)):
             if updated is not given:
-                given[...] = updated  # type: ignore[index]
+                given[...] = updated
     return out[0], out[1]
 
 
@@ -270,11 +283,24 @@ def batch_norm_apply(
     other = _NOTHING[dtype]
     if residual is not None:
         other = _tensor(op, "residual", residual, form, x)
-    relu, work = _relu(op, activation), memory.empty(3 * form.period, dtype)
-    y, flat = form.empty(dtype)
+    return _apply(x, form, mean, invstd, weight, bias, other, _relu(op, activation))
+
+
+def _apply(
+    x: np.ndarray,
+    form: Form,
+    mean: np.ndarray,
+    invstd: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    residual: np.ndarray,
+    relu: bool,
+) -> np.ndarray:
+    work = memory.empty(3 * form.period, x.dtype)
+    y, flat = form.empty(x.dtype)
     kernels.batchnorm.batch_norm_apply(
         form.flat(x),
-        other,
+        residual,
         form.rows,
         mean,
         invstd,
@@ -314,15 +340,13 @@ def batch_norm_forward(
     op = "batch_norm"
     # All is checked before the running statistics are updated.
     x, form = _input(op, input)
-    for name, value in (("weight", weight), ("bias", bias)):
-        _optional(op, name, value, form, x.dtype)
+    weight = _optional(op, "weight", weight, form, x.dtype)
+    bias = _optional(op, "bias", bias, form, x.dtype)
+    other, relu = _NOTHING[x.dtype], _relu(op, activation)
     if residual is not None:
-        _check.same_shape(op, "residual", _check.array(op, "residual", residual), x.shape)
-        _check.same_dtype(op, "residual", residual, x.dtype)
-    _relu(op, activation)
-    mean, invstd = batch_norm_statistics(x, running_mean, running_var, training, momentum, eps)
-    y = batch_norm_apply(x, mean, invstd, weight, bias, residual=residual, activation=activation)
-    return y, mean, invstd
+        other = _tensor(op, "residual", residual, form, x)
+    mean, invstd = _statistics(op, x, form, running_mean, running_var, training, momentum, eps)
+    return _apply(x, form, mean, invstd, weight, bias, other, relu), mean, invstd
 
 
 def batch_norm(
