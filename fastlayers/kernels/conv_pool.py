@@ -184,18 +184,19 @@ def _pack_panel(panel, worker, weight, shape, packed):
 
 @kernel
 def _pooled_image(
-    n, worker, x, planar, packed, bias, floor, sizes, frame, tables, geometry, work, y, cells
+    n, worker, x, planar, bias, floor, sizes, frame, tables, geometry, work, y, cells
 ):
     """One image: its convolution goes to memory that stays in L2, and is pooled from there."""
     size, (oh, ow, m), (ph, pw), (image_size, length, lanes) = sizes
     pixels, a_runs, b_runs = tables
     (kh, kw), (sh, sw), (pad_h, pad_w), (dh, dw) = geometry
-    at = worker * (image_size + oh * ow * m)
+    width = panel_width(m, lanes)
+    panel = b_runs.size * length * width
+    at = (m + width - 1) // width * panel + worker * (image_size + oh * ow * m)
     image = at + image_size
     _load_image(x, n, planar, size, frame, work, at)
-    width = panel_width(m, lanes)
     a = (work, at, 0, 1, view(pixels, 0, pixels.size), view(a_runs, 0, a_runs.size))
-    b = (packed, 0, b_runs.size * length * width, width, view(b_runs, 0, b_runs.size))
+    b = (work, 0, panel, width, view(b_runs, 0, b_runs.size))
     c = (work, image, m, view(pixels, 0, 0))
     gemm_runs(oh * ow, m, (a_runs.size, length), a, b, (bias, 0), c, floor, 0, STORE, lanes)
     for i in range(ph):
@@ -222,7 +223,6 @@ def conv2d_max_pool2d(
     geometry,
     images,
     workers,
-    packed,
     work,
     y,
     cells,
@@ -237,29 +237,30 @@ def conv2d_max_pool2d(
     width = panel_width(m, lanes)
     shape = (m, depth, weight.size // (m * depth), width)
     panels = (m + width - 1) // width
-    parallel_for(_pack_panel, panels, min(workers, panels), (weight, shape, packed))
+    parallel_for(_pack_panel, panels, min(workers, panels), (weight, shape, work))
     arguments = (
-        x, planar, packed, bias, floor, sizes, frame, tables, geometry, work, y, cells
+        x, planar, bias, floor, sizes, frame, tables, geometry, work, y, cells
     )  # fmt: skip
     parallel_for(_pooled_image, images, workers, arguments)
 
 
 @kernel
-def _place_weight(weight, taps, window, mix, moved, turned):
+def _place_weight(weight, taps, window, mix, work, places):
     """The weight as (M, cell, common field), each where its window's cell sees it."""
     kh, kw, length, depth = taps
     across, offsets, cells_at, cells = window
     row, m = mix
+    placed_at, turned_at, _ = places
     for k in range(m):
         for c in range(depth):
             for tap in range(kh * kw):
-                turned[tap * depth + c] = weight[(k * depth + c) * kh * kw + tap]
+                work[turned_at + tap * depth + c] = weight[(k * depth + c) * kh * kw + tap]
         for cell in range(cells):
-            at = (k * cells + cell) * row
-            clear_run(moved, at, row)
+            at = placed_at + (k * cells + cell) * row
+            clear_run(work, at, row)
             for r in range(kh):
                 place = at + offsets[cells_at + cell] + r * across
-                copy_run(moved, place, turned, r * length, length)
+                copy_run(work, place, work, turned_at + r * length, length)
 
 
 @kernel
@@ -275,9 +276,8 @@ def _chunk_task(
     fields,
     cut,
     needs,
-    moved,
+    places,
     work,
-    parts,
     dx,
 ):
     """Gradients of one chunk of images; those by weight and bias are the chunk's partial sums."""
@@ -292,10 +292,10 @@ def _chunk_task(
     lanes = VECTOR_BYTES // x.itemsize
     step_size, step_rows = len(held) * len(across) * lanes, len(held)
     mix = len(vectors) * lanes
-    at = worker * (2 * image_size + mixes * mix)
+    at = places[2] + worker * (2 * image_size + mixes * mix)
     block, image = at + 2 * image_size, at + image_size
     totals = chunk * part_size + m * steps * step_size
-    clear_run(parts, chunk * part_size, part_size)
+    clear_run(work, chunk * part_size, part_size)
     for n in range(images * chunk // chunks, images * (chunk + 1) // chunks):
         first = n * pixels * m
         if needs[1]:
@@ -304,18 +304,18 @@ def _chunk_task(
                 route = (dy, y, cells, first + k, m, relu, cell_count)
                 for step in range(steps):
                     source = (work, at + step * step_rows * pitch, pitch)
-                    sums = (parts, chunk * part_size + (k * steps + step) * step_size)
+                    sums = (work, chunk * part_size + (k * steps + step) * step_size)
                     held_sum = _sum_fields(
                         (held, across), pixels, route, (table, 0, pixels), source, sums
                     )
                     if step == 0:
-                        parts[totals + k] += held_sum
+                        work[totals + k] += held_sum
         if needs[0]:
             clear_run(work, image, image_size)
             for p in range(pixels):
                 route = (dy, y, cells, first + p * m, 1, relu, cell_count)
                 for step in range(mixes):
-                    rows = (moved, step * mix, mixes * mix)
+                    rows = (work, places[0] + step * mix, mixes * mix)
                     _mix_rows(vectors, m, route, rows, (work, block + step * mix))
                 for r in range(field_rows):
                     place = image + table[p] + r * pitch
@@ -338,10 +338,8 @@ def conv2d_max_pool2d_backward(
     cut,
     needs,
     workers,
-    turned,
-    moved,
+    places,
     work,
-    parts,
     dx,
     dw,
     db,
@@ -349,7 +347,9 @@ def conv2d_max_pool2d_backward(
     """Gradients of ``max_pool2d(relu(conv2d(x)))`` by x, weight and bias; all arrays are flat.
 
     ``gradient = (dy, y, cells, relu)``, channels-last (N, PH, PW, M). The integers are those of a
-    `ops.conv_pool.Routes`; `needs` says which gradients to compute, by x and by weight and bias.
+    `ops.conv_pool.Routes`, whose `places` in `work` are those of the placed weight, of a copy of
+    the weight and of the workers' memory, behind the partial sums. `needs` says which gradients
+    to compute: by x, and by weight and bias.
     """
     m = sizes[3]
     kh, kw, _, depth = taps
@@ -358,21 +358,21 @@ def conv2d_max_pool2d_backward(
     lanes = VECTOR_BYTES // x.itemsize
     if needs[0]:
         window = (field[1], table, pixels + cell_count, cell_count)
-        _place_weight(weight, taps, window, (mixes * len(tile[2]) * lanes, m), moved, turned)
+        _place_weight(weight, taps, window, (mixes * len(tile[2]) * lanes, m), work, places)
     arguments = (
-        tile, gradient, x, planar, sizes, taps, fields, cut, needs, moved, work, parts, dx
+        tile, gradient, x, planar, sizes, taps, fields, cut, needs, places, work, dx
     )  # fmt: skip
     parallel_for(_chunk_task, chunks, workers, arguments)
     if not needs[1]:
         return
     for chunk in range(1, chunks):
-        add_run(parts, 0, parts, chunk * part_size, part_size)
+        add_run(work, 0, work, chunk * part_size, part_size)
     step = len(tile[0]) * len(tile[1]) * lanes
     row = len(tile[1]) * lanes
     for k in range(m):
         for r in range(kh):
             for s in range(kw):
                 for c in range(depth):
-                    value = parts[k * steps * step + r * row + s * depth + c]
+                    value = work[k * steps * step + r * row + s * depth + c]
                     dw[((k * depth + c) * kh + r) * kw + s] = value
-        db[k] = parts[m * steps * step + k]
+        db[k] = work[m * steps * step + k]

@@ -22,7 +22,9 @@ from fastlayers.ops.batchnorm import (
     form_of,
 )
 from fastlayers.ops.layout import from_channels_last, to_channels_last
-from fastlayers.ops.pool import _window, max_pool2d_backward, max_pool2d_forward
+from fastlayers.ops.pool import max_pool2d_backward, max_pool2d_forward
+from fastlayers.ops.window import Window
+from fastlayers.ops.window import window as checked_window
 from fastlayers.runtime import memory, threads
 
 __all__ = ["batch_norm_max_pool2d", "batch_norm_max_pool2d_backward"]
@@ -39,7 +41,7 @@ def _images(op: str, input: Any) -> tuple[np.ndarray, Form]:
     return x, form_of(x.shape, x.itemsize)
 
 
-def _tiles(shape: tuple[int, ...], window: Any, size: tuple[int, int]) -> tuple[int, ...] | None:
+def _tiles(shape: tuple[int, ...], window: Window, size: tuple[int, int]) -> tuple[int, ...] | None:
     """The kernels' form of an image in whole windows that touch; None for all other windows."""
     n, channels, height, width = shape
     (kh, kw), touching = window.kernel, (window.kernel, (0, 0), (1, 1))
@@ -88,8 +90,8 @@ def batch_norm_max_pool2d(
     """
     op = "batch_norm_max_pool2d"
     x, form = _images(op, input)
-    window = _window(op, kernel_size, stride, padding, dilation, ceil_mode)
-    size = window.out_size(op, x.shape)
+    window = checked_window(op, kernel_size, stride, padding, dilation)
+    size = window.out_size(op, x.shape[2:], ceil_mode)
     tiles = _tiles(x.shape, window, size)
     if tiles is None:
         y = batch_norm_apply(x, mean, invstd, weight, bias, activation=activation)
@@ -168,7 +170,7 @@ def batch_norm_max_pool2d_backward(
             f"{op}: offsets must be an array of shape {y.shape}, got {_check.describe(offsets)}"
         )
     relu = _relu(op, activation)
-    window = _window(op, kernel_size, stride, padding, dilation, False)
+    window = checked_window(op, kernel_size, stride, padding, dilation)
     tiles = _tiles(x.shape, window, y.shape[2:])
     if tiles is None:
         masked = relu_backward(grad_output, y) if relu else grad_output

@@ -84,6 +84,8 @@ def checked_bias(op: str, bias: Any, shape: ConvShape, dtype: np.dtype) -> np.nd
     """The bias, or zeros."""
     if bias is None:
         return _zeros(shape.out_channels, dtype)
+    if type(bias) is np.ndarray and bias.shape == shape.weight[:1] and bias.dtype == dtype:
+        return kernel_ready(bias)
     return memory.writable_view(_check.vector(op, "bias", bias, shape.out_channels, dtype))
 
 

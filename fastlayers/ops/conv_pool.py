@@ -41,6 +41,11 @@ IMAGE_BYTES = 128 * 1024
 WEIGHT_COST, INPUT_COST, DENSE_COST = 2.5, 1.3, 1.25
 
 
+def _aligned(size: int) -> int:
+    """Elements of whole cache lines."""
+    return -(-size // 16) * 16
+
+
 def _frame(shape: ConvShape) -> tuple[int, int]:
     """Rows and columns of an image with all that the kernel reads of its padding."""
     rows, columns = (
@@ -68,13 +73,13 @@ class Pooled:
         panel = kernels.gemm.panel_width(m, lanes)
         tables = pixels, runs, np.arange(len(runs)) * (length * panel)
         self.tables = tuple(table.astype(np.int64) for table in tables)
-        image = frame[0] * pitch
+        image = _aligned(frame[0] * pitch)
         self.sizes = ((height, width, c), (oh, ow, m), out_size, (image, length, lanes))
         self.frame = (*shape.padding, *frame)
         self.out_shape = (n, *out_size, m)
         self.packed = -(-m // panel) * panel * kh * kw * c
         self.per_worker = image + oh * ow * m
-        self.work = shape.pixels * kh * kw * c * -(-m // lanes)
+        self.work = 2 * shape.pixels * kh * kw * c * -(-m // lanes)
         cells = window.kernel[0] * window.kernel[1]
         self.serves = (
             shape.groups == 1
@@ -108,8 +113,8 @@ class Routes:
         mixed = -(-field[0] * field[1] // lanes)
         mixes = -(-mixed // registers)
         mixed = -(-mixed // mixes)
-        image = (frame[0] + held * steps - kh) * pitch + lanes
-        part = m * (steps * held * vectors * lanes + 1)
+        image = _aligned((frame[0] + held * steps - kh) * pitch + lanes)
+        part = _aligned(m * (steps * held * vectors * lanes + 1))
         chunks = max(1, min(CHUNKS, n))
         pixels, cells = ph * pw, rows * columns
         self.tile = ((0,) * held, (0,) * vectors, (0,) * mixed)
@@ -117,19 +122,20 @@ class Routes:
         self.taps = (kh, kw, kw * c, c)
         self.fields = (np.concatenate(table).astype(np.int64), pixels, cells, field)
         self.cut = (chunks, steps, mixes, image, part)
-        self.placed = m * cells * mixes * mixed * lanes
+        placed = m * cells * mixes * mixed * lanes
+        turned_at = chunks * part + placed
+        self.places = (chunks * part, turned_at, turned_at + _aligned(kh * kw * c))
         self.per_worker = 2 * image + mixes * mixed * lanes
-        self.parts = chunks * part
         cost = WEIGHT_COST * kh * vectors + INPUT_COST * mixes * mixed
-        self.work = n * pixels * m * cost
-        dense = 2 * DENSE_COST * shape.pixels * m * kh * kw * c / lanes
+        self.work = 2 * n * pixels * m * cost  # loads and multiply-adds
+        dense = 4 * DENSE_COST * shape.pixels * m * kh * kw * c / lanes
         self.serves = (
             (shape.groups, shape.dilation, window.padding) == (1, (1, 1), (0, 0))
             and (ph - 1) * down + (rows - 1) * gap < oh
             and (pw - 1) * across + (columns - 1) * skip < ow
             and cells <= 256
             and vectors <= registers
-            and self.placed * shape.itemsize <= PLACED_BYTES
+            and placed * shape.itemsize <= PLACED_BYTES
             and image * shape.itemsize <= IMAGE_BYTES
             and self.work < dense
         )
@@ -229,8 +235,8 @@ def conv2d_max_pool2d(
         b = checked_bias(op, bias, shape, x.dtype)
         y, cells = _pooled(x, kernel_ready(w), b, plan, pooled)
     else:
-        options = {"activation": activation, "algorithm": algorithm}
-        y = conv2d(input, weight, bias, stride, padding, dilation, groups, **options)
+        steps = (stride, padding, dilation, groups)
+        y = conv2d(input, weight, bias, *steps, algorithm=algorithm, activation=activation)
         return max_pool2d_forward(y, *pool)
     y, cells = from_channels_last(y), from_channels_last(cells)
     return (y[0], cells[0]) if unbatched else (y, cells)
@@ -255,8 +261,7 @@ def _pooled(
         plan.window.geometry,
         pooled.out_shape[0],
         workers,
-        memory.empty(pooled.packed, dtype),
-        memory.empty(workers * pooled.per_worker, dtype),
+        memory.empty(pooled.packed + workers * pooled.per_worker, dtype),
         y.reshape(-1),
         cells.reshape(-1),
     )
@@ -313,11 +318,11 @@ def conv2d_max_pool2d_backward(
     expected = plan.out_shape[1:] if unbatched else plan.out_shape
     dtype, routes = x.dtype, plan.routes
     grad_output = _check.gradient(op, grad_output, expected, dtype)
-    output = _check.array(op, "output", output)
-    _check.same_dtype(op, "output", output, dtype)
-    for name, value in (("output", output), ("offsets", offsets)):
-        _check.same_shape(op, name, value, expected)
-    if offsets.dtype.kind != "u":
+    if output.shape != expected or output.dtype != dtype:
+        _check.same_shape(op, "output", _check.array(op, "output", output), expected)
+        _check.same_dtype(op, "output", output, dtype)
+    if offsets.shape != expected or offsets.dtype.kind != "u":
+        _check.same_shape(op, "offsets", offsets, expected)
         raise TypeError(f"{op}: offsets must be unsigned, got {_check.describe(offsets)}")
     if routes is None or offsets.dtype != np.uint8:
         dy = relu_backward(grad_output, output) if plan.relu else grad_output
@@ -347,10 +352,8 @@ def conv2d_max_pool2d_backward(
         routes.cut,
         (bool(needs[0]), bool(needs[1] or needs[2])),
         workers,
-        memory.empty(w.size // w.shape[0], dtype),
-        memory.empty(routes.placed, dtype),
-        memory.empty(workers * routes.per_worker, dtype),
-        memory.empty(routes.parts, dtype),
+        routes.places,
+        memory.empty(routes.places[2] + workers * routes.per_worker, dtype),
         flat if dx is None else dx.reshape(-1),
         dw.reshape(-1),
         db,

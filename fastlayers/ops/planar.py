@@ -39,7 +39,7 @@ class Planes:
         pitch = max(width + left, shape.out_size[1] + (kw - 1) * across)
 
         def waste(step: int) -> float:
-            return -(-step * pitch // tile) * tile / (step * ow)
+            return float(-(-step * pitch // tile) * tile / (step * ow))
 
         most = max(pooled, min(oh, BAND_BYTES // (m * pitch * shape.itemsize)))
         step = min(range(pooled, most + 1, pooled), key=waste)
@@ -56,7 +56,7 @@ class Planes:
         runs = np.add.outer(np.arange(c) * (rows * pitch), np.arange(kh) * (down * pitch))
         tables = (np.minimum(np.arange(padded), m - 1) * k, np.arange(c * kh) * kw, runs.ravel())
         self.tables = tuple(table.astype(np.int64) for table in tables)
-        self.work = n * oh * ow * k * m / lanes
+        self.work = 2 * n * oh * ow * k * m / lanes  # loads and multiply-adds
         # Rates as measured: half a vector of channels 0.6, a vector 0.9 of the peak, pixels 0.85.
         panel = kernels.gemm.panel_width(m, lanes)
         channels = m / (-(-m // panel) * panel) * (0.6 if panel < lanes else 0.9)
