@@ -102,21 +102,24 @@ def max_windows(
     x: Any,
     x_at: Any,
     table: Any,
+    rows: Any,
     pixels: Any,
     step: Any,
     depth: Any,
     floor: Any,
 ) -> Any:
-    """Maxima over the whole windows of a row of output pixels, and their cells.
+    """Maxima over the whole windows of rows of output pixels, and their cells.
 
     ``y[j * depth + c] = max over k of x[j * step + table[k] + c]``, and the k of the first that
     holds it; where that is not above `floor`, the floor and the largest number. Nothing is below a
-    floor of NaN. y and cells start at `y_at`. `unrolled` is the number of cells, or 0 for any.
+    floor of NaN. `rows` are the number of such rows and the distance of their inputs; outputs
+    follow each other. y and cells start at `y_at`. `unrolled` is the number of cells, or 0 for any.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         best_at, cells_at, source = _pointers(cgctx, builder, sig, values, (2, 4), (3, 4), (5, 6))
-        pixels, step, depth, floor = values[8:]
+        (rows, line), step = cgutils.unpack_tuple(builder, values[8]), values[10]
+        pixels, depth, floor = values[9], values[11], values[12]
         offsets = cgctx.make_array(table)(cgctx, builder, values[7])
         emit = _Best(builder, best_at.type.pointee, cells_at.type.pointee, lanes.literal_value)
         floats, numbers = emit.floats, emit.numbers
@@ -132,9 +135,10 @@ def max_windows(
             better = emit.better(new, best)
             return builder.select(better, new, best), builder.select(better, number, holder), number
 
-        with _rolled(builder, _i64(0), pixels) as j:
-            pixel = builder.gep(source, [builder.mul(j, step)])
-            out = builder.mul(j, depth)
+        with _rolled(builder, _i64(0), rows) as i, _rolled(builder, _i64(0), pixels) as j:
+            pixel = builder.add(builder.mul(i, line), builder.mul(j, step))
+            pixel = builder.gep(source, [pixel])
+            out = builder.mul(builder.add(builder.mul(i, pixels), j), depth)
             loop, width, last = _vectors_of_pixel(builder, floats.lanes, depth)
             with loop as v:
                 c = _smaller(builder, builder.mul(v, width), last)
@@ -162,7 +166,8 @@ def max_windows(
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    return types.void(lanes, unrolled, y, cells, i8, x, i8, table, i8, i8, i8, y.dtype), codegen
+    signature = types.void(lanes, unrolled, y, cells, i8, x, i8, table, rows, i8, i8, i8, y.dtype)
+    return signature, codegen
 
 
 @intrinsic
@@ -254,16 +259,18 @@ def spread_windows(
     cells: Any,
     y: Any,
     y_at: Any,
-    first: Any,
+    cell_rows: Any,
     width: Any,
+    rows: Any,
     pixels: Any,
     depth: Any,
     floor: Any,
 ) -> Any:
-    """Write a row of the input's gradient for windows that lie side by side.
+    """Write rows of the input's gradient for windows that lie side by side.
 
-    ``dx[(j * width + s) * depth + c] = dy[j * depth + c]`` where its cell is ``first + s``, else 0,
-    for ``s < width``. dy, cells and the output y start at `y_at`; where y is no greater than
+    ``dx[r, j * width + s, c] = dy[j, c]`` where its cell is ``r * width + s``, else 0, for
+    ``s < width`` and ``cell_rows[0] <= r < cell_rows[1]``; so for `rows` rows of windows, whose
+    rows of dx and dy follow each other. dy, cells and the output y start at `y_at`; where y is no greater than
     `floor`, which may be NaN, dy counts as 0. `unrolled` is the width, or 0 for any.
     """
 
@@ -271,17 +278,25 @@ def spread_windows(
         target, origin, holder, output = _pointers(
             cgctx, builder, sig, values, (2, 3), (4, 7), (5, 7), (6, 7)
         )
-        first, width, pixels, depth, floor = values[8:]
+        low, high = cgutils.unpack_tuple(builder, values[8])
+        width, rows, pixels, depth, floor = values[9:]
         width = _i64(unrolled.literal_value) if unrolled.literal_value else width
         emit = _Gradient(builder, target.type.pointee, holder.type.pointee, lanes.literal_value)
         floats, numbers = emit.floats, emit.numbers
         floor = floats.splat(floor)
-        first = numbers.splat(builder.trunc(first, numbers.element))
         one = ir.Constant(numbers.vector, [1] * numbers.lanes)
         number = cgutils.alloca_once(builder, numbers.vector)
-        with _rolled(builder, _i64(0), pixels) as j:
-            pixel = builder.gep(target, [builder.mul(builder.mul(j, width), depth)])
-            out = builder.mul(j, depth)
+        with (
+            _rolled(builder, _i64(0), rows) as i,
+            _rolled(builder, low, high) as r,
+            _rolled(builder, _i64(0), pixels) as j,
+        ):
+            line = builder.add(builder.mul(i, builder.sub(high, low)), builder.sub(r, low))
+            pixel = builder.mul(builder.add(builder.mul(line, pixels), j), width)
+            pixel = builder.gep(target, [builder.mul(pixel, depth)])
+            out = builder.mul(builder.add(builder.mul(i, pixels), j), depth)
+            first = builder.trunc(builder.mul(r, width), numbers.element)
+            first = numbers.splat(first)
             loop, step, last = _vectors_of_pixel(builder, floats.lanes, depth)
             with loop as v:
                 c = _smaller(builder, builder.mul(v, step), last)
@@ -304,7 +319,10 @@ def spread_windows(
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    return types.void(lanes, unrolled, dx, i8, dy, cells, y, i8, i8, i8, i8, i8, dy.dtype), codegen
+    signature = types.void(
+        lanes, unrolled, dx, i8, dy, cells, y, i8, cell_rows, i8, i8, i8, i8, dy.dtype
+    )
+    return signature, codegen
 
 
 @intrinsic
