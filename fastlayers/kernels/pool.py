@@ -185,14 +185,14 @@ def _tiled_rows(chunk, worker, dy, cells, y, out_size, window, span, table, floo
 def max_pool2d_backward(dy, cells, y, window, span, table, floor, workers, dx):
     """Gradient of windows that lie side by side from the first pixel on; writes dx once.
 
-    dy, cells and the output y are (N, OH, OW, C). Where y is not above `floor`, which is NaN where
-    nothing is, dy counts as 0. `window` is a pair, `span` the output rows of a task, and `table`
+    dy and cells are (N, OH, OW, C), the output y is flat or None: where it is not above `floor` dy
+    counts as 0. `window` is a pair, `span` the output rows of a task, and `table`
     holds (0, k) for each cell k of a window.
     """
     arguments = (
         dy.reshape(dy.size),
         cells.reshape(dy.size),
-        y.reshape(dy.size),
+        y,
         dy.shape[1:3],
         window,
         span,
@@ -229,7 +229,7 @@ def max_pool2d_gather(dy, cells, y, span, table, floor, workers, dx):
     arguments = (
         dy.reshape(dy.size),
         cells.reshape(dy.size),
-        y.reshape(dy.size),
+        y,
         dy.shape[1] * dy.shape[2] * dy.shape[3],
         span,
         table,

@@ -30,6 +30,13 @@ def _pointers(cgctx: Any, builder: Any, sig: Any, values: Any, *pairs: tuple[int
     return [element_pointer(cgctx, builder, sig.args[a], values[a], values[i]) for a, i in pairs]
 
 
+def _optional(cgctx: Any, builder: Any, sig: Any, values: Any, array: int, at: int) -> Any:
+    """Address of an element, or None for an array that is None."""
+    if isinstance(sig.args[array], types.NoneType):
+        return None
+    return _pointers(cgctx, builder, sig, values, (array, at))[0]
+
+
 @contextlib.contextmanager
 def _rolled(builder: Any, start: Any, stop: Any, step: int = 1) -> Iterator[Any]:
     """Loop that LLVM leaves as it is; gives the index.
@@ -238,8 +245,10 @@ class _Gradient:
         self.floats, self.numbers = Vectors(builder, value, lanes), Vectors(builder, cell, lanes)
         self.zero = ir.Constant(self.floats.vector, None)
 
-    def load(self, dy: Any, y: Any, floor: Any, mask: Any = None) -> Any:
-        """The gradient, 0 where the output is no greater than the floor; nothing is below NaN."""
+    def load(self, dy: Any, y: Any | None, floor: Any, mask: Any = None) -> Any:
+        """The gradient, 0 where there is an output and it is no greater than the floor."""
+        if y is None:
+            return self.floats.load_vector(dy, mask=mask)
         low = self.builder.fcmp_ordered("<=", self.floats.load_vector(y, mask=mask), floor)
         return self.builder.select(low, self.zero, self.floats.load_vector(dy, mask=mask))
 
@@ -270,14 +279,14 @@ def spread_windows(
 
     ``dx[r, j * width + s, c] = dy[j, c]`` where its cell is ``r * width + s``, else 0, for
     ``s < width`` and ``cell_rows[0] <= r < cell_rows[1]``; so for `rows` rows of windows, whose
-    rows of dx and dy follow each other. dy, cells and the output y start at `y_at`; where y is no greater than
-    `floor`, which may be NaN, dy counts as 0. `unrolled` is the width, or 0 for any.
+    rows of dx and dy follow each other. dy, cells and the output y start at `y_at`; where y is no
+    greater than `floor` dy counts as 0, which is not asked where y is None. `unrolled` is the
+    width, or 0 for any.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        target, origin, holder, output = _pointers(
-            cgctx, builder, sig, values, (2, 3), (4, 7), (5, 7), (6, 7)
-        )
+        target, origin, holder = _pointers(cgctx, builder, sig, values, (2, 3), (4, 7), (5, 7))
+        output = _optional(cgctx, builder, sig, values, 6, 7)
         low, high = cgutils.unpack_tuple(builder, values[8])
         width, rows, pixels, depth, floor = values[9:]
         width = _i64(unrolled.literal_value) if unrolled.literal_value else width
@@ -301,7 +310,8 @@ def spread_windows(
             with loop as v:
                 c = _smaller(builder, builder.mul(v, step), last)
                 at, to = builder.add(out, c), builder.gep(pixel, [c])
-                value = emit.load(builder.gep(origin, [at]), builder.gep(output, [at]), floor)
+                tested = output and builder.gep(output, [at])
+                value = emit.load(builder.gep(origin, [at]), tested, floor)
                 held = numbers.load_vector(builder.gep(holder, [at]))
                 if unrolled.literal_value:
                     cell = first
@@ -345,16 +355,20 @@ def gather_window(
     ``dx[c] = sum of dy[row + column + c]`` where the cell is ``r + s``, over the pairs
     ``(row, r) = table[k], table[k + 1]`` for k from ``rows[0]`` to ``rows[1]`` in steps of 2, and
     ``(column, s)`` alike. dy, cells and the output y start at `y_at`; where y is no greater than
-    `floor` dy counts as 0. Without cells and y, both None, all is added.
+    `floor` dy counts as 0. Without y, which is then None, that is not asked; without cells all is
+    added.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         target, origin = _pointers(cgctx, builder, sig, values, (0, 1), (2, 5))
         entries = cgctx.make_array(table)(cgctx, builder, values[6]).data
-        ranges = [cgutils.unpack_tuple(builder, value) for value in values[7:9]]
+        (row, rows_end), (column, columns_end) = (
+            cgutils.unpack_tuple(builder, value) for value in values[7:9]
+        )
         chosen = not isinstance(cells, types.NoneType)
         if chosen:
-            holder, output = _pointers(cgctx, builder, sig, values, (3, 5), (4, 5))
+            (holder,) = _pointers(cgctx, builder, sig, values, (3, 5))
+            output = _optional(cgctx, builder, sig, values, 4, 5)
         cell_type = holder.type.pointee if chosen else ir.IntType(8)
         emit = _Gradient(builder, target.type.pointee, cell_type, LANES)
         floats, numbers = emit.floats, emit.numbers
@@ -368,16 +382,15 @@ def gather_window(
         with _rolled(builder, _i64(0), depth, LANES) as c:
             mask = floats.first_lanes(builder.sub(depth, c))
             builder.store(emit.zero, total)
-            with _rolled(builder, *ranges[0], 2) as k:
-                row, r = entry(k)
-                row = builder.add(row, c)
-                with _rolled(builder, *ranges[1], 2) as m:
-                    column, s = entry(m)
-                    at = builder.add(row, column)
+            with _rolled(builder, row, rows_end, 2) as k:
+                line, r = entry(k)
+                line = builder.add(line, c)
+                with _rolled(builder, column, columns_end, 2) as m:
+                    pixel, s = entry(m)
+                    at = builder.add(line, pixel)
                     if chosen:
-                        value = emit.load(
-                            builder.gep(origin, [at]), builder.gep(output, [at]), floor, mask
-                        )
+                        tested = output and builder.gep(output, [at])
+                        value = emit.load(builder.gep(origin, [at]), tested, floor, mask)
                         held = numbers.load_vector(builder.gep(holder, [at]), mask=mask)
                         cell = numbers.splat(builder.trunc(builder.add(r, s), numbers.element))
                         value = emit.where(held, cell, value)
