@@ -15,22 +15,13 @@ BLOCK = 2048
 
 
 @kernel
-def _draw(bits, first, count, key, stream, threshold):
-    """Draw by bytes if these decide as well as words: p of 1/2, 1/4 and the like."""
-    if threshold & 0xFFFFFF == 0:
-        draw_bits(8, bits, first, count, key, stream, threshold >> 24)
-    else:
-        draw_bits(32, bits, first, count, key, stream, threshold)
-
-
-@kernel
 def _dropout_chunk(chunk, worker, x, key, stream, threshold, scale, bits, y):
     first = chunk * SPAN
     count = min(SPAN, x.size - first)
     for block in range((count + BLOCK - 1) // BLOCK):
         at = first + block * BLOCK
         size = min(BLOCK, x.size - at)
-        _draw(bits, at // GROUP, (size + GROUP - 1) // GROUP, key, stream, threshold)
+        draw_bits(bits, at // GROUP, (size + GROUP - 1) // GROUP, key, stream, threshold)
         keep_run(y, x, bits, at, size, scale)
 
 
@@ -45,8 +36,7 @@ def dropout(x, key, stream, threshold, scale, workers, bits, y):
     key, stream : int
         uint64.
     threshold : int
-        uint64, at most ``2 ** 32``: the share of it in that is the probability of a 0. Multiples
-        of ``2 ** 24`` are compared with a random byte an element, others with 32 bits.
+        uint64, at most ``2 ** 32``, of which its share is the probability of a 0.
     scale : float
     workers : int
     bits : array
@@ -115,6 +105,6 @@ def channel_dropout(
     factors = scale.reshape(scale.size)
     for i in range(factors.size):
         factors[i] = 1
-    _draw(bits, 0, (factors.size + GROUP - 1) // GROUP, key, stream, threshold)
+    draw_bits(bits, 0, (factors.size + GROUP - 1) // GROUP, key, stream, threshold)
     keep_run(factors, factors, bits, 0, factors.size, scale.dtype.type(kept))
     scale_channels(x, scale, repeats, pieces, workers, pattern, y)

@@ -66,10 +66,9 @@ def _words(builder: Any, key: Any, stream: Any, first: Any) -> list[Any]:
     ]
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic
 def draw_bits(
     typingctx: Any,
-    width: Any,
     bits: Any,
     first: Any,
     count: Any,
@@ -77,36 +76,67 @@ def draw_bits(
     stream: Any,
     threshold: Any,
 ) -> Any:
-    """Set the bits of elements whose random number is at least `threshold`, clear the others'.
+    """Set the bits of elements whose 32 random bits are at least `threshold`, clear the others'.
 
     For `count` groups of `GROUP` elements from group `first` on; bits are a flat uint8 array of 16
-    bytes a group. The numbers have `width` bits, a literal: with 8, a group takes one draw of eight
-    blocks, with 32 it takes four. `threshold` is at most ``2 ** width``.
+    bytes a group, `threshold` is at most ``2 ** 32``. The numbers are compared byte by byte, from
+    the highest on, and a byte is drawn only if it can decide: of one element in 256 the first does
+    not, and none but the first can if the threshold's others are 0. Byte d of a group comes from
+    the eight blocks from ``8 * (4 * group + d)`` on.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        draws, size = width.literal_value // 8, 512 // width.literal_value
-        first, count, key, stream, threshold = values[2:]
-        numbers = Vectors(builder, ir.IntType(width.literal_value), size)
-        masks = Vectors(builder, ir.IntType(1), size)
-        limit = numbers.splat(builder.trunc(threshold, numbers.element))
-        most = _i64(1 << width.literal_value)  # no number is as large
-        possible = masks.splat(builder.icmp_unsigned("<", threshold, most))
-        word = ir.IntType(size)
+        first, count, key, stream, threshold = values[1:]
+        numbers, word = Vectors(builder, ir.IntType(8), 64), _i64
         start = builder.mul(first, _i64(GROUP // 8))
-        target = element_pointer(cgctx, builder, bits, values[1], start)
+        target = element_pointer(cgctx, builder, bits, values[0], start)
         target = builder.bitcast(target, word.as_pointer())
-        with cgutils.for_range_slice(
-            builder, _i64(0), builder.mul(count, _i64(draws)), _i64(1), _i64
-        ) as (i, _):
-            draw = builder.add(builder.mul(first, _i64(draws)), i)
-            block = builder.mul(draw, _i64(_BLOCKS))
+        # No number is as large as 2 ** 32.
+        possible = builder.icmp_unsigned("<", threshold, _i64(1 << 32))
+        possible = builder.select(possible, word(-1), word(0))
+        kept, tied = ([cgutils.alloca_once(builder, word) for _ in range(2)] for _ in range(2))
+        digit = cgutils.alloca_once(builder, _i64)
+        with cgutils.for_range_slice(builder, _i64(0), count, _i64(1), _i64) as (i, _):
+            draw = builder.shl(builder.add(first, i), _i64(2))
+            builder.store(_i64(0), digit)
+            for half in range(2):
+                builder.store(word(0), kept[half])
+                builder.store(possible, tied[half])
+            again, done = (builder.append_basic_block(f"draw.{n}") for n in ("digit", "done"))
+            builder.branch(again)
+            builder.position_at_end(again)
+            d = builder.load(digit)
+            rest = builder.shl(threshold, builder.add(_i64(32), builder.shl(d, _i64(3))))
+            limit = numbers.splat(builder.trunc(builder.lshr(rest, _i64(56)), numbers.element))
+            block = builder.shl(builder.add(draw, d), _i64(3))
             for half, pairs in enumerate(_words(builder, key, stream, block)):
-                values = builder.bitcast(pairs, numbers.vector)
-                kept = builder.and_(builder.icmp_unsigned(">=", values, limit), possible)
+                drawn = builder.bitcast(pairs, numbers.vector)
+                above, equal = (
+                    builder.bitcast(builder.icmp_unsigned(order, drawn, limit), word)
+                    for order in (">", "==")
+                )
+                open_ = builder.load(tied[half])
+                above = builder.or_(builder.load(kept[half]), builder.and_(above, open_))
+                builder.store(above, kept[half])
+                builder.store(builder.and_(equal, open_), tied[half])
+            builder.store(builder.add(d, _i64(1)), digit)
+            open_ = builder.or_(*(builder.load(t) for t in tied))
+            # What is still to be compared is 0 behind the last digit.
+            lower = builder.and_(
+                open_,
+                builder.select(
+                    builder.icmp_unsigned("!=", builder.shl(rest, _i64(8)), _i64(0)),
+                    word(-1),
+                    word(0),
+                ),
+            )
+            builder.cbranch(builder.icmp_unsigned("!=", lower, word(0)), again, done)
+            builder.position_at_end(done)
+            for half in range(2):
                 place = builder.gep(target, [builder.add(builder.shl(i, _i64(1)), _i64(half))])
-                builder.store(builder.bitcast(kept, word), place, align=1)
+                reached = builder.or_(builder.load(kept[half]), builder.load(tied[half]))
+                builder.store(reached, place, align=1)
         return cgctx.get_dummy_value()
 
     i8, u8 = types.int64, types.uint64
-    return types.void(width, bits, i8, i8, u8, u8, u8), codegen
+    return types.void(bits, i8, i8, u8, u8, u8), codegen

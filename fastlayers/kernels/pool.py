@@ -19,16 +19,16 @@ def _spilled(depth):
 
 
 @kernel
-def _max_row(y, cells, out, x, at, table, pixels, step, depth, floor):
+def _max_row(y, cells, out, x, at, table, rows, pixels, step, depth, floor):
     if depth <= 8:
         if table.size == 4:
-            max_windows(8, 4, y, cells, out, x, at, table, pixels, step, depth, floor)
+            max_windows(8, 4, y, cells, out, x, at, table, rows, pixels, step, depth, floor)
         else:
-            max_windows(8, 0, y, cells, out, x, at, table, pixels, step, depth, floor)
+            max_windows(8, 0, y, cells, out, x, at, table, rows, pixels, step, depth, floor)
     elif table.size == 4:
-        max_windows(16, 4, y, cells, out, x, at, table, pixels, step, depth, floor)
+        max_windows(16, 4, y, cells, out, x, at, table, rows, pixels, step, depth, floor)
     else:
-        max_windows(16, 0, y, cells, out, x, at, table, pixels, step, depth, floor)
+        max_windows(16, 0, y, cells, out, x, at, table, rows, pixels, step, depth, floor)
 
 
 @kernel
@@ -42,31 +42,42 @@ def _max_pool2d_rows(
     count = min(span, y.size // (ow * depth) - first)
     end, step = (first + count) * ow * depth, sw * depth
     reach = table[table.size - 1] + spilled
-    n, i = first // oh, first % oh
-    for k in range(count):
-        top, out = i * sh - ph, (first + k) * ow * depth
+    n, i, k = first // oh, first % oh, 0
+    while k < count:
+        top, out, rows = i * sh - ph, (first + k) * ow * depth, 1
         line = ((n * height + top) * width - pw) * depth
         r0, r1, j0, j1 = 0, kh, first_whole, behind
         if i < i0 or i >= i1:
             r0, r1 = inside(top, dh, kh, height)
             j1 = j0
-        elif spilled and (out + ow * depth + spilled > end or line + ow * step + reach > x.size):
-            # Not those whose vectors reach over the end of x or of the chunk's y.
-            room = (x.size - reach - line) // step + 1
-            j1 = max(j0, min(j1, room, (end - spilled - out) // depth + 1))
-        j = 0
+        else:
+            if j1 - j0 == ow:  # rows without an edge are taken together
+                rows = min(count - k, i1 - i)
+            if spilled:
+                # Not those whose vectors reach over the end of x or of the chunk's y.
+                beyond = line + ow * step + reach - x.size
+                while rows > 1 and (
+                    out + rows * ow * depth + spilled > end
+                    or beyond + (rows - 1) * sh * width * depth > 0
+                ):
+                    rows -= 1
+                if out + ow * depth + spilled > end or beyond > 0:
+                    room = (x.size - reach - line) // step + 1
+                    j1 = max(j0, min(j1, room, (end - spilled - out) // depth + 1))
+        j, lines = 0, (rows, sh * width * depth)
         while j < ow:
             if j == j0 and j1 > j0:
                 at = line + j * step
-                _max_row(y, cells, out + j * depth, x, at, table, j1 - j, step, depth, floor)
+                _max_row(y, cells, out + j * depth, x, at, table, lines, j1 - j, step, depth, floor)
                 j = j1
                 continue
             s0, s1 = inside(j * sw - pw, dw, kw, width)
-            rows, columns = (r0, r1, dh * width * depth), (s0, s1, dw * depth, kw)
+            down, along = (r0, r1, dh * width * depth), (s0, s1, dw * depth, kw)
             at = line + j * step
-            max_window(y, cells, out + j * depth, x, at, rows, columns, depth, floor)
+            max_window(y, cells, out + j * depth, x, at, down, along, depth, floor)
             j += 1
-        i += 1
+        k += rows
+        i += rows
         if i == oh:
             n, i = n + 1, 0
 
@@ -113,16 +124,18 @@ def max_pool2d(x, sizes, table, floor, workers, y, cells):
 
 
 @kernel
-def _spread_row(dx, at, dy, cells, y, out, first, width, pixels, depth, floor):
+def _spread(dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor):
     if depth <= 8:
         if width == 2:
-            spread_windows(8, 2, dx, at, dy, cells, y, out, first, width, pixels, depth, floor)
+            spread_windows(8, 2, dx, at, dy, cells, y, out, lines, 2, rows, pixels, depth, floor)
         else:
-            spread_windows(8, 0, dx, at, dy, cells, y, out, first, width, pixels, depth, floor)
+            spread_windows(
+                8, 0, dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor
+            )
     elif width == 2:
-        spread_windows(16, 2, dx, at, dy, cells, y, out, first, width, pixels, depth, floor)
+        spread_windows(16, 2, dx, at, dy, cells, y, out, lines, 2, rows, pixels, depth, floor)
     else:
-        spread_windows(16, 0, dx, at, dy, cells, y, out, first, width, pixels, depth, floor)
+        spread_windows(16, 0, dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor)
 
 
 @kernel
@@ -132,23 +145,37 @@ def _tiled_rows(chunk, worker, dy, cells, y, out_size, window, span, table, floo
     count = min(span, dy.size // (ow * depth) - first)
     line, last = width * depth, first + count
     end = (last // oh * height + last % oh * kh) * line
-    n, i = first // oh, first % oh
-    for k in range(count):
+    n, i, k = first // oh, first % oh, 0
+    while k < count:
         out, at = (first + k) * ow * depth, (n * height + i * kh) * line
-        for r in range(kh):
-            pixels = ow
-            if spilled and (at + line + spilled > end or out + ow * depth + spilled > dy.size):
-                room = (end - spilled - at - (kw - 1) * depth) // (kw * depth) + 1
-                pixels = max(0, min(ow, room, (dy.size - spilled - out) // depth + 1))
-            _spread_row(dx, at, dy, cells, y, out, r * kw, kw, pixels, depth, floor)
-            for j in range((ow - pixels) * kw):
-                cell, spot = 2 * (r * kw + j % kw), at + (pixels * kw + j) * depth
-                there, columns = out + (pixels + j // kw) * depth, (cell, cell + 2)
-                gather_window(dx, spot, dy, cells, y, there, table, (0, 2), columns, depth, floor)
-            if width > ow * kw:
+        rows = min(count - k, oh - i) if width == ow * kw else 1
+        while (
+            spilled
+            and rows > 0
+            and (
+                at + rows * kh * line + spilled > end or out + rows * ow * depth + spilled > dy.size
+            )
+        ):
+            rows -= 1
+        if rows > 0 and width == ow * kw:
+            _spread(dx, at, dy, cells, y, out, (0, kh), kw, rows, ow, depth, floor)
+            at += rows * kh * line
+        else:
+            rows = 1
+            for r in range(kh):
+                pixels = ow
+                if spilled:
+                    room = (end - spilled - at - (kw - 1) * depth) // (kw * depth) + 1
+                    pixels = max(0, min(ow, room, (dy.size - spilled - out) // depth + 1))
+                _spread(dx, at, dy, cells, y, out, (r, r + 1), kw, 1, pixels, depth, floor)
+                for j in range((ow - pixels) * kw):
+                    cell, spot = 2 * (r * kw + j % kw), at + (pixels * kw + j) * depth
+                    there, along = out + (pixels + j // kw) * depth, (cell, cell + 2)
+                    gather_window(dx, spot, dy, cells, y, there, table, (0, 2), along, depth, floor)
                 clear_run(dx, at + ow * kw * depth, (width - ow * kw) * depth)
-            at += line
-        i += 1
+                at += line
+        k += rows
+        i += rows
         if i == oh:
             clear_run(dx, at, (height - oh * kh) * line)
             n, i = n + 1, 0
@@ -158,14 +185,14 @@ def _tiled_rows(chunk, worker, dy, cells, y, out_size, window, span, table, floo
 def max_pool2d_backward(dy, cells, y, window, span, table, floor, workers, dx):
     """Gradient of windows that lie side by side from the first pixel on; writes dx once.
 
-    dy, cells and the output y are (N, OH, OW, C). Where y is not above `floor`, which is NaN where
-    nothing is, dy counts as 0. `window` is a pair, `span` the output rows of a task, and `table`
+    dy and cells are (N, OH, OW, C), the output y is flat or None: where it is not above `floor` dy
+    counts as 0. `window` is a pair, `span` the output rows of a task, and `table`
     holds (0, k) for each cell k of a window.
     """
     arguments = (
         dy.reshape(dy.size),
         cells.reshape(dy.size),
-        y.reshape(dy.size),
+        y,
         dy.shape[1:3],
         window,
         span,
@@ -202,7 +229,7 @@ def max_pool2d_gather(dy, cells, y, span, table, floor, workers, dx):
     arguments = (
         dy.reshape(dy.size),
         cells.reshape(dy.size),
-        y.reshape(dy.size),
+        y,
         dy.shape[1] * dy.shape[2] * dy.shape[3],
         span,
         table,

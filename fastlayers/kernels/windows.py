@@ -30,6 +30,13 @@ def _pointers(cgctx: Any, builder: Any, sig: Any, values: Any, *pairs: tuple[int
     return [element_pointer(cgctx, builder, sig.args[a], values[a], values[i]) for a, i in pairs]
 
 
+def _optional(cgctx: Any, builder: Any, sig: Any, values: Any, array: int, at: int) -> Any:
+    """Address of an element, or None for an array that is None."""
+    if isinstance(sig.args[array], types.NoneType):
+        return None
+    return _pointers(cgctx, builder, sig, values, (array, at))[0]
+
+
 @contextlib.contextmanager
 def _rolled(builder: Any, start: Any, stop: Any, step: int = 1) -> Iterator[Any]:
     """Loop that LLVM leaves as it is; gives the index.
@@ -102,21 +109,24 @@ def max_windows(
     x: Any,
     x_at: Any,
     table: Any,
+    rows: Any,
     pixels: Any,
     step: Any,
     depth: Any,
     floor: Any,
 ) -> Any:
-    """Maxima over the whole windows of a row of output pixels, and their cells.
+    """Maxima over the whole windows of rows of output pixels, and their cells.
 
     ``y[j * depth + c] = max over k of x[j * step + table[k] + c]``, and the k of the first that
     holds it; where that is not above `floor`, the floor and the largest number. Nothing is below a
-    floor of NaN. y and cells start at `y_at`. `unrolled` is the number of cells, or 0 for any.
+    floor of NaN. `rows` are the number of such rows and the distance of their inputs; outputs
+    follow each other. y and cells start at `y_at`. `unrolled` is the number of cells, or 0 for any.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         best_at, cells_at, source = _pointers(cgctx, builder, sig, values, (2, 4), (3, 4), (5, 6))
-        pixels, step, depth, floor = values[8:]
+        (rows, line), step = cgutils.unpack_tuple(builder, values[8]), values[10]
+        pixels, depth, floor = values[9], values[11], values[12]
         offsets = cgctx.make_array(table)(cgctx, builder, values[7])
         emit = _Best(builder, best_at.type.pointee, cells_at.type.pointee, lanes.literal_value)
         floats, numbers = emit.floats, emit.numbers
@@ -132,9 +142,10 @@ def max_windows(
             better = emit.better(new, best)
             return builder.select(better, new, best), builder.select(better, number, holder), number
 
-        with _rolled(builder, _i64(0), pixels) as j:
-            pixel = builder.gep(source, [builder.mul(j, step)])
-            out = builder.mul(j, depth)
+        with _rolled(builder, _i64(0), rows) as i, _rolled(builder, _i64(0), pixels) as j:
+            pixel = builder.add(builder.mul(i, line), builder.mul(j, step))
+            pixel = builder.gep(source, [pixel])
+            out = builder.mul(builder.add(builder.mul(i, pixels), j), depth)
             loop, width, last = _vectors_of_pixel(builder, floats.lanes, depth)
             with loop as v:
                 c = _smaller(builder, builder.mul(v, width), last)
@@ -162,7 +173,8 @@ def max_windows(
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    return types.void(lanes, unrolled, y, cells, i8, x, i8, table, i8, i8, i8, y.dtype), codegen
+    signature = types.void(lanes, unrolled, y, cells, i8, x, i8, table, rows, i8, i8, i8, y.dtype)
+    return signature, codegen
 
 
 @intrinsic
@@ -233,8 +245,10 @@ class _Gradient:
         self.floats, self.numbers = Vectors(builder, value, lanes), Vectors(builder, cell, lanes)
         self.zero = ir.Constant(self.floats.vector, None)
 
-    def load(self, dy: Any, y: Any, floor: Any, mask: Any = None) -> Any:
-        """The gradient, 0 where the output is no greater than the floor; nothing is below NaN."""
+    def load(self, dy: Any, y: Any | None, floor: Any, mask: Any = None) -> Any:
+        """The gradient, 0 where there is an output and it is no greater than the floor."""
+        if y is None:
+            return self.floats.load_vector(dy, mask=mask)
         low = self.builder.fcmp_ordered("<=", self.floats.load_vector(y, mask=mask), floor)
         return self.builder.select(low, self.zero, self.floats.load_vector(dy, mask=mask))
 
@@ -254,39 +268,50 @@ def spread_windows(
     cells: Any,
     y: Any,
     y_at: Any,
-    first: Any,
+    cell_rows: Any,
     width: Any,
+    rows: Any,
     pixels: Any,
     depth: Any,
     floor: Any,
 ) -> Any:
-    """Write a row of the input's gradient for windows that lie side by side.
+    """Write rows of the input's gradient for windows that lie side by side.
 
-    ``dx[(j * width + s) * depth + c] = dy[j * depth + c]`` where its cell is ``first + s``, else 0,
-    for ``s < width``. dy, cells and the output y start at `y_at`; where y is no greater than
-    `floor`, which may be NaN, dy counts as 0. `unrolled` is the width, or 0 for any.
+    ``dx[r, j * width + s, c] = dy[j, c]`` where its cell is ``r * width + s``, else 0, for
+    ``s < width`` and ``cell_rows[0] <= r < cell_rows[1]``; so for `rows` rows of windows, whose
+    rows of dx and dy follow each other. dy, cells and the output y start at `y_at`; where y is no
+    greater than `floor` dy counts as 0, which is not asked where y is None. `unrolled` is the
+    width, or 0 for any.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        target, origin, holder, output = _pointers(
-            cgctx, builder, sig, values, (2, 3), (4, 7), (5, 7), (6, 7)
-        )
-        first, width, pixels, depth, floor = values[8:]
+        target, origin, holder = _pointers(cgctx, builder, sig, values, (2, 3), (4, 7), (5, 7))
+        output = _optional(cgctx, builder, sig, values, 6, 7)
+        low, high = cgutils.unpack_tuple(builder, values[8])
+        width, rows, pixels, depth, floor = values[9:]
         width = _i64(unrolled.literal_value) if unrolled.literal_value else width
         emit = _Gradient(builder, target.type.pointee, holder.type.pointee, lanes.literal_value)
         floats, numbers = emit.floats, emit.numbers
         floor = floats.splat(floor)
-        first = numbers.splat(builder.trunc(first, numbers.element))
         one = ir.Constant(numbers.vector, [1] * numbers.lanes)
         number = cgutils.alloca_once(builder, numbers.vector)
-        with _rolled(builder, _i64(0), pixels) as j:
-            pixel = builder.gep(target, [builder.mul(builder.mul(j, width), depth)])
-            out = builder.mul(j, depth)
+        with (
+            _rolled(builder, _i64(0), rows) as i,
+            _rolled(builder, low, high) as r,
+            _rolled(builder, _i64(0), pixels) as j,
+        ):
+            line = builder.add(builder.mul(i, builder.sub(high, low)), builder.sub(r, low))
+            pixel = builder.mul(builder.add(builder.mul(line, pixels), j), width)
+            pixel = builder.gep(target, [builder.mul(pixel, depth)])
+            out = builder.mul(builder.add(builder.mul(i, pixels), j), depth)
+            first = builder.trunc(builder.mul(r, width), numbers.element)
+            first = numbers.splat(first)
             loop, step, last = _vectors_of_pixel(builder, floats.lanes, depth)
             with loop as v:
                 c = _smaller(builder, builder.mul(v, step), last)
                 at, to = builder.add(out, c), builder.gep(pixel, [c])
-                value = emit.load(builder.gep(origin, [at]), builder.gep(output, [at]), floor)
+                tested = output and builder.gep(output, [at])
+                value = emit.load(builder.gep(origin, [at]), tested, floor)
                 held = numbers.load_vector(builder.gep(holder, [at]))
                 if unrolled.literal_value:
                     cell = first
@@ -304,7 +329,10 @@ def spread_windows(
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    return types.void(lanes, unrolled, dx, i8, dy, cells, y, i8, i8, i8, i8, i8, dy.dtype), codegen
+    signature = types.void(
+        lanes, unrolled, dx, i8, dy, cells, y, i8, cell_rows, i8, i8, i8, i8, dy.dtype
+    )
+    return signature, codegen
 
 
 @intrinsic
@@ -327,16 +355,20 @@ def gather_window(
     ``dx[c] = sum of dy[row + column + c]`` where the cell is ``r + s``, over the pairs
     ``(row, r) = table[k], table[k + 1]`` for k from ``rows[0]`` to ``rows[1]`` in steps of 2, and
     ``(column, s)`` alike. dy, cells and the output y start at `y_at`; where y is no greater than
-    `floor` dy counts as 0. Without cells and y, both None, all is added.
+    `floor` dy counts as 0. Without y, which is then None, that is not asked; without cells all is
+    added.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         target, origin = _pointers(cgctx, builder, sig, values, (0, 1), (2, 5))
         entries = cgctx.make_array(table)(cgctx, builder, values[6]).data
-        ranges = [cgutils.unpack_tuple(builder, value) for value in values[7:9]]
+        (row, rows_end), (column, columns_end) = (
+            cgutils.unpack_tuple(builder, value) for value in values[7:9]
+        )
         chosen = not isinstance(cells, types.NoneType)
         if chosen:
-            holder, output = _pointers(cgctx, builder, sig, values, (3, 5), (4, 5))
+            (holder,) = _pointers(cgctx, builder, sig, values, (3, 5))
+            output = _optional(cgctx, builder, sig, values, 4, 5)
         cell_type = holder.type.pointee if chosen else ir.IntType(8)
         emit = _Gradient(builder, target.type.pointee, cell_type, LANES)
         floats, numbers = emit.floats, emit.numbers
@@ -350,16 +382,15 @@ def gather_window(
         with _rolled(builder, _i64(0), depth, LANES) as c:
             mask = floats.first_lanes(builder.sub(depth, c))
             builder.store(emit.zero, total)
-            with _rolled(builder, *ranges[0], 2) as k:
-                row, r = entry(k)
-                row = builder.add(row, c)
-                with _rolled(builder, *ranges[1], 2) as m:
-                    column, s = entry(m)
-                    at = builder.add(row, column)
+            with _rolled(builder, row, rows_end, 2) as k:
+                line, r = entry(k)
+                line = builder.add(line, c)
+                with _rolled(builder, column, columns_end, 2) as m:
+                    pixel, s = entry(m)
+                    at = builder.add(line, pixel)
                     if chosen:
-                        value = emit.load(
-                            builder.gep(origin, [at]), builder.gep(output, [at]), floor, mask
-                        )
+                        tested = output and builder.gep(output, [at])
+                        value = emit.load(builder.gep(origin, [at]), tested, floor, mask)
                         held = numbers.load_vector(builder.gep(holder, [at]), mask=mask)
                         cell = numbers.splat(builder.trunc(builder.add(r, s), numbers.element))
                         value = emit.where(held, cell, value)

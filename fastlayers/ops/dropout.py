@@ -34,9 +34,7 @@ LONG = 128
 @functools.lru_cache(maxsize=256)
 def _threshold(p: float) -> np.uint64:
     """What a kept element's 32 random bits are not below."""
-    threshold = round(p * 2**32)
-    # 0 and 2 ** 32, the bounds that words cannot tell from others, are for p of 0 and 1 alone.
-    return np.uint64(threshold if p in (0, 1) else min(max(threshold, 1), 2**32 - 1))
+    return np.uint64(round(p * 2**32))
 
 
 def _scale(p: float) -> float:

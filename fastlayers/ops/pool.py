@@ -345,12 +345,12 @@ def max_pool2d_backward(
     given, options = tuple(input_shape), (kernel_size, stride, padding, dilation)
     plan = planned(_backward_plan, op, given, offsets.shape, *options)
     cells = to_channels_last(offsets if ndim == 4 else offsets[None])
-    y, floor = dy, NO_FLOOR
+    y, floor = None, NO_FLOOR
     if output is not None:
         y = _check.array(op, "output", output, (ndim,))
         _check.same_shape(op, "output", y, grad_output.shape)
         _check.same_dtype(op, "output", y, dy.dtype)
-        y, floor = to_channels_last(y if ndim == 4 else y[None]), 0.0
+        y, floor = to_channels_last(y if ndim == 4 else y[None]).reshape(-1), 0.0
     dx = memory.empty(plan.shape, dy.dtype)
     workers = threads.workers_for(plan.work)
     arguments = (plan.span, plan.table, floor, workers, dx)

@@ -20,13 +20,8 @@ def block(key, stream, number):
 
 
 @numba.njit
-def _by_words(bits, first, count, key, stream, threshold):
-    philox.draw_bits(32, bits, first, count, key, stream, threshold)
-
-
-@numba.njit
-def _by_bytes(bits, first, count, key, stream, threshold):
-    philox.draw_bits(8, bits, first, count, key, stream, threshold)
+def draw(bits, first, count, key, stream, threshold):
+    philox.draw_bits(bits, first, count, key, stream, threshold)
 
 
 def test_the_blocks_are_those_of_the_authors():
@@ -36,20 +31,28 @@ def test_the_blocks_are_those_of_the_authors():
 
 
 @pytest.mark.parametrize("first", [0, 1, 70000])
-@pytest.mark.parametrize(("draw", "width"), [(_by_words, 32), (_by_bytes, 8)])
-def test_bits_are_those_of_numbers_that_reach_the_threshold(draw, width, first):
-    key, stream, groups = 0x123456789ABCDEF0, 0xFEDCBA9876543210, 3
-    blocks = 8 * groups * width // 8
-    start = first * width
-    words = [block(key, stream, start + i) for i in range(blocks)]
-    # Of eight blocks come the words 0 and 1 of each, then the words 2 and 3.
-    words = np.array(words, np.uint32).reshape(-1, 8, 2, 2).transpose(0, 2, 1, 3).ravel()
-    numbers = words if width == 32 else words.view(np.uint8)
-    for share in (0, 0.25, 0.7, 1):
-        threshold = int(share * 2**width)
-        bits = np.zeros(16 * (first + groups + 1), np.uint8)
-        draw(bits, first, groups, np.uint64(key), np.uint64(stream), np.uint64(threshold))
-        end = 16 * (first + groups)
-        assert not bits[: 16 * first].any() and not bits[end:].any()
-        kept = np.unpackbits(bits[16 * first : end], bitorder="little")
-        np.testing.assert_array_equal(kept, numbers >= threshold)
+@pytest.mark.parametrize("share", [0, 0.25, 0.5, 0.7, 1 / 256, 2**-32, 1 - 2**-32, 1])
+def test_bits_are_those_of_numbers_that_reach_the_threshold(share, first):
+    key, stream, groups, threshold = 0x123456789ABCDEF0, 0xFEDCBA9876543210, 9, int(share * 2**32)
+    words = [block(key, stream, 32 * first + i) for i in range(32 * groups)]
+    # Of eight blocks come the words 0 and 1 of each, then the words 2 and 3; of each group those
+    # that hold the highest byte of each number, then those of the next.
+    words = np.array(words, "<u4").reshape(-1, 8, 2, 2).transpose(0, 2, 1, 3)
+    digits = np.ascontiguousarray(words).view(np.uint8).reshape(groups, 4, 128).astype(np.int64)
+    numbers = digits[:, 0] << 24 | digits[:, 1] << 16 | digits[:, 2] << 8 | digits[:, 3]
+    bits = np.zeros(16 * (first + groups + 1), np.uint8)
+    draw(bits, first, groups, np.uint64(key), np.uint64(stream), np.uint64(threshold))
+    end = 16 * (first + groups)
+    assert not bits[: 16 * first].any() and not bits[end:].any()
+    kept = np.unpackbits(bits[16 * first : end], bitorder="little")
+    np.testing.assert_array_equal(kept, numbers.ravel() >= threshold)
+
+
+def test_lower_bytes_decide_where_the_highest_is_equal():
+    key, stream, groups = 1, 2, 400
+    bits, counts = np.empty(16 * groups, np.uint8), []
+    for threshold in (0x80000000, 0x80800000, 0x81000000):
+        draw(bits, 0, groups, np.uint64(key), np.uint64(stream), np.uint64(threshold))
+        counts.append(int(np.unpackbits(bits).sum()))
+    assert counts[0] > counts[1] > counts[2]
+    np.testing.assert_allclose(np.diff(counts), -groups / 4, atol=50)
