@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 REDUCTIONS = ("none", "mean", "sum")
-EXP_WORK = 10
+# Elementary operations an exponential costs: rows of 10 classes take 3.5 ns an element, of 1000 0.65.
+EXP_WORK = 4
 
 
 @functools.lru_cache(maxsize=64)
