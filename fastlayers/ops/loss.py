@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 REDUCTIONS = ("none", "mean", "sum")
-# Elementary operations an exponential costs: rows of 10 classes take 3.5 ns an element, of 1000 0.65.
+# Operations that an exponential counts for; it takes 3.5 ns in rows of 10, 0.65 in rows of 1000.
 EXP_WORK = 4
 
 

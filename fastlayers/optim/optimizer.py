@@ -26,6 +26,7 @@ _LIKE = {
     dtype: (id(dtype), np.empty(0, dtype)) for dtype in map(np.dtype, (np.float32, np.float64))
 }
 _ARRAY_TYPE = id(np.ndarray)
+_NOTHING: dict[str, Any] = {}
 # Multiply-adds and loads that an element costs.
 ELEMENT_WORK = 4
 
@@ -141,13 +142,13 @@ class Optimizer(ABC):
 
         arrays: list[Any] = [p.data for p in params] + [p.grad for p in params]
         if names := self._arrays(group):
-            entries = [self.state.get(p, {}) for p in params]
+            find = self.state.get
+            entries = [find(p, _NOTHING) for p in params]
             for name in names:
                 arrays += [entry.get(name) for entry in entries]
         dtype_id, like = _LIKE.get(arrays[0].dtype, (0, arrays[0]))
-        objects = np.fromiter(map(id, arrays), np.int64, len(arrays)).reshape(-1, len(params))
-        table = np.empty((len(params), len(objects) + 1), np.int64)
-        total = kernels.optimizer.gather(objects, dtype_id, _ARRAY_TYPE, table)
+        table = np.empty((len(params), len(arrays) // len(params) + 1), np.int64)
+        total = kernels.optimizer.gather(id(arrays), dtype_id, _ARRAY_TYPE, table)
         return None if total < 0 else (like, table, workers_for(ELEMENT_WORK * total))
 
     def _step_slowly(self, parts: list[tuple[Group, Any, list[Parameter]]]) -> None:
