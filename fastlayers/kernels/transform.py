@@ -261,9 +261,9 @@ def transform_input(
     ``corner = (offset of the image, row, column)`` of the square's first pixel and ``image =
     (rows, columns, channels, row step, column step)``, of which the steps lie between pixels of
     the square. Outside of the image they are zero. `zeros` holds zeros for a row of the image
-    and a tile more; channels are at least a vector; at `patch_at` there is room for a copy of the square. This is
-    done for `run` tiles, m pixels and `v_row` elements apart; more than one where their columns,
-    but for one on either side, are all inside.
+    and a tile more; channels are at least a vector; at `patch_at` there is room for a copy of the
+    square. This is done for `run` tiles, m pixels and `v_row` elements apart; more than one where
+    their columns, but for one on either side, are all inside.
     """
     m = literal_tile(tile)
     return m and _gather(m, matrices(m).data, x, corner, image, zeros, patch, v)

@@ -157,8 +157,8 @@ def winograd(tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, worke
     """3x3 convolution of flat x (N, H, W, C) with `u` of `transform_weight`, into flat y.
 
     ``sizes = (C, M)``, bias (M,), values below `floor` are raised to it. `tiles` of all images
-    are cut into blocks of `step`; `zeros` holds ``(max(W, OW) + tile + 2) * max(C, M)`` zeros and `work`
-    ``workers * forward_work`` elements.
+    are cut into blocks of `step`; `zeros` holds ``(max(W, OW) + tile + 2) * max(C, M)`` zeros and
+    `work` ``workers * forward_work`` elements.
     """
     prepare_gemm(y)
     prepare_inputs(y)
