@@ -7,11 +7,12 @@ lie in memory, is told in `winograd_tiles`.
 from __future__ import annotations
 
 from fastlayers.kernels.filter_transform import transform_filter
-from fastlayers.kernels.gemm import gemm, packed_size, panel_width, prepare_gemm
+from fastlayers.kernels.gemm import gemm_batch, packed_size, panel_width, prepare_gemm
 from fastlayers.kernels.winograd_tiles import (
     TRANSFORM_TILES,
     borrow,
     matrix_stride,
+    patch_size,
     prepare_inputs,
     prepare_outputs,
     row_length,
@@ -105,9 +106,9 @@ def transform_weight(tile, weight, sizes, transposed, lanes, workers, work, u):
 
 @kernel
 def forward_work(tile, step, channels, filters, lanes):
-    """Elements of a worker's buffer: transformed inputs, products, and a pixel to throw away."""
+    """Elements of a worker's buffer: transformed inputs, products, and a tile's pixels."""
     strides = matrix_stride(step, channels, lanes) + matrix_stride(step, filters, lanes)
-    return (tile + 2) * (tile + 2) * strides + row_length(filters, lanes)
+    return (tile + 2) * (tile + 2) * strides + patch_size(tile, channels, filters)
 
 
 @kernel
@@ -125,12 +126,13 @@ def _winograd_block(
     v_at = worker * forward_work(tile, step, channels, filters, lanes)
     p_at = v_at + points * v_xi
     width, u_xi = panel_width(filters, lanes), filter_stride(channels, filters, lanes)
-    transform_inputs(tile, x, channels, geometry, first, count, zeros, work, v_at, v_row, v_xi)
-    for xi in range(points):
-        a = (work, v_at + xi * v_xi, v_row, 1)
-        b = (u, xi * u_xi, width * channels, width)
-        c = (work, p_at + xi * p_xi, p_row)
-        gemm(count, filters, channels, a, b, (zeros, 0, 0), c, lanes)
+    patch = p_at + points * p_xi
+    transform_inputs(
+        tile, x, channels, geometry, first, count, zeros, work, patch, work, v_at, v_row, v_xi
+    )
+    a, b, c = (work, v_at, v_row, 1), (u, 0, width * channels, width), (work, p_at, p_row)
+    steps = (v_xi, u_xi, p_xi)
+    gemm_batch(points, steps, count, filters, channels, a, b, (zeros, 0, 0), c, lanes)
     transform_outputs(
         tile,
         work,
@@ -146,7 +148,7 @@ def _winograd_block(
         geometry,
         first,
         count,
-        p_at + points * p_xi,
+        patch,
     )
 
 
@@ -155,8 +157,8 @@ def winograd(tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, worke
     """3x3 convolution of flat x (N, H, W, C) with `u` of `transform_weight`, into flat y.
 
     ``sizes = (C, M)``, bias (M,), values below `floor` are raised to it. `tiles` of all images
-    are cut into blocks of `step`; `zeros` holds ``max(C, M)`` zeros and `work`
-    ``workers * forward_work`` elements.
+    are cut into blocks of `step`; `zeros` holds ``(max(W, OW) + tile + 2) * max(C, M)`` zeros and
+    `work` ``workers * forward_work`` elements.
     """
     prepare_gemm(y)
     prepare_inputs(y)
@@ -168,10 +170,11 @@ def winograd(tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, worke
 
 @kernel
 def panel_work(tile, tiles, channels, lanes):
-    """Elements of a worker's buffer by panels: taps, a panel of the weight, products, a pixel."""
+    """Elements of a worker's buffer by panels: taps, a panel of the weight, products, a tile."""
     width = 2 * lanes
     strides = channels * width + lanes + tiles * width + lanes
-    return 9 * FILTER_ROWS * width + (tile + 2) * (tile + 2) * strides + width
+    rest = 9 * FILTER_ROWS * width + patch_size(tile, channels, width)
+    return rest + (tile + 2) * (tile + 2) * strides
 
 
 @kernel
@@ -217,11 +220,9 @@ def _winograd_panel(
             u_xi,
         )
     v_row, v_xi = row_length(channels, lanes), matrix_stride(tiles, channels, lanes)
-    for xi in range(points):
-        a = (v, xi * v_xi, v_row, 1)
-        b = (work, u_at + xi * u_xi, width * channels, width)
-        c = (work, p_at + xi * p_xi, width)
-        gemm(tiles, columns, channels, a, b, (zeros, 0, 0), c, lanes)
+    a, b, c = (v, 0, v_row, 1), (work, u_at, width * channels, width), (work, p_at, width)
+    steps = (v_xi, u_xi, p_xi)
+    gemm_batch(points, steps, tiles, columns, channels, a, b, (zeros, 0, 0), c, lanes)
     transform_outputs(
         tile,
         work,
@@ -270,7 +271,8 @@ def winograd_by_panels(
     prepare_inputs(y)
     prepare_outputs(y)
     count = (tiles + TRANSFORM_TILES - 1) // TRANSFORM_TILES
-    arguments = (tile, x, x[:0], sizes, geometry, tiles, lanes, zeros, v, v)
+    share = panel_work(tile, tiles, sizes[0], lanes)
+    arguments = (tile, x, x[:0], sizes, geometry, tiles, lanes, zeros, work, share, v, v)
     parallel_for(transform_task, count, workers, arguments)
     width = panel_width(sizes[1], lanes)
     panels = (sizes[1] + width - 1) // width

@@ -88,6 +88,11 @@ class _Plan:
         return self.images[0] * self.grid[0] * self.grid[1]
 
     @functools.cached_property
+    def zeros(self) -> int:
+        """Of the longest row of pixels that is read, and of the first tile's left edge."""
+        return (max(self.images[2], self.out_size[1]) + self.tile + 2) * max(self.sizes)
+
+    @functools.cached_property
     def tile_bytes(self) -> int:
         """Both sides of one tile, transformed."""
         return self.points * sum(self.sizes) * self.itemsize
@@ -221,7 +226,7 @@ def _run(
     sizes, lanes = plan.sizes, plan.lanes
     y = memory.empty((x.shape[0], *plan.out_size, plan.filters), dtype)
     floor = dtype.type(0 if relu else -np.inf)
-    zeros = memory.zeros(max(sizes), dtype)
+    zeros = memory.zeros(plan.zeros, dtype)
     if plan.by_panels:
         work = workers * winograd.panel_work(plan.tile, plan.tiles, plan.channels, lanes)
         v = plan.points * winograd.matrix_stride(plan.tiles, plan.channels, lanes)
@@ -292,7 +297,7 @@ def backward_weight(
             plan.tiles,
             lanes,
             workers,
-            memory.zeros(max(sizes), dtype),
+            memory.zeros(plan.zeros, dtype),
             *(memory.empty(plan.points * stride, dtype) for stride in strides),
             memory.empty(workers * width, dtype),
             memory.empty(size, dtype),
@@ -311,7 +316,7 @@ def backward_weight(
         span,
         lanes,
         workers,
-        memory.zeros(max(sizes), dtype),
+        memory.zeros(plan.zeros, dtype),
         memory.empty(workers * gradient.gradient_work(plan.tile, step, *sizes, lanes), dtype),
         memory.empty(chunks * size, dtype),
         dw.reshape(-1),
