@@ -68,7 +68,7 @@ def conv2d(
 ) -> Tensor:
     """Convolve images; see `fastlayers.ops.conv2d`."""
     inputs = _tensor(input), _tensor(weight), _optional(bias)
-    options = (stride, padding, dilation, groups)
+    options: Any = (stride, padding, dilation, groups)
     arrays = heads.arrays(inputs)
     shape = ops.conv2d_shape(*arrays, *options, algorithm=algorithm, activation=activation)
     return fusion.start(heads.Conv(inputs, options, algorithm, activation, shape))

@@ -135,7 +135,7 @@ class Relu(Step):
     kind = "relu"
     __slots__ = ()
 
-    def alone(self, x: Tensor) -> Recording:  # noqa: D102
+    def alone(self, x: Tensor) -> Recording:
         y = ops.relu(x.array())
         return y, (x,), lambda dy: (ops.relu_backward(dy, y),)
 

@@ -67,7 +67,8 @@ class Conv(_Head):
     def run(self, steps: Steps) -> Recording:
         """Convolve; a normalisation is in the weight already, ReLU and pooling are in the op."""
         x, w, b = arrays(self.inputs)
-        options, needs, algorithm = self.options, self.needs, self.algorithm
+        options: Any = self.options
+        needs, algorithm = self.needs, self.algorithm
         activation = "relu" if RELU in steps else self.activation
         if steps and isinstance(steps[0], Normalise):
             w, b = steps[0].fold(w, b)
