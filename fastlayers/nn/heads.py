@@ -56,7 +56,7 @@ class Conv(_Head):
     def __init__(
         self,
         inputs: Affine,
-        options: tuple[Any, ...],
+        options: Any,
         algorithm: str,
         activation: str | None,
         shape: tuple[int, ...],
@@ -67,8 +67,8 @@ class Conv(_Head):
     def run(self, steps: Steps) -> Recording:
         """Convolve; a normalisation is in the weight already, ReLU and pooling are in the op."""
         x, w, b = arrays(self.inputs)
-        options: Any = self.options
-        needs, algorithm = self.needs, self.algorithm
+        options, algorithm = self.options, self.algorithm
+        backward_options: Any = (*options, self.needs)
         activation = "relu" if RELU in steps else self.activation
         if steps and isinstance(steps[0], Normalise):
             w, b = steps[0].fold(w, b)
@@ -81,7 +81,9 @@ class Conv(_Head):
             y, offsets = ops.conv2d_max_pool2d(x, w, b, *options, **how)
 
             def backward(dy: np.ndarray) -> Any:
-                return ops.conv2d_max_pool2d_backward(dy, y, offsets, x, w, *options, needs, **how)
+                return ops.conv2d_max_pool2d_backward(
+                    dy, y, offsets, x, w, *backward_options, **how
+                )
 
             return y, self.inputs, backward
         y = ops.conv2d(x, w, b, *options, algorithm=algorithm, activation=activation)
@@ -89,7 +91,7 @@ class Conv(_Head):
         def plain_backward(dy: np.ndarray) -> Any:
             if activation:
                 dy = ops.relu_backward(dy, y)
-            return ops.conv2d_backward(dy, x, w, *options, needs, algorithm=algorithm)
+            return ops.conv2d_backward(dy, x, w, *backward_options, algorithm=algorithm)
 
         return y, self.inputs, plain_backward
 
