@@ -166,16 +166,22 @@ def _adam_chunk(chunk, worker, like, table, scalars):
         g = _array_at(like, table[i, 1] + skipped, count)
         m = _array_at(like, table[i, 2] + skipped, count)
         v = _array_at(like, table[i, 3] + skipped, count)
-        top = _array_at(like, table[i, 4 if amsgrad else 3] + skipped, count)
-        for j in range(count):
-            d = sign * g[j] + decay * p[j]
-            m[j] = beta1 * m[j] + fresh1 * d
-            v[j] = beta2 * v[j] + fresh2 * d * d
-            bound = v[j]
-            if amsgrad:
-                bound = top[j] if top[j] >= bound else bound
+        # Two loops: with the choice inside, LLVM makes no vectors: 65 ms instead of 15 for 25.7M.
+        if amsgrad:
+            top = _array_at(like, table[i, 4] + skipped, count)
+            for j in range(count):
+                d = sign * g[j] + decay * p[j]
+                m[j] = beta1 * m[j] + fresh1 * d
+                v[j] = beta2 * v[j] + fresh2 * d * d
+                bound = top[j] if top[j] >= v[j] else v[j]
                 top[j] = bound
-            p[j] = shrink * p[j] - step_size * (m[j] / (np.sqrt(bound) * scale + eps))
+                p[j] = shrink * p[j] - step_size * (m[j] / (np.sqrt(bound) * scale + eps))
+        else:
+            for j in range(count):
+                d = sign * g[j] + decay * p[j]
+                m[j] = beta1 * m[j] + fresh1 * d
+                v[j] = beta2 * v[j] + fresh2 * d * d
+                p[j] = shrink * p[j] - step_size * (m[j] / (np.sqrt(v[j]) * scale + eps))
         at += count
 
 
