@@ -114,47 +114,28 @@ def gather(arrays, dtype, array_type, table):
 
 
 @kernel
-def _first(table, at):
-    """The parameter that holds element `at` of all."""
-    low, high = 0, table.shape[0] - 1
-    while low < high:
-        middle = (low + high) // 2
-        if table[middle, -1] > at:
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
-@kernel
-def _sgd_run(p, g, b, scalars, nesterov):
-    sign, decay, lr, momentum, fresh = scalars
-    if b.size == 0:
-        for i in range(p.size):
-            p[i] -= lr * (sign * g[i] + decay * p[i])
-    else:
-        for i in range(p.size):
-            d = sign * g[i] + decay * p[i]
-            b[i] = momentum * b[i] + fresh * d
-            p[i] -= lr * (d + momentum * b[i] if nesterov else b[i])
-
-
-@kernel
 def _sgd_chunk(chunk, worker, like, table, scalars, nesterov):
-    at, roles = chunk * CHUNK, table.shape[1] - 1
+    sign, decay, lr, momentum, fresh = scalars
+    has_momentum = table.shape[1] > 3
+    at, i = chunk * CHUNK, 0
     stop = min(at + CHUNK, table[-1, -1])
-    i = _first(table, at)
     while at < stop:
+        while table[i, -1] <= at:
+            i += 1
         begin = table[i - 1, -1] if i else 0
         count, skipped = min(table[i, -1], stop) - at, (at - begin) * like.itemsize
-        _sgd_run(
-            _array_at(like, table[i, 0] + skipped, count),
-            _array_at(like, table[i, 1] + skipped, count),
-            _array_at(like, table[i, roles - 1] + skipped, count if roles > 2 else 0),
-            scalars,
-            nesterov,
-        )
-        at, i = at + count, i + 1
+        p = _array_at(like, table[i, 0] + skipped, count)
+        g = _array_at(like, table[i, 1] + skipped, count)
+        if has_momentum:
+            b = _array_at(like, table[i, 2] + skipped, count)
+            for j in range(count):
+                d = sign * g[j] + decay * p[j]
+                b[j] = momentum * b[j] + fresh * d
+                p[j] -= lr * (d + momentum * b[j] if nesterov else b[j])
+        else:
+            for j in range(count):
+                p[j] -= lr * (sign * g[j] + decay * p[j])
+        at += count
 
 
 @kernel
@@ -171,37 +152,37 @@ def sgd(like, table, sign, decay, lr, momentum, dampening, nesterov, workers):
 
 
 @kernel
-def _adam_run(p, g, m, v, top, scalars):
-    sign, decay, shrink, beta1, fresh1, beta2, fresh2, scale, eps, step_size = scalars
-    amsgrad = top.size > 0
-    for i in range(p.size):
-        d = sign * g[i] + decay * p[i]
-        m[i] = beta1 * m[i] + fresh1 * d
-        v[i] = beta2 * v[i] + fresh2 * d * d
-        bound = v[i]
-        if amsgrad:
-            bound = top[i] if top[i] >= bound else bound
-            top[i] = bound
-        p[i] = shrink * p[i] - step_size * (m[i] / (np.sqrt(bound) * scale + eps))
-
-
-@kernel
 def _adam_chunk(chunk, worker, like, table, scalars):
-    at, roles = chunk * CHUNK, table.shape[1] - 1
+    sign, decay, shrink, beta1, fresh1, beta2, fresh2, scale, eps, step_size = scalars
+    amsgrad = table.shape[1] > 5
+    at, i = chunk * CHUNK, 0
     stop = min(at + CHUNK, table[-1, -1])
-    i = _first(table, at)
     while at < stop:
+        while table[i, -1] <= at:
+            i += 1
         begin = table[i - 1, -1] if i else 0
         count, skipped = min(table[i, -1], stop) - at, (at - begin) * like.itemsize
-        _adam_run(
-            _array_at(like, table[i, 0] + skipped, count),
-            _array_at(like, table[i, 1] + skipped, count),
-            _array_at(like, table[i, 2] + skipped, count),
-            _array_at(like, table[i, 3] + skipped, count),
-            _array_at(like, table[i, roles - 1] + skipped, count if roles > 4 else 0),
-            scalars,
-        )
-        at, i = at + count, i + 1
+        p = _array_at(like, table[i, 0] + skipped, count)
+        g = _array_at(like, table[i, 1] + skipped, count)
+        m = _array_at(like, table[i, 2] + skipped, count)
+        v = _array_at(like, table[i, 3] + skipped, count)
+        # Two loops: with the choice inside, LLVM makes no vectors: 65 ms instead of 15 for 25.7M.
+        if amsgrad:
+            top = _array_at(like, table[i, 4] + skipped, count)
+            for j in range(count):
+                d = sign * g[j] + decay * p[j]
+                m[j] = beta1 * m[j] + fresh1 * d
+                v[j] = beta2 * v[j] + fresh2 * d * d
+                bound = top[j] if top[j] >= v[j] else v[j]
+                top[j] = bound
+                p[j] = shrink * p[j] - step_size * (m[j] / (np.sqrt(bound) * scale + eps))
+        else:
+            for j in range(count):
+                d = sign * g[j] + decay * p[j]
+                m[j] = beta1 * m[j] + fresh1 * d
+                v[j] = beta2 * v[j] + fresh2 * d * d
+                p[j] = shrink * p[j] - step_size * (m[j] / (np.sqrt(v[j]) * scale + eps))
+        at += count
 
 
 @kernel
