@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from fastlayers import ops
-from fastlayers.autograd import Tensor, record
+from fastlayers.autograd import Tensor, record, wants_grad
 from fastlayers.nn import fusion, heads
 
 __all__ = [
@@ -306,8 +306,18 @@ def cross_entropy(
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """Loss of logits against class indices; see `fastlayers.ops.cross_entropy`."""
-    options = (target, weight, ignore_index, reduction, label_smoothing)
-    return _loss(input, ops.cross_entropy, ops.cross_entropy_backward, *options)
+    x = _tensor(input)
+    logits, needs_grad = x.array(), wants_grad((x,))
+    options = (_array(target), _array(weight), ignore_index, reduction, label_smoothing)
+    loss, slopes = ops.cross_entropy_forward(logits, *options, needs_grad)
+    kept = [slopes]  # taken by the first backward, which hands it out
+
+    def backward(dy: np.ndarray) -> tuple[np.ndarray]:
+        if kept:
+            return (ops.cross_entropy_apply(dy, kept.pop(), reuse=True),)
+        return (ops.cross_entropy_backward(dy, logits, *options),)
+
+    return record(loss, (x,), backward, requires_grad=needs_grad, fresh=True)
 
 
 def nll_loss(
