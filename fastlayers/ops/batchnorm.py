@@ -120,9 +120,10 @@ def _channels(op: str, name: str, value: Any, form: Form, dtype: np.dtype) -> np
 
 def _tensor(op: str, name: str, value: Any, form: Form, x: np.ndarray) -> np.ndarray:
     """The elements of an array of the shape and dtype of the input."""
-    value = _check.array(op, name, value)
-    _check.same_shape(op, name, value, x.shape)
-    _check.same_dtype(op, name, value, x.dtype)
+    if not (type(value) is np.ndarray and value.dtype is x.dtype and value.shape == x.shape):
+        value = _check.array(op, name, value)
+        _check.same_shape(op, name, value, x.shape)
+        _check.same_dtype(op, name, value, x.dtype)
     return form.flat(value)
 
 
