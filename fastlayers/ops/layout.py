@@ -16,8 +16,6 @@ __all__ = ["contiguous", "from_channels_last", "like", "raveled", "to_channels_l
 
 def kernel_ready(x: np.ndarray) -> np.ndarray:
     """C-contiguous, aligned and of a writable type, copying only where it must."""
-    if x.flags.carray:  # all of that
-        return x
     if not (x.flags.c_contiguous and x.flags.aligned):
         x = np.require(x, requirements=("C", "A"))
     return memory.writable_view(x)
@@ -32,10 +30,8 @@ def _swap(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def to_channels_last(x: np.ndarray) -> np.ndarray:
     """The C-contiguous (N, ..., C) array of an (N, C, ...) one; a view where that is its memory."""
-    last = x.transpose((0, 2, 3, 1) if x.ndim == 4 else (0, *range(2, x.ndim), 1))
-    if last.flags.carray:
-        return last
     n, c, *spatial = x.shape
+    last = x.transpose(0, *range(2, x.ndim), 1)
     if last.flags.c_contiguous or not x.flags.c_contiguous:
         return kernel_ready(last)
     size = x.size // (n * c) if n * c else 0
@@ -44,7 +40,7 @@ def to_channels_last(x: np.ndarray) -> np.ndarray:
 
 def from_channels_last(last: np.ndarray) -> np.ndarray:
     """The (N, C, ...) view of an (N, ..., C) array."""
-    return last.transpose((0, 3, 1, 2) if last.ndim == 4 else (0, -1, *range(1, last.ndim - 1)))
+    return last.transpose(0, -1, *range(1, last.ndim - 1))
 
 
 def contiguous(x: np.ndarray) -> np.ndarray:
