@@ -310,7 +310,7 @@ def cross_entropy(
     logits, needs_grad = x.array(), wants_grad((x,))
     options = (_array(target), _array(weight), ignore_index, reduction, label_smoothing)
     loss, slopes = ops.cross_entropy_forward(logits, *options, needs_grad)
-    kept = [slopes]  # taken by the first backward, which hands it out
+    kept = [] if slopes is None else [slopes]  # until the first backward hands it out
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray]:
         if kept:

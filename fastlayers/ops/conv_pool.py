@@ -186,9 +186,14 @@ class _Plan:
         return routes if routes.serves else None
 
 
-@functools.lru_cache(maxsize=256, typed=True)
+_known_plan = functools.lru_cache(maxsize=256, typed=True)(_Plan)
+
+
 def _plan(op: str, shape: ConvShape, pool: Pool, activation: str | None, algorithm: str) -> _Plan:
-    return _Plan(op, shape, pool, activation, algorithm)
+    try:
+        return _known_plan(op, shape, pool, activation, algorithm)
+    except TypeError:  # an error, or a list, which has no hash
+        return _Plan(op, shape, pool, activation, algorithm)
 
 
 def conv2d_max_pool2d(
