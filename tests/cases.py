@@ -95,10 +95,11 @@ class Case:
                 random.manual_seed(0)
                 y, dropped = getattr(ops, f"{self.op}_forward")(x, **o)
                 last = o["p"] if self.op == "dropout" else o["channel_axis"]
+                shown = dropped if self.op != "dropout" else unpacked(dropped, x.shape)
                 if module is reference:
-                    dropped = dropped if self.op != "dropout" else unpacked(dropped, x.shape)
-                    y = forward(x, dropped, last)
+                    dropped, y = shown, forward(x, shown, last)
                 gradients = backward(like(y, kind), dropped, last)
+                results["dropped"] = shown
             case "relu" | "sigmoid" | "tanh" | "softmax" | "log_softmax":
                 y = forward(x, **o)
                 gradients = backward(like(y, kind), y, **o)

@@ -23,9 +23,10 @@ __all__ = [
     "feature_dropout_forward",
 ]
 
-# Drawing a random word costs about as much as ten multiply-adds.
-DRAW_WORK = 10
-GROUP = 128  # elements whose bits are drawn together, into so many bytes of a mask
+# Drawing for an element costs about as much as two multiply-adds.
+DRAW_WORK = 2
+# Elements whose bits are drawn together, as in `kernels.philox`, and their bytes in a mask.
+GROUP = 128
 GROUP_BYTES = GROUP // 8
 # Channels from which one copy of their factors is enough for mostly whole vectors.
 LONG = 128
