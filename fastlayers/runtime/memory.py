@@ -141,7 +141,7 @@ def _larger_block(size: int) -> _Block | None:
     Workspaces and activations of a step are not all needed at a time: VGG-16 takes 2.2 GB with
     it, 2.4 GB without.
     """
-    for free in sorted(list(_frees.values()), key=lambda free: free.size):
+    for free in sorted(_frees.values(), key=lambda free: free.size):
         if size < free.size <= 2 * size:
             with contextlib.suppress(IndexError):
                 return free.pop()
