@@ -65,8 +65,8 @@ def set_fusion_enabled(enabled: bool) -> None:
 
 def run_waiting() -> None:
     """Run what this thread has called and not used yet, in the order of the calls."""
-    waiting = state.waiting
-    while waiting:
-        output = waiting.pop(0)()
+    waiting, state.waiting = state.waiting, []
+    for reference in waiting:
+        output = reference()
         if output is not None:
             output.array()

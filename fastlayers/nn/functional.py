@@ -68,10 +68,8 @@ def conv2d(
 ) -> Tensor:
     """Convolve images; see `fastlayers.ops.conv2d`."""
     inputs = _tensor(input), _tensor(weight), _optional(bias)
-    options: Any = (stride, padding, dilation, groups)
-    arrays = heads.arrays(inputs)
-    shape = ops.conv2d_shape(*arrays, *options, algorithm=algorithm, activation=activation)
-    return fusion.start(heads.Conv(inputs, options, algorithm, activation, shape))
+    options = (stride, padding, dilation, groups, algorithm)
+    return fusion.start(heads.Conv(inputs, options, activation))
 
 
 def linear(

@@ -51,49 +51,35 @@ class Conv(_Head):
     """Convolution, with the arguments of `functional.conv2d`."""
 
     kind = "conv"
-    __slots__ = ("activation", "algorithm", "options")
+    __slots__ = ("arguments", "bias", "convolution", "relu")
 
-    def __init__(
-        self,
-        inputs: Affine,
-        options: Any,
-        algorithm: str,
-        activation: str | None,
-        shape: tuple[int, ...],
-    ) -> None:
-        super().__init__(inputs, shape)
-        self.options, self.algorithm, self.activation = options, algorithm, activation
+    def __init__(self, inputs: Affine, options: Any, activation: str | None) -> None:
+        op, (x, w, b) = "conv2d", arrays(inputs)
+        self.relu = ops.conv.is_relu(op, activation)
+        x, w, self.convolution = ops.conv.prepare(op, x, w, *options)
+        self.arguments, self.bias = (x, w), self.convolution.bias(op, b)
+        super().__init__(inputs, self.convolution.out_shape)
 
     def run(self, steps: Steps) -> Recording:
         """Convolve; a normalisation is in the weight already, ReLU and pooling are in the op."""
-        x, w, b = arrays(self.inputs)
-        options, algorithm = self.options, self.algorithm
-        backward_options: Any = (*options, self.needs)
-        activation = "relu" if RELU in steps else self.activation
+        (x, w), b, needs, convolution = self.arguments, self.bias, self.needs, self.convolution
+        relu = self.relu or RELU in steps
         if steps and isinstance(steps[0], Normalise):
             w, b = steps[0].fold(w, b)
         if steps and isinstance(steps[-1], MaxPool):
-            how: Any = {
-                "pool": steps[-1].window,
-                "activation": activation,
-                "algorithm": algorithm,
-            }
-            y, offsets = ops.conv2d_max_pool2d(x, w, b, *options, **how)
+            pooled = ops.conv_pool.prepare_pooled("max_pool2d", convolution, steps[-1].window, relu)
+            y, offsets = pooled.forward(x, w, b)
 
-            def backward(dy: np.ndarray) -> Any:
-                return ops.conv2d_max_pool2d_backward(
-                    dy, y, offsets, x, w, *backward_options, **how
-                )
+            def pooled_backward(dy: np.ndarray) -> Any:
+                return pooled.backward(dy, y, offsets, x, w, needs)
 
-            return y, self.inputs, backward
-        y = ops.conv2d(x, w, b, *options, algorithm=algorithm, activation=activation)
+            return y, self.inputs, pooled_backward
+        y = convolution.forward(x, w, b, relu)
 
-        def plain_backward(dy: np.ndarray) -> Any:
-            if activation:
-                dy = ops.relu_backward(dy, y)
-            return ops.conv2d_backward(dy, x, w, *backward_options, algorithm=algorithm)
+        def backward(dy: np.ndarray) -> Any:
+            return convolution.backward(ops.relu_backward(dy, y) if relu else dy, x, w, needs)
 
-        return y, self.inputs, plain_backward
+        return y, self.inputs, backward
 
 
 class Linear(_Head):
@@ -198,11 +184,11 @@ class Normalise(Step):
     def alone(self, x: Tensor) -> Recording:  # noqa: D102
         return BatchNorm(x, self.norm).run(())
 
-    def fold(self, weight: np.ndarray, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def fold(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weight and bias of the convolution whose output is normalised already."""
         mean, scale = self.norm.mean, self.norm.invstd
         gamma, beta = _array(self.norm.weight), _array(self.norm.bias)
         if gamma is not None:
             scale = scale * gamma
-        shift = -mean * scale if bias is None else (bias - mean) * scale
+        shift = (bias - mean) * scale
         return weight * scale[:, None, None, None], shift if beta is None else shift + beta

@@ -35,7 +35,7 @@ from fastlayers.ops.batchnorm import (
     batch_norm_statistics,
 )
 from fastlayers.ops.batchnorm_pool import batch_norm_max_pool2d, batch_norm_max_pool2d_backward
-from fastlayers.ops.conv import conv2d, conv2d_backward, conv2d_shape
+from fastlayers.ops.conv import conv2d, conv2d_backward
 from fastlayers.ops.conv_pool import conv2d_max_pool2d, conv2d_max_pool2d_backward
 from fastlayers.ops.dropout import (
     dropout,
@@ -86,7 +86,6 @@ __all__ = [
     "conv2d_backward",
     "conv2d_max_pool2d",
     "conv2d_max_pool2d_backward",
-    "conv2d_shape",
     "cross_entropy",
     "cross_entropy_apply",
     "cross_entropy_backward",

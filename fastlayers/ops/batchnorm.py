@@ -154,7 +154,7 @@ def check_channels(shape: tuple[int, ...], dtype: np.dtype, **vectors: np.ndarra
         return  # the input's own check says what is wrong
     form = form_of(shape, dtype.itemsize)
     for name, value in vectors.items():
-        _channels("batch_norm", name, value, form, dtype)
+        _optional("batch_norm", name, value, form, dtype)
 
 
 def running_statistics(

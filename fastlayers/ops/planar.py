@@ -92,6 +92,7 @@ def forward(
     flat, planar = raw_images(x)
     y = memory.empty(plan.out_shape, dtype)
     cells = memory.empty(plan.out_shape, np.uint8) if plan.sizes[2] == 2 else _NO_CELLS
+    (work,) = memory.scratch((workers * plan.cut[3],), dtype)
     kernels.conv_planar.conv2d_planar(
         flat,
         planar,
@@ -103,7 +104,7 @@ def forward(
         plan.cut,
         plan.tables,
         workers,
-        memory.empty(workers * plan.cut[3], dtype),
+        work,
         y.reshape(-1),
         cells.reshape(-1),
     )

@@ -3,8 +3,8 @@ import pytest
 from cases import DTYPES, LAYOUTS, check_error, like
 
 from fastlayers import ops, reference
-from fastlayers.ops.conv import resolve
-from fastlayers.ops.conv_pool import _plan
+from fastlayers.ops.conv import prepare
+from fastlayers.ops.conv_pool import PooledConvolution
 from fastlayers.runtime import threads
 
 POOL = (2, None, 0, 1, False)
@@ -81,7 +81,8 @@ def test_cases_reach_every_path():
     for x, weight, options, pool in CASES:
         options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
         a, b, _ = draw(x, weight, np.float32)
-        plan = _plan("conv2d", resolve("conv2d", a, b, **options)[2], pool, None, "auto")
+        convolution = prepare("conv2d", a, b, **options, algorithm="auto")[2]
+        plan = PooledConvolution("conv2d", convolution, pool, False)
         found |= {bool(plan.planes), "pooled" if plan.pooled else "fallback"}
         found.add("sparse" if plan.routes else "dense")
     assert found == {True, False, "pooled", "fallback", "sparse", "dense"}
