@@ -427,47 +427,61 @@ def _binary(
 
 def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
     """Visit the nodes from the newest to the oldest; each has then got all of its gradient."""
-    nodes: dict[int, _Node] = {}
-    gradients: dict[int, np.ndarray] = {}
-    order: list[int] = []  # a heap of negative numbers: the newest node first
+    # By the node's number: the node and its gradient so far. The heap holds negative numbers.
+    nodes: dict[int, tuple[_Node, np.ndarray]] = {}
+    order: list[int] = []
     # Leaves get their gradients when all went well: an error leaves them as they were.
     leaves: dict[int, tuple[Tensor, np.ndarray]] = {}
-
-    def give(target: Tensor, gradient: np.ndarray, shared: Gradients) -> None:
-        values: np.ndarray = target._array  # type: ignore[assignment]  # its op has run
-        if gradient.dtype is not values.dtype and gradient.dtype != values.dtype:
-            gradient = gradient.astype(values.dtype)  # of an op of float32 and float64
-        node = target._node
-        if node is None:
-            key = id(target)
-            if key in leaves:
-                gradient = leaves[key][1] + gradient
-            elif any(o is not None and np.may_share_memory(gradient, o) for o in shared):
-                gradient = gradient.copy()  # another leaf may be given the same memory
-            leaves[key] = target, gradient
-            return
-        number = node.number
-        if number in nodes:
-            gradients[number] = gradients[number] + gradient
-        else:
-            nodes[number], gradients[number] = node, gradient
-            heapq.heappush(order, -number)
-
-    give(root, seed, ())
-    while order:
-        number = -heapq.heappop(order)
-        node, gradient = nodes.pop(number), gradients.pop(number)
+    targets: tuple[Tensor | None, ...] = (root,)
+    parts: Gradients = (seed,)
+    shared: Gradients = ()
+    while True:
+        for i, target in enumerate(targets):
+            part = parts[i]
+            if part is None or target is None or not target.requires_grad:
+                continue
+            values: np.ndarray = target._array  # type: ignore[assignment]  # its op has run
+            if part.dtype is not values.dtype and part.dtype != values.dtype:
+                part = part.astype(values.dtype)  # of an op of float32 and float64
+            below = target._node
+            if below is None:
+                _give_leaf(leaves, target, part, shared and shared[: i + 1])
+            elif below.number in nodes:
+                nodes[below.number] = below, nodes[below.number][1] + part
+            else:
+                nodes[below.number] = below, part
+                heapq.heappush(order, -below.number)
+        if not order:
+            break
+        node, gradient = nodes.pop(-heapq.heappop(order))
         if node.backward is None or node.inputs is None:
             raise RuntimeError(
                 "backward: what was recorded has been freed by an earlier backward; "
                 "pass retain_graph=True to the first one to call it twice"
             )
-        parts = node.backward(gradient)
-        shared: Gradients = () if node.fresh else (gradient, *parts)
-        for i, (target, part) in enumerate(zip(node.inputs, parts, strict=True)):
-            if part is not None and target is not None and target.requires_grad:
-                give(target, part, shared and shared[: i + 1])
+        targets, parts = node.inputs, node.backward(gradient)
+        if len(parts) != len(targets):
+            raise ValueError(
+                f"backward: an op of {len(targets)} inputs must give as many gradients, "
+                f"got {len(parts)}"
+            )
+        shared = () if node.fresh else (gradient, *parts)
         if not retain_graph:
             node.backward = node.inputs = None
     for leaf, gradient in leaves.values():
         leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+
+
+def _give_leaf(
+    leaves: dict[int, tuple[Tensor, np.ndarray]],
+    leaf: Tensor,
+    part: np.ndarray,
+    shared: Gradients,
+) -> None:
+    """Add to a leaf's gradient; another leaf may be given the memory of those in `shared`."""
+    key = id(leaf)
+    if key in leaves:
+        part = leaves[key][1] + part
+    elif any(other is not None and np.may_share_memory(part, other) for other in shared):
+        part = part.copy()
+    leaves[key] = leaf, part

@@ -77,8 +77,7 @@ def linear(
 ) -> Tensor:
     """Map the last axis; see `fastlayers.ops.linear`."""
     inputs = _tensor(input), _tensor(weight), _optional(bias)
-    shape = ops.linear_shape(*heads.arrays(inputs), activation=activation)
-    return fusion.start(heads.Linear(inputs, activation, shape))
+    return fusion.start(heads.Linear(inputs, activation))
 
 
 @overload

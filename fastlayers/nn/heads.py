@@ -13,6 +13,8 @@ import numpy as np
 from fastlayers import ops
 from fastlayers.autograd import Recording, Tensor, wants_grad
 from fastlayers.nn.fusion import RELU, Add, Chain, MaxPool, Step
+from fastlayers.ops.layout import kernel_ready
+from fastlayers.ops.linear import linear_rows, linear_rows_backward, prepare
 
 __all__ = ["BatchNorm", "Conv", "Linear", "Norm", "Normalise", "arrays"]
 
@@ -86,22 +88,26 @@ class Linear(_Head):
     """Linear map, with the arguments of `functional.linear`."""
 
     kind = "linear"
-    __slots__ = ("activation",)
+    __slots__ = ("arguments", "relu")
 
-    def __init__(self, inputs: Affine, activation: str | None, shape: tuple[int, ...]) -> None:
-        super().__init__(inputs, shape)
-        self.activation = activation
+    def __init__(self, inputs: Affine, activation: str | None) -> None:
+        op, (x, w, b) = "linear", arrays(inputs)
+        self.relu = ops.conv.is_relu(op, activation)
+        self.arguments = prepare(op, x, w, b)
+        super().__init__(inputs, (*x.shape[:-1], len(w)))
 
     def run(self, steps: Steps) -> Recording:
         """Map the last axis; the only step is a ReLU."""
-        x, w, b = arrays(self.inputs)
-        activation, needs = "relu" if steps else self.activation, self.needs
-        y = ops.linear(x, w, b, activation=activation)
+        (x, w, b), needs, shape = self.arguments, self.needs, self.shape
+        relu, before = self.relu or bool(steps), self.inputs[0].shape
+        y = linear_rows(x, w, b, relu)
 
         def backward(dy: np.ndarray) -> Any:
-            return ops.linear_backward(dy, x, w, needs, activation=activation, output=y)
+            rows = kernel_ready(dy).reshape(y.shape)
+            dx, dw, db = linear_rows_backward(rows, y if relu else None, x, w, needs)
+            return dx if dx is None else dx.reshape(before), dw, db
 
-        return y, self.inputs, backward
+        return y.reshape(shape), self.inputs, backward
 
 
 @dataclass(slots=True, eq=False)

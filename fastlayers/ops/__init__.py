@@ -47,7 +47,7 @@ from fastlayers.ops.dropout import (
     feature_dropout_forward,
 )
 from fastlayers.ops.flatten import flatten, flatten_backward
-from fastlayers.ops.linear import linear, linear_backward, linear_shape
+from fastlayers.ops.linear import linear, linear_backward
 from fastlayers.ops.loss import (
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_backward,
@@ -105,7 +105,6 @@ __all__ = [
     "leaky_relu_backward",
     "linear",
     "linear_backward",
-    "linear_shape",
     "log_softmax",
     "log_softmax_backward",
     "max_pool2d",

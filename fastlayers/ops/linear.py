@@ -13,7 +13,7 @@ from fastlayers.ops.layout import kernel_ready
 from fastlayers.ops.reduce import masked_column_sums, sum_chunks
 from fastlayers.runtime import cpu, memory, threads
 
-__all__ = ["linear", "linear_backward", "linear_shape"]
+__all__ = ["linear", "linear_backward", "linear_rows", "linear_rows_backward", "prepare"]
 
 # Rows up to which the input's gradient is rank updates of the streaming weight.
 FEW_ROWS = 8
@@ -136,21 +136,34 @@ def _forward_plan(rows: int, k: int, n: int, dtype: np.dtype, available: int) ->
     return home.linear, (lanes, workers), size, *constant
 
 
-def linear_shape(
-    input: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray | None = None,
-    *,
-    activation: str | None = None,
-) -> tuple[int, ...]:
-    """Shape of what `linear` returns for these arguments, which are checked; raises as it does."""
-    if activation is not None:
-        _check.one_of("linear", "activation", activation, ("relu",))
-    _prepare("linear", input, weight)
-    n = weight.shape[0]
-    if bias is not None:
-        _check.vector("linear", "bias", bias, n, input.dtype)
-    return (*input.shape[:-1], n)
+def prepare(
+    op: str, input: Any, weight: Any, bias: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Check a call's arguments; the input as a matrix, the weight, the bias."""
+    x, w = _prepare(op, input, weight)
+    if bias is None:
+        return x, w, None
+    if not (
+        type(bias) is np.ndarray
+        and bias.dtype is x.dtype
+        and bias.shape == w.shape[:1]
+        and bias.flags.carray
+    ):
+        bias = memory.writable_view(_check.vector(op, "bias", bias, w.shape[0], x.dtype))
+    return x, w, bias
+
+
+def linear_rows(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bool
+) -> np.ndarray:
+    """`linear` of a matrix, with arguments that were checked."""
+    (rows, k), n, dtype = x.shape, weight.shape[0], x.dtype
+    run, options, size, zeros, nothing = _forward_plan(rows, k, n, dtype, threads.get_num_threads())
+    work = memory.empty(size, dtype) if size else nothing
+    y = memory.empty((rows, n), dtype)
+    b = zeros if bias is None else bias
+    run(x, weight, b, 0.0 if relu else -np.inf, *options, work, y)
+    return y
 
 
 def linear(
@@ -189,17 +202,9 @@ def linear(
     """
     if activation is not None:
         _check.one_of("linear", "activation", activation, ("relu",))
-    x, w = _prepare("linear", input, weight)
-    (rows, k), n, dtype = x.shape, w.shape[0], x.dtype
-    run, options, size, zeros, nothing = _forward_plan(rows, k, n, dtype, threads.get_num_threads())
-    if bias is None:
-        bias = zeros
-    else:
-        bias = memory.writable_view(_check.vector("linear", "bias", bias, n, dtype))
-    work = memory.empty(size, dtype) if size else nothing
-    y = memory.empty((rows, n), dtype)
-    run(x, w, bias, -np.inf if activation is None else 0.0, *options, work, y)
-    return y if input.ndim == 2 else y.reshape(*input.shape[:-1], n)
+    x, w, b = prepare("linear", input, weight, bias)
+    y = linear_rows(x, w, b, activation is not None)
+    return y if input.ndim == 2 else y.reshape(*input.shape[:-1], w.shape[0])
 
 
 @functools.lru_cache(1024)
@@ -260,23 +265,36 @@ def linear_backward(
     """
     op = "linear_backward"
     x, w = _prepare(op, input, weight)
-    (rows, k), n, dtype = x.shape, w.shape[0], x.dtype
-    dy = y = _gradient(op, "grad_output", grad_output, input, n, dtype)
+    n, dtype, y = w.shape[0], x.dtype, None
+    dy = _gradient(op, "grad_output", grad_output, input, n, dtype)
     if activation is not None:
         _check.one_of(op, "activation", activation, ("relu",))
         y = _gradient(op, "output", output, input, n, dtype)
+    dx, dw, db = linear_rows_backward(dy, y, x, w, needs)
+    return dx if dx is None else dx.reshape(input.shape), dw, db
+
+
+def linear_rows_backward(
+    dy: np.ndarray,
+    y: np.ndarray | None,
+    x: np.ndarray,
+    weight: np.ndarray,
+    needs: tuple[bool, bool, bool],
+) -> Grads:
+    """`linear_backward` of matrices, behind a ReLU if it gave y; arguments were checked."""
+    (rows, k), n, dtype = x.shape, weight.shape[0], x.dtype
     dx_needed, dw_needed, db_needed = needs
-    wanted = int(activation is not None), int(bool(dx_needed)), int(bool(dw_needed))
+    wanted = int(y is not None), int(bool(dx_needed)), int(bool(dw_needed))
     options, size = _backward_plan(rows, k, n, dtype, wanted, threads.get_num_threads())
     if options is None:
-        return _large_backward(dy, y if wanted[0] else None, x, w, needs, input.shape)
+        return _large_backward(dy, y, x, weight, needs)
     dx = memory.empty((rows, k), dtype) if dx_needed else x
-    dw = memory.empty((n, k), dtype) if dw_needed else w
+    dw = memory.empty((n, k), dtype) if dw_needed else weight
     db = memory.empty(n if db_needed else 0, dtype)
     work = memory.empty(size, dtype)
-    kernels.linear_small.linear_small_backward(dy, y, x, w, *options, work, dx, dw, db)
-    if input.ndim != 2:
-        dx = dx.reshape(input.shape)
+    kernels.linear_small.linear_small_backward(
+        dy, dy if y is None else y, x, weight, *options, work, dx, dw, db
+    )
     return dx if dx_needed else None, dw if dw_needed else None, db if db_needed else None
 
 
@@ -303,10 +321,9 @@ def _large_backward(
     x: np.ndarray,
     w: np.ndarray,
     needs: tuple[bool, bool, bool],
-    shape: tuple[int, ...],
 ) -> Grads:
     db = None
     if needs[2] or y is not None:
         dy, db = masked_column_sums(dy, y)
-    dx = _large_input_gradient(dy, w).reshape(shape) if needs[0] else None
+    dx = _large_input_gradient(dy, w) if needs[0] else None
     return dx, _large_weight_gradient(dy, x) if needs[1] else None, db if needs[2] else None
