@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fastlayers.kernels.runs import copy_run
-from fastlayers.kernels.windows import gather_window, mean_window
+from fastlayers.kernels.runs import clear_run, copy_run
+from fastlayers.kernels.windows import gather_window, mean_window, spread_mean, sum_rows
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = ["window_mean", "window_mean_backward"]
+__all__ = ["image_mean", "tiled_mean_backward", "window_mean", "window_mean_backward"]
 
 # Pixels of a window that is read one vector of channels after the other.
 SMALL = 64
@@ -47,6 +47,71 @@ def window_mean(x, rows, columns, counts, span, workers, y):
     parallel_for(
         _window_mean_rows, (y.shape[0] * y.shape[1] + span - 1) // span, workers, arguments
     )
+
+
+@kernel
+def _image_mean_image(n, worker, x, shape, divisor, width, sums, y):
+    pixels, depth = shape
+    start = worker * width
+    sum_rows(sums, start, x, n * pixels * depth, pixels * depth, width)
+    for c in range(depth):
+        total = sums[start + c]
+        for k in range(1, width // depth):
+            total += sums[start + k * depth + c]
+        y[n * depth + c] = total / divisor
+
+
+@kernel
+def image_mean(x, divisor, width, workers, sums, y):
+    """Mean of each image, ``y[n] = sum(x[n]) / divisor``.
+
+    Pixels are summed `width` elements at a time, a multiple of the channels and of vectors; `sums`
+    is a workspace of ``workers * width`` elements.
+    """
+    shape = (x.shape[1] * x.shape[2], x.shape[3])
+    arguments = (
+        x.reshape(x.size),
+        shape,
+        x.dtype.type(divisor),
+        width,
+        sums,
+        y.reshape(y.size),
+    )
+    parallel_for(_image_mean_image, x.shape[0], workers, arguments)
+
+
+@kernel
+def _tiled_mean_rows(chunk, worker, dy, out_size, window, divisor, span, dx, shape):
+    (kh, kw), (oh, ow), (height, width, depth) = window, out_size, shape
+    line, first = width * depth, chunk * span
+    for row in range(first, min(first + span, dy.size // (ow * depth))):
+        n, i = row // oh, row % oh
+        at = (n * height + i * kh) * line
+        spread_mean(dx, at, dy, row * ow * depth, window, line, ow, depth, divisor)
+        if ow * kw < width:
+            for r in range(kh):
+                clear_run(dx, at + r * line + ow * kw * depth, (width - ow * kw) * depth)
+        if i == oh - 1:
+            clear_run(dx, at + kh * line, (height - oh * kh) * line)
+
+
+@kernel
+def tiled_mean_backward(dy, window, divisor, span, workers, dx):
+    """As `window_mean_backward` for windows that lie side by side from the first pixel on.
+
+    `window` is their size, `divisor` that of all; a task takes `span` rows of dy.
+    """
+    arguments = (
+        dy.reshape(dy.size),
+        dy.shape[1:3],
+        window,
+        dy.dtype.type(divisor),
+        span,
+        dx.reshape(dx.size),
+        dx.shape[1:],
+    )
+    rows = dy.shape[0] * dy.shape[1]
+    parallel_for(_tiled_mean_rows, (rows + span - 1) // span, workers, arguments)
 
 
 @kernel

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastlayers.kernels.philox import GROUP, draw_bits
+import numpy as np
+
+from fastlayers.kernels.philox import GROUP, draw_bits, draw_digits
 from fastlayers.kernels.runs import copy_run, keep_run, scale_run
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
@@ -12,6 +14,27 @@ __all__ = ["GROUP", "SPAN", "apply_mask", "channel_dropout", "dropout", "scale_c
 SPAN = 16384
 # Elements that are drawn and then dropped, while their bits are in L1.
 BLOCK = 2048
+# Digits of a threshold that are drawn one by one; bytes cost as much as 8, and more where they tie.
+SHORT = 8
+
+
+@kernel
+def _digits(threshold):
+    """Number of the threshold's 32 binary digits up to the last 1."""
+    digits = 32
+    while digits > 0 and (threshold >> np.uint64(32 - digits)) & np.uint64(1) == 0:
+        digits -= 1
+    return digits
+
+
+@kernel
+def _draw(bits, first, count, key, stream, threshold):
+    """See `philox`: by digits where the threshold has at most `SHORT`, otherwise by bytes."""
+    digits = _digits(threshold)
+    if digits <= SHORT:
+        draw_digits(bits, first, count, key, stream, threshold, digits)
+    else:
+        draw_bits(bits, first, count, key, stream, threshold)
 
 
 @kernel
@@ -21,7 +44,7 @@ def _dropout_chunk(chunk, worker, x, key, stream, threshold, scale, bits, y):
     for block in range((count + BLOCK - 1) // BLOCK):
         at = first + block * BLOCK
         size = min(BLOCK, x.size - at)
-        draw_bits(bits, at // GROUP, (size + GROUP - 1) // GROUP, key, stream, threshold)
+        _draw(bits, at // GROUP, (size + GROUP - 1) // GROUP, key, stream, threshold)
         keep_run(y, x, bits, at, size, scale)
 
 
@@ -105,6 +128,6 @@ def channel_dropout(
     factors = scale.reshape(scale.size)
     for i in range(factors.size):
         factors[i] = 1
-    draw_bits(bits, 0, (factors.size + GROUP - 1) // GROUP, key, stream, threshold)
+    _draw(bits, 0, (factors.size + GROUP - 1) // GROUP, key, stream, threshold)
     keep_run(factors, factors, bits, 0, factors.size, scale.dtype.type(kept))
     scale_channels(x, scale, repeats, pieces, workers, pattern, y)

@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from fastlayers.kernels.vectors import Vectors, element_pointer
 
-__all__ = ["GROUP", "draw_bits"]
+__all__ = ["GROUP", "draw_bits", "draw_digits"]
 
 _i64 = ir.IntType(64)
 # Elements whose bits are drawn together: those of eight blocks' bytes.
@@ -64,6 +64,73 @@ def _words(builder: Any, key: Any, stream: Any, first: Any) -> list[Any]:
     return [
         builder.or_(low_part(even), builder.shl(odd, half)) for even, odd in ((c0, c1), (c2, c3))
     ]
+
+
+def _store_words(builder: Any, target: Any, at: int, words: Any, count: Any) -> None:
+    """Store a vector of 64-bit words as words `at` on of a target that has but `count`."""
+    lanes = Vectors(builder, _i64, _BLOCKS)
+    enough = builder.icmp_signed("<=", _i64(at + _BLOCKS), count)
+    with builder.if_else(enough) as (whole, cut):
+        with whole:
+            lanes.store_vector(words, builder.gep(target, [_i64(at)]))
+        with cut:
+            mask = lanes.first_lanes(builder.sub(count, _i64(at)))
+            lanes.store_vector(words, builder.gep(target, [_i64(at)]), mask=mask)
+
+
+@intrinsic
+def draw_digits(
+    typingctx: Any,
+    bits: Any,
+    first: Any,
+    count: Any,
+    key: Any,
+    stream: Any,
+    threshold: Any,
+    digits: Any,
+) -> Any:
+    """As `draw_bits` for a threshold whose `digits` highest binary digits are all that is not 0.
+
+    They are at most 8, and `first` is a multiple of 8. A bit is drawn for each digit of an
+    element: that many random binary digits are compared with the threshold's, in words of 64
+    elements, from the last digit to the first: where the threshold's is 1 what was found stays if
+    the random one is 1 too, and where it is 0 a random 1 is greater. Digit d of the elements of
+    eight groups comes from the eight blocks from ``8 * (4 * group + d)`` on.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        first, count, key, stream, threshold, digits = values[1:]
+        lanes = Vectors(builder, _i64, _BLOCKS)
+        start = builder.mul(first, _i64(GROUP // 8))
+        target = element_pointer(cgctx, builder, bits, values[0], start)
+        target = builder.bitcast(target, _i64.as_pointer())
+        # No number is as large as 2 ** 32, and all are at least 0.
+        possible = builder.icmp_unsigned("<", threshold, _i64(1 << 32))
+        possible = lanes.splat(builder.select(possible, _i64(-1), _i64(0)))
+        kept = [cgutils.alloca_once(builder, lanes.vector) for _ in range(2)]
+        with cgutils.for_range_slice(builder, _i64(0), count, _i64(8), _i64) as (i, _):
+            draw = builder.shl(builder.add(first, i), _i64(5))
+            for slot in kept:
+                builder.store(possible, slot)
+            with cgutils.for_range(builder, digits) as loop:
+                d = builder.sub(builder.sub(digits, _i64(1)), loop.index)
+                place = builder.lshr(threshold, builder.sub(_i64(31), d))
+                # All bits are the threshold's digit.
+                digit = lanes.splat(builder.neg(builder.and_(place, _i64(1))))
+                block = builder.add(draw, builder.shl(d, _i64(3)))
+                for slot, words in zip(kept, _words(builder, key, stream, block), strict=True):
+                    held = builder.load(slot)
+                    both, either = builder.and_(held, words), builder.or_(held, words)
+                    other = builder.and_(either, builder.not_(digit))
+                    builder.store(builder.or_(builder.and_(both, digit), other), slot)
+            words_left = builder.shl(builder.sub(count, i), _i64(1))
+            place = builder.gep(target, [builder.shl(i, _i64(1))])
+            for half, slot in enumerate(kept):
+                _store_words(builder, place, half * _BLOCKS, builder.load(slot), words_left)
+        return cgctx.get_dummy_value()
+
+    i8, u8 = types.int64, types.uint64
+    return types.void(bits, i8, i8, u8, u8, u8, i8), codegen
 
 
 @intrinsic

@@ -17,7 +17,6 @@ __all__ = [
     "add_run",
     "clear_run",
     "copy_run",
-    "each_vector",
     "keep_run",
     "prefetch_run",
     "relu_gradient_run",
@@ -26,9 +25,13 @@ __all__ = [
     "sum_run",
     "transpose_block",
     "view",
+    "write_vectors",
 ]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
+# Bytes of a result that is written past the caches, by the number of arrays that are read, and from
+# a vector that is read to the line that is asked for.
+LARGE, AHEAD = {1: 24 << 20, 2: 8 << 20}, 8192
 
 
 @intrinsic
@@ -130,16 +133,53 @@ def clear_run(typingctx: Any, out: Any, out_at: Any, count: Any) -> Any:
     return types.void(out, types.int64, types.int64), codegen
 
 
-def each_vector(builder: Any, vectors: Vectors, count: Any, emit: Any) -> None:
-    """Emit ``emit(at, mask)`` for the vectors of a run: whole ones by fours, then masked ones."""
-    step = _i64(4 * vectors.lanes)
+def write_vectors(
+    builder: Any, vectors: Vectors, target: Any, count: Any, past: Any, compute: Any
+) -> None:
+    """Emit ``target[at] = compute(at, load)`` for the vectors of a run.
+
+    ``load(pointer)`` gives the vector at `at`. Whole ones go by fours, then come masked ones.
+    Where `past`, whole ones are written past the caches, and what is read is asked for ahead.
+    """
+    step, lanes = _i64(4 * vectors.lanes), _i64(vectors.lanes)
     whole = builder.and_(count, _i64(-4 * vectors.lanes))
-    with cgutils.for_range_slice(builder, _i64(0), whole, step, _i64) as (at, _):
-        for v in range(4):
-            emit(builder.add(at, _i64(v * vectors.lanes)), None)
-    lanes = _i64(vectors.lanes)
+
+    def by_fours(load: Any, store: Any) -> None:
+        with cgutils.for_range_slice(builder, _i64(0), whole, step, _i64) as (first, _):
+            for v in range(4):
+                at = builder.add(first, _i64(v * vectors.lanes))
+                value = compute(at, lambda pointer, at=at: load(builder.gep(pointer, [at])))
+                store(value, builder.gep(target, [at]))
+
+    def load_early(pointer: Any) -> Any:
+        ahead = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        prefetch(builder, builder.gep(ahead, [_i64(AHEAD)]))
+        return vectors.load_vector(pointer)
+
+    with builder.if_else(past) as (streamed, stored):
+        with streamed:
+            by_fours(load_early, vectors.stream_vector)
+        with stored:
+            by_fours(vectors.load_vector, vectors.store_vector)
     with cgutils.for_range_slice(builder, whole, count, lanes, _i64) as (at, _):
-        emit(at, vectors.first_lanes(builder.sub(count, at)))
+        mask = vectors.first_lanes(builder.sub(count, at))
+
+        def load_some(pointer: Any) -> Any:
+            return vectors.load_vector(builder.gep(pointer, [at]), mask=mask)
+
+        vectors.store_vector(compute(at, load_some), builder.gep(target, [at]), mask=mask)
+
+
+def _past_caches(
+    cgctx: Any, builder: Any, kind: Any, array: Any, at: Any, lanes: int, sources: int
+) -> Any:
+    """Whether an array is so large, and so aligned from `at` on, as to be written past caches."""
+    array = cgctx.make_array(kind)(cgctx, builder, array)
+    width = kind.dtype.bitwidth // 8
+    address = builder.ptrtoint(builder.gep(array.data, [at]), _i64)
+    aligned = builder.icmp_signed("==", builder.and_(address, _i64(lanes * width - 1)), _i64(0))
+    large = builder.icmp_signed(">=", array.nitems, _i64(LARGE[sources] // width))
+    return builder.and_(aligned, large)
 
 
 def _run_of_vectors(arrays: tuple[Any, ...], compute: Any) -> Any:
@@ -154,12 +194,11 @@ def _run_of_vectors(arrays: tuple[Any, ...], compute: Any) -> Any:
         lanes = cpu.lanes(arrays[0].dtype.bitwidth // 8)
         vectors = Vectors(builder, target.type.pointee, lanes)
 
-        def emit(at: Any, mask: Any) -> None:
-            given = [vectors.load_vector(builder.gep(s, [at]), mask=mask) for s in sources]
-            value = compute(builder, vectors, *given)
-            vectors.store_vector(value, builder.gep(target, [at]), mask=mask)
+        def value(at: Any, load: Any) -> Any:
+            return compute(builder, vectors, *map(load, sources))
 
-        each_vector(builder, vectors, count, emit)
+        past = _past_caches(cgctx, builder, arrays[0], operands[0], at, lanes, len(sources))
+        write_vectors(builder, vectors, target, count, past, value)
         return cgctx.get_dummy_value()
 
     return types.void(*arrays, types.int64, types.int64), codegen
@@ -200,14 +239,14 @@ def keep_run(typingctx: Any, y: Any, x: Any, bits: Any, at: Any, count: Any, sca
         vectors = Vectors(builder, target.type.pointee, 16)
         factor, zero = vectors.splat(values[5]), ir.Constant(vectors.vector, None)
 
-        def emit(at: Any, mask: Any) -> None:
+        def value(at: Any, load: Any) -> Any:
             kept = builder.load(builder.gep(words, [builder.lshr(at, _i64(4))]), align=1)
             kept = builder.bitcast(kept, ir.VectorType(ir.IntType(1), 16))
-            value = vectors.load_vector(builder.gep(source, [at]), mask=mask)
-            value = builder.select(kept, builder.fmul(value, factor), zero)
-            vectors.store_vector(value, builder.gep(target, [at]), mask=mask)
+            value = load(source)
+            return builder.select(kept, builder.fmul(value, factor), zero)
 
-        each_vector(builder, vectors, values[4], emit)
+        past = _past_caches(cgctx, builder, y, values[0], values[3], 16, 1)
+        write_vectors(builder, vectors, target, values[4], past, value)
         return cgctx.get_dummy_value()
 
     return types.void(y, x, bits, types.int64, types.int64, y.dtype), codegen
@@ -226,19 +265,21 @@ def scale_run(
         count, period = values[3], values[6]
         vectors = Vectors(builder, target.type.pointee, cpu.lanes(y.dtype.bitwidth // 8))
         zero = ir.Constant(vectors.vector, None)
+        past = _past_caches(cgctx, builder, y, values[0], values[2], vectors.lanes, 1)
+        whole = builder.srem(period, _i64(vectors.lanes))
+        past = builder.and_(past, builder.icmp_signed("==", whole, _i64(0)))
         with cgutils.for_range_slice(builder, _i64(0), count, period, _i64) as (base, _):
             rest = builder.sub(count, base)
             rest = builder.select(builder.icmp_signed("<", rest, period), rest, period)
             from_, to = builder.gep(source, [base]), builder.gep(target, [base])
 
-            def emit(at: Any, mask: Any) -> None:
-                factor = vectors.load_vector(builder.gep(pattern, [at]), mask=mask)
-                value = vectors.load_vector(builder.gep(from_, [at]), mask=mask)
+            def value(at: Any, load: Any) -> Any:
+                factor = load(pattern)
+                value = load(from_)
                 kept = builder.fcmp_unordered("!=", factor, zero)
-                value = builder.select(kept, builder.fmul(value, factor), zero)
-                vectors.store_vector(value, builder.gep(to, [at]), mask=mask)
+                return builder.select(kept, builder.fmul(value, factor), zero)
 
-            each_vector(builder, vectors, rest, emit)
+            write_vectors(builder, vectors, to, rest, past, value)
         return cgctx.get_dummy_value()
 
     i8 = types.int64

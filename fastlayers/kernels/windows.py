@@ -17,12 +17,22 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.kernels.vectors import Vectors, element_pointer
+from fastlayers.kernels.vectors import Vectors, element_pointer, prefetch
 
-__all__ = ["gather_window", "max_window", "max_windows", "mean_window", "spread_windows"]
+__all__ = [
+    "gather_window",
+    "max_window",
+    "max_windows",
+    "mean_window",
+    "spread_mean",
+    "spread_windows",
+    "sum_rows",
+]
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 LANES = 16
+# Columns that are summed together, and elements between a row that is read and one asked for.
+COLUMNS, AHEAD = 4 * LANES, 2048
 
 
 def _pointers(cgctx: Any, builder: Any, sig: Any, values: Any, *pairs: tuple[int, int]) -> Any:
@@ -38,7 +48,7 @@ def _optional(cgctx: Any, builder: Any, sig: Any, values: Any, array: int, at: i
 
 
 @contextlib.contextmanager
-def _rolled(builder: Any, start: Any, stop: Any, step: int = 1) -> Iterator[Any]:
+def _rolled(builder: Any, start: Any, stop: Any, step: Any = 1) -> Iterator[Any]:
     """Loop that LLVM leaves as it is; gives the index.
 
     It would unroll by eight these loops over a few cells: twice the time to compile, and slower.
@@ -52,7 +62,8 @@ def _rolled(builder: Any, start: Any, stop: Any, step: int = 1) -> Iterator[Any]
     builder.cbranch(builder.icmp_signed("<", index, stop), body, done)
     builder.position_at_end(body)
     yield index
-    index.add_incoming(builder.add(index, _i64(step)), builder.block)
+    step = _i64(step) if isinstance(step, int) else step
+    index.add_incoming(builder.add(index, step), builder.block)
     back = builder.branch(head)
     module = builder.module
     option = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
@@ -92,6 +103,11 @@ def _vectors_of_pixel(builder: Any, lanes: int, depth: Any) -> Any:
     last = builder.sub(depth, step)
     last = builder.select(builder.icmp_signed("<", last, _i64(0)), _i64(0), last)
     return _rolled(builder, _i64(0), count), step, last
+
+
+def _bounded(builder: Any, count: Any, v: int) -> Any:
+    """Elements of vector v among `count`, as many as a mask has at most."""
+    return _smaller(builder, builder.sub(count, _i64(v * LANES)), _i64(LANES))
 
 
 def _smaller(builder: Any, a: Any, b: Any) -> Any:
@@ -462,3 +478,101 @@ def mean_window(
 
     i8 = types.int64
     return types.void(y, i8, x, i8, rows, i8, i8, y.dtype, types.boolean), codegen
+
+
+@intrinsic
+def sum_rows(
+    typingctx: Any, sums: Any, sums_at: Any, x: Any, x_at: Any, count: Any, width: Any
+) -> Any:
+    """``sums[j] = sum over i of x[i * width + j]`` for ``j < width``, a multiple of `COLUMNS`.
+
+    As far as ``i * width + j < count``. Sums of `COLUMNS` columns stay in registers.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        target, source = _pointers(cgctx, builder, sig, values, (0, 1), (2, 3))
+        count, width = values[4:]
+        floats = Vectors(builder, target.type.pointee, LANES)
+        zero = ir.Constant(floats.vector, None)
+        sums = [cgutils.alloca_once(builder, floats.vector) for _ in range(COLUMNS // LANES)]
+        whole = builder.mul(builder.sdiv(count, width), width)
+
+        def add(at: Any, v: int, mask: Any = None) -> None:
+            value = floats.load_vector(at, v, mask=mask)
+            builder.store(builder.fadd(builder.load(sums[v]), value), sums[v])
+
+        with _rolled(builder, _i64(0), width, COLUMNS) as first:
+            for slot in sums:
+                builder.store(zero, slot)
+            last = builder.add(first, whole)
+            with _rolled(builder, first, last, width) as at:
+                at = builder.gep(source, [at])
+                prefetch(builder, builder.gep(at, [_i64(AHEAD)]))
+                for v in range(len(sums)):
+                    add(at, v)
+            left = builder.sub(count, last)
+            with builder.if_then(builder.icmp_signed(">", left, _i64(0))):
+                for v in range(len(sums)):
+                    mask = floats.first_lanes(_bounded(builder, left, v))
+                    add(builder.gep(source, [last]), v, mask)
+            for v, slot in enumerate(sums):
+                floats.store_vector(builder.load(slot), builder.gep(target, [first]), v)
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(sums, i8, x, i8, i8, i8), codegen
+
+
+@intrinsic
+def spread_mean(
+    typingctx: Any,
+    dx: Any,
+    dx_at: Any,
+    dy: Any,
+    dy_at: Any,
+    window: Any,
+    line: Any,
+    pixels: Any,
+    depth: Any,
+    divisor: Any,
+) -> Any:
+    """``dx[r * line + (j * window[1] + s) * depth + c] = dy[j, c] / divisor`` for ``j < pixels``.
+
+    For all ``r < window[0]`` and ``s < window[1]``.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        target, source = _pointers(cgctx, builder, sig, values, (0, 1), (2, 3))
+        height, width = cgutils.unpack_tuple(builder, values[4])
+        line, pixels, depth, divisor = values[5:]
+        floats = Vectors(builder, target.type.pointee, LANES)
+        divisor = floats.splat(divisor)
+
+        def spread(masked: bool) -> None:
+            with _rolled(builder, _i64(0), pixels) as j:
+                from_ = builder.gep(source, [builder.mul(j, depth)])
+                to = builder.gep(target, [builder.mul(j, builder.mul(width, depth))])
+                loop, step, last = _vectors_of_pixel(builder, LANES, depth)
+                with loop as v:
+                    c = _smaller(builder, builder.mul(v, step), last)
+                    mask = floats.first_lanes(depth) if masked else None
+                    value = floats.load_vector(builder.gep(from_, [c]), mask=mask)
+                    value = builder.fdiv(value, divisor)
+                    with (
+                        _rolled(builder, _i64(0), height) as r,
+                        _rolled(builder, _i64(0), width) as s,
+                    ):
+                        spot = builder.add(builder.mul(r, line), builder.mul(s, depth))
+                        spot = builder.gep(to, [builder.add(spot, c)])
+                        floats.store_vector(value, spot, mask=mask)
+
+        narrow = builder.icmp_signed("<", depth, _i64(LANES))
+        with builder.if_else(narrow) as (few, many):
+            with few:
+                spread(True)
+            with many:
+                spread(False)
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(dx, i8, dy, i8, window, i8, i8, i8, dy.dtype), codegen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,9 @@ class _Plan:
     span: int
     table: np.ndarray
     work: int
+    divisor: float | None  # of all windows
+    window: tuple[int, int] | None  # of windows that lie side by side and have one divisor
+    whole: int  # elements to sum at a time where a window is the whole image, else 0
 
 
 def _runs(bounds: Bounds, size: int, distance: int) -> list[tuple[int, int, list[int]]]:
@@ -57,6 +61,11 @@ def _runs(bounds: Bounds, size: int, distance: int) -> list[tuple[int, int, list
         else:
             found.append((at, 1, windows))
     return found
+
+
+def _tiled(bounds: Bounds, extent: int) -> bool:
+    """Whether windows of that extent lie side by side from the first position on."""
+    return bounds == [(i * extent, (i + 1) * extent) for i in range(len(bounds))]
 
 
 def _gradient_table(shape: tuple[int, int, int, int], rows: Bounds, columns: Bounds) -> np.ndarray:
@@ -78,6 +87,12 @@ def _plan(
     n, height, width, depth = shape
     out_shape = (n, len(rows), len(columns), depth)
     line = max(1, height // len(rows)) * width * depth  # of inputs for a row of outputs
+    divisors = np.unique(counts)
+    divisor = float(divisors[0]) if divisors.size == 1 else None
+    (kh, kw), window = (rows[0][1], columns[0][1]), None
+    if divisor is not None and _tiled(rows, kh) and _tiled(columns, kw):
+        window = kh, kw
+    whole = window == (height, width)
     return _Plan(
         shape,
         out_shape,
@@ -87,12 +102,19 @@ def _plan(
         max(1, SPAN // line),
         _gradient_table(shape, rows, columns),
         n * depth * max(height * width, len(rows) * len(columns)),
+        divisor,
+        window,
+        math.lcm(depth, kernels.windows.COLUMNS) if whole else 0,
     )
 
 
 def _mean(x: np.ndarray, plan: _Plan, ndim: int) -> np.ndarray:
     y = memory.empty(plan.out_shape, x.dtype)
     workers = threads.workers_for(plan.work)
+    if plan.whole:
+        sums = memory.empty(workers * plan.whole, x.dtype)
+        kernels.avg_pool.image_mean(x, plan.divisor, plan.whole, workers, sums, y)
+        return restored(y, ndim)
     kernels.avg_pool.window_mean(x, plan.rows, plan.columns, plan.counts, plan.span, workers, y)
     return restored(y, ndim)
 
@@ -104,8 +126,14 @@ def _mean_backward(op: str, dy: np.ndarray, plan: _Plan, ndim: int) -> np.ndarra
             f"{op}: grad_output must have shape {(n, c, h, w)[4 - ndim :]}, "
             f"got {restored(dy, ndim).shape}"
         )
-    share, dx = memory.empty(dy.size, dy.dtype), memory.empty(plan.shape, dy.dtype)
+    dx = memory.empty(plan.shape, dy.dtype)
     workers = threads.workers_for(plan.work)
+    if plan.window is not None and not plan.whole:
+        kernels.avg_pool.tiled_mean_backward(
+            dy, plan.window, plan.divisor, plan.span, workers, dx
+        )
+        return restored(dx, ndim)
+    share = memory.empty(dy.size, dy.dtype)
     kernels.avg_pool.window_mean_backward(dy, plan.counts, plan.table, workers, share, dx)
     return restored(dx, ndim)
 

@@ -30,6 +30,39 @@ def test_the_blocks_are_those_of_the_authors():
     assert block(ones, ones, ones) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
 
 
+@numba.njit
+def draw_short(bits, first, count, key, stream, threshold, digits):
+    philox.draw_digits(bits, first, count, key, stream, threshold, digits)
+
+
+@pytest.mark.parametrize("first", [0, 8, 70000])
+@pytest.mark.parametrize("groups", [1, 4, 5, 8, 19])
+@pytest.mark.parametrize("digits", [0, 1, 2, 5, 8])
+def test_bits_by_digits_are_those_of_numbers_that_reach_the_threshold(digits, groups, first):
+    key, stream = 0x123456789ABCDEF0, 0xFEDCBA9876543210
+    limit = (1 << digits) * 5 // 8 | (digits > 0)
+    words = [block(key, stream, 32 * first + i) for i in range(256 * -(-groups // 8))]
+    # Of eight blocks come the words 0 and 1 of each, then 2 and 3, of which each bit is a digit of
+    # another element.
+    words = np.array(words, "<u4").reshape(-1, 32, 8, 2, 2)[:, :8].transpose(0, 1, 3, 2, 4)
+    drawn = np.ascontiguousarray(words).view(np.uint8).reshape(-1, 8, 128)
+    drawn = np.unpackbits(drawn, axis=2, bitorder="little").astype(int)
+    numbers = sum((drawn[:, d] << (digits - 1 - d) for d in range(digits)), 0 * drawn[:, 0])
+    bits = np.zeros(16 * (first + groups + 1), np.uint8)
+    threshold = np.uint64(limit << 32 >> digits)
+    draw_short(bits, first, groups, np.uint64(key), np.uint64(stream), threshold, digits)
+    end = 16 * (first + groups)
+    assert not bits[: 16 * first].any() and not bits[end:].any()
+    kept = np.unpackbits(bits[16 * first : end], bitorder="little")
+    np.testing.assert_array_equal(kept, (numbers >= limit).ravel()[: 128 * groups])
+
+
+def test_nothing_reaches_the_largest_threshold():
+    bits = np.full(16, 255, np.uint8)
+    draw_short(bits, 0, 1, np.uint64(1), np.uint64(2), np.uint64(1 << 32), 0)
+    assert not bits.any()
+
+
 @pytest.mark.parametrize("first", [0, 1, 70000])
 @pytest.mark.parametrize("share", [0, 0.25, 0.5, 0.7, 1 / 256, 2**-32, 1 - 2**-32, 1])
 def test_bits_are_those_of_numbers_that_reach_the_threshold(share, first):
