@@ -113,7 +113,22 @@ def forward_work(tile, step, channels, filters, lanes):
 
 @kernel
 def _winograd_block(
-    block, worker, tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, zeros, work, y
+    block,
+    worker,
+    tile,
+    x,
+    u,
+    bias,
+    floor,
+    sizes,
+    geometry,
+    tiles,
+    step,
+    lanes,
+    zeros,
+    work,
+    y,
+    stream,
 ):
     """All of the convolution for one block of `step` tiles."""
     channels, filters = sizes
@@ -149,22 +164,26 @@ def _winograd_block(
         first,
         count,
         patch,
+        stream,
     )
 
 
 @kernel
-def winograd(tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, workers, zeros, work, y):
+def winograd(
+    tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, workers, zeros, work, y, stream
+):
     """3x3 convolution of flat x (N, H, W, C) with `u` of `transform_weight`, into flat y.
 
     ``sizes = (C, M)``, bias (M,), values below `floor` are raised to it. `tiles` of all images
     are cut into blocks of `step`; `zeros` holds ``(max(W, OW) + tile + 2) * max(C, M)`` zeros and
-    `work` ``workers * forward_work`` elements.
+    `work` ``workers * forward_work`` elements. With `stream` y is written past the caches; then
+    its pixels are whole aligned vectors.
     """
     prepare_gemm(y)
     prepare_inputs(y)
     prepare_outputs(y)
     blocks = (tiles + step - 1) // step
-    arguments = (tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, zeros, work, y)
+    arguments = (tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, zeros, work, y, stream)
     parallel_for(_winograd_block, blocks, workers, arguments)
 
 
@@ -239,6 +258,7 @@ def _winograd_panel(
         0,
         tiles,
         p_at + points * p_xi,
+        0,
     )
 
 

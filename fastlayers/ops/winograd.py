@@ -31,6 +31,8 @@ PANEL_TILES = 128
 # Partial sums of the weight gradient: at most 16, and 64 MiB in all.
 CHUNKS = 16
 CHUNK_BYTES = 64 * 1024 * 1024
+# Outputs of this size are written past the caches.
+STREAMED = 8 << 20
 
 
 Pair = tuple[int, int]
@@ -138,6 +140,13 @@ class _Plan:
     def gradient_by_panels(self) -> bool:
         """Whether the weight gradient transforms all tiles first; see `PANEL_TILES`."""
         return self.many_panels and self.tiles <= PANEL_TILES
+
+    @functools.cached_property
+    def stream(self) -> int:
+        """Whether the output is written past the caches; see `STREAMED`."""
+        size = self.images[0] * math.prod(self.out_size) * self.filters * self.itemsize
+        whole = self.filters % self.lanes == 0 and self.lanes * self.itemsize == memory.ALIGNMENT
+        return int(whole and size >= STREAMED)
 
     @property
     def workers(self) -> int:
@@ -268,6 +277,7 @@ def _run(
         zeros,
         memory.empty(workers * winograd.forward_work(plan.tile, plan.step, *sizes, lanes), dtype),
         y.reshape(-1),
+        plan.stream,
     )
     return y
 
