@@ -183,7 +183,22 @@ def winograd(
     prepare_inputs(y)
     prepare_outputs(y)
     blocks = (tiles + step - 1) // step
-    arguments = (tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, zeros, work, y, stream)
+    arguments = (
+        tile,
+        x,
+        u,
+        bias,
+        floor,
+        sizes,
+        geometry,
+        tiles,
+        step,
+        lanes,
+        zeros,
+        work,
+        y,
+        stream,
+    )
     parallel_for(_winograd_block, blocks, workers, arguments)
 
 
