@@ -148,7 +148,7 @@ class _Plan:
     def whole_lines(self) -> bool:
         """Whether each vector of the output is a cache line.
 
-        Of 16 pixels that are written in turn, halves of lines would leave the core one by one.
+        Of 16 pixels that are written in turn, halves of lines would leave the core one by one (AVX2: 1.5 times).
         """
         return self.filters % self.lanes == 0 and self.lanes * self.itemsize == memory.ALIGNMENT
 
