@@ -141,11 +141,12 @@ def winograd_backward_weight(
 
     Each chunk of `span` tiles, processed in blocks of `step`, has ``M * 9 * gradient_row(C)``
     elements in `parts`: bits do not depend on the number of threads. `work` holds
-    ``workers * gradient_work`` elements, `zeros` as many zeros as for `winograd`.
+    ``workers * gradient_work`` elements, `zeros` as many as for `winograd`.
     """
     prepare_gemm(dw)
     prepare_inputs(dw)
     prepare_gradients(dw)
+    clear_run(zeros, 0, zeros.size)
     chunks = max((tiles + span - 1) // span, 1)
     arguments = (tile, x, dy, sizes, geometry, tiles, step, span, lanes, zeros, work, parts)
     parallel_for(_gradient_chunk, chunks, workers, arguments)
@@ -180,6 +181,7 @@ def winograd_backward_weight_by_panels(
     prepare_gemm(dw)
     prepare_inputs(dw)
     prepare_gradients(dw)
+    clear_run(zeros, 0, zeros.size)
     count = (tiles + TRANSFORM_TILES - 1) // TRANSFORM_TILES
     share = gradient_work(tile, 0, sizes[0], sizes[1], lanes)
     arguments = (tile, x, dy, sizes, geometry, tiles, lanes, zeros, work, share, v, w)

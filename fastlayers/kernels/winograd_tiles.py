@@ -156,6 +156,7 @@ def _outputs(
     first,
     count,
     patch,
+    stream,
 ):
     """The body of `transform_outputs`."""
     _, (height, width), _, dilation, _ = geometry
@@ -169,9 +170,13 @@ def _outputs(
             run = _run(tile, j, corner[2], width, 0, count - t, geometry)
         added, at = (bias, begin, floor), p_at + t * p_row
         if tile == 4:
-            transform_output(4, p, at, p_xi, added, y, corner, image, columns, p, patch, p_row, run)
+            transform_output(
+                4, p, at, p_xi, added, y, corner, image, columns, p, patch, p_row, run, stream
+            )
         else:
-            transform_output(2, p, at, p_xi, added, y, corner, image, columns, p, patch, p_row, run)
+            transform_output(
+                2, p, at, p_xi, added, y, corner, image, columns, p, patch, p_row, run, stream
+            )
         t += run
         n, i, j = _next_tile(n, i, j + run, geometry)
 
@@ -219,7 +224,7 @@ def _share(function: Any, kinds: str) -> dict[Any, SharedKernel]:
 # Each is called once in a block of tiles, from several tasks: compiled into each of them, all
 # kernels take 11.2 s to compile instead of 8.8.
 _shared_inputs = _share(_inputs, "iaigiiaaiaiii")
-_shared_outputs = _share(_outputs, "iaiiiaeaiiigiii")
+_shared_outputs = _share(_outputs, "iaiiiaeaiiigiiii")
 _shared_gradients = _share(_gradients, "iaigiiaaiaiii")
 
 
@@ -281,10 +286,12 @@ def transform_outputs(
     first: Any,
     count: Any,
     patch: Any,
+    stream: Any,
 ) -> Any:
     """Output transform of tiles ``[first, first + count)`` from rows of `p`.
 
-    p holds `columns` of the filters, from `begin`, and has room for a tile of them at `patch`.
+    p holds `columns` of the filters, from `begin`, and has room for a tile of them at `patch`;
+    `stream` is that of `transform.transform_output`.
     """
     return _call(_shared_outputs[p.dtype])
 
