@@ -147,7 +147,11 @@ def guarded_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         blocks.append(np.full(size + 2 * GUARD, np.nan, dtype))
         return blocks[-1][GUARD : GUARD + size].reshape(shape)
 
+    def scratch(counts: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, ...]:
+        return tuple(empty(count, dtype) for count in counts)
+
     monkeypatch.setattr(memory, "empty", empty)
+    monkeypatch.setattr(memory, "scratch", scratch)
     yield
     for block in blocks:
         assert np.isnan(block[:GUARD]).all() and np.isnan(block[-GUARD:]).all()
