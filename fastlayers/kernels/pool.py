@@ -19,83 +19,108 @@ def _spilled(depth):
 
 
 @kernel
-def _max_row(y, cells, out, x, at, table, rows, pixels, step, depth, floor):
-    if depth <= 8:
-        if table.size == 4:
-            max_windows(8, 4, y, cells, out, x, at, table, rows, pixels, step, depth, floor)
-        else:
-            max_windows(8, 0, y, cells, out, x, at, table, rows, pixels, step, depth, floor)
-    elif table.size == 4:
-        max_windows(16, 4, y, cells, out, x, at, table, rows, pixels, step, depth, floor)
-    else:
-        max_windows(16, 0, y, cells, out, x, at, table, rows, pixels, step, depth, floor)
-
-
-@kernel
 def _max_pool2d_rows(
-    chunk, worker, x, shape, out_size, geometry, whole, span, table, floor, y, cells
+    chunk,
+    worker,
+    x,
+    shape,
+    out_size,
+    geometry,
+    square,
+    span,
+    runs,
+    table,
+    floor,
+    y,
+    cells,
 ):
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = geometry
     (height, width, depth), (oh, ow) = shape, out_size
-    i0, i1, first_whole, behind = whole
     first, spilled = chunk * span, _spilled(depth)
-    count = min(span, y.size // (ow * depth) - first)
-    end, step = (first + count) * ow * depth, sw * depth
-    reach = table[table.size - 1] + spilled
-    n, i, k = first // oh, first % oh, 0
-    while k < count:
-        top, out, rows = i * sh - ph, (first + k) * ow * depth, 1
-        line = ((n * height + top) * width - pw) * depth
-        r0, r1, j0, j1 = 0, kh, first_whole, behind
-        if i < i0 or i >= i1:
-            r0, r1 = inside(top, dh, kh, height)
-            j1 = j0
-        else:
-            if j1 - j0 == ow:  # rows without an edge are taken together
-                rows = min(count - k, i1 - i)
-            if spilled:
+    last = min(first + span, y.size // (ow * depth))
+    end, step = last * ow * depth, sw * depth
+    for row in range(first, last):
+        n, i = row // oh, row % oh
+        image, rows, columns, j = n * height * width * depth, 2 * kh * i, 2 * kh * oh, 0
+        top = i * sh - ph
+        r0, r1 = inside(top, dh, kh, height)
+        for _ in range(runs):
+            behind, whole = table[columns], table[columns + 1]
+            columns += 2
+            out, at, pixels = (row * ow + j) * depth, image + j * step, behind - j
+            if r0 == r1 or whole == 0:
+                pixels = 0
+            elif spilled:
                 # Not those whose vectors reach over the end of x or of the chunk's y.
-                beyond = line + ow * step + reach - x.size
-                while rows > 1 and (
-                    out + rows * ow * depth + spilled > end
-                    or beyond + (rows - 1) * sh * width * depth > 0
-                ):
-                    rows -= 1
-                if out + ow * depth + spilled > end or beyond > 0:
-                    room = (x.size - reach - line) // step + 1
-                    j1 = max(j0, min(j1, room, (end - spilled - out) // depth + 1))
-        j, lines = 0, (rows, sh * width * depth)
-        while j < ow:
-            if j == j0 and j1 > j0:
-                at = line + j * step
-                _max_row(y, cells, out + j * depth, x, at, table, lines, j1 - j, step, depth, floor)
-                j = j1
-                continue
-            s0, s1 = inside(j * sw - pw, dw, kw, width)
-            down, along = (r0, r1, dh * width * depth), (s0, s1, dw * depth, kw)
-            at = line + j * step
-            max_window(y, cells, out + j * depth, x, at, down, along, depth, floor)
-            j += 1
-        k += rows
-        i += rows
-        if i == oh:
-            n, i = n + 1, 0
+                reach = at + table[rows + kh - 1] + table[columns + kw - 1] + spilled
+                room = (x.size - reach) // step + 1
+                pixels = max(0, min(pixels, room, (end - spilled - out) // depth + 1))
+            if depth <= 8:
+                max_windows(
+                    8,
+                    square,
+                    y,
+                    cells,
+                    out,
+                    x,
+                    at,
+                    table,
+                    rows,
+                    columns,
+                    (kh, kw),
+                    pixels,
+                    step,
+                    depth,
+                    floor,
+                )
+            else:
+                max_windows(
+                    16,
+                    square,
+                    y,
+                    cells,
+                    out,
+                    x,
+                    at,
+                    table,
+                    rows,
+                    columns,
+                    (kh, kw),
+                    pixels,
+                    step,
+                    depth,
+                    floor,
+                )
+            j += pixels
+            while j < behind:
+                s0, s1 = inside(j * sw - pw, dw, kw, width)
+                down, along = (r0, r1, dh * width * depth), (s0, s1, dw * depth, kw)
+                at = image + (top * width + j * sw - pw) * depth
+                max_window(y, cells, (row * ow + j) * depth, x, at, down, along, depth, floor)
+                j += 1
+            columns += 2 * kw
 
 
 @kernel
-def max_pool2d(x, sizes, table, floor, workers, y, cells):
+def max_pool2d(x, square, sizes, table, floor, workers, y, cells):
     """Maximum of each window, and the window's cell ``r * KW + s`` that holds it.
 
     Parameters
     ----------
     x : array
         (N, H, W, C).
+    square : tuple of int
+        As long as both sides of the window, for which the loop over its cells is then compiled; or
+        empty.
     sizes : array
-        int64: kernel, stride, padding and dilation, pairs; the first output row whose windows lie
-        inside of the image and the first behind those, and the columns alike; output rows of a
-        task.
+        int64: kernel, stride, padding and dilation, pairs; output rows of a task; runs of output
+        columns.
     table : array
-        int64: the distance of each cell of a window from its first, in elements.
+        int64: for each output row the distances of its windows' rows from the image's first pixel,
+        in elements, and the numbers ``r * KW`` of their first cells, where rows outside of the
+        image are replaced by the next one inside; then for each run of columns whose windows are
+        cut off alike the column behind it, whether there is anything of its windows, and distances
+        and numbers s alike.
     floor : float
         Least value of the output: 0 for ReLU, NaN for none. Where it stands instead of a maximum
         the cell is the largest number.
@@ -105,7 +130,7 @@ def max_pool2d(x, sizes, table, floor, workers, y, cells):
     """
     g = sizes
     geometry = (g[0], g[1]), (g[2], g[3]), (g[4], g[5]), (g[6], g[7])
-    rows, span = y.shape[0] * y.shape[1], g[12]
+    rows, span = y.shape[0] * y.shape[1], g[8]
     # Flat views made here: reshaping in a task counts references, with atomics that the
     # threads contend for.
     arguments = (
@@ -113,8 +138,9 @@ def max_pool2d(x, sizes, table, floor, workers, y, cells):
         x.shape[1:],
         y.shape[1:3],
         geometry,
-        (g[8], g[9], g[10], g[11]),
+        square,
         span,
+        g[9],
         table,
         x.dtype.type(floor),
         y.reshape(y.size),

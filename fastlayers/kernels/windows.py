@@ -118,7 +118,7 @@ def _smaller(builder: Any, a: Any, b: Any) -> Any:
 def max_windows(
     typingctx: Any,
     lanes: Any,
-    unrolled: Any,
+    square: Any,
     y: Any,
     cells: Any,
     y_at: Any,
@@ -126,70 +126,96 @@ def max_windows(
     x_at: Any,
     table: Any,
     rows: Any,
+    columns: Any,
+    window: Any,
     pixels: Any,
     step: Any,
     depth: Any,
     floor: Any,
 ) -> Any:
-    """Maxima over the whole windows of rows of output pixels, and their cells.
+    """Maxima over the windows of a run of output pixels, and the numbers of their cells.
 
-    ``y[j * depth + c] = max over k of x[j * step + table[k] + c]``, and the k of the first that
-    holds it; where that is not above `floor`, the floor and the largest number. Nothing is below a
-    floor of NaN. `rows` are the number of such rows and the distance of their inputs; outputs
-    follow each other. y and cells start at `y_at`. `unrolled` is the number of cells, or 0 for any.
+    ``y[j * depth + c] = max over r, s of x[j * step + R[r] + S[s] + c]``, and ``P[r] + Q[s]`` of
+    the first that holds it; where that is not above `floor`, the floor and the largest number.
+    Nothing is below a floor of NaN. R and after it P are in the table from `rows` on, S and Q from
+    `columns` on, and `window` are their lengths. A window that is cut off by the image's edge
+    repeats its first or last row or column with the same numbers. `square` is a tuple as long as
+    both sides of the window, to unroll it, or empty.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         best_at, cells_at, source = _pointers(cgctx, builder, sig, values, (2, 4), (3, 4), (5, 6))
-        (rows, line), step = cgutils.unpack_tuple(builder, values[8]), values[10]
-        pixels, depth, floor = values[9], values[11], values[12]
-        offsets = cgctx.make_array(table)(cgctx, builder, values[7])
+        entries = cgctx.make_array(table)(cgctx, builder, values[7]).data
+        rows, columns = values[8:10]
+        kh, kw = cgutils.unpack_tuple(builder, values[10])
+        pixels, step, depth, floor = values[11:]
         emit = _Best(builder, best_at.type.pointee, cells_at.type.pointee, lanes.literal_value)
         floats, numbers = emit.floats, emit.numbers
-        one = ir.Constant(numbers.vector, [1] * numbers.lanes)
-        known = [
-            builder.load(builder.gep(offsets.data, [_i64(k)]))
-            for k in range(unrolled.literal_value)
-        ]
+        side = square.count
 
-        def next_cell(at: Any, state: Any) -> Any:
-            best, holder, number = state
-            new, number = floats.load_vector(at), builder.add(number, one)
+        def entry(at: Any, k: Any) -> Any:
+            return builder.load(builder.gep(entries, [builder.add(at, k)]))
+
+        def number(at: Any, along: Any) -> Any:
+            return numbers.splat(builder.trunc(builder.add(at, along), numbers.element))
+
+        def next_cell(at: Any, number: Any, best: Any, holder: Any) -> Any:
+            new = floats.load_vector(at)
             better = emit.better(new, best)
-            return builder.select(better, new, best), builder.select(better, number, holder), number
+            return builder.select(better, new, best), builder.select(better, number, holder)
 
-        with _rolled(builder, _i64(0), rows) as i, _rolled(builder, _i64(0), pixels) as j:
-            pixel = builder.add(builder.mul(i, line), builder.mul(j, step))
-            pixel = builder.gep(source, [pixel])
-            out = builder.mul(builder.add(builder.mul(i, pixels), j), depth)
+        if side:
+            lines = [builder.gep(source, [entry(rows, _i64(r))]) for r in range(side)]
+            places = [entry(columns, _i64(s)) for s in range(side)]
+            down, along = (
+                [entry(at, _i64(side + k)) for k in range(side)] for at in (rows, columns)
+            )
+            known = [[number(p, q) for q in along] for p in down]
+        else:
+            slots = [cgutils.alloca_once(builder, v.vector) for v in (floats, numbers)]
+
+        with _rolled(builder, _i64(0), pixels) as j:
+            pixel, out = builder.mul(j, step), builder.mul(j, depth)
             loop, width, last = _vectors_of_pixel(builder, floats.lanes, depth)
             with loop as v:
                 c = _smaller(builder, builder.mul(v, width), last)
-                from_, to = builder.gep(pixel, [c]), builder.add(out, c)
-                zero = ir.Constant(numbers.vector, None)
-                if known:
-                    state = (floats.load_vector(builder.gep(from_, [known[0]])), zero, zero)
-                    for offset in known[1:]:
-                        state = next_cell(builder.gep(from_, [offset]), state)
+                from_, to = builder.add(pixel, c), builder.add(out, c)
+                if side:
+                    spots = [builder.add(from_, place) for place in places]
+                    best, holder = floats.load_vector(builder.gep(lines[0], spots[:1])), known[0][0]
+                    for r, line in enumerate(lines):
+                        for s in range(0 if r else 1, side):
+                            at = builder.gep(line, [spots[s]])
+                            best, holder = next_cell(at, known[r][s], best, holder)
                 else:
-                    first = builder.gep(from_, [builder.load(offsets.data)])
-                    start = (floats.load_vector(first), zero, zero)
-                    slots = [cgutils.alloca_once(builder, value.type) for value in start]
-                    for value, slot in zip(start, slots, strict=True):
-                        builder.store(value, slot)
-                    with _rolled(builder, _i64(1), offsets.nitems) as k:
-                        cell = builder.gep(from_, [builder.load(builder.gep(offsets.data, [k]))])
-                        state = next_cell(cell, [builder.load(slot) for slot in slots])
+                    corner = builder.add(entry(rows, _i64(0)), entry(columns, _i64(0)))
+                    corner = builder.gep(source, [builder.add(from_, corner)])
+                    # The first cell is taken as it is, and is no greater than itself.
+                    builder.store(floats.load_vector(corner), slots[0])
+                    first = number(entry(rows, kh), entry(columns, kw))
+                    builder.store(first, slots[1])
+                    with (
+                        _rolled(builder, _i64(0), kh) as r,
+                        _rolled(builder, _i64(0), kw) as s,
+                    ):
+                        at = builder.add(entry(rows, r), entry(columns, s))
+                        at = builder.gep(source, [builder.add(from_, at)])
+                        here = number(
+                            entry(rows, builder.add(kh, r)), entry(columns, builder.add(kw, s))
+                        )
+                        state = next_cell(at, here, *(builder.load(slot) for slot in slots))
                         for value, slot in zip(state, slots, strict=True):
                             builder.store(value, slot)
-                    state = tuple(builder.load(slot) for slot in slots)
-                best, holder = emit.floored(state[0], state[1], floor)
+                    best, holder = (builder.load(slot) for slot in slots)
+                best, holder = emit.floored(best, holder, floor)
                 floats.store_vector(best, builder.gep(best_at, [to]))
                 numbers.store_vector(holder, builder.gep(cells_at, [to]))
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    signature = types.void(lanes, unrolled, y, cells, i8, x, i8, table, rows, i8, i8, i8, y.dtype)
+    signature = types.void(
+        lanes, square, y, cells, i8, x, i8, table, i8, i8, window, i8, i8, i8, y.dtype
+    )
     return signature, codegen
 
 

@@ -129,9 +129,7 @@ def _mean_backward(op: str, dy: np.ndarray, plan: _Plan, ndim: int) -> np.ndarra
     dx = memory.empty(plan.shape, dy.dtype)
     workers = threads.workers_for(plan.work)
     if plan.window is not None and not plan.whole:
-        kernels.avg_pool.tiled_mean_backward(
-            dy, plan.window, plan.divisor, plan.span, workers, dx
-        )
+        kernels.avg_pool.tiled_mean_backward(dy, plan.window, plan.divisor, plan.span, workers, dx)
         return restored(dx, ndim)
     share = memory.empty(dy.size, dy.dtype)
     kernels.avg_pool.window_mean_backward(dy, plan.counts, plan.table, workers, share, dx)

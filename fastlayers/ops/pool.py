@@ -37,6 +37,8 @@ __all__ = [
 
 # Nothing is below it, neither of the maxima nor of the outputs whose gradients pass.
 NO_FLOOR = math.nan
+# Sides of square windows whose loop over the cells is unrolled.
+UNROLLED = (2, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,27 @@ class _Forward:
 
     out_shape: tuple[int, int, int, int]
     cell_type: type
+    square: tuple[int, ...]
     sizes: np.ndarray
     table: np.ndarray
     work: int
+
+
+def _cut(
+    window: Window, axis: int, i: int, size: int, distance: int, number: int
+) -> tuple[bool, list[int]]:
+    """Distances and then numbers of the cells of window i, and whether any are in the image.
+
+    Those outside are replaced by the nearest inside: the maximum and its number stay the same.
+    """
+    first = i * window.stride[axis] - window.padding[axis]
+    cells = range(window.kernel[axis])
+    at = [first + k * window.dilation[axis] for k in cells]
+    inside = [k for k in cells if 0 <= at[k] < size]
+    if not inside:
+        return False, [0] * (2 * len(at))
+    found = [min(max(k, inside[0]), inside[-1]) for k in cells]
+    return True, [at[k] * distance for k in found] + [k * number for k in found]
 
 
 @functools.lru_cache(maxsize=256, typed=True)
@@ -57,28 +77,25 @@ def _forward_plan(
     n, height, width, depth = shape
     window = checked_window(op, *options)
     oh, ow = window.out_size(op, (height, width), ceil_mode)
-    (kh, kw), (sh, _), (dh, dw) = window.kernel, window.stride, window.dilation
-    whole: list[int] = []
-    for size, out, k, stride, pad, gap in zip(
-        (height, width),
-        (oh, ow),
-        window.kernel,
-        window.stride,
-        window.padding,
-        window.dilation,
-        strict=True,
-    ):
-        first = min(-(-pad // stride), out)
-        whole += [first, max(first, min(out, (size - 1 - (k - 1) * gap + pad) // stride + 1))]
+    (kh, kw), (sh, _) = window.kernel, window.stride
+    table = [value for i in range(oh) for value in _cut(window, 0, i, height, width * depth, kw)[1]]
+    runs: list[list[int]] = []
+    for j in range(ow):
+        some, entries = _cut(window, 1, j, width, depth, 1)
+        moved = [*(distance - j * window.stride[1] * depth for distance in entries[:kw])]
+        entries = [int(some), *moved, *entries[kw:]]
+        if not runs or runs[-1][1:] != entries:
+            runs.append([j, *entries])
+        runs[-1][0] = j + 1
     span = max(1, SPAN // (sh * width * depth))
     geometry = (*window.kernel, *window.stride, *window.padding, *window.dilation)
-    cells = [(r * dh * width + s * dw) * depth for r in range(kh) for s in range(kw)]
     return _Forward(
         (n, oh, ow, depth),
         # The largest number stands for none of the cells.
         np.uint8 if window.cells < 256 else np.uint32,
-        np.array([*geometry, *whole, span], np.int64),
-        np.array(cells, np.int64),
+        (0,) * kh if kh == kw and kh in UNROLLED else (),
+        np.array([*geometry, span, len(runs)], np.int64),
+        np.array(table + [value for run in runs for value in run], np.int64),
         n * oh * ow * depth * window.cells,
     )
 
@@ -148,7 +165,7 @@ def max_pool2d_forward(
     y = memory.empty(plan.out_shape, x.dtype)
     cells = memory.empty(plan.out_shape, plan.cell_type)
     workers = threads.workers_for(plan.work)
-    kernels.pool.max_pool2d(x, plan.sizes, plan.table, floor, workers, y, cells)
+    kernels.pool.max_pool2d(x, plan.square, plan.sizes, plan.table, floor, workers, y, cells)
     return restored(y, input.ndim), restored(cells, input.ndim)
 
 
