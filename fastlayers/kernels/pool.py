@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from fastlayers.kernels.layout import inside
 from fastlayers.kernels.runs import clear_run
-from fastlayers.kernels.windows import gather_window, max_window, max_windows, spread_windows
+from fastlayers.kernels.windows import (
+    gather_pairs,
+    gather_window,
+    max_window,
+    max_windows,
+    spread_windows,
+)
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = ["max_pool2d", "max_pool2d_backward", "max_pool2d_gather"]
+__all__ = ["max_pool2d", "max_pool2d_backward", "max_pool2d_gather", "max_pool2d_pairs"]
 
 
 @kernel
@@ -265,3 +271,32 @@ def max_pool2d_gather(dy, cells, y, span, table, floor, workers, dx):
     )
     rows = dx.shape[0] * dx.shape[1]
     parallel_for(_gathered_rows, (rows + span - 1) // span, workers, arguments)
+
+
+@kernel
+def _paired_rows(chunk, worker, dy, cells, y, out_size, span, floor, dx, shape):
+    (oh, ow), (height, width, depth) = out_size, shape
+    line, first = width * depth, chunk * span
+    for row in range(first, min(first + span, dy.size // (ow * depth))):
+        n, i = row // oh, row % oh
+        below = ow * depth if i + 1 < oh else 0
+        odd = line if 2 * i + 1 < height else 0
+        at, out, even = (n * height + 2 * i) * line, row * ow * depth, width % 2 == 0
+        gather_pairs(dx, at, odd, dy, cells, y, out, below, ow, even, depth, floor)
+
+
+@kernel
+def max_pool2d_pairs(dy, cells, y, span, floor, workers, dx):
+    """As `max_pool2d_backward`, for windows of 3 x 3 in steps of 2 with a padding of 1."""
+    arguments = (
+        dy.reshape(dy.size),
+        cells.reshape(dy.size),
+        y,
+        dy.shape[1:3],
+        span,
+        dy.dtype.type(floor),
+        dx.reshape(dx.size),
+        dx.shape[1:],
+    )
+    rows = dy.shape[0] * dy.shape[1]
+    parallel_for(_paired_rows, (rows + span - 1) // span, workers, arguments)

@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 from fastlayers.kernels.vectors import Vectors, element_pointer, prefetch
 
 __all__ = [
+    "gather_pairs",
     "gather_window",
     "max_window",
     "max_windows",
@@ -444,6 +445,109 @@ def gather_window(
 
     i8 = types.int64
     return types.void(dx, i8, dy, cells, y, i8, table, rows, columns, i8, dy.dtype), codegen
+
+
+# A number that no cell of a small window has.
+NEVER = 254
+
+
+@intrinsic
+def gather_pairs(
+    typingctx: Any,
+    dx: Any,
+    dx_at: Any,
+    line: Any,
+    dy: Any,
+    cells: Any,
+    y: Any,
+    y_at: Any,
+    below: Any,
+    pixels: Any,
+    even: Any,
+    depth: Any,
+    floor: Any,
+) -> Any:
+    """Write two rows of the input's gradient of 3 x 3 windows in steps of 2 with a padding of 1.
+
+    Of four pixels, of an even and an odd row and column, the first is seen by one window, the next
+    two by two and the last by four: those of output pixel j, the next one, and the same in the next
+    row. dy, cells and y start at `y_at` with the upper row, `below` is the distance to the next one
+    and 0 if there is none. `line` is that from the even to the odd row of dx, or 0 if the image
+    ends before it, and `even` is False where it ends before the last odd column. A row or column
+    that is missing is written over by the one before. For y and floor see `gather_window`.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        target, origin, holder = _pointers(cgctx, builder, sig, values, (0, 1), (3, 6), (4, 6))
+        output = _optional(cgctx, builder, sig, values, 5, 6)
+        line, below, pixels, even, depth = values[2], *values[7:11]
+        emit = _Gradient(builder, target.type.pointee, holder.type.pointee, LANES)
+        floats, numbers, floor = emit.floats, emit.numbers, emit.floats.splat(values[11])
+        last = builder.sub(pixels, _i64(1))
+        some_below = builder.icmp_signed("!=", below, _i64(0))
+
+        def number(value: int, *conditions: Any) -> Any:
+            number = numbers.element(value)
+            for condition in conditions:
+                number = builder.select(condition, number, numbers.element(NEVER))
+            return numbers.splat(number)
+
+        def block(j: Any, right: Any, step: Any, known: list[Any], c: Any, mask: Any) -> None:
+            corner = builder.add(builder.mul(j, depth), c)
+            seen = []
+            for offset in (_i64(0), right, below, builder.add(below, right)):
+                at = builder.add(corner, offset)
+                tested = output and builder.gep(output, [at])
+                value = emit.load(builder.gep(origin, [at]), tested, floor, mask)
+                seen.append((value, numbers.load_vector(builder.gep(holder, [at]), mask=mask)))
+            at = builder.add(builder.mul(j, builder.add(depth, depth)), c)
+            for place, cells in (
+                (builder.add(line, step), (8, 6, 2, 0)),
+                (line, (7, None, 1, None)),
+                (step, (5, 3, None, None)),
+                (_i64(0), (4, None, None, None)),
+            ):
+                total = None
+                for (value, held), cell in zip(seen, cells, strict=True):
+                    if cell is not None:
+                        term = emit.where(held, known[cell], value)
+                        total = builder.fadd(total, term) if total else term
+                spot = builder.gep(target, [builder.add(at, place)])
+                floats.store_vector(total, spot, mask=mask)
+
+        def row(few: bool) -> None:
+            with _rolled(builder, _i64(0), _i64(2)) as part:  # all but the last pixel, then that
+                inner = builder.icmp_signed("==", part, _i64(0))
+                right = builder.select(inner, depth, _i64(0))
+                step = builder.select(builder.or_(inner, even), depth, _i64(0))
+                known = [
+                    number(
+                        k,
+                        *[some_below] * (k in (0, 1, 2)),
+                        *[inner] * (k in (0, 3, 6)),
+                    )
+                    for k in range(9)
+                ]
+                start = builder.select(inner, _i64(0), last)
+                stop = builder.select(inner, last, pixels)
+                with _rolled(builder, start, stop) as j:
+                    if few:
+                        block(j, right, step, known, _i64(0), floats.first_lanes(depth))
+                    else:
+                        loop, width, end = _vectors_of_pixel(builder, LANES, depth)
+                        with loop as v:
+                            c = _smaller(builder, builder.mul(v, width), end)
+                            block(j, right, step, known, c, None)
+
+        with builder.if_else(builder.icmp_signed("<", depth, _i64(LANES))) as (few, many):
+            with few:
+                row(True)
+            with many:
+                row(False)
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(dx, i8, i8, dy, cells, y, i8, i8, i8, types.boolean, i8, dy.dtype), codegen
 
 
 @intrinsic

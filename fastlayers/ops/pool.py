@@ -268,7 +268,7 @@ class _Backward:
     out_shape: tuple[int, ...]
     window: tuple[int, int] | None  # of windows that lie side by side
     span: int
-    table: np.ndarray
+    table: np.ndarray | None  # None for 3 x 3 in steps of 2 with a padding of 1
     work: int
 
 
@@ -310,6 +310,10 @@ def _backward_plan(
         table = [value for cell in range(window.cells) for value in (0, cell)]
         span = max(1, SPAN // (kh * width * depth))
         return _Backward(shape, out_shape, (kh, kw), span, np.array(table, np.int64), work)
+    paired = (3, 3), (2, 2), (1, 1), (1, 1)
+    if window.geometry == paired and (oh, ow) == ((height + 1) // 2, (width + 1) // 2):
+        span = max(1, SPAN // (2 * width * depth))
+        return _Backward(shape, out_shape, None, span, None, work)
     rows = _axis_entries(window, 0, height, oh, ow * depth, kw)
     columns = _axis_entries(window, 1, width, ow, depth, 1)
     starts = _listed(height + width + 2, rows)
@@ -370,6 +374,9 @@ def max_pool2d_backward(
         y, floor = to_channels_last(y if ndim == 4 else y[None]).reshape(-1), 0.0
     dx = memory.empty(plan.shape, dy.dtype)
     workers = threads.workers_for(plan.work)
+    if plan.table is None:
+        kernels.pool.max_pool2d_pairs(dy, cells, y, plan.span, floor, workers, dx)
+        return restored(dx, ndim)
     arguments = (plan.span, plan.table, floor, workers, dx)
     if plan.window is not None:
         kernels.pool.max_pool2d_backward(dy, cells, y, plan.window, *arguments)

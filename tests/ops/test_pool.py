@@ -21,6 +21,7 @@ SIZES = ((1, 1, 4, 4), (2, 3, 7, 9), (1, 16, 5, 11), (1, 33, 9, 6), (5, 8, 8))
 WINDOWS = (
     {"kernel_size": 2},
     {"kernel_size": 3, "stride": 1, "padding": 1},
+    {"kernel_size": 3, "stride": 2, "padding": 1},
     {"kernel_size": (2, 4), "stride": (3, 1), "padding": (1, 2)},
     {"kernel_size": (4, 1), "stride": (1, 4), "padding": (2, 0)},
     {"kernel_size": 4, "stride": 3, "padding": 2, "ceil_mode": True},
