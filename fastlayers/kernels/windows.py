@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -34,6 +35,8 @@ _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 LANES = 16
 # Columns that are summed together, and elements between a row that is read and one asked for.
 COLUMNS, AHEAD = 4 * LANES, 2048
+# Bytes of a gradient that is written past the caches.
+LARGE = 16 << 20
 
 
 def _pointers(cgctx: Any, builder: Any, sig: Any, values: Any, *pairs: tuple[int, int]) -> Any:
@@ -95,6 +98,17 @@ class _Best:
         above = self.builder.fcmp_unordered("ugt", best, floor)
         none = ir.Constant(self.numbers.vector, [-1] * self.floats.lanes)
         return self.builder.select(above, best, floor), self.builder.select(above, holder, none)
+
+
+def _past_caches(cgctx: Any, builder: Any, kind: Any, array: Any, depth: Any) -> Any:
+    """Whether an array of whole aligned vectors is so large as to be written past the caches."""
+    array = cgctx.make_array(kind)(cgctx, builder, array)
+    width = kind.dtype.bitwidth // 8
+    address = builder.mul(depth, _i64(width))
+    address = builder.or_(address, builder.ptrtoint(array.data, _i64))
+    aligned = builder.icmp_signed("==", builder.and_(address, _i64(LANES * width - 1)), _i64(0))
+    large = builder.icmp_signed(">=", array.nitems, _i64(LARGE // width))
+    return builder.and_(aligned, large)
 
 
 def _vectors_of_pixel(builder: Any, lanes: int, depth: Any) -> Any:
@@ -480,7 +494,7 @@ def gather_pairs(
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         target, origin, holder = _pointers(cgctx, builder, sig, values, (0, 1), (3, 6), (4, 6))
         output = _optional(cgctx, builder, sig, values, 5, 6)
-        line, below, pixels, even, depth = values[2], *values[7:11]
+        line, (below, pixels, even, depth) = values[2], values[7:11]
         emit = _Gradient(builder, target.type.pointee, holder.type.pointee, LANES)
         floats, numbers, floor = emit.floats, emit.numbers, emit.floats.splat(values[11])
         last = builder.sub(pixels, _i64(1))
@@ -492,7 +506,9 @@ def gather_pairs(
                 number = builder.select(condition, number, numbers.element(NEVER))
             return numbers.splat(number)
 
-        def block(j: Any, right: Any, step: Any, known: list[Any], c: Any, mask: Any) -> None:
+        def block(
+            j: Any, right: Any, step: Any, known: list[Any], c: Any, mask: Any, store: Any
+        ) -> None:
             corner = builder.add(builder.mul(j, depth), c)
             seen = []
             for offset in (_i64(0), right, below, builder.add(below, right)):
@@ -501,21 +517,20 @@ def gather_pairs(
                 value = emit.load(builder.gep(origin, [at]), tested, floor, mask)
                 seen.append((value, numbers.load_vector(builder.gep(holder, [at]), mask=mask)))
             at = builder.add(builder.mul(j, builder.add(depth, depth)), c)
-            for place, cells in (
+            for place, held_by in (
                 (builder.add(line, step), (8, 6, 2, 0)),
                 (line, (7, None, 1, None)),
                 (step, (5, 3, None, None)),
                 (_i64(0), (4, None, None, None)),
             ):
                 total = None
-                for (value, held), cell in zip(seen, cells, strict=True):
+                for (value, held), cell in zip(seen, held_by, strict=True):
                     if cell is not None:
                         term = emit.where(held, known[cell], value)
                         total = builder.fadd(total, term) if total else term
-                spot = builder.gep(target, [builder.add(at, place)])
-                floats.store_vector(total, spot, mask=mask)
+                store(total, builder.gep(target, [builder.add(at, place)]))
 
-        def row(few: bool) -> None:
+        def row(few: bool, store: Any) -> None:
             with _rolled(builder, _i64(0), _i64(2)) as part:  # all but the last pixel, then that
                 inner = builder.icmp_signed("==", part, _i64(0))
                 right = builder.select(inner, depth, _i64(0))
@@ -532,18 +547,25 @@ def gather_pairs(
                 stop = builder.select(inner, last, pixels)
                 with _rolled(builder, start, stop) as j:
                     if few:
-                        block(j, right, step, known, _i64(0), floats.first_lanes(depth))
+                        mask = floats.first_lanes(depth)
+                        block(j, right, step, known, _i64(0), mask, partial(store, mask=mask))
                     else:
                         loop, width, end = _vectors_of_pixel(builder, LANES, depth)
                         with loop as v:
                             c = _smaller(builder, builder.mul(v, width), end)
-                            block(j, right, step, known, c, None)
+                            block(j, right, step, known, c, None, store)
 
         with builder.if_else(builder.icmp_signed("<", depth, _i64(LANES))) as (few, many):
             with few:
-                row(True)
-            with many:
-                row(False)
+                row(True, floats.store_vector)
+            with (
+                many,
+                builder.if_else(_past_caches(cgctx, builder, dx, values[0], depth)) as (a, b),
+            ):
+                with a:
+                    row(False, floats.stream_vector)
+                with b:
+                    row(False, floats.store_vector)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
@@ -635,8 +657,8 @@ def sum_rows(
             for slot in sums:
                 builder.store(zero, slot)
             last = builder.add(first, whole)
-            with _rolled(builder, first, last, width) as at:
-                at = builder.gep(source, [at])
+            with _rolled(builder, first, last, width) as row:
+                at = builder.gep(source, [row])
                 prefetch(builder, builder.gep(at, [_i64(AHEAD)]))
                 for v in range(len(sums)):
                     add(at, v)
@@ -678,7 +700,7 @@ def spread_mean(
         floats = Vectors(builder, target.type.pointee, LANES)
         divisor = floats.splat(divisor)
 
-        def spread(masked: bool) -> None:
+        def spread(masked: bool, store: Any) -> None:
             with _rolled(builder, _i64(0), pixels) as j:
                 from_ = builder.gep(source, [builder.mul(j, depth)])
                 to = builder.gep(target, [builder.mul(j, builder.mul(width, depth))])
@@ -694,14 +716,23 @@ def spread_mean(
                     ):
                         spot = builder.add(builder.mul(r, line), builder.mul(s, depth))
                         spot = builder.gep(to, [builder.add(spot, c)])
-                        floats.store_vector(value, spot, mask=mask)
+                        if masked:
+                            store(value, spot, mask=mask)
+                        else:
+                            store(value, spot)
 
         narrow = builder.icmp_signed("<", depth, _i64(LANES))
         with builder.if_else(narrow) as (few, many):
             with few:
-                spread(True)
-            with many:
-                spread(False)
+                spread(True, floats.store_vector)
+            with (
+                many,
+                builder.if_else(_past_caches(cgctx, builder, dx, values[0], depth)) as (a, b),
+            ):
+                with a:
+                    spread(False, floats.stream_vector)
+                with b:
+                    spread(False, floats.store_vector)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
