@@ -156,22 +156,21 @@ def max_pool2d(x, square, sizes, table, floor, workers, y, cells):
 
 
 @kernel
-def _spread(dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor):
+def _spread(known, dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor):
     if depth <= 8:
-        if width == 2:
-            spread_windows(8, 2, dx, at, dy, cells, y, out, lines, 2, rows, pixels, depth, floor)
-        else:
-            spread_windows(
-                8, 0, dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor
-            )
-    elif width == 2:
-        spread_windows(16, 2, dx, at, dy, cells, y, out, lines, 2, rows, pixels, depth, floor)
+        spread_windows(
+            8, known, dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor
+        )
     else:
-        spread_windows(16, 0, dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor)
+        spread_windows(
+            16, known, dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor
+        )
 
 
 @kernel
-def _tiled_rows(chunk, worker, dy, cells, y, out_size, window, span, table, floor, dx, shape):
+def _tiled_rows(
+    chunk, worker, known, dy, cells, y, out_size, window, span, table, floor, dx, shape
+):
     (kh, kw), (oh, ow), (height, width, depth) = window, out_size, shape
     first, spilled = chunk * span, _spilled(depth)
     count = min(span, dy.size // (ow * depth) - first)
@@ -190,7 +189,7 @@ def _tiled_rows(chunk, worker, dy, cells, y, out_size, window, span, table, floo
         ):
             rows -= 1
         if rows > 0 and width == ow * kw:
-            _spread(dx, at, dy, cells, y, out, (0, kh), kw, rows, ow, depth, floor)
+            _spread(known, dx, at, dy, cells, y, out, (0, kh), kw, rows, ow, depth, floor)
             at += rows * kh * line
         else:
             rows = 1
@@ -199,7 +198,7 @@ def _tiled_rows(chunk, worker, dy, cells, y, out_size, window, span, table, floo
                 if spilled:
                     room = (end - spilled - at - (kw - 1) * depth) // (kw * depth) + 1
                     pixels = max(0, min(ow, room, (dy.size - spilled - out) // depth + 1))
-                _spread(dx, at, dy, cells, y, out, (r, r + 1), kw, 1, pixels, depth, floor)
+                _spread(known, dx, at, dy, cells, y, out, (r, r + 1), kw, 1, pixels, depth, floor)
                 for j in range((ow - pixels) * kw):
                     cell, spot = 2 * (r * kw + j % kw), at + (pixels * kw + j) * depth
                     there, along = out + (pixels + j // kw) * depth, (cell, cell + 2)
@@ -214,14 +213,16 @@ def _tiled_rows(chunk, worker, dy, cells, y, out_size, window, span, table, floo
 
 
 @kernel
-def max_pool2d_backward(dy, cells, y, window, span, table, floor, workers, dx):
+def max_pool2d_backward(known, dy, cells, y, window, span, table, floor, workers, dx):
     """Gradient of windows that lie side by side from the first pixel on; writes dx once.
 
     dy and cells are (N, OH, OW, C), the output y is flat or None: where it is not above `floor` dy
-    counts as 0. `window` is a pair, `span` the output rows of a task, and `table`
-    holds (0, k) for each cell k of a window.
+    counts as 0. `known` is a tuple as long as a window's row, for which the loop is then compiled,
+    or empty. `window` is a pair, `span` the output rows of a task, and `table` holds (0, k) for
+    each cell k of a window.
     """
     arguments = (
+        known,
         dy.reshape(dy.size),
         cells.reshape(dy.size),
         y,

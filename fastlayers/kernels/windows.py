@@ -337,8 +337,8 @@ def spread_windows(
     ``dx[r, j * width + s, c] = dy[j, c]`` where its cell is ``r * width + s``, else 0, for
     ``s < width`` and ``cell_rows[0] <= r < cell_rows[1]``; so for `rows` rows of windows, whose
     rows of dx and dy follow each other. dy, cells and the output y start at `y_at`; where y is no
-    greater than `floor` dy counts as 0, which is not asked where y is None. `unrolled` is the
-    width, or 0 for any.
+    greater than `floor` dy counts as 0, which is not asked where y is None. `unrolled` is a tuple
+    as long as the width, to unroll it, or empty.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
@@ -346,43 +346,55 @@ def spread_windows(
         output = _optional(cgctx, builder, sig, values, 6, 7)
         low, high = cgutils.unpack_tuple(builder, values[8])
         width, rows, pixels, depth, floor = values[9:]
-        width = _i64(unrolled.literal_value) if unrolled.literal_value else width
+        known = unrolled.count
         emit = _Gradient(builder, target.type.pointee, holder.type.pointee, lanes.literal_value)
         floats, numbers = emit.floats, emit.numbers
         floor = floats.splat(floor)
         one = ir.Constant(numbers.vector, [1] * numbers.lanes)
         number = cgutils.alloca_once(builder, numbers.vector)
-        with (
-            _rolled(builder, _i64(0), rows) as i,
-            _rolled(builder, low, high) as r,
-            _rolled(builder, _i64(0), pixels) as j,
-        ):
-            line = builder.add(builder.mul(i, builder.sub(high, low)), builder.sub(r, low))
-            pixel = builder.mul(builder.add(builder.mul(line, pixels), j), width)
-            pixel = builder.gep(target, [builder.mul(pixel, depth)])
-            out = builder.mul(builder.add(builder.mul(i, pixels), j), depth)
-            first = builder.trunc(builder.mul(r, width), numbers.element)
-            first = numbers.splat(first)
-            loop, step, last = _vectors_of_pixel(builder, floats.lanes, depth)
-            with loop as v:
-                c = _smaller(builder, builder.mul(v, step), last)
-                at, to = builder.add(out, c), builder.gep(pixel, [c])
-                tested = output and builder.gep(output, [at])
-                value = emit.load(builder.gep(origin, [at]), tested, floor)
-                held = numbers.load_vector(builder.gep(holder, [at]))
-                if unrolled.literal_value:
-                    cell = first
-                    for s in range(unrolled.literal_value):
-                        spot = builder.gep(to, [builder.mul(_i64(s), depth)])
-                        floats.store_vector(emit.where(held, cell, value), spot)
-                        cell = builder.add(cell, one)
-                else:
-                    builder.store(first, number)
-                    with _rolled(builder, _i64(0), width) as s:
-                        cell = builder.load(number)
-                        spot = builder.gep(to, [builder.mul(s, depth)])
-                        floats.store_vector(emit.where(held, cell, value), spot)
-                        builder.store(builder.add(cell, one), number)
+
+        def sweep(store: Any) -> None:
+            with (
+                _rolled(builder, _i64(0), rows) as i,
+                _rolled(builder, low, high) as r,
+                _rolled(builder, _i64(0), pixels) as j,
+            ):
+                line = builder.add(builder.mul(i, builder.sub(high, low)), builder.sub(r, low))
+                pixel = builder.mul(builder.add(builder.mul(line, pixels), j), width)
+                pixel = builder.gep(target, [builder.mul(pixel, depth)])
+                out = builder.mul(builder.add(builder.mul(i, pixels), j), depth)
+                first = builder.trunc(builder.mul(r, width), numbers.element)
+                first = numbers.splat(first)
+                loop, step, last = _vectors_of_pixel(builder, floats.lanes, depth)
+                with loop as v:
+                    c = _smaller(builder, builder.mul(v, step), last)
+                    at, to = builder.add(out, c), builder.gep(pixel, [c])
+                    tested = output and builder.gep(output, [at])
+                    value = emit.load(builder.gep(origin, [at]), tested, floor)
+                    held = numbers.load_vector(builder.gep(holder, [at]))
+                    if known:
+                        cell = first
+                        for s in range(known):
+                            spot = builder.gep(to, [builder.mul(_i64(s), depth)])
+                            store(emit.where(held, cell, value), spot)
+                            cell = builder.add(cell, one)
+                    else:
+                        builder.store(first, number)
+                        with _rolled(builder, _i64(0), width) as s:
+                            cell = builder.load(number)
+                            spot = builder.gep(to, [builder.mul(s, depth)])
+                            store(emit.where(held, cell, value), spot)
+                            builder.store(builder.add(cell, one), number)
+
+        if known and floats.lanes == LANES:
+            past = _past_caches(cgctx, builder, dx, values[2], depth)
+            with builder.if_else(past) as (streamed, stored):
+                with streamed:
+                    sweep(floats.stream_vector)
+                with stored:
+                    sweep(floats.store_vector)
+        else:
+            sweep(floats.store_vector)
         return cgctx.get_dummy_value()
 
     i8 = types.int64

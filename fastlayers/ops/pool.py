@@ -39,6 +39,8 @@ __all__ = [
 NO_FLOOR = math.nan
 # Sides of square windows whose loop over the cells is unrolled.
 UNROLLED = (2, 3)
+# Tells a kernel that rows of a window are two cells long.
+PAIR = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,7 +381,8 @@ def max_pool2d_backward(
         return restored(dx, ndim)
     arguments = (plan.span, plan.table, floor, workers, dx)
     if plan.window is not None:
-        kernels.pool.max_pool2d_backward(dy, cells, y, plan.window, *arguments)
+        known = PAIR if plan.window[1] == 2 else ()
+        kernels.pool.max_pool2d_backward(known, dy, cells, y, plan.window, *arguments)
     else:
         kernels.pool.max_pool2d_gather(dy, cells, y, *arguments)
     return restored(dx, ndim)

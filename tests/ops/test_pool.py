@@ -264,7 +264,9 @@ def test_errors_of_the_fused_relu():
 
 
 @pytest.mark.parametrize("channels", [16, 24])
-@pytest.mark.parametrize("window", [{"kernel_size": 3, "stride": 2, "padding": 1}])
+@pytest.mark.parametrize(
+    "window", [{"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": 2}]
+)
 def test_large_gradients_are_those_of_their_parts(channels, window):
     # Written past the caches, unlike those of one image.
     x = np.random.default_rng(0).standard_normal((7, channels, 203, 202)).astype(np.float32)
