@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from fastlayers.kernels.layout import inside
 from fastlayers.kernels.runs import clear_run
-from fastlayers.kernels.windows import gather_window, max_window, max_windows, spread_windows
+from fastlayers.kernels.windows import (
+    gather_pairs,
+    gather_window,
+    max_window,
+    max_windows,
+    spread_windows,
+)
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = ["max_pool2d", "max_pool2d_backward", "max_pool2d_gather"]
+__all__ = ["max_pool2d", "max_pool2d_backward", "max_pool2d_gather", "max_pool2d_pairs"]
 
 
 @kernel
@@ -19,83 +25,108 @@ def _spilled(depth):
 
 
 @kernel
-def _max_row(y, cells, out, x, at, table, rows, pixels, step, depth, floor):
-    if depth <= 8:
-        if table.size == 4:
-            max_windows(8, 4, y, cells, out, x, at, table, rows, pixels, step, depth, floor)
-        else:
-            max_windows(8, 0, y, cells, out, x, at, table, rows, pixels, step, depth, floor)
-    elif table.size == 4:
-        max_windows(16, 4, y, cells, out, x, at, table, rows, pixels, step, depth, floor)
-    else:
-        max_windows(16, 0, y, cells, out, x, at, table, rows, pixels, step, depth, floor)
-
-
-@kernel
 def _max_pool2d_rows(
-    chunk, worker, x, shape, out_size, geometry, whole, span, table, floor, y, cells
+    chunk,
+    worker,
+    x,
+    shape,
+    out_size,
+    geometry,
+    square,
+    span,
+    runs,
+    table,
+    floor,
+    y,
+    cells,
 ):
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = geometry
     (height, width, depth), (oh, ow) = shape, out_size
-    i0, i1, first_whole, behind = whole
     first, spilled = chunk * span, _spilled(depth)
-    count = min(span, y.size // (ow * depth) - first)
-    end, step = (first + count) * ow * depth, sw * depth
-    reach = table[table.size - 1] + spilled
-    n, i, k = first // oh, first % oh, 0
-    while k < count:
-        top, out, rows = i * sh - ph, (first + k) * ow * depth, 1
-        line = ((n * height + top) * width - pw) * depth
-        r0, r1, j0, j1 = 0, kh, first_whole, behind
-        if i < i0 or i >= i1:
-            r0, r1 = inside(top, dh, kh, height)
-            j1 = j0
-        else:
-            if j1 - j0 == ow:  # rows without an edge are taken together
-                rows = min(count - k, i1 - i)
-            if spilled:
+    last = min(first + span, y.size // (ow * depth))
+    end, step = last * ow * depth, sw * depth
+    for row in range(first, last):
+        n, i = row // oh, row % oh
+        image, rows, columns, j = n * height * width * depth, 2 * kh * i, 2 * kh * oh, 0
+        top = i * sh - ph
+        r0, r1 = inside(top, dh, kh, height)
+        for _ in range(runs):
+            behind, whole = table[columns], table[columns + 1]
+            columns += 2
+            out, at, pixels = (row * ow + j) * depth, image + j * step, behind - j
+            if r0 == r1 or whole == 0:
+                pixels = 0
+            elif spilled:
                 # Not those whose vectors reach over the end of x or of the chunk's y.
-                beyond = line + ow * step + reach - x.size
-                while rows > 1 and (
-                    out + rows * ow * depth + spilled > end
-                    or beyond + (rows - 1) * sh * width * depth > 0
-                ):
-                    rows -= 1
-                if out + ow * depth + spilled > end or beyond > 0:
-                    room = (x.size - reach - line) // step + 1
-                    j1 = max(j0, min(j1, room, (end - spilled - out) // depth + 1))
-        j, lines = 0, (rows, sh * width * depth)
-        while j < ow:
-            if j == j0 and j1 > j0:
-                at = line + j * step
-                _max_row(y, cells, out + j * depth, x, at, table, lines, j1 - j, step, depth, floor)
-                j = j1
-                continue
-            s0, s1 = inside(j * sw - pw, dw, kw, width)
-            down, along = (r0, r1, dh * width * depth), (s0, s1, dw * depth, kw)
-            at = line + j * step
-            max_window(y, cells, out + j * depth, x, at, down, along, depth, floor)
-            j += 1
-        k += rows
-        i += rows
-        if i == oh:
-            n, i = n + 1, 0
+                reach = at + table[rows + kh - 1] + table[columns + kw - 1] + spilled
+                room = (x.size - reach) // step + 1
+                pixels = max(0, min(pixels, room, (end - spilled - out) // depth + 1))
+            if depth <= 8:
+                max_windows(
+                    8,
+                    square,
+                    y,
+                    cells,
+                    out,
+                    x,
+                    at,
+                    table,
+                    rows,
+                    columns,
+                    (kh, kw),
+                    pixels,
+                    step,
+                    depth,
+                    floor,
+                )
+            else:
+                max_windows(
+                    16,
+                    square,
+                    y,
+                    cells,
+                    out,
+                    x,
+                    at,
+                    table,
+                    rows,
+                    columns,
+                    (kh, kw),
+                    pixels,
+                    step,
+                    depth,
+                    floor,
+                )
+            j += pixels
+            while j < behind:
+                s0, s1 = inside(j * sw - pw, dw, kw, width)
+                down, along = (r0, r1, dh * width * depth), (s0, s1, dw * depth, kw)
+                at = image + (top * width + j * sw - pw) * depth
+                max_window(y, cells, (row * ow + j) * depth, x, at, down, along, depth, floor)
+                j += 1
+            columns += 2 * kw
 
 
 @kernel
-def max_pool2d(x, sizes, table, floor, workers, y, cells):
+def max_pool2d(x, square, sizes, table, floor, workers, y, cells):
     """Maximum of each window, and the window's cell ``r * KW + s`` that holds it.
 
     Parameters
     ----------
     x : array
         (N, H, W, C).
+    square : tuple of int
+        As long as both sides of the window, for which the loop over its cells is then compiled; or
+        empty.
     sizes : array
-        int64: kernel, stride, padding and dilation, pairs; the first output row whose windows lie
-        inside of the image and the first behind those, and the columns alike; output rows of a
-        task.
+        int64: kernel, stride, padding and dilation, pairs; output rows of a task; runs of output
+        columns.
     table : array
-        int64: the distance of each cell of a window from its first, in elements.
+        int64: for each output row the distances of its windows' rows from the image's first pixel,
+        in elements, and the numbers ``r * KW`` of their first cells, where rows outside of the
+        image are replaced by the next one inside; then for each run of columns whose windows are
+        cut off alike the column behind it, whether there is anything of its windows, and distances
+        and numbers s alike.
     floor : float
         Least value of the output: 0 for ReLU, NaN for none. Where it stands instead of a maximum
         the cell is the largest number.
@@ -105,7 +136,7 @@ def max_pool2d(x, sizes, table, floor, workers, y, cells):
     """
     g = sizes
     geometry = (g[0], g[1]), (g[2], g[3]), (g[4], g[5]), (g[6], g[7])
-    rows, span = y.shape[0] * y.shape[1], g[12]
+    rows, span = y.shape[0] * y.shape[1], g[8]
     # Flat views made here: reshaping in a task counts references, with atomics that the
     # threads contend for.
     arguments = (
@@ -113,8 +144,9 @@ def max_pool2d(x, sizes, table, floor, workers, y, cells):
         x.shape[1:],
         y.shape[1:3],
         geometry,
-        (g[8], g[9], g[10], g[11]),
+        square,
         span,
+        g[9],
         table,
         x.dtype.type(floor),
         y.reshape(y.size),
@@ -124,22 +156,21 @@ def max_pool2d(x, sizes, table, floor, workers, y, cells):
 
 
 @kernel
-def _spread(dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor):
+def _spread(known, dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor):
     if depth <= 8:
-        if width == 2:
-            spread_windows(8, 2, dx, at, dy, cells, y, out, lines, 2, rows, pixels, depth, floor)
-        else:
-            spread_windows(
-                8, 0, dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor
-            )
-    elif width == 2:
-        spread_windows(16, 2, dx, at, dy, cells, y, out, lines, 2, rows, pixels, depth, floor)
+        spread_windows(
+            8, known, dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor
+        )
     else:
-        spread_windows(16, 0, dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor)
+        spread_windows(
+            16, known, dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor
+        )
 
 
 @kernel
-def _tiled_rows(chunk, worker, dy, cells, y, out_size, window, span, table, floor, dx, shape):
+def _tiled_rows(
+    chunk, worker, known, dy, cells, y, out_size, window, span, table, floor, dx, shape
+):
     (kh, kw), (oh, ow), (height, width, depth) = window, out_size, shape
     first, spilled = chunk * span, _spilled(depth)
     count = min(span, dy.size // (ow * depth) - first)
@@ -158,7 +189,7 @@ def _tiled_rows(chunk, worker, dy, cells, y, out_size, window, span, table, floo
         ):
             rows -= 1
         if rows > 0 and width == ow * kw:
-            _spread(dx, at, dy, cells, y, out, (0, kh), kw, rows, ow, depth, floor)
+            _spread(known, dx, at, dy, cells, y, out, (0, kh), kw, rows, ow, depth, floor)
             at += rows * kh * line
         else:
             rows = 1
@@ -167,7 +198,7 @@ def _tiled_rows(chunk, worker, dy, cells, y, out_size, window, span, table, floo
                 if spilled:
                     room = (end - spilled - at - (kw - 1) * depth) // (kw * depth) + 1
                     pixels = max(0, min(ow, room, (dy.size - spilled - out) // depth + 1))
-                _spread(dx, at, dy, cells, y, out, (r, r + 1), kw, 1, pixels, depth, floor)
+                _spread(known, dx, at, dy, cells, y, out, (r, r + 1), kw, 1, pixels, depth, floor)
                 for j in range((ow - pixels) * kw):
                     cell, spot = 2 * (r * kw + j % kw), at + (pixels * kw + j) * depth
                     there, along = out + (pixels + j // kw) * depth, (cell, cell + 2)
@@ -182,14 +213,16 @@ def _tiled_rows(chunk, worker, dy, cells, y, out_size, window, span, table, floo
 
 
 @kernel
-def max_pool2d_backward(dy, cells, y, window, span, table, floor, workers, dx):
+def max_pool2d_backward(known, dy, cells, y, window, span, table, floor, workers, dx):
     """Gradient of windows that lie side by side from the first pixel on; writes dx once.
 
     dy and cells are (N, OH, OW, C), the output y is flat or None: where it is not above `floor` dy
-    counts as 0. `window` is a pair, `span` the output rows of a task, and `table`
-    holds (0, k) for each cell k of a window.
+    counts as 0. `known` is a tuple as long as a window's row, for which the loop is then compiled,
+    or empty. `window` is a pair, `span` the output rows of a task, and `table` holds (0, k) for
+    each cell k of a window.
     """
     arguments = (
+        known,
         dy.reshape(dy.size),
         cells.reshape(dy.size),
         y,
@@ -239,3 +272,32 @@ def max_pool2d_gather(dy, cells, y, span, table, floor, workers, dx):
     )
     rows = dx.shape[0] * dx.shape[1]
     parallel_for(_gathered_rows, (rows + span - 1) // span, workers, arguments)
+
+
+@kernel
+def _paired_rows(chunk, worker, dy, cells, y, out_size, span, floor, dx, shape):
+    (oh, ow), (height, width, depth) = out_size, shape
+    line, first = width * depth, chunk * span
+    for row in range(first, min(first + span, dy.size // (ow * depth))):
+        n, i = row // oh, row % oh
+        below = ow * depth if i + 1 < oh else 0
+        odd = line if 2 * i + 1 < height else 0
+        at, out, even = (n * height + 2 * i) * line, row * ow * depth, width % 2 == 0
+        gather_pairs(dx, at, odd, dy, cells, y, out, below, ow, even, depth, floor)
+
+
+@kernel
+def max_pool2d_pairs(dy, cells, y, span, floor, workers, dx):
+    """As `max_pool2d_backward`, for windows of 3 x 3 in steps of 2 with a padding of 1."""
+    arguments = (
+        dy.reshape(dy.size),
+        cells.reshape(dy.size),
+        y,
+        dy.shape[1:3],
+        span,
+        dy.dtype.type(floor),
+        dx.reshape(dx.size),
+        dx.shape[1:],
+    )
+    rows = dy.shape[0] * dy.shape[1]
+    parallel_for(_paired_rows, (rows + span - 1) // span, workers, arguments)

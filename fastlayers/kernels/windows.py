@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -20,6 +21,7 @@ from numba.extending import intrinsic
 from fastlayers.kernels.vectors import Vectors, element_pointer, prefetch
 
 __all__ = [
+    "gather_pairs",
     "gather_window",
     "max_window",
     "max_windows",
@@ -33,6 +35,9 @@ _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 LANES = 16
 # Columns that are summed together, and elements between a row that is read and one asked for.
 COLUMNS, AHEAD = 4 * LANES, 2048
+# Bytes of a gradient that is written past the caches: more than L3 holds. At 25 MB one thread took
+# 0.8 ms instead of 1.5 for 3 x 3 windows, but two gained nothing over one.
+LARGE = 32 << 20
 
 
 def _pointers(cgctx: Any, builder: Any, sig: Any, values: Any, *pairs: tuple[int, int]) -> Any:
@@ -96,6 +101,17 @@ class _Best:
         return self.builder.select(above, best, floor), self.builder.select(above, holder, none)
 
 
+def _past_caches(cgctx: Any, builder: Any, kind: Any, array: Any, depth: Any) -> Any:
+    """Whether an array of whole aligned vectors is so large as to be written past the caches."""
+    array = cgctx.make_array(kind)(cgctx, builder, array)
+    width = kind.dtype.bitwidth // 8
+    address = builder.mul(depth, _i64(width))
+    address = builder.or_(address, builder.ptrtoint(array.data, _i64))
+    aligned = builder.icmp_signed("==", builder.and_(address, _i64(LANES * width - 1)), _i64(0))
+    large = builder.icmp_signed(">=", array.nitems, _i64(LARGE // width))
+    return builder.and_(aligned, large)
+
+
 def _vectors_of_pixel(builder: Any, lanes: int, depth: Any) -> Any:
     """Loop over a pixel's vectors, of which the last one ends at its last channel."""
     step = _i64(lanes)
@@ -118,7 +134,7 @@ def _smaller(builder: Any, a: Any, b: Any) -> Any:
 def max_windows(
     typingctx: Any,
     lanes: Any,
-    unrolled: Any,
+    square: Any,
     y: Any,
     cells: Any,
     y_at: Any,
@@ -126,70 +142,96 @@ def max_windows(
     x_at: Any,
     table: Any,
     rows: Any,
+    columns: Any,
+    window: Any,
     pixels: Any,
     step: Any,
     depth: Any,
     floor: Any,
 ) -> Any:
-    """Maxima over the whole windows of rows of output pixels, and their cells.
+    """Maxima over the windows of a run of output pixels, and the numbers of their cells.
 
-    ``y[j * depth + c] = max over k of x[j * step + table[k] + c]``, and the k of the first that
-    holds it; where that is not above `floor`, the floor and the largest number. Nothing is below a
-    floor of NaN. `rows` are the number of such rows and the distance of their inputs; outputs
-    follow each other. y and cells start at `y_at`. `unrolled` is the number of cells, or 0 for any.
+    ``y[j * depth + c] = max over r, s of x[j * step + R[r] + S[s] + c]``, and ``P[r] + Q[s]`` of
+    the first that holds it; where that is not above `floor`, the floor and the largest number.
+    Nothing is below a floor of NaN. R and after it P are in the table from `rows` on, S and Q from
+    `columns` on, and `window` are their lengths. A window that is cut off by the image's edge
+    repeats its first or last row or column with the same numbers. `square` is a tuple as long as
+    both sides of the window, to unroll it, or empty.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         best_at, cells_at, source = _pointers(cgctx, builder, sig, values, (2, 4), (3, 4), (5, 6))
-        (rows, line), step = cgutils.unpack_tuple(builder, values[8]), values[10]
-        pixels, depth, floor = values[9], values[11], values[12]
-        offsets = cgctx.make_array(table)(cgctx, builder, values[7])
+        entries = cgctx.make_array(table)(cgctx, builder, values[7]).data
+        rows, columns = values[8:10]
+        kh, kw = cgutils.unpack_tuple(builder, values[10])
+        pixels, step, depth, floor = values[11:]
         emit = _Best(builder, best_at.type.pointee, cells_at.type.pointee, lanes.literal_value)
         floats, numbers = emit.floats, emit.numbers
-        one = ir.Constant(numbers.vector, [1] * numbers.lanes)
-        known = [
-            builder.load(builder.gep(offsets.data, [_i64(k)]))
-            for k in range(unrolled.literal_value)
-        ]
+        side = square.count
 
-        def next_cell(at: Any, state: Any) -> Any:
-            best, holder, number = state
-            new, number = floats.load_vector(at), builder.add(number, one)
+        def entry(at: Any, k: Any) -> Any:
+            return builder.load(builder.gep(entries, [builder.add(at, k)]))
+
+        def number(at: Any, along: Any) -> Any:
+            return numbers.splat(builder.trunc(builder.add(at, along), numbers.element))
+
+        def next_cell(at: Any, number: Any, best: Any, holder: Any) -> Any:
+            new = floats.load_vector(at)
             better = emit.better(new, best)
-            return builder.select(better, new, best), builder.select(better, number, holder), number
+            return builder.select(better, new, best), builder.select(better, number, holder)
 
-        with _rolled(builder, _i64(0), rows) as i, _rolled(builder, _i64(0), pixels) as j:
-            pixel = builder.add(builder.mul(i, line), builder.mul(j, step))
-            pixel = builder.gep(source, [pixel])
-            out = builder.mul(builder.add(builder.mul(i, pixels), j), depth)
+        if side:
+            lines = [builder.gep(source, [entry(rows, _i64(r))]) for r in range(side)]
+            places = [entry(columns, _i64(s)) for s in range(side)]
+            down, along = (
+                [entry(at, _i64(side + k)) for k in range(side)] for at in (rows, columns)
+            )
+            known = [[number(p, q) for q in along] for p in down]
+        else:
+            slots = [cgutils.alloca_once(builder, v.vector) for v in (floats, numbers)]
+
+        with _rolled(builder, _i64(0), pixels) as j:
+            pixel, out = builder.mul(j, step), builder.mul(j, depth)
             loop, width, last = _vectors_of_pixel(builder, floats.lanes, depth)
             with loop as v:
                 c = _smaller(builder, builder.mul(v, width), last)
-                from_, to = builder.gep(pixel, [c]), builder.add(out, c)
-                zero = ir.Constant(numbers.vector, None)
-                if known:
-                    state = (floats.load_vector(builder.gep(from_, [known[0]])), zero, zero)
-                    for offset in known[1:]:
-                        state = next_cell(builder.gep(from_, [offset]), state)
+                from_, to = builder.add(pixel, c), builder.add(out, c)
+                if side:
+                    spots = [builder.add(from_, place) for place in places]
+                    best, holder = floats.load_vector(builder.gep(lines[0], spots[:1])), known[0][0]
+                    for r, line in enumerate(lines):
+                        for s in range(0 if r else 1, side):
+                            at = builder.gep(line, [spots[s]])
+                            best, holder = next_cell(at, known[r][s], best, holder)
                 else:
-                    first = builder.gep(from_, [builder.load(offsets.data)])
-                    start = (floats.load_vector(first), zero, zero)
-                    slots = [cgutils.alloca_once(builder, value.type) for value in start]
-                    for value, slot in zip(start, slots, strict=True):
-                        builder.store(value, slot)
-                    with _rolled(builder, _i64(1), offsets.nitems) as k:
-                        cell = builder.gep(from_, [builder.load(builder.gep(offsets.data, [k]))])
-                        state = next_cell(cell, [builder.load(slot) for slot in slots])
+                    corner = builder.add(entry(rows, _i64(0)), entry(columns, _i64(0)))
+                    corner = builder.gep(source, [builder.add(from_, corner)])
+                    # The first cell is taken as it is, and is no greater than itself.
+                    builder.store(floats.load_vector(corner), slots[0])
+                    first = number(entry(rows, kh), entry(columns, kw))
+                    builder.store(first, slots[1])
+                    with (
+                        _rolled(builder, _i64(0), kh) as r,
+                        _rolled(builder, _i64(0), kw) as s,
+                    ):
+                        at = builder.add(entry(rows, r), entry(columns, s))
+                        at = builder.gep(source, [builder.add(from_, at)])
+                        here = number(
+                            entry(rows, builder.add(kh, r)), entry(columns, builder.add(kw, s))
+                        )
+                        state = next_cell(at, here, *(builder.load(slot) for slot in slots))
                         for value, slot in zip(state, slots, strict=True):
                             builder.store(value, slot)
-                    state = tuple(builder.load(slot) for slot in slots)
-                best, holder = emit.floored(state[0], state[1], floor)
+                    best, holder = (builder.load(slot) for slot in slots)
+                best, holder = emit.floored(best, holder, floor)
                 floats.store_vector(best, builder.gep(best_at, [to]))
                 numbers.store_vector(holder, builder.gep(cells_at, [to]))
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    signature = types.void(lanes, unrolled, y, cells, i8, x, i8, table, rows, i8, i8, i8, y.dtype)
+    signature = types.void(
+        lanes, square, y, cells, i8, x, i8, table, i8, i8, window, i8, i8, i8, y.dtype
+    )
     return signature, codegen
 
 
@@ -296,8 +338,8 @@ def spread_windows(
     ``dx[r, j * width + s, c] = dy[j, c]`` where its cell is ``r * width + s``, else 0, for
     ``s < width`` and ``cell_rows[0] <= r < cell_rows[1]``; so for `rows` rows of windows, whose
     rows of dx and dy follow each other. dy, cells and the output y start at `y_at`; where y is no
-    greater than `floor` dy counts as 0, which is not asked where y is None. `unrolled` is the
-    width, or 0 for any.
+    greater than `floor` dy counts as 0, which is not asked where y is None. `unrolled` is a tuple
+    as long as the width, to unroll it, or empty.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
@@ -305,43 +347,55 @@ def spread_windows(
         output = _optional(cgctx, builder, sig, values, 6, 7)
         low, high = cgutils.unpack_tuple(builder, values[8])
         width, rows, pixels, depth, floor = values[9:]
-        width = _i64(unrolled.literal_value) if unrolled.literal_value else width
+        known = unrolled.count
         emit = _Gradient(builder, target.type.pointee, holder.type.pointee, lanes.literal_value)
         floats, numbers = emit.floats, emit.numbers
         floor = floats.splat(floor)
         one = ir.Constant(numbers.vector, [1] * numbers.lanes)
         number = cgutils.alloca_once(builder, numbers.vector)
-        with (
-            _rolled(builder, _i64(0), rows) as i,
-            _rolled(builder, low, high) as r,
-            _rolled(builder, _i64(0), pixels) as j,
-        ):
-            line = builder.add(builder.mul(i, builder.sub(high, low)), builder.sub(r, low))
-            pixel = builder.mul(builder.add(builder.mul(line, pixels), j), width)
-            pixel = builder.gep(target, [builder.mul(pixel, depth)])
-            out = builder.mul(builder.add(builder.mul(i, pixels), j), depth)
-            first = builder.trunc(builder.mul(r, width), numbers.element)
-            first = numbers.splat(first)
-            loop, step, last = _vectors_of_pixel(builder, floats.lanes, depth)
-            with loop as v:
-                c = _smaller(builder, builder.mul(v, step), last)
-                at, to = builder.add(out, c), builder.gep(pixel, [c])
-                tested = output and builder.gep(output, [at])
-                value = emit.load(builder.gep(origin, [at]), tested, floor)
-                held = numbers.load_vector(builder.gep(holder, [at]))
-                if unrolled.literal_value:
-                    cell = first
-                    for s in range(unrolled.literal_value):
-                        spot = builder.gep(to, [builder.mul(_i64(s), depth)])
-                        floats.store_vector(emit.where(held, cell, value), spot)
-                        cell = builder.add(cell, one)
-                else:
-                    builder.store(first, number)
-                    with _rolled(builder, _i64(0), width) as s:
-                        cell = builder.load(number)
-                        spot = builder.gep(to, [builder.mul(s, depth)])
-                        floats.store_vector(emit.where(held, cell, value), spot)
-                        builder.store(builder.add(cell, one), number)
+
+        def sweep(store: Any) -> None:
+            with (
+                _rolled(builder, _i64(0), rows) as i,
+                _rolled(builder, low, high) as r,
+                _rolled(builder, _i64(0), pixels) as j,
+            ):
+                line = builder.add(builder.mul(i, builder.sub(high, low)), builder.sub(r, low))
+                pixel = builder.mul(builder.add(builder.mul(line, pixels), j), width)
+                pixel = builder.gep(target, [builder.mul(pixel, depth)])
+                out = builder.mul(builder.add(builder.mul(i, pixels), j), depth)
+                first = builder.trunc(builder.mul(r, width), numbers.element)
+                first = numbers.splat(first)
+                loop, step, last = _vectors_of_pixel(builder, floats.lanes, depth)
+                with loop as v:
+                    c = _smaller(builder, builder.mul(v, step), last)
+                    at, to = builder.add(out, c), builder.gep(pixel, [c])
+                    tested = output and builder.gep(output, [at])
+                    value = emit.load(builder.gep(origin, [at]), tested, floor)
+                    held = numbers.load_vector(builder.gep(holder, [at]))
+                    if known:
+                        cell = first
+                        for s in range(known):
+                            spot = builder.gep(to, [builder.mul(_i64(s), depth)])
+                            store(emit.where(held, cell, value), spot)
+                            cell = builder.add(cell, one)
+                    else:
+                        builder.store(first, number)
+                        with _rolled(builder, _i64(0), width) as s:
+                            cell = builder.load(number)
+                            spot = builder.gep(to, [builder.mul(s, depth)])
+                            store(emit.where(held, cell, value), spot)
+                            builder.store(builder.add(cell, one), number)
+
+        if known and floats.lanes == LANES:
+            past = _past_caches(cgctx, builder, dx, values[2], depth)
+            with builder.if_else(past) as (streamed, stored):
+                with streamed:
+                    sweep(floats.stream_vector)
+                with stored:
+                    sweep(floats.store_vector)
+        else:
+            sweep(floats.store_vector)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
@@ -418,6 +472,117 @@ def gather_window(
 
     i8 = types.int64
     return types.void(dx, i8, dy, cells, y, i8, table, rows, columns, i8, dy.dtype), codegen
+
+
+# A number that no cell of a small window has.
+NEVER = 254
+
+
+@intrinsic
+def gather_pairs(
+    typingctx: Any,
+    dx: Any,
+    dx_at: Any,
+    line: Any,
+    dy: Any,
+    cells: Any,
+    y: Any,
+    y_at: Any,
+    below: Any,
+    pixels: Any,
+    even: Any,
+    depth: Any,
+    floor: Any,
+) -> Any:
+    """Write two rows of the input's gradient of 3 x 3 windows in steps of 2 with a padding of 1.
+
+    Of four pixels, of an even and an odd row and column, the first is seen by one window, the next
+    two by two and the last by four: those of output pixel j, the next one, and the same in the next
+    row. dy, cells and y start at `y_at` with the upper row, `below` is the distance to the next one
+    and 0 if there is none. `line` is that from the even to the odd row of dx, or 0 if the image
+    ends before it, and `even` is False where it ends before the last odd column. A row or column
+    that is missing is written over by the one before. For y and floor see `gather_window`.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        target, origin, holder = _pointers(cgctx, builder, sig, values, (0, 1), (3, 6), (4, 6))
+        output = _optional(cgctx, builder, sig, values, 5, 6)
+        line, (below, pixels, even, depth) = values[2], values[7:11]
+        emit = _Gradient(builder, target.type.pointee, holder.type.pointee, LANES)
+        floats, numbers, floor = emit.floats, emit.numbers, emit.floats.splat(values[11])
+        last = builder.sub(pixels, _i64(1))
+        some_below = builder.icmp_signed("!=", below, _i64(0))
+
+        def number(value: int, *conditions: Any) -> Any:
+            number = numbers.element(value)
+            for condition in conditions:
+                number = builder.select(condition, number, numbers.element(NEVER))
+            return numbers.splat(number)
+
+        def block(
+            j: Any, right: Any, step: Any, known: list[Any], c: Any, mask: Any, store: Any
+        ) -> None:
+            corner = builder.add(builder.mul(j, depth), c)
+            seen = []
+            for offset in (_i64(0), right, below, builder.add(below, right)):
+                at = builder.add(corner, offset)
+                tested = output and builder.gep(output, [at])
+                value = emit.load(builder.gep(origin, [at]), tested, floor, mask)
+                seen.append((value, numbers.load_vector(builder.gep(holder, [at]), mask=mask)))
+            at = builder.add(builder.mul(j, builder.add(depth, depth)), c)
+            for place, held_by in (
+                (builder.add(line, step), (8, 6, 2, 0)),
+                (line, (7, None, 1, None)),
+                (step, (5, 3, None, None)),
+                (_i64(0), (4, None, None, None)),
+            ):
+                total = None
+                for (value, held), cell in zip(seen, held_by, strict=True):
+                    if cell is not None:
+                        term = emit.where(held, known[cell], value)
+                        total = builder.fadd(total, term) if total else term
+                store(total, builder.gep(target, [builder.add(at, place)]))
+
+        def row(few: bool, store: Any) -> None:
+            with _rolled(builder, _i64(0), _i64(2)) as part:  # all but the last pixel, then that
+                inner = builder.icmp_signed("==", part, _i64(0))
+                right = builder.select(inner, depth, _i64(0))
+                step = builder.select(builder.or_(inner, even), depth, _i64(0))
+                known = [
+                    number(
+                        k,
+                        *[some_below] * (k in (0, 1, 2)),
+                        *[inner] * (k in (0, 3, 6)),
+                    )
+                    for k in range(9)
+                ]
+                start = builder.select(inner, _i64(0), last)
+                stop = builder.select(inner, last, pixels)
+                with _rolled(builder, start, stop) as j:
+                    if few:
+                        mask = floats.first_lanes(depth)
+                        block(j, right, step, known, _i64(0), mask, partial(store, mask=mask))
+                    else:
+                        loop, width, end = _vectors_of_pixel(builder, LANES, depth)
+                        with loop as v:
+                            c = _smaller(builder, builder.mul(v, width), end)
+                            block(j, right, step, known, c, None, store)
+
+        with builder.if_else(builder.icmp_signed("<", depth, _i64(LANES))) as (few, many):
+            with few:
+                row(True, floats.store_vector)
+            with (
+                many,
+                builder.if_else(_past_caches(cgctx, builder, dx, values[0], depth)) as (a, b),
+            ):
+                with a:
+                    row(False, floats.stream_vector)
+                with b:
+                    row(False, floats.store_vector)
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(dx, i8, i8, dy, cells, y, i8, i8, i8, types.boolean, i8, dy.dtype), codegen
 
 
 @intrinsic
@@ -505,8 +670,8 @@ def sum_rows(
             for slot in sums:
                 builder.store(zero, slot)
             last = builder.add(first, whole)
-            with _rolled(builder, first, last, width) as at:
-                at = builder.gep(source, [at])
+            with _rolled(builder, first, last, width) as row:
+                at = builder.gep(source, [row])
                 prefetch(builder, builder.gep(at, [_i64(AHEAD)]))
                 for v in range(len(sums)):
                     add(at, v)
@@ -548,7 +713,7 @@ def spread_mean(
         floats = Vectors(builder, target.type.pointee, LANES)
         divisor = floats.splat(divisor)
 
-        def spread(masked: bool) -> None:
+        def spread(masked: bool, store: Any) -> None:
             with _rolled(builder, _i64(0), pixels) as j:
                 from_ = builder.gep(source, [builder.mul(j, depth)])
                 to = builder.gep(target, [builder.mul(j, builder.mul(width, depth))])
@@ -564,14 +729,23 @@ def spread_mean(
                     ):
                         spot = builder.add(builder.mul(r, line), builder.mul(s, depth))
                         spot = builder.gep(to, [builder.add(spot, c)])
-                        floats.store_vector(value, spot, mask=mask)
+                        if masked:
+                            store(value, spot, mask=mask)
+                        else:
+                            store(value, spot)
 
         narrow = builder.icmp_signed("<", depth, _i64(LANES))
         with builder.if_else(narrow) as (few, many):
             with few:
-                spread(True)
-            with many:
-                spread(False)
+                spread(True, floats.store_vector)
+            with (
+                many,
+                builder.if_else(_past_caches(cgctx, builder, dx, values[0], depth)) as (a, b),
+            ):
+                with a:
+                    spread(False, floats.stream_vector)
+                with b:
+                    spread(False, floats.store_vector)
         return cgctx.get_dummy_value()
 
     i8 = types.int64

@@ -37,6 +37,10 @@ __all__ = [
 
 # Nothing is below it, neither of the maxima nor of the outputs whose gradients pass.
 NO_FLOOR = math.nan
+# Sides of square windows whose loop over the cells is unrolled.
+UNROLLED = (2, 3)
+# Tells a kernel that rows of a window are two cells long.
+PAIR = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +49,27 @@ class _Forward:
 
     out_shape: tuple[int, int, int, int]
     cell_type: type
+    square: tuple[int, ...]
     sizes: np.ndarray
     table: np.ndarray
     work: int
+
+
+def _cut(
+    window: Window, axis: int, i: int, size: int, distance: int, number: int
+) -> tuple[bool, list[int]]:
+    """Distances and then numbers of the cells of window i, and whether any are in the image.
+
+    Those outside are replaced by the nearest inside: the maximum and its number stay the same.
+    """
+    first = i * window.stride[axis] - window.padding[axis]
+    cells = range(window.kernel[axis])
+    at = [first + k * window.dilation[axis] for k in cells]
+    inside = [k for k in cells if 0 <= at[k] < size]
+    if not inside:
+        return False, [0] * (2 * len(at))
+    found = [min(max(k, inside[0]), inside[-1]) for k in cells]
+    return True, [at[k] * distance for k in found] + [k * number for k in found]
 
 
 @functools.lru_cache(maxsize=256, typed=True)
@@ -57,28 +79,25 @@ def _forward_plan(
     n, height, width, depth = shape
     window = checked_window(op, *options)
     oh, ow = window.out_size(op, (height, width), ceil_mode)
-    (kh, kw), (sh, _), (dh, dw) = window.kernel, window.stride, window.dilation
-    whole: list[int] = []
-    for size, out, k, stride, pad, gap in zip(
-        (height, width),
-        (oh, ow),
-        window.kernel,
-        window.stride,
-        window.padding,
-        window.dilation,
-        strict=True,
-    ):
-        first = min(-(-pad // stride), out)
-        whole += [first, max(first, min(out, (size - 1 - (k - 1) * gap + pad) // stride + 1))]
+    (kh, kw), (sh, _) = window.kernel, window.stride
+    table = [value for i in range(oh) for value in _cut(window, 0, i, height, width * depth, kw)[1]]
+    runs: list[list[int]] = []
+    for j in range(ow):
+        some, entries = _cut(window, 1, j, width, depth, 1)
+        moved = [*(distance - j * window.stride[1] * depth for distance in entries[:kw])]
+        entries = [int(some), *moved, *entries[kw:]]
+        if not runs or runs[-1][1:] != entries:
+            runs.append([j, *entries])
+        runs[-1][0] = j + 1
     span = max(1, SPAN // (sh * width * depth))
     geometry = (*window.kernel, *window.stride, *window.padding, *window.dilation)
-    cells = [(r * dh * width + s * dw) * depth for r in range(kh) for s in range(kw)]
     return _Forward(
         (n, oh, ow, depth),
         # The largest number stands for none of the cells.
         np.uint8 if window.cells < 256 else np.uint32,
-        np.array([*geometry, *whole, span], np.int64),
-        np.array(cells, np.int64),
+        (0,) * kh if kh == kw and kh in UNROLLED else (),
+        np.array([*geometry, span, len(runs)], np.int64),
+        np.array(table + [value for run in runs for value in run], np.int64),
         n * oh * ow * depth * window.cells,
     )
 
@@ -148,7 +167,7 @@ def max_pool2d_forward(
     y = memory.empty(plan.out_shape, x.dtype)
     cells = memory.empty(plan.out_shape, plan.cell_type)
     workers = threads.workers_for(plan.work)
-    kernels.pool.max_pool2d(x, plan.sizes, plan.table, floor, workers, y, cells)
+    kernels.pool.max_pool2d(x, plan.square, plan.sizes, plan.table, floor, workers, y, cells)
     return restored(y, input.ndim), restored(cells, input.ndim)
 
 
@@ -251,7 +270,7 @@ class _Backward:
     out_shape: tuple[int, ...]
     window: tuple[int, int] | None  # of windows that lie side by side
     span: int
-    table: np.ndarray
+    table: np.ndarray | None  # None for 3 x 3 in steps of 2 with a padding of 1
     work: int
 
 
@@ -293,6 +312,10 @@ def _backward_plan(
         table = [value for cell in range(window.cells) for value in (0, cell)]
         span = max(1, SPAN // (kh * width * depth))
         return _Backward(shape, out_shape, (kh, kw), span, np.array(table, np.int64), work)
+    paired = (3, 3), (2, 2), (1, 1), (1, 1)
+    if window.geometry == paired and (oh, ow) == ((height + 1) // 2, (width + 1) // 2):
+        span = max(1, SPAN // (2 * width * depth))
+        return _Backward(shape, out_shape, None, span, None, work)
     rows = _axis_entries(window, 0, height, oh, ow * depth, kw)
     columns = _axis_entries(window, 1, width, ow, depth, 1)
     starts = _listed(height + width + 2, rows)
@@ -353,9 +376,13 @@ def max_pool2d_backward(
         y, floor = to_channels_last(y if ndim == 4 else y[None]).reshape(-1), 0.0
     dx = memory.empty(plan.shape, dy.dtype)
     workers = threads.workers_for(plan.work)
+    if plan.table is None:
+        kernels.pool.max_pool2d_pairs(dy, cells, y, plan.span, floor, workers, dx)
+        return restored(dx, ndim)
     arguments = (plan.span, plan.table, floor, workers, dx)
     if plan.window is not None:
-        kernels.pool.max_pool2d_backward(dy, cells, y, plan.window, *arguments)
+        known = PAIR if plan.window[1] == 2 else ()
+        kernels.pool.max_pool2d_backward(known, dy, cells, y, plan.window, *arguments)
     else:
         kernels.pool.max_pool2d_gather(dy, cells, y, *arguments)
     return restored(dx, ndim)

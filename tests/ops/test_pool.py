@@ -21,6 +21,7 @@ SIZES = ((1, 1, 4, 4), (2, 3, 7, 9), (1, 16, 5, 11), (1, 33, 9, 6), (5, 8, 8))
 WINDOWS = (
     {"kernel_size": 2},
     {"kernel_size": 3, "stride": 1, "padding": 1},
+    {"kernel_size": 3, "stride": 2, "padding": 1},
     {"kernel_size": (2, 4), "stride": (3, 1), "padding": (1, 2)},
     {"kernel_size": (4, 1), "stride": (1, 4), "padding": (2, 0)},
     {"kernel_size": 4, "stride": 3, "padding": 2, "ceil_mode": True},
@@ -260,3 +261,20 @@ def test_errors_of_the_fused_relu():
     check_error("max_pool2d_backward", ValueError, "output", *given, output=X)
     check_error("max_pool2d_backward", TypeError, "output", *given, output=y.astype(np.float64))
     check_error("max_pool2d_backward", TypeError, "output", *given, output=1)
+
+
+@pytest.mark.parametrize("channels", [16, 24])
+@pytest.mark.parametrize(
+    "window", [{"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": 2}]
+)
+def test_large_gradients_are_those_of_their_parts(channels, window):
+    # Written past the caches, unlike those of one image.
+    x = np.random.default_rng(0).standard_normal((14, channels, 203, 202)).astype(np.float32)
+    y, offsets = ops.max_pool2d_forward(x, **window)
+    dx = ops.max_pool2d_backward(y, offsets, x.shape, **window)
+    mean = ops.avg_pool2d_backward(y[..., :101, :101], x.shape, 2)
+    for n in range(len(x)):
+        one = (x[n].shape, *window.values())
+        np.testing.assert_array_equal(dx[n], ops.max_pool2d_backward(y[n], offsets[n], *one))
+        part = ops.avg_pool2d_backward(y[n, :, :101, :101], x[n].shape, 2)
+        np.testing.assert_array_equal(mean[n], part)
