@@ -44,7 +44,10 @@ _MODULES = (
     "transform",
     "unfold",
     "vectors",
+    "window_loops",
     "windows",
+    "windows_gradient",
+    "windows_mean",
     "winograd",
     "winograd_gradient",
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fastlayers.kernels.runs import clear_run, copy_run
-from fastlayers.kernels.windows import gather_window, mean_window, spread_mean, sum_rows
+from fastlayers.kernels.windows_gradient import gather_window
+from fastlayers.kernels.windows_mean import mean_window, spread_mean, sum_rows
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 

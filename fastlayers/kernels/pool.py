@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from fastlayers.kernels.layout import inside
 from fastlayers.kernels.runs import clear_run
-from fastlayers.kernels.windows import (
-    gather_pairs,
-    gather_window,
-    max_window,
-    max_windows,
-    spread_windows,
-)
+from fastlayers.kernels.windows import max_window, max_windows
+from fastlayers.kernels.windows_gradient import gather_pairs, gather_window, spread_windows
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 

@@ -104,7 +104,7 @@ def _plan(
         n * depth * max(height * width, len(rows) * len(columns)),
         divisor,
         window,
-        math.lcm(depth, kernels.windows.COLUMNS) if whole else 0,
+        math.lcm(depth, kernels.window_loops.COLUMNS) if whole else 0,
     )
 
 
