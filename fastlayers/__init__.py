@@ -8,6 +8,7 @@ arrays (`fl.ops`) and the compiled kernels (`fl.kernels`).
 from fastlayers import data, kernels, models, nn, ops, optim, training
 from fastlayers.autograd import Tensor, no_grad, tensor
 from fastlayers.checkpoint import load, save
+from fastlayers.lazy import is_fusion_enabled, set_fusion_enabled
 from fastlayers.random import manual_seed
 from fastlayers.runtime.threads import get_num_threads, set_num_threads
 
@@ -17,6 +18,7 @@ __all__ = [
     "Tensor",
     "data",
     "get_num_threads",
+    "is_fusion_enabled",
     "kernels",
     "load",
     "manual_seed",
@@ -26,6 +28,7 @@ __all__ = [
     "ops",
     "optim",
     "save",
+    "set_fusion_enabled",
     "set_num_threads",
     "tensor",
     "training",

@@ -9,21 +9,35 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import math
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from fastlayers import lazy
 from fastlayers.ops import arithmetic
 from fastlayers.ops.flatten import flatten, flatten_backward
 from fastlayers.ops.layout import contiguous
 
-__all__ = ["Tensor", "is_grad_enabled", "no_grad", "record", "tensor"]
+__all__ = [
+    "Recording",
+    "Tensor",
+    "defer",
+    "is_grad_enabled",
+    "no_grad",
+    "record",
+    "tensor",
+    "wants_grad",
+]
 
 Gradients = Sequence[np.ndarray | None]
 Backward = Callable[[np.ndarray], Gradients]
+# What an op that ran is recorded by: its output, its inputs and the way back.
+Recording = tuple[np.ndarray, "tuple[Tensor | None, ...]", Backward]
 
 _numbers = itertools.count()
 
@@ -58,12 +72,15 @@ class no_grad(contextlib.ContextDecorator):  # noqa: N801  PyTorch's name
 class _Node:
     """One recorded op. Numbers grow with time, so an op's inputs have smaller ones."""
 
-    __slots__ = ("backward", "inputs", "number")
+    __slots__ = ("backward", "fresh", "inputs", "number")
 
-    def __init__(self, inputs: tuple[Tensor | None, ...], backward: Backward) -> None:
+    def __init__(
+        self, inputs: tuple[Tensor | None, ...], backward: Backward, fresh: bool = False
+    ) -> None:
         self.number = next(_numbers)
         self.inputs: tuple[Tensor | None, ...] | None = inputs
         self.backward: Backward | None = backward
+        self.fresh = fresh
 
 
 class Tensor:
@@ -91,36 +108,77 @@ class Tensor:
         If gradients are asked for values that are not floating point.
     """
 
-    __slots__ = ("__weakref__", "_node", "data", "grad", "requires_grad")
+    __slots__ = ("__weakref__", "_array", "_node", "deferred", "grad", "is_own", "requires_grad")
     # ndarray + Tensor is left to Tensor.__radd__.
     __array_priority__ = 1000
 
     def __init__(self, data: ArrayLike | Tensor, requires_grad: bool = False) -> None:
-        self.data: np.ndarray = _as_array(data)
-        if requires_grad and self.data.dtype.kind != "f":
+        self._array: np.ndarray | None = _as_array(data)
+        if requires_grad and self._array.dtype.kind != "f":
             raise TypeError(
-                f"Tensor: requires_grad needs floating point data, got {self.data.dtype}"
+                f"Tensor: requires_grad needs floating point data, got {self._array.dtype}"
             )
         self.grad: np.ndarray | None = None
         self.requires_grad = requires_grad
         self._node: _Node | None = None
+        # The call that gives the values, until they are first used.
+        self.deferred: lazy.Deferred | None = None
+        # Whether the memory is the library's, so that nobody changes it behind the tensor's back.
+        self.is_own = False
 
-    shape = property(lambda self: self.data.shape, doc="Lengths of the axes.")
-    ndim = property(lambda self: self.data.ndim, doc="Number of axes.")
-    dtype = property(lambda self: self.data.dtype, doc="Type of the elements.")
-    is_leaf = property(lambda self: self._node is None, doc="Whether no op made this tensor.")
+    @property
+    def data(self) -> np.ndarray:
+        """The values."""
+        if lazy.state.waiting:  # whoever holds the array may change what waiting ops read
+            lazy.run_waiting()
+        return self.array()
+
+    @data.setter
+    def data(self, data: np.ndarray) -> None:
+        if lazy.state.waiting:
+            lazy.run_waiting()
+        self._array, self.deferred, self.is_own = data, None, False
+
+    def array(self) -> np.ndarray:
+        """The values, for ops that only read them: other calls that wait go on waiting."""
+        if self.deferred is not None:
+            self._array, inputs, backward = self.deferred.run()
+            if self.deferred.requires_grad:
+                self._node = _Node(inputs, backward, fresh=True)
+            self.deferred = None
+        return self._array  # type: ignore[return-value]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+        return (self._array if self.deferred is None else self.deferred).shape  # type: ignore[union-attr]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the elements."""
+        return (self._array if self.deferred is None else self.deferred).dtype  # type: ignore[union-attr]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no op made this tensor."""
+        return self._node is None and not (self.deferred and self.requires_grad)
 
     def size(self, dim: int | None = None) -> Any:
         """The shape, or the length of one axis."""
-        return self.data.shape if dim is None else self.data.shape[dim]
+        return self.shape if dim is None else self.shape[dim]
 
     def dim(self) -> int:
         """Number of axes."""
-        return self.data.ndim
+        return len(self.shape)
 
     def numel(self) -> int:
         """Number of elements."""
-        return self.data.size
+        return math.prod(self.shape)
 
     def item(self) -> Any:
         """The only element as a Python number."""
@@ -172,14 +230,15 @@ class Tensor:
         """
         if not self.requires_grad:
             raise RuntimeError("backward: the tensor does not require a gradient")
+        values = self.data
         if gradient is None:
-            if self.data.size != 1:
+            if values.size != 1:
                 raise RuntimeError(
                     f"backward: a tensor of shape {self.shape} needs the argument gradient"
                 )
-            seed = np.ones_like(self.data)
+            seed = np.ones_like(values)
         else:
-            seed = _as_array(gradient).astype(self.data.dtype, copy=True)
+            seed = _as_array(gradient).astype(values.dtype, copy=True)
             if seed.shape != self.shape:
                 raise ValueError(
                     f"backward: gradient must have shape {self.shape}, got {seed.shape}"
@@ -189,37 +248,41 @@ class Tensor:
     def reshape(self, *shape: Any) -> Tensor:
         """The elements in C order of (N, C, H, W) in another shape; one length may be -1."""
         sizes = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
-        before = self.data.shape
-        out = contiguous(self.data).reshape(sizes)
+        before = self.shape
+        out = contiguous(self.array()).reshape(sizes)
         return record(out, (self,), lambda dy: (contiguous(dy).reshape(before),))
 
     view = reshape
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
         """Join the axes from `start_dim` to `end_dim` into one; see `fastlayers.ops.flatten`."""
-        before = self.data.shape
-        out = flatten(self.data, start_dim, end_dim)
+        before = self.shape
+        out = flatten(self.array(), start_dim, end_dim)
         return record(out, (self,), lambda dy: (flatten_backward(dy, before),))
 
     def sum(self, dim: Any = None, keepdim: bool = False) -> Tensor:
         """Sum over one, several or all axes."""
-        x = self.data
+        x = self.array()
         out = arithmetic.sum(x, dim, keepdim)
         return record(out, (self,), lambda dy: (arithmetic.sum_backward(dy, x, dim, keepdim),))
 
     def mean(self, dim: Any = None, keepdim: bool = False) -> Tensor:
         """Mean over one, several or all axes."""
-        x = self.data
+        x = self.array()
         out = arithmetic.mean(x, dim, keepdim)
         return record(out, (self,), lambda dy: (arithmetic.mean_backward(dy, x, dim, keepdim),))
 
     def __getitem__(self, index: Any) -> Tensor:
-        index = index.data if isinstance(index, Tensor) else index
-        x = self.data
+        index = index.array() if isinstance(index, Tensor) else index
+        x = self.array()
         out = arithmetic.getitem(x, index)
         return record(out, (self,), lambda dy: (arithmetic.getitem_backward(dy, x, index),))
 
     def __add__(self, other: Any) -> Tensor:
+        if isinstance(other, Tensor):
+            for a, b in ((self, other), (other, self)):
+                if a.deferred is not None and (out := a.deferred.add(a, b)) is not None:
+                    return out
         return _binary(arithmetic.add, arithmetic.add_backward, self, other)
 
     __radd__ = __add__
@@ -280,24 +343,61 @@ class Tensor:
 
 def tensor(array: ArrayLike | Tensor, requires_grad: bool = False) -> Tensor:
     """A tensor of a copy of `array`; Python floats become float32."""
-    return Tensor(np.array(_as_array(array)), requires_grad)
+    out = Tensor(np.array(_as_array(array)), requires_grad)
+    out.is_own = True
+    return out
 
 
-def record(data: np.ndarray, inputs: tuple[Tensor | None, ...], backward: Backward) -> Tensor:
+def record(
+    data: np.ndarray,
+    inputs: tuple[Tensor | None, ...],
+    backward: Backward,
+    *,
+    requires_grad: bool | None = None,
+    fresh: bool = False,
+) -> Tensor:
     """The tensor of an op's output, with a node on the tape where a gradient may be asked for.
 
-    `backward` maps the output's gradient to one for each input, None where it isn't required.
+    `backward` maps the output's gradient to one for each input, None where it isn't required;
+    `fresh` says that these and the output are arrays of their own, which share no memory. Whether
+    the output requires a gradient follows from the inputs, unless an earlier call has found it out.
     """
-    out = Tensor(data)
-    if _mode.enabled and any(t is not None and t.requires_grad for t in inputs):
-        out.requires_grad = True
-        out._node = _Node(inputs, backward)
+    if requires_grad is None:
+        requires_grad = wants_grad(inputs)
+    out = _output(requires_grad, fresh)
+    out._array = data
+    out._node = _Node(inputs, backward, fresh) if requires_grad else None
+    return out
+
+
+def defer(deferred: lazy.Deferred, requires_grad: bool) -> Tensor:
+    """The tensor of a call that runs when its values are first used."""
+    out = _output(requires_grad, True)
+    out._array, out._node, out.deferred = None, None, deferred
+    lazy.state.waiting.append(weakref.ref(out))
+    return out
+
+
+def wants_grad(inputs: tuple[Tensor | None, ...]) -> bool:
+    """Whether an op of these inputs is to be recorded."""
+    if _mode.enabled:
+        for t in inputs:
+            if t is not None and t.requires_grad:
+                return True
+    return False
+
+
+def _output(requires_grad: bool, is_own: bool) -> Tensor:
+    """A tensor that an op made, to be given values."""
+    out = Tensor.__new__(Tensor)
+    out.grad = out.deferred = None
+    out.requires_grad, out.is_own = requires_grad, is_own
     return out
 
 
 def _as_array(value: Any) -> np.ndarray:
     if isinstance(value, Tensor):
-        return value.data
+        return value.array()
     if isinstance(value, np.ndarray):
         return value
     array = np.asarray(value)
@@ -313,7 +413,7 @@ def _binary(
 ) -> Tensor:
     """Record an op of two operands, of which one may be an array or a number."""
     a, b = (t if isinstance(t, Tensor) else None for t in (left, right))
-    dtype = (a if a is not None else b).data.dtype  # type: ignore[union-attr]
+    dtype = (a if a is not None else b).dtype  # type: ignore[union-attr]
     x, y = (
         np.asarray(t, dtype) if isinstance(t, (int, float)) and dtype.kind == "f" else _as_array(t)
         for t in (left, right)
@@ -327,42 +427,61 @@ def _binary(
 
 def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
     """Visit the nodes from the newest to the oldest; each has then got all of its gradient."""
-    nodes: dict[int, _Node] = {}
-    gradients: dict[int, np.ndarray] = {}
-    order: list[int] = []  # a heap of negative numbers: the newest node first
+    # By the node's number: the node and its gradient so far. The heap holds negative numbers.
+    nodes: dict[int, tuple[_Node, np.ndarray]] = {}
+    order: list[int] = []
     # Leaves get their gradients when all went well: an error leaves them as they were.
     leaves: dict[int, tuple[Tensor, np.ndarray]] = {}
-
-    def give(target: Tensor, gradient: np.ndarray, shared: Gradients) -> None:
-        node = target._node
-        if gradient.dtype != target.data.dtype:  # of an op of float32 and float64
-            gradient = gradient.astype(target.data.dtype)
-        if node is None:
-            if id(target) in leaves:
-                gradient = leaves[id(target)][1] + gradient
-            elif any(o is not None and np.may_share_memory(gradient, o) for o in shared):
-                gradient = gradient.copy()  # another leaf may be given the same memory
-            leaves[id(target)] = target, gradient
-        elif node.number in nodes:
-            gradients[node.number] = gradients[node.number] + gradient
-        else:
-            nodes[node.number], gradients[node.number] = node, gradient
-            heapq.heappush(order, -node.number)
-
-    give(root, seed, ())
-    while order:
-        number = -heapq.heappop(order)
-        node, gradient = nodes.pop(number), gradients.pop(number)
+    targets: tuple[Tensor | None, ...] = (root,)
+    parts: Gradients = (seed,)
+    shared: Gradients = ()
+    while True:
+        for i, target in enumerate(targets):
+            part = parts[i]
+            if part is None or target is None or not target.requires_grad:
+                continue
+            values: np.ndarray = target._array  # type: ignore[assignment]  # its op has run
+            if part.dtype is not values.dtype and part.dtype != values.dtype:
+                part = part.astype(values.dtype)  # of an op of float32 and float64
+            below = target._node
+            if below is None:
+                _give_leaf(leaves, target, part, shared and shared[: i + 1])
+            elif below.number in nodes:
+                nodes[below.number] = below, nodes[below.number][1] + part
+            else:
+                nodes[below.number] = below, part
+                heapq.heappush(order, -below.number)
+        if not order:
+            break
+        node, gradient = nodes.pop(-heapq.heappop(order))
         if node.backward is None or node.inputs is None:
             raise RuntimeError(
                 "backward: what was recorded has been freed by an earlier backward; "
                 "pass retain_graph=True to the first one to call it twice"
             )
-        parts = node.backward(gradient)
-        for i, (target, part) in enumerate(zip(node.inputs, parts, strict=True)):
-            if target is not None and target.requires_grad and part is not None:
-                give(target, part, (gradient, *parts[:i]))
+        targets, parts = node.inputs, node.backward(gradient)
+        if len(parts) != len(targets):
+            raise ValueError(
+                f"backward: an op of {len(targets)} inputs must give as many gradients, "
+                f"got {len(parts)}"
+            )
+        shared = () if node.fresh else (gradient, *parts)
         if not retain_graph:
             node.backward = node.inputs = None
     for leaf, gradient in leaves.values():
         leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+
+
+def _give_leaf(
+    leaves: dict[int, tuple[Tensor, np.ndarray]],
+    leaf: Tensor,
+    part: np.ndarray,
+    shared: Gradients,
+) -> None:
+    """Add to a leaf's gradient; another leaf may be given the memory of those in `shared`."""
+    key = id(leaf)
+    if key in leaves:
+        part = leaves[key][1] + part
+    elif any(other is not None and np.may_share_memory(part, other) for other in shared):
+        part = part.copy()
+    leaves[key] = leaf, part

@@ -95,10 +95,11 @@ class Case:
                 random.manual_seed(0)
                 y, dropped = getattr(ops, f"{self.op}_forward")(x, **o)
                 last = o["p"] if self.op == "dropout" else o["channel_axis"]
+                shown = dropped if self.op != "dropout" else unpacked(dropped, x.shape)
                 if module is reference:
-                    y = forward(x, dropped, last)
+                    dropped, y = shown, forward(x, shown, last)
                 gradients = backward(like(y, kind), dropped, last)
-                results["dropped"] = dropped
+                results["dropped"] = shown
             case "relu" | "sigmoid" | "tanh" | "softmax" | "log_softmax":
                 y = forward(x, **o)
                 gradients = backward(like(y, kind), y, **o)
@@ -109,6 +110,15 @@ class Case:
             gradients = (gradients,)
         names = ("dinput", "dweight", "dbias")
         return {"y": y, **results, **dict(zip(names, gradients, strict=False))}
+
+
+def unpacked(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Give the mask of `ops.dropout_forward` as an array of 0 and 1."""
+    size = int(np.prod(shape))
+    kept = np.unpackbits(mask, count=size, bitorder="little")
+    if len(shape) < 3:
+        return kept.reshape(shape)
+    return np.moveaxis(kept.reshape(shape[0], *shape[2:], shape[1]), -1, 1)
 
 
 LOSSES = ("cross_entropy", "nll_loss", "mse_loss", "binary_cross_entropy_with_logits")

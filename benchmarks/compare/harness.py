@@ -10,12 +10,16 @@ import contextlib
 import multiprocessing
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-__all__ = ["Contestant", "alternate"]
+__all__ = ["Contestant", "alternate", "alternate_for", "peak_memory", "resident_memory", "table"]
+
+# Seconds of steps before any are timed by `alternate_for`.
+WARM_UP = 2.0
 
 
 class Contestant:
@@ -53,6 +57,14 @@ class Contestant:
         """Repeat the work at least so often and so long, and keep the times (seconds each)."""
         self.times += self._ask("run", repetitions, seconds)
 
+    def call(self, *arguments: Any) -> Any:
+        """Do the work once with these arguments, and return what it returns."""
+        return self._ask("call", *arguments)
+
+    def peak_memory(self) -> int:
+        """Most bytes that were ever resident in the process."""
+        return int(self._ask("memory"))
+
     def forget(self) -> None:
         """Drop the times of a warm-up."""
         self.times.clear()
@@ -62,6 +74,14 @@ class Contestant:
         """Median time of one repetition in seconds."""
         return statistics.median(self.times)
 
+    @property
+    def spread(self) -> float:
+        """Distance of the quartiles of the times, as a share of the median."""
+        if len(self.times) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.times, n=4, method="inclusive")
+        return (high - low) / self.median
+
     def close(self) -> None:
         """End the process."""
         with contextlib.suppress(BrokenPipeError):  # it ended by an error of its own
@@ -69,8 +89,13 @@ class Contestant:
         self._process.join(30)
 
     def _ask(self, *order: Any) -> Any:
-        self._pipe.send(order)
-        answer = self._pipe.recv()
+        try:
+            self._pipe.send(order)
+            answer = self._pipe.recv()
+        except (EOFError, ConnectionError) as error:  # killed, for want of memory perhaps
+            self._process.join(5)
+            code = self._process.exitcode
+            raise RuntimeError(f"{self.name} failed: its process ended, code {code}") from error
         if isinstance(answer, Exception):
             raise RuntimeError(f"{self.name} failed: {answer}") from answer
         return answer
@@ -98,6 +123,12 @@ def _serve(
                     pipe.send(value)
                 case "run", repetitions, seconds:
                     pipe.send(_times(work, repetitions, seconds))
+                case "call", *arguments:
+                    pipe.send(work(*arguments))
+                case ("memory",):
+                    pipe.send(peak_memory())
+    except EOFError:  # the parent was stopped
+        return
     except Exception as error:  # told to the parent, which raises it
         pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
@@ -122,3 +153,54 @@ def alternate(
     for _ in range(rounds):
         for contestant in contestants:
             contestant.run(repetitions, seconds)
+
+
+def alternate_for(
+    contestants: list[Contestant], seconds: float, rounds: tuple[int, int], turn: float = 0.1
+) -> None:
+    """Alternate for about so many seconds, in at least and at most so many rounds.
+
+    Each turn takes `turn` seconds and at least one repetition.
+    """
+    for contestant in contestants:
+        # A process that has begun to spin may have all its threads on one CPU at first: torch's
+        # steps of 3 ms were seen to take 480 ms for two seconds.
+        contestant.run(1, WARM_UP)
+    round_seconds = sum(max(turn, contestant.times[-1]) for contestant in contestants)
+    count = int(min(max(seconds / round_seconds, rounds[0]), rounds[1])) if contestants else 0
+    for contestant in contestants:
+        contestant.forget()
+    for _ in range(count):
+        for contestant in contestants:
+            contestant.run(1, turn)
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """A table in Markdown."""
+    cells = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _status(field: str) -> int:
+    """A size of this process in bytes, from Linux's /proc."""
+    with open("/proc/self/status") as lines:
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def resident_memory() -> int:
+    """Bytes of this process that are resident now; 0 where the system does not tell."""
+    try:
+        return _status("VmRSS:")
+    except OSError:
+        return 0
+
+
+def peak_memory() -> int:
+    """Most bytes of this process that were ever resident."""
+    try:  # ru_maxrss would count what the parent had at the fork
+        return _status("VmHWM:")
+    except OSError:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,183 +1,199 @@
-"""Training steps of the same models in fastlayers and in torch, alternating in one run.
+"""Training steps of the same models in fastlayers, torch and JAX, alternating in one run.
 
-    python -m benchmarks.compare.models [--models ...] [--threads 1 2] [--quick]
+    python -m benchmarks.compare.models [--models NAMES] [--batch N] [--threads 1 2]
+        [--contestants NAMES] [--bfloat16] [--quick] [--markdown FILE] [--json FILE]
 
-Every contestant has a process of its own and starts from the same weights and batches. Torch's
-models are the sources of `fastlayers.models` with only the imports changed.
+A step is forward, cross-entropy, backward and SGD with momentum. Every contestant has a process
+of its own and starts from the same weights and batches; the losses of the first steps must agree.
+The ratio is the fastest float32 mode of torch over fastlayers.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
-import types
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+import math
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+from benchmarks.compare.cases import CASES, Case
+from benchmarks.compare.contestants import CONTESTANTS, TORCH_FLOAT32, start
+from benchmarks.compare.harness import Contestant, alternate_for, table
 
-from benchmarks.compare.harness import Contestant, alternate
+__all__ = ["compare", "main", "memory_table", "time_table"]
 
-__all__ = ["CASES", "compare", "main", "torch_models"]
-
-
-# Losses of the first step, of the same weights and batch, agree to float32 rounding.
+# The first loss agrees to rounding; how far the next ones are from it tells of the gradients.
 LOSS_GAP = 1e-4
+MOVE_GAP = 0.02
+SECONDS = 12.0
+ROUNDS = 5, 25
+QUICK_ROUNDS = 1, 3
 
 
-@dataclass(frozen=True)
-class Case:
-    """One row of the comparison: a factory in `fastlayers.models` and its input."""
-
-    name: str
-    factory: str
-    options: dict[str, Any]
-    shape: tuple[int, ...]
-    batch: int
-    classes: int = 10
-    dropout: bool = False  # then the losses of two libraries are not comparable
-
-
-CASES = [
-    Case("CIFAR CNN", "CifarCNN", {}, (3, 32, 32), 4),
-    Case("CIFAR CNN", "CifarCNN", {}, (3, 32, 32), 128),
-    Case("CIFAR CNN, batch norm", "CifarCNN", {"batch_norm": True}, (3, 32, 32), 128),
-    Case("MLP, batch norm, dropout", "MLP", {}, (1, 28, 28), 64, dropout=True),
-    Case("VGG-small", "vgg_small", {}, (3, 32, 32), 32, dropout=True),
-    Case("VGG-small", "vgg_small", {}, (3, 32, 32), 128, dropout=True),
-    Case("ResNet-20", "resnet20", {}, (3, 32, 32), 32),
-    Case("ResNet-20", "resnet20", {}, (3, 32, 32), 128),
-]
-
-
-def torch_models() -> dict[str, Callable[..., Any]]:
-    """The models of `fastlayers.models`, from the same sources, on torch."""
-    from fastlayers.models import cnn, mlp, resnet, vgg
-
-    found: dict[str, Callable[..., Any]] = {}
-    for module in (cnn, mlp, resnet, vgg):
-        source = inspect.getsource(module)
-        source = source.replace("from fastlayers import nn", "from torch import nn")
-        source = source.replace("from fastlayers.autograd import", "from torch import")
-        # torch's view refuses channels-last memory
-        source = source.replace(".view(", ".reshape(")
-        namespace = types.ModuleType(f"torch_{module.__name__}").__dict__
-        exec(compile(source, module.__file__ or "", "exec"), namespace)
-        found |= {name: namespace[name] for name in module.__all__}
-    return found
-
-
-def _batches(case: Case, count: int = 8) -> list[tuple[np.ndarray, np.ndarray]]:
-    generator = np.random.default_rng(0)
-    return [
-        (
-            generator.standard_normal((case.batch, *case.shape), np.float32),
-            generator.integers(0, case.classes, case.batch),
-        )
-        for _ in range(count)
-    ]
-
-
-def _initial_state(case: Case) -> dict[str, np.ndarray]:
-    import fastlayers as fl
-
-    fl.manual_seed(0)
-    return getattr(fl.models, case.factory)(**case.options).state_dict()
-
-
-def prepare_fastlayers(threads: int, case: Case) -> tuple[Callable[[], float], float]:
-    """A function that does one training step of fastlayers, and the first step's loss."""
-    import fastlayers as fl
-
-    fl.set_num_threads(threads)
-    model = getattr(fl.models, case.factory)(**case.options)
-    model.load_state_dict(_initial_state(case))
-    loss = fl.nn.CrossEntropyLoss()
-    optimizer = fl.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
-    batches = [(fl.tensor(x), fl.tensor(y)) for x, y in _batches(case)]
-    return _stepper(model, loss, optimizer, batches)
-
-
-def prepare_torch(
-    threads: int, channels_last: bool, case: Case
-) -> tuple[Callable[[], float], float]:
-    """A function that does one training step of torch, and the first step's loss."""
-    import torch
-
-    torch.set_num_threads(threads)
-    model = torch_models()[case.factory](**case.options)
-    state = {k: torch.from_numpy(np.asarray(v)) for k, v in _initial_state(case).items()}
-    model.load_state_dict(state)
-    batches = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in _batches(case)]
-    if channels_last:
-        model = model.to(memory_format=torch.channels_last)
-        batches = [(x.to(memory_format=torch.channels_last), y) for x, y in batches]
-    loss = torch.nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
-    return _stepper(model, loss, optimizer, batches)
-
-
-def _stepper(
-    model: Any, loss: Any, optimizer: Any, batches: list[Any]
-) -> tuple[Callable[[], float], float]:
-    """The training step, word for word the same in both libraries, and the first one's loss."""
-    steps = 0
-
-    def step() -> float:
-        nonlocal steps
-        inputs, targets = batches[steps % len(batches)]
-        steps += 1
-        optimizer.zero_grad()
-        value = loss(model(inputs), targets)
-        value.backward()
-        optimizer.step()
-        return float(value.item())
-
-    return step, step()
-
-
-def compare(case: Case, threads: int, rounds: int) -> dict[str, Any]:
-    """Median milliseconds of a step for each contestant, and torch's best over fastlayers'."""
-    contestants = [
-        Contestant("fastlayers", prepare_fastlayers, threads),
-        Contestant("torch", prepare_torch, threads, False),
-        Contestant("torch channels_last", prepare_torch, threads, True),
-    ]
-    try:
+def compare(case: Case, threads: int, names: list[str], quick: bool = False) -> dict[str, Any]:
+    """Measure one case: a record of every contestant's step, and the errors of those that fail."""
+    row: dict[str, Any] = {"model": case.name, "batch": case.batch, "threads": threads}
+    row |= {"contestants": {}, "errors": {}}
+    with ExitStack() as stack:
+        contestants = _prepared(case, threads, names, stack, row["errors"])
+        _check(contestants, row["errors"])
+        alternate_for(contestants, SECONDS, QUICK_ROUNDS if quick else ROUNDS)
         for contestant in contestants:
+            row["contestants"][contestant.name] = {
+                "seconds": contestant.median,
+                "spread": contestant.spread,
+                "images_per_second": case.batch / contestant.median,
+                "steps": len(contestant.times),
+                "peak_bytes": contestant.peak_memory(),
+                "bytes_before": contestant.value.resident,
+                "losses": contestant.value.losses,
+            }
+    return row
+
+
+def _prepared(
+    case: Case, threads: int, names: list[str], stack: ExitStack, errors: dict[str, str]
+) -> list[Contestant]:
+    """The contestants that can do the case; the errors of the others are noted."""
+    contestants = []
+    for name in names:
+        contestant = start(name, threads)
+        stack.callback(contestant.close)
+        try:
             contestant.prepare(case)
-        alternate(contestants, rounds, repetitions=20 if case.batch < 32 else 3)
-        medians = {c.name: 1e3 * c.median for c in contestants}
-        first, others = contestants[0], contestants[1:]
-        gap = max(abs(first.value - c.value) for c in others)
-        if gap > LOSS_GAP and not case.dropout:
-            raise RuntimeError(f"{case.name}: first losses differ by {gap}, so the work does too")
-        ratio = min(c.median for c in others) / first.median
-        return {**medians, "ratio": ratio}
-    finally:
-        for contestant in contestants:
-            contestant.close()
+            contestants.append(contestant)
+        except RuntimeError as error:
+            errors[name] = " ".join(str(error).split())[:300]
+    return contestants
+
+
+def _check(contestants: list[Contestant], errors: dict[str, str]) -> None:
+    """Take out the contestants whose losses or parameters are not those of the first one."""
+    for contestant in contestants[1:]:
+        first, other = contestants[0].value, contestant.value
+        agree = all(
+            abs(a - b) <= LOSS_GAP + MOVE_GAP * abs(a - first.losses[0])
+            for a, b in zip(first.losses, other.losses, strict=True)
+        )
+        # bfloat16 rounds at 4e-3, and is no part of the ratio
+        if contestant.name != "bfloat16" and not agree:
+            errors[contestant.name] = (
+                f"other work: the first losses are {other.losses}, "
+                f"those of {contestants[0].name} {first.losses}"
+            )
+        if other.parameters != first.parameters:
+            errors[contestant.name] = (
+                f"other work: {other.parameters} parameters, "
+                f"{contestants[0].name} has {first.parameters}"
+            )
+    contestants[:] = [c for c in contestants if c.name not in errors]
+
+
+def ratio(row: dict[str, Any], others: tuple[str, ...] = TORCH_FLOAT32) -> float:
+    """The least time of the others over fastlayers', NaN if one of the two is missing."""
+    found = {name: record["seconds"] for name, record in row["contestants"].items()}
+    times = [found[name] for name in others if name in found]
+    return min(times) / found["fastlayers"] if times and "fastlayers" in found else math.nan
+
+
+def _start_of_line(row: dict[str, Any]) -> list[str]:
+    return [row["model"], str(row["batch"]), str(row["threads"])]
+
+
+def time_table(rows: list[dict[str, Any]], names: list[str]) -> str:
+    """Median milliseconds with the distance of the quartiles, images a second and the ratio."""
+    lines = []
+    for row in rows:
+        line = _start_of_line(row)
+        for name in names:
+            record = row["contestants"].get(name)
+            line.append(
+                f"{1e3 * record['seconds']:.4g} ({record['spread']:.0%})" if record else "failed"
+            )
+        if "fastlayers" in names:
+            record = row["contestants"].get("fastlayers")
+            line.append(f"{record['images_per_second']:.0f}" if record else "-")
+        line.append(f"{ratio(row):.2f}")
+        if "bfloat16" in names:
+            line.append(f"{ratio(row, ('bfloat16',)):.2f}")
+        lines.append(line)
+    header = ["model", "batch", "threads", *(f"{name} ms" for name in names)]
+    header += ["images/s"] if "fastlayers" in names else []
+    header += ["ratio", *(["bfloat16 ratio"] if "bfloat16" in names else [])]
+    return table(header, lines)
+
+
+def memory_table(rows: list[dict[str, Any]], names: list[str]) -> str:
+    """Peak resident memory of each process in MB, and what of it came after the imports."""
+    lines = []
+    for row in rows:
+        line = _start_of_line(row)
+        for name in names:
+            record = row["contestants"].get(name)
+            if record is None:
+                line.append("failed")
+                continue
+            peak, own = record["peak_bytes"], record["peak_bytes"] - record["bytes_before"]
+            line.append(f"{peak / 1e6:.0f} ({own / 1e6:.0f})")
+        lines.append(line)
+    return table(["model", "batch", "threads", *(f"{name} MB" for name in names)], lines)
+
+
+def report(rows: list[dict[str, Any]], names: list[str]) -> str:
+    """Both tables, and why contestants failed."""
+    errors = [
+        f"- {row['model']}, batch {row['batch']}, threads {row['threads']}: {name}: {error}"
+        for row in rows
+        for name, error in row["errors"].items()
+    ]
+    parts = [
+        "Median milliseconds of a step (distance of the quartiles), images/s of fastlayers, and "
+        "the fastest float32 mode of torch over fastlayers:",
+        time_table(rows, names),
+        "Peak resident memory of the process, compilation included (of it since the imports):",
+        memory_table(rows, names),
+        *(["Failed:", "\n".join(errors)] if errors else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def chosen_cases(names: list[str] | None, batch: int | None) -> list[Case]:
+    """Cases of these models, each once if a batch size is given."""
+    cases = [c for c in CASES if names is None or c.name in names]
+    if batch is None:
+        return cases
+    return list({case.name: case.at(batch) for case in cases}.values())
 
 
 def main() -> None:
-    """Print a line a model, batch size and number of threads."""
+    """Print a line as each row is done, then the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=None, help="names, such as 'CIFAR CNN'")
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--quick", action="store_true", help="few rounds")
+    models = list(dict.fromkeys(case.name for case in CASES))
+    usual = [name for name in CONTESTANTS if name != "bfloat16"]
+    add = parser.add_argument
+    add("--models", nargs="+", choices=models, metavar="NAME", help=f"of: {', '.join(models)}")
+    add("--batch", type=int, help="another batch size")
+    add("--threads", nargs="+", type=int, default=[1, 2])
+    add("--contestants", nargs="+", choices=CONTESTANTS, default=usual)
+    add("--bfloat16", action="store_true", help="with torch's autocast; not part of the ratio")
+    add("--quick", action="store_true", help="at most three rounds")
+    add("--markdown", type=Path, help="a file for the tables, written as rows are done")
+    add("--json", type=Path, help="a file for all that was measured")
     options = parser.parse_args()
-    cases = [c for c in CASES if options.models is None or c.name in options.models]
-    print("| model | batch | threads | fastlayers ms | torch ms | channels_last ms | ratio |")
-    print("|---|---|---|---|---|---|---|")
-    for case in cases:
+    names = [n for n in CONTESTANTS if n in options.contestants]
+    names += ["bfloat16"] if options.bfloat16 and "bfloat16" not in names else []
+    rows: list[dict[str, Any]] = []
+    for case in chosen_cases(options.models, options.batch):
         for threads in options.threads:
-            row = compare(case, threads, rounds=3 if options.quick else 15)
-            print(
-                f"| {case.name} | {case.batch} | {threads} | {row['fastlayers']:.2f} | "
-                f"{row['torch']:.2f} | {row['torch channels_last']:.2f} | {row['ratio']:.2f} |",
-                flush=True,
-            )
+            rows.append(compare(case, threads, names, options.quick))
+            lines = time_table(rows[-1:], names).splitlines()
+            print("\n".join(lines if len(rows) == 1 else lines[2:]), flush=True)
+            if options.markdown:
+                options.markdown.write_text(report(rows, names))
+            if options.json:
+                options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    print(f"\n{report(rows, names)}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from fastlayers.kernels.runs import relu_gradient_run, relu_run
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
@@ -45,12 +46,14 @@ def _span(chunk):
 
 
 @kernel
+def _rest(chunk, size):
+    """Number of elements of a chunk."""
+    return min(SPAN, size - chunk * SPAN)
+
+
+@kernel
 def _relu_chunk(chunk, worker, x, y):
-    here = _span(chunk)
-    x, y = x[here], y[here]
-    zero = x.dtype.type(0)
-    for i in range(x.size):
-        y[i] = zero if x[i] <= zero else x[i]  # NaN compares false and passes
+    relu_run(y, x, chunk * SPAN, _rest(chunk, x.size))
 
 
 @kernel
@@ -61,11 +64,7 @@ def relu(x, workers, y):
 
 @kernel
 def _relu_backward_chunk(chunk, worker, dy, y, dx):
-    here = _span(chunk)
-    dy, y, dx = dy[here], y[here], dx[here]
-    zero = y.dtype.type(0)
-    for i in range(dy.size):
-        dx[i] = zero if y[i] <= zero else dy[i]
+    relu_gradient_run(dx, dy, y, chunk * SPAN, _rest(chunk, y.size))
 
 
 @kernel

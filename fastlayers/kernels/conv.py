@@ -12,7 +12,7 @@ import numpy as np
 
 from fastlayers.kernels.gemm import gemm, gemm_runs, panel_width, prepare_gemm
 from fastlayers.kernels.layout import inside, square_side, swap_axes_image
-from fastlayers.kernels.micro import FETCH
+from fastlayers.kernels.micro import FETCH, gemm_tile
 from fastlayers.kernels.runs import add_run, clear_run, copy_run, transpose_block, view
 from fastlayers.kernels.unfold import col2im
 from fastlayers.runtime.cache import kernel
@@ -202,7 +202,10 @@ def conv2d_backward_input_columns(
 
 @kernel
 def _weight_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lanes, work, parts):
-    """Weight gradient of one chunk of slabs and one block of output channels."""
+    """Weight gradient of one chunk of slabs and one block of output channels.
+
+    Six channels, of which the GEMM makes tiles of 4, 1 and 1, have a tile of their own.
+    """
     size, (out_height, out_width, m) = sizes
     grid, window, groups, column_step, run_rows = layout
     slabs, chunks, block_rows = cut
@@ -227,9 +230,14 @@ def _weight_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lanes, wo
             a = (dy, from_row + g * per_group + j, 1, m, empty, outputs)
             for run in range(run_count):
                 at = base + g * (size[2] // groups) + runs[run]
-                b = (source, at, width, column_step * size[2], pixels)
                 c = (parts, (chunk * m + g * per_group + j) * k + run * length, k, empty)
                 k_runs, init = (images * count, out_width), (zeros, 0)
+                if rows == 6 and width == lanes:
+                    one = (source, at, column_step * size[2], pixels)
+                    every = (0, images * count, out_width)
+                    gemm_tile(6, 1, 1, 0, every, a, one, init, c, length, -np.inf, add, FETCH)
+                    continue
+                b = (source, at, width, column_step * size[2], pixels)
                 gemm_runs(rows, length, k_runs, a, b, init, c, -np.inf, add, FETCH, lanes)
 
 

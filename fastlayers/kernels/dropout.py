@@ -1,80 +1,133 @@
-"""Dropout masks from a counter-based generator, and their application.
-
-Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) gives the
-i-th block of four words from a key and i alone, so a mask is the same for any number of threads.
-"""
+"""Dropout of elements and of channels, with masks from a counter-based generator."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from fastlayers.kernels.philox import GROUP, draw_bits, draw_digits
+from fastlayers.kernels.runs import copy_run, keep_run, scale_run
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = ["apply_mask", "draw_mask", "philox", "scale_channels"]
+__all__ = ["GROUP", "SPAN", "apply_mask", "channel_dropout", "dropout", "scale_channels"]
 
 SPAN = 16384
-
-_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
-_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
-
-
-@kernel
-def philox(key, stream, block):
-    """Four 32-bit words of Philox 4x32-10 for a 64-bit key and counter (block, stream)."""
-    k0, k1 = key & _LOW, key >> _HALF
-    c0, c1 = block & _LOW, block >> _HALF
-    c2, c3 = stream & _LOW, stream >> _HALF
-    for _ in range(10):
-        p0, p1 = c0 * _M0, c2 * _M1
-        c0, c1, c2, c3 = (p1 >> _HALF) ^ c1 ^ k0, p1 & _LOW, (p0 >> _HALF) ^ c3 ^ k1, p0 & _LOW
-        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
-    return c0, c1, c2, c3
+# Elements that are drawn and then dropped, while their bits are in L1.
+BLOCK = 2048
+# Digits of a threshold that are drawn one by one; bytes cost as much as 8, and more where they tie.
+SHORT = 8
 
 
 @kernel
-def _draw_mask_chunk(chunk, worker, key, stream, threshold, mask):
-    for i in range(chunk * SPAN, min((chunk + 1) * SPAN, mask.size), 4):
-        words = philox(key, stream, np.uint64(i // 4))
-        for j in range(min(4, mask.size - i)):
-            mask[i + j] = 1 if words[j] >= threshold else 0
+def _digits(threshold):
+    """Number of the threshold's 32 binary digits up to the last 1."""
+    digits = 32
+    while digits > 0 and (threshold >> np.uint64(32 - digits)) & np.uint64(1) == 0:
+        digits -= 1
+    return digits
 
 
 @kernel
-def draw_mask(key, stream, threshold, workers, mask):
-    """``mask[i] = 1`` where the i-th 32-bit random word is at least `threshold`, else 0.
+def _draw(bits, first, count, key, stream, threshold):
+    """See `philox`: by digits where the threshold has at most `SHORT`, otherwise by bytes."""
+    digits = _digits(threshold)
+    if digits <= SHORT:
+        draw_digits(bits, first, count, key, stream, threshold, digits)
+    else:
+        draw_bits(bits, first, count, key, stream, threshold)
 
-    `key`, `stream` and `threshold` are uint64; `mask` is flat and of type uint8.
+
+@kernel
+def _dropout_chunk(chunk, worker, x, key, stream, threshold, scale, bits, y):
+    first = chunk * SPAN
+    count = min(SPAN, x.size - first)
+    for block in range((count + BLOCK - 1) // BLOCK):
+        at = first + block * BLOCK
+        size = min(BLOCK, x.size - at)
+        _draw(bits, at // GROUP, (size + GROUP - 1) // GROUP, key, stream, threshold)
+        keep_run(y, x, bits, at, size, scale)
+
+
+@kernel
+def dropout(x, key, stream, threshold, scale, workers, bits, y):
+    """``y = scale * x`` where a random number is at least the threshold, else 0; and those bits.
+
+    Parameters
+    ----------
+    x : array
+        Flat.
+    key, stream : int
+        uint64.
+    threshold : int
+        uint64, at most ``2 ** 32``, of which its share is the probability of a 0.
+    scale : float
+    workers : int
+    bits : array
+        uint8, flat, of 16 bytes for every `GROUP` elements or part of them.
+    y : array
+        Of x's shape and type.
     """
-    chunks = (mask.size + SPAN - 1) // SPAN
-    parallel_for(_draw_mask_chunk, chunks, workers, (key, stream, threshold, mask))
+    arguments = (x, key, stream, threshold, x.dtype.type(scale), bits, y)
+    parallel_for(_dropout_chunk, (x.size + SPAN - 1) // SPAN, workers, arguments)
 
 
 @kernel
-def _apply_mask_chunk(chunk, worker, x, mask, scale, y):
-    here = slice(chunk * SPAN, (chunk + 1) * SPAN)
-    x, mask, y = x[here], mask[here], y[here]  # indices from 0 vectorise, see activation.py
-    zero = x.dtype.type(0)
-    for i in range(x.size):
-        y[i] = x[i] * scale if mask[i] else zero  # a dropped NaN is dropped
+def _apply_mask_chunk(chunk, worker, x, bits, scale, y):
+    keep_run(y, x, bits, chunk * SPAN, min(SPAN, x.size - chunk * SPAN), scale)
 
 
 @kernel
-def apply_mask(x, mask, scale, workers, y):
-    """``y = scale * x`` where the mask is not 0, else 0; all flat, `scale` of the dtype of `x`."""
-    parallel_for(_apply_mask_chunk, (x.size + SPAN - 1) // SPAN, workers, (x, mask, scale, y))
+def apply_mask(x, bits, scale, workers, y):
+    """``y = scale * x`` where the bit is set, else 0, also for NaN; all flat."""
+    arguments = (x, bits, x.dtype.type(scale), y)
+    parallel_for(_apply_mask_chunk, (x.size + SPAN - 1) // SPAN, workers, arguments)
 
 
 @kernel
-def _scale_channels_sample(n, worker, x, scale, y):
-    zero = x.dtype.type(0)
-    for i in range(x.shape[1]):
-        for c in range(x.shape[2]):
-            y[n, i, c] = x[n, i, c] * scale[n, c] if scale[n, c] != zero else zero
+def _scale_channels_chunk(chunk, worker, x, shape, scale, repeats, pieces, pattern, y):
+    _, positions, channels = shape
+    n, piece = chunk // pieces, chunk % pieces
+    span = (positions + pieces - 1) // pieces
+    first = min(positions, piece * span)
+    last = min(positions, first + span)
+    # The factors of some pixels, so that whole vectors are scaled.
+    period, start = repeats * channels, worker * repeats * channels
+    for k in range(repeats):
+        copy_run(pattern, start + k * channels, scale, n * channels, channels)
+    at = (n * positions + first) * channels
+    scale_run(y, x, at, (last - first) * channels, pattern, start, period)
 
 
 @kernel
-def scale_channels(x, scale, workers, y):
-    """``y[n, i, c] = scale[n, c] * x[n, i, c]``, and 0 where the scale is 0, also for NaN."""
-    parallel_for(_scale_channels_sample, x.shape[0], workers, (x, scale, y))
+def scale_channels(x, scale, repeats, pieces, workers, pattern, y):
+    """``y[n, i, c] = scale[n, c] * x[n, i, c]``, and 0 where the scale is 0, also for NaN.
+
+    A task takes one of so many pieces of a sample, with `repeats` copies of its factors in
+    `pattern`, a workspace of ``workers * repeats * C`` elements.
+    """
+    arguments = (
+        x.reshape(x.size),
+        x.shape,
+        scale.reshape(scale.size),
+        repeats,
+        pieces,
+        pattern,
+        y.reshape(y.size),
+    )
+    parallel_for(_scale_channels_chunk, x.shape[0] * pieces, workers, arguments)
+
+
+@kernel
+def channel_dropout(
+    x, key, stream, threshold, kept, repeats, pieces, workers, bits, pattern, scale, y
+):
+    """As `scale_channels` by factors that are drawn first: `kept`, or 0; see `dropout`.
+
+    bits are 16 bytes for every `GROUP` factors or part of them, uint8.
+    """
+    factors = scale.reshape(scale.size)
+    for i in range(factors.size):
+        factors[i] = 1
+    _draw(bits, 0, (factors.size + GROUP - 1) // GROUP, key, stream, threshold)
+    keep_run(factors, factors, bits, 0, factors.size, scale.dtype.type(kept))
+    scale_channels(x, scale, repeats, pieces, workers, pattern, y)

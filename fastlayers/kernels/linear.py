@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastlayers.kernels.gemm import gemm, prepare_gemm
-from fastlayers.kernels.linear_tile import DOT_ROWS, FEW, dot_tile, move_run, rank_update
+from fastlayers.kernels.linear_tile import DOT_ROWS, FEW, dot_tile, flat, move_run, rank_update
 from fastlayers.kernels.runs import prefetch_run
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
@@ -31,6 +31,8 @@ __all__ = [
 DOT_VECTORS = 64
 # Batch rows of a task: 128 blocks of x are 512 KiB, half the L2 that the field has at least.
 DOT_BATCH = 128
+# Bytes of a weight that L2 has at hand: nothing is prefetched.
+IN_CACHE = 512 << 10
 # Packed rows are this much longer than their block, so that the rows of a tile do not fall into
 # one set of the L1: at a distance of 16 KiB, 12 rows evict each other.
 PAD = 16
@@ -69,11 +71,11 @@ def _blocked(x, rows, k, block, workers, packed):
 
 
 @kernel
-def _linear_task(task, worker, x, weight, bias, size, steps, y):
+def _linear_task(task, worker, x, weight, bias, floor, size, steps, y):
     """Some rows of the weight by some of the batch, block after block of k."""
     batch, k, n = size
     x_array, x_block, x_row = x
-    block, step, batch_step = steps
+    block, step, batch_step, ahead = steps
     across = (batch + batch_step - 1) // batch_step
     first, j0 = task // across * step, task % across * batch_step
     last, j1 = min(first + step, n), min(j0 + batch_step, batch)
@@ -89,39 +91,43 @@ def _linear_task(task, worker, x, weight, bias, size, steps, y):
             if i + DOT_ROWS >= last:
                 following = first * k + at + block
             for j in range(j0, j1, FEW):
-                if tiles > 1:
+                if ahead and tiles > 1:
                     column = following + (j - j0) // FEW * part
                     for row in range(DOT_ROWS):
                         prefetch_run(weight, column + row * k, part)
                 a = (weight, i * k + at, k)
                 b = (x_array, p * x_block + j * x_row, x_row)
-                c = (y, j * n + i, 1, n)
-                init = (bias, i, 1, 0) if p == 0 else c
+                c = (y, j * n + i, n)
+                init = (bias, i, 0) if p == 0 else c
                 valid = (min(DOT_ROWS, last - i), min(FEW, j1 - j))
-                dot_tile(DOT_ROWS, FEW, depth, a, b, init, c, valid)
+                low = floor if at + block >= k else -np.inf
+                dot_tile(DOT_ROWS, FEW, depth, a, b, init, low, c, valid)
 
 
 @kernel
-def linear(x, weight, bias, size, lanes, workers, packed, y):
-    """``y = x @ weight.T + bias``: x (batch, in), weight (out, in), y (batch, out).
+def linear(x, weight, bias, floor, lanes, workers, packed, y):
+    """``y = max(floor, x @ weight.T + bias)``: x (batch, in), weight (out, in), y (batch, out).
 
     `packed` holds ``blocked_size(batch, in, dot_block(in, lanes))`` elements.
     """
-    batch, k, n = size
+    batch, k = x.shape
+    n = weight.shape[0]
     block = dot_block(k, lanes)
-    operand = _blocked(x, batch, k, block, workers, packed)
+    operand = _blocked(flat(x), batch, k, block, workers, packed)
     across = max(1, (batch + DOT_BATCH - 1) // DOT_BATCH)
     batch_step = max(1, (batch + across * FEW - 1) // (across * FEW)) * FEW
-    step = _share(n, across, DOT_ROWS, 48)
+    ahead = weight.size * weight.itemsize > IN_CACHE
+    step = _share(n, across, DOT_ROWS, 48, 16 if ahead else 32)
     tasks = (n + step - 1) // step * across
-    arguments = (operand, weight, bias, size, (block, step, batch_step), y)
+    steps = (block, step, batch_step, ahead)
+    arguments = (operand, flat(weight), bias, floor, (batch, k, n), steps, flat(y))
     parallel_for(_linear_task, tasks, workers, arguments)
 
 
 @kernel
-def _share(count, across, unit, most):
-    """Rows of a task: a multiple of `unit` that makes 16 tasks where there are enough rows."""
-    units = (count * across + 16 * unit - 1) // (16 * unit)
+def _share(count, across, unit, most, tasks):
+    """Rows of a task: a multiple of `unit` that makes `tasks` tasks where there are enough rows."""
+    units = (count * across + tasks * unit - 1) // (tasks * unit)
     return max(1, min(units, most // unit)) * unit
 
 
@@ -218,7 +224,7 @@ def _backward_weight_few_task(task, worker, dy, x, size, step, stream, dw):
 @kernel
 def linear_backward_weight_few(dy, x, size, stream, workers, dw):
     """``dw = dy.T @ x`` for 1 to `FEW` rows; `stream` as in `linear_backward_weight`."""
-    step = _share(size[2], 1, FEW, 48)
+    step = _share(size[2], 1, FEW, 48, 16)
     tasks = (size[2] + step - 1) // step
     parallel_for(_backward_weight_few_task, tasks, workers, (dy, x, size, step, stream, dw))
 
@@ -264,7 +270,8 @@ def linear_backward_weight(dy, x, zeros, size, stream, lanes, workers, work, dw)
     """
     prepare_gemm(dw)
     _, k, n = size
-    step, span = _share(n, (k + WEIGHT_SPAN - 1) // WEIGHT_SPAN, GROUP, WEIGHT_ROWS), WEIGHT_SPAN
+    step = _share(n, (k + WEIGHT_SPAN - 1) // WEIGHT_SPAN, GROUP, WEIGHT_ROWS, 16)
+    span = WEIGHT_SPAN
     tasks = (n + step - 1) // step * ((k + span - 1) // span)
     arguments = (dy, x, zeros, size, (step, span), stream, lanes, work, dw)
     parallel_for(_backward_weight_task, tasks, workers, arguments)

@@ -8,17 +8,43 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 from fastlayers.kernels.vectors import Vectors, element_pointer, prefetch
 from fastlayers.runtime import cpu
 
-__all__ = ["DOT_ROWS", "FEW", "dot_tile", "move_run", "rank_update"]
+__all__ = ["DOT_ROWS", "FEW", "STRIP", "dot_tile", "flat", "move_run", "rank_update", "sum_strip"]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
 
 # Rows of the weight in a tile of dot products: 4 x 4 sums, 4 + 4 operands fit 32 registers.
 DOT_ROWS = 4 if cpu.tile_rows() == 12 else 2
 FEW = 4  # batch rows of a dot tile, rows and depth of a rank update
+STRIP = 4  # vectors of a strip of column sums, as many as an addition has cycles of latency
+
+
+@intrinsic
+def flat(typingctx: Any, array: Any) -> Any:
+    """All elements of a contiguous array, which must outlive the view.
+
+    A reshape compiles for 0.1 s, as it also serves other strides.
+    """
+    line = types.Array(array.dtype, 1, "C")
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        source = cgctx.make_array(array)(cgctx, builder, values[0])
+        out = cgctx.make_array(line)(cgctx, builder)
+        populate_array(
+            out,
+            data=source.data,
+            shape=[source.nitems],
+            strides=[source.itemsize],
+            itemsize=source.itemsize,
+            meminfo=None,
+        )
+        return out._getvalue()
+
+    return line(array), codegen
 
 
 def _operand(cgctx: Any, builder: Any, tuple_type: Any, value: Any) -> list[Any]:
@@ -36,41 +62,39 @@ def _clamped(builder: Any, count: int, valid: Any) -> list[Any]:
 
 
 def _sum_lanes(builder: Any, vectors: list[Any], lanes: int) -> list[Any]:
-    """Sum of each vector's lanes, as scalars, halving all vectors at once.
+    """Sums of each vector's lanes, as vectors in the order given.
 
     Two vectors are folded into the halves of one: 16 vectors of 16 lanes take 15 additions and
     30 shuffles instead of 64 each. The order of additions within a vector is that of a tree.
     """
-    owners = [[i] * lanes for i in range(len(vectors))]
-    shuffle = ir.VectorType(_i32, lanes)
     half = lanes // 2
     while half:
-        upper = [lane for lane in range(lanes) if lane & half]
-        lower = [lane ^ half for lane in upper]
-        middle = len(vectors) // 2
-        if len(vectors) == 2 * middle:
-            pairs = list(zip(vectors[:middle], vectors[middle:], strict=True))
-            both = [a + b for a, b in zip(owners[:middle], owners[middle:], strict=True)]
-        else:
-            pairs, both = [(v, v) for v in vectors], [o + o for o in owners]
-        # Lane l of the result comes from the first vector where bit `half` of l is clear.
-        low, high = [0] * lanes, [0] * lanes
-        for lo, hi in zip(lower, upper, strict=True):
-            low[lo], high[lo], low[hi], high[hi] = lo, hi, lanes + lo, lanes + hi
-        parts = [
-            [builder.shuffle_vector(a, b, ir.Constant(shuffle, order)) for order in (low, high)]
+        # Lane l comes from the first of two vectors where bit `half` of l is clear.
+        low = [lane + (lanes - half if lane & half else 0) for lane in range(lanes)]
+        high = [lane + (lanes if lane & half else half) for lane in range(lanes)]
+        orders = [ir.Constant(ir.VectorType(_i32, lanes), order) for order in (low, high)]
+        pairs = [(v, v + half) for v in range(len(vectors)) if not v & half]
+        vectors = [
+            builder.fadd(
+                *(builder.shuffle_vector(vectors[a], vectors[b], order) for order in orders)
+            )
             for a, b in pairs
         ]
-        vectors = [builder.fadd(*part) for part in parts]
-        owners = [[o[i] for i in low] for o in both]
         half //= 2
-    where = {
-        owner: (v, lane)
-        for v, own in zip(vectors, owners, strict=True)
-        for lane, owner in enumerate(own)
-    }
-    order = [where[owner] for owner in sorted(where)]
-    return [builder.extract_element(vector, _i32(lane)) for vector, lane in order]
+    return vectors
+
+
+def _slices(builder: Any, vectors: list[Any], lanes: int, size: int) -> list[Any]:
+    """The elements of some vectors as vectors of `size`, which divides or is twice `lanes`."""
+    if size > lanes:
+        order = ir.Constant(ir.VectorType(_i32, size), list(range(size)))
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        return [builder.shuffle_vector(a, b, order) for a, b in pairs]
+    orders = [
+        ir.Constant(ir.VectorType(_i32, size), list(range(at, at + size)))
+        for at in range(0, lanes, size)
+    ]
+    return [builder.shuffle_vector(v, v, order) for v in vectors for order in orders]
 
 
 def _k_loop(builder: Any, vectors: Vectors, k: Any, count: int, step: Any) -> list[Any]:
@@ -118,27 +142,28 @@ def dot_tile(
     a: Any,
     b: Any,
     init: Any,
+    floor: Any,
     c: Any,
     valid: Any,
 ) -> Any:
-    """``c[i, j] = init[i, j] + sum_p a[i, p] * b[j, p]``, vectorised over p.
+    """``c[i, j] = max(floor, init[i, j] + sum_p a[i, p] * b[j, p])``, vectorised over p.
 
     `rows` and `columns` are literal integers, ``valid = (rows, columns)`` how many of them exist,
     at least one. ``a`` and ``b = (array, offset, row stride)``, ``init`` and
-    ``c = (array, offset, row stride, column stride)``; `init` may be `c`. Lane l sums the p that
-    are l modulo the lanes in one chain of fused multiply-adds, then the lanes are summed as a
-    tree: an element has the same bits in every tile.
+    ``c = (array, offset, column stride)``, whose columns are contiguous; `init` may be `c`. Lane l
+    sums the p that are l modulo the lanes in one chain of fused multiply-adds, then the lanes are
+    summed as a tree: an element has the same bits in every tile. A NaN stays.
     """
     height, width = rows.literal_value, columns.literal_value
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        (a_ptr, a_row), (b_ptr, b_row), init_at, c_at = (
-            _operand(cgctx, builder, sig.args[i], values[i]) for i in range(3, 7)
+        (a_ptr, a_row), (b_ptr, b_row), (init_ptr, init_step), (c_ptr, c_step) = (
+            _operand(cgctx, builder, sig.args[i], values[i]) for i in (3, 4, 5, 7)
         )
         lanes = cpu.lanes(c.types[0].dtype.bitwidth // 8)
         vectors = Vectors(builder, a_ptr.type.pointee, lanes)
         fma = vectors.declare("llvm.fma.{}", vectors.vector, [vectors.vector] * 3)
-        valid_rows, valid_columns = cgutils.unpack_tuple(builder, values[7])
+        valid_rows, valid_columns = cgutils.unpack_tuple(builder, values[8])
         i_at, j_at = _clamped(builder, height, valid_rows), _clamped(builder, width, valid_columns)
         a_rows = [builder.gep(a_ptr, [builder.mul(i, a_row)]) for i in i_at]
         b_rows = [builder.gep(b_ptr, [builder.mul(j, b_row)]) for j in j_at]
@@ -146,23 +171,33 @@ def dot_tile(
         def step(at: Any, sums: list[Any], mask: Any) -> list[Any]:
             left = [vectors.load_vector(builder.gep(row, [at]), mask=mask) for row in a_rows]
             right = [vectors.load_vector(builder.gep(row, [at]), mask=mask) for row in b_rows]
-            pairs = [(x, y) for x in left for y in right]
+            pairs = [(x, y) for y in right for x in left]
             return [builder.call(fma, [*pair, old]) for pair, old in zip(pairs, sums, strict=True)]
 
         sums = _k_loop(builder, vectors, values[2], height * width, step)
-        totals = _sum_lanes(builder, sums, lanes)
+        totals = _slices(builder, _sum_lanes(builder, sums, lanes), lanes, height)
+        line = Vectors(builder, vectors.element, height)
+        low = line.splat(values[6])
+        before = [builder.gep(init_ptr, [builder.mul(j, init_step)]) for j in j_at]
+        after = [builder.gep(c_ptr, [builder.mul(j, c_step)]) for j in j_at]
 
-        def cells(pointer: Any, row: Any, column: Any) -> list[Any]:
-            starts = [builder.gep(pointer, [builder.mul(i, row)]) for i in i_at]
-            steps = [builder.mul(j, column) for j in j_at]
-            return [builder.gep(start, [step]) for start in starts for step in steps]
+        def finish(mask: Any) -> None:
+            starts = [line.load_vector(at, mask=mask) for at in before]
+            for at, start, total in zip(after, starts, totals, strict=True):
+                value = builder.fadd(start, total)
+                below = builder.fcmp_ordered("<", value, low)
+                line.store_vector(builder.select(below, low, value), at, mask=mask)
 
-        before = [builder.load(cell) for cell in cells(*init_at)]
-        for cell, old, total in zip(cells(*c_at), before, totals, strict=True):
-            builder.store(builder.fadd(old, total), cell)
+        whole = builder.icmp_signed("==", valid_rows, _i64(height))
+        with builder.if_else(whole) as (full, part):
+            with full:
+                finish(None)
+            with part:
+                finish(line.first_lanes(valid_rows))
         return cgctx.get_dummy_value()
 
-    return types.void(rows, columns, types.int64, a, b, init, c, valid), codegen
+    element = c.types[0].dtype
+    return types.void(rows, columns, types.int64, a, b, init, element, c, valid), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -264,3 +299,67 @@ def rank_update(
         return cgctx.get_dummy_value()
 
     return types.void(add, stream, types.int64, s, b, c, valid), codegen
+
+
+@intrinsic(prefer_literal=True)
+def sum_strip(
+    typingctx: Any,
+    vectors: Any,
+    relu: Any,
+    x: Any,
+    y: Any,
+    masked: Any,
+    at: Any,
+    rows: Any,
+    stride: Any,
+    columns: Any,
+    sums: Any,
+    sums_at: Any,
+) -> Any:
+    """``sums[sums_at + j] = sum_i x[at + i * stride + j]`` for j in ``range(columns)``.
+
+    All are flat. `vectors` is literal; a strip of several is whole, one may have fewer columns
+    than lanes. With the literal `relu` 1 elements whose y is 0 or less count as zeros, and
+    `masked` gets what was summed. The sums stay in registers, in a chain of additions each.
+    """
+    count = vectors.literal_value
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        x_ptr, y_ptr, masked_ptr = (
+            element_pointer(cgctx, builder, array, values[i], values[5])
+            for i, array in enumerate((x, y, masked), 2)
+        )
+        target = element_pointer(cgctx, builder, sums, values[9], values[10])
+        lines = Vectors(builder, x_ptr.type.pointee, cpu.lanes(x.dtype.bitwidth // 8))
+        zero = ir.Constant(lines.vector, None)
+
+        def strip(mask: Any) -> None:
+            places = [cgutils.alloca_once(builder, lines.vector) for _ in range(count)]
+            for place in places:
+                builder.store(zero, place)
+            with cgutils.for_range(builder, values[6]) as loop:
+                row = builder.mul(loop.index, values[7])
+                for v, place in enumerate(places):
+                    value = lines.load_vector(builder.gep(x_ptr, [row]), v, mask)
+                    if relu.literal_value:
+                        output = lines.load_vector(builder.gep(y_ptr, [row]), v, mask)
+                        passes = builder.fcmp_unordered(">", output, zero)
+                        value = builder.select(passes, value, zero)
+                        lines.store_vector(value, builder.gep(masked_ptr, [row]), v, mask)
+                    builder.store(builder.fadd(builder.load(place), value), place)
+            for v, place in enumerate(places):
+                lines.store_vector(builder.load(place), target, v, mask)
+
+        if count > 1:
+            strip(None)
+        else:
+            whole = builder.icmp_signed("==", values[8], _i64(lines.lanes))
+            with builder.if_else(whole) as (full, part):
+                with full:
+                    strip(None)
+                with part:
+                    strip(lines.first_lanes(values[8]))
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(vectors, relu, x, y, masked, i8, i8, i8, i8, sums, i8), codegen

@@ -1,123 +1,298 @@
-"""Pooling over windows of channels-last images (N, H, W, C), vectorised over the channels."""
+"""Maxima over windows of channels-last images (N, H, W, C), vectorised over the channels."""
 
 from __future__ import annotations
 
 from fastlayers.kernels.layout import inside
-from fastlayers.kernels.runs import add_run, add_where_run, clear_run, max_window
+from fastlayers.kernels.runs import clear_run
+from fastlayers.kernels.windows import max_window, max_windows
+from fastlayers.kernels.windows_gradient import gather_pairs, gather_window, spread_windows
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = ["max_pool2d", "max_pool2d_backward", "window_mean", "window_mean_backward"]
+__all__ = ["max_pool2d", "max_pool2d_backward", "max_pool2d_gather", "max_pool2d_pairs"]
 
 
 @kernel
-def _max_pool2d_image(n, worker, x, shape, geometry, y, offsets, out_size):
+def _spilled(depth):
+    """Elements that a vector of all channels writes; 0 if none are behind the last channel."""
+    lanes = 8 if depth <= 8 else 16
+    return lanes if depth < lanes else 0
+
+
+@kernel
+def _max_pool2d_rows(
+    chunk,
+    worker,
+    x,
+    shape,
+    out_size,
+    geometry,
+    square,
+    span,
+    runs,
+    table,
+    floor,
+    y,
+    cells,
+):
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = geometry
-    height, width, depth = shape
-    oh, ow = out_size
-    for i in range(oh):
+    (height, width, depth), (oh, ow) = shape, out_size
+    first, spilled = chunk * span, _spilled(depth)
+    last = min(first + span, y.size // (ow * depth))
+    end, step = last * ow * depth, sw * depth
+    for row in range(first, last):
+        n, i = row // oh, row % oh
+        image, rows, columns, j = n * height * width * depth, 2 * kh * i, 2 * kh * oh, 0
         top = i * sh - ph
         r0, r1 = inside(top, dh, kh, height)
-        for j in range(ow):
-            left = j * sw - pw
-            s0, s1 = inside(left, dw, kw, width)
-            first = ((n * height + top) * width + left) * depth
-            out = ((n * oh + i) * ow + j) * depth
-            rows, columns = (r0, r1, dh * width * depth), (s0, s1, dw * depth, kw)
-            max_window(y, out, offsets, x, first, rows, columns, depth)
+        for _ in range(runs):
+            behind, whole = table[columns], table[columns + 1]
+            columns += 2
+            out, at, pixels = (row * ow + j) * depth, image + j * step, behind - j
+            if r0 == r1 or whole == 0:
+                pixels = 0
+            elif spilled:
+                # Not those whose vectors reach over the end of x or of the chunk's y.
+                reach = at + table[rows + kh - 1] + table[columns + kw - 1] + spilled
+                room = (x.size - reach) // step + 1
+                pixels = max(0, min(pixels, room, (end - spilled - out) // depth + 1))
+            if depth <= 8:
+                max_windows(
+                    8,
+                    square,
+                    y,
+                    cells,
+                    out,
+                    x,
+                    at,
+                    table,
+                    rows,
+                    columns,
+                    (kh, kw),
+                    pixels,
+                    step,
+                    depth,
+                    floor,
+                )
+            else:
+                max_windows(
+                    16,
+                    square,
+                    y,
+                    cells,
+                    out,
+                    x,
+                    at,
+                    table,
+                    rows,
+                    columns,
+                    (kh, kw),
+                    pixels,
+                    step,
+                    depth,
+                    floor,
+                )
+            j += pixels
+            while j < behind:
+                s0, s1 = inside(j * sw - pw, dw, kw, width)
+                down, along = (r0, r1, dh * width * depth), (s0, s1, dw * depth, kw)
+                at = image + (top * width + j * sw - pw) * depth
+                max_window(y, cells, (row * ow + j) * depth, x, at, down, along, depth, floor)
+                j += 1
+            columns += 2 * kw
 
 
 @kernel
-def max_pool2d(x, geometry, workers, y, offsets):
+def max_pool2d(x, square, sizes, table, floor, workers, y, cells):
     """Maximum of each window, and the window's cell ``r * KW + s`` that holds it.
 
-    ``geometry = (kernel, stride, padding, dilation)``, pairs. y and offsets are (N, OH, OW, C),
-    offsets of an unsigned type that holds KH*KW - 1.
+    Parameters
+    ----------
+    x : array
+        (N, H, W, C).
+    square : tuple of int
+        As long as both sides of the window, for which the loop over its cells is then compiled; or
+        empty.
+    sizes : array
+        int64: kernel, stride, padding and dilation, pairs; output rows of a task; runs of output
+        columns.
+    table : array
+        int64: for each output row the distances of its windows' rows from the image's first pixel,
+        in elements, and the numbers ``r * KW`` of their first cells, where rows outside of the
+        image are replaced by the next one inside; then for each run of columns whose windows are
+        cut off alike the column behind it, whether there is anything of its windows, and distances
+        and numbers s alike.
+    floor : float
+        Least value of the output: 0 for ReLU, NaN for none. Where it stands instead of a maximum
+        the cell is the largest number.
+    workers : int
+    y, cells : array
+        (N, OH, OW, C); cells of an unsigned type whose largest number is no cell.
     """
+    g = sizes
+    geometry = (g[0], g[1]), (g[2], g[3]), (g[4], g[5]), (g[6], g[7])
+    rows, span = y.shape[0] * y.shape[1], g[8]
     # Flat views made here: reshaping in a task counts references, with atomics that the
     # threads contend for.
-    flat_x, flat_y, flat_offsets = x.reshape(x.size), y.reshape(y.size), offsets.reshape(y.size)
-    arguments = (flat_x, x.shape[1:], geometry, flat_y, flat_offsets, y.shape[1:3])
-    parallel_for(_max_pool2d_image, x.shape[0], workers, arguments)
-
-
-@kernel
-def _max_pool2d_backward_image(n, worker, dy, offsets, out_size, geometry, dx, shape):
-    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = geometry
-    height, width, depth = shape
-    oh, ow = out_size
-    clear_run(dx, n * height * width * depth, height * width * depth)
-    for i in range(oh):
-        top = i * sh - ph
-        r0, r1 = inside(top, dh, kh, height)
-        for j in range(ow):
-            left = j * sw - pw
-            s0, s1 = inside(left, dw, kw, width)
-            out = ((n * oh + i) * ow + j) * depth
-            for r in range(r0, r1):
-                for s in range(s0, s1):
-                    at = ((n * height + top + r * dh) * width + left + s * dw) * depth
-                    add_where_run(dx, at, dy, offsets, out, r * kw + s, depth)
-
-
-@kernel
-def max_pool2d_backward(dy, offsets, geometry, workers, dx):
-    """Add each output's gradient to the cell that held the maximum; dx is (N, H, W, C)."""
-    flat_dy, flat_offsets, flat_dx = (
-        dy.reshape(dy.size),
-        offsets.reshape(dy.size),
-        dx.reshape(dx.size),
+    arguments = (
+        x.reshape(x.size),
+        x.shape[1:],
+        y.shape[1:3],
+        geometry,
+        square,
+        span,
+        g[9],
+        table,
+        x.dtype.type(floor),
+        y.reshape(y.size),
+        cells.reshape(y.size),
     )
-    arguments = (flat_dy, flat_offsets, dy.shape[1:3], geometry, flat_dx, dx.shape[1:])
-    parallel_for(_max_pool2d_backward_image, dx.shape[0], workers, arguments)
+    parallel_for(_max_pool2d_rows, (rows + span - 1) // span, workers, arguments)
 
 
 @kernel
-def _window_mean_image(n, worker, x, shape, rows, columns, counts, y):
-    height, width, depth = shape
-    oh, ow = counts.shape
-    for i in range(oh):
-        for j in range(ow):
-            out = ((n * oh + i) * ow + j) * depth
-            clear_run(y, out, depth)
-            for row in range(rows[i, 0], rows[i, 1]):
-                for column in range(columns[j, 0], columns[j, 1]):
-                    at = ((n * height + row) * width + column) * depth
-                    add_run(y, out, x, at, depth)
-            for c in range(depth):
-                y[out + c] /= counts[i, j]
+def _spread(known, dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor):
+    if depth <= 8:
+        spread_windows(
+            8, known, dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor
+        )
+    else:
+        spread_windows(
+            16, known, dx, at, dy, cells, y, out, lines, width, rows, pixels, depth, floor
+        )
 
 
 @kernel
-def window_mean(x, rows, columns, counts, workers, y):
-    """``y[i, j] = sum(x[rows[i, 0]:rows[i, 1], columns[j, 0]:columns[j, 1]]) / counts[i, j]``.
+def _tiled_rows(
+    chunk, worker, known, dy, cells, y, out_size, window, span, table, floor, dx, shape
+):
+    (kh, kw), (oh, ow), (height, width, depth) = window, out_size, shape
+    first, spilled = chunk * span, _spilled(depth)
+    count = min(span, dy.size // (ow * depth) - first)
+    line, last = width * depth, first + count
+    end = (last // oh * height + last % oh * kh) * line
+    n, i, k = first // oh, first % oh, 0
+    while k < count:
+        out, at = (first + k) * ow * depth, (n * height + i * kh) * line
+        rows = min(count - k, oh - i) if width == ow * kw else 1
+        while (
+            spilled
+            and rows > 0
+            and (
+                at + rows * kh * line + spilled > end or out + rows * ow * depth + spilled > dy.size
+            )
+        ):
+            rows -= 1
+        if rows > 0 and width == ow * kw:
+            _spread(known, dx, at, dy, cells, y, out, (0, kh), kw, rows, ow, depth, floor)
+            at += rows * kh * line
+        else:
+            rows = 1
+            for r in range(kh):
+                pixels = ow
+                if spilled:
+                    room = (end - spilled - at - (kw - 1) * depth) // (kw * depth) + 1
+                    pixels = max(0, min(ow, room, (dy.size - spilled - out) // depth + 1))
+                _spread(known, dx, at, dy, cells, y, out, (r, r + 1), kw, 1, pixels, depth, floor)
+                for j in range((ow - pixels) * kw):
+                    cell, spot = 2 * (r * kw + j % kw), at + (pixels * kw + j) * depth
+                    there, along = out + (pixels + j // kw) * depth, (cell, cell + 2)
+                    gather_window(dx, spot, dy, cells, y, there, table, (0, 2), along, depth, floor)
+                clear_run(dx, at + ow * kw * depth, (width - ow * kw) * depth)
+                at += line
+        k += rows
+        i += rows
+        if i == oh:
+            clear_run(dx, at, (height - oh * kh) * line)
+            n, i = n + 1, 0
 
-    rows (OH, 2) and columns (OW, 2) hold the windows' bounds within the image.
+
+@kernel
+def max_pool2d_backward(known, dy, cells, y, window, span, table, floor, workers, dx):
+    """Gradient of windows that lie side by side from the first pixel on; writes dx once.
+
+    dy and cells are (N, OH, OW, C), the output y is flat or None: where it is not above `floor` dy
+    counts as 0. `known` is a tuple as long as a window's row, for which the loop is then compiled,
+    or empty. `window` is a pair, `span` the output rows of a task, and `table` holds (0, k) for
+    each cell k of a window.
     """
-    arguments = (x.reshape(x.size), x.shape[1:], rows, columns, counts, y.reshape(y.size))
-    parallel_for(_window_mean_image, y.shape[0], workers, arguments)
+    arguments = (
+        known,
+        dy.reshape(dy.size),
+        cells.reshape(dy.size),
+        y,
+        dy.shape[1:3],
+        window,
+        span,
+        table,
+        dy.dtype.type(floor),
+        dx.reshape(dx.size),
+        dx.shape[1:],
+    )
+    rows = dy.shape[0] * dy.shape[1]
+    parallel_for(_tiled_rows, (rows + span - 1) // span, workers, arguments)
 
 
 @kernel
-def _window_mean_backward_image(n, worker, dy, rows, columns, counts, dx, shape, work):
+def _gathered_rows(chunk, worker, dy, cells, y, image, span, table, floor, dx, shape):
     height, width, depth = shape
-    oh, ow = counts.shape
-    share = worker * depth
-    clear_run(dx, n * height * width * depth, height * width * depth)
-    for i in range(oh):
-        for j in range(ow):
-            out = ((n * oh + i) * ow + j) * depth
-            for c in range(depth):
-                work[share + c] = dy[out + c] / counts[i, j]
-            for row in range(rows[i, 0], rows[i, 1]):
-                for column in range(columns[j, 0], columns[j, 1]):
-                    at = ((n * height + row) * width + column) * depth
-                    add_run(dx, at, work, share, depth)
+    first = chunk * span
+    for row in range(first, min(first + span, dx.size // (width * depth))):
+        n, i = row // height, row % height
+        rows = (table[i], table[i + 1])
+        for j in range(width):
+            at, here = (row * width + j) * depth, height + 1 + j
+            columns = (table[here], table[here + 1])
+            gather_window(dx, at, dy, cells, y, n * image, table, rows, columns, depth, floor)
 
 
 @kernel
-def window_mean_backward(dy, rows, columns, counts, workers, work, dx):
-    """Give each cell of a window ``dy[i, j] / counts[i, j]``; work holds workers * C elements."""
-    flat_dy, flat_dx = dy.reshape(dy.size), dx.reshape(dx.size)
-    arguments = (flat_dy, rows, columns, counts, flat_dx, dx.shape[1:], work)
-    parallel_for(_window_mean_backward_image, dx.shape[0], workers, arguments)
+def max_pool2d_gather(dy, cells, y, span, table, floor, workers, dx):
+    """As `max_pool2d_backward`, for any windows: adds for each input pixel what its windows give.
+
+    ``table[i] .. table[i + 1]`` are where the table holds (distance in elements, number of the
+    first cell of the window's row) of the output rows that see input row i, for all rows, and then
+    ``(distance, number of the cell in its row)`` of the output columns alike.
+    """
+    arguments = (
+        dy.reshape(dy.size),
+        cells.reshape(dy.size),
+        y,
+        dy.shape[1] * dy.shape[2] * dy.shape[3],
+        span,
+        table,
+        dy.dtype.type(floor),
+        dx.reshape(dx.size),
+        dx.shape[1:],
+    )
+    rows = dx.shape[0] * dx.shape[1]
+    parallel_for(_gathered_rows, (rows + span - 1) // span, workers, arguments)
+
+
+@kernel
+def _paired_rows(chunk, worker, dy, cells, y, out_size, span, floor, dx, shape):
+    (oh, ow), (height, width, depth) = out_size, shape
+    line, first = width * depth, chunk * span
+    for row in range(first, min(first + span, dy.size // (ow * depth))):
+        n, i = row // oh, row % oh
+        below = ow * depth if i + 1 < oh else 0
+        odd = line if 2 * i + 1 < height else 0
+        at, out, even = (n * height + 2 * i) * line, row * ow * depth, width % 2 == 0
+        gather_pairs(dx, at, odd, dy, cells, y, out, below, ow, even, depth, floor)
+
+
+@kernel
+def max_pool2d_pairs(dy, cells, y, span, floor, workers, dx):
+    """As `max_pool2d_backward`, for windows of 3 x 3 in steps of 2 with a padding of 1."""
+    arguments = (
+        dy.reshape(dy.size),
+        cells.reshape(dy.size),
+        y,
+        dy.shape[1:3],
+        span,
+        dy.dtype.type(floor),
+        dx.reshape(dx.size),
+        dx.shape[1:],
+    )
+    rows = dy.shape[0] * dy.shape[1]
+    parallel_for(_paired_rows, (rows + span - 1) // span, workers, arguments)

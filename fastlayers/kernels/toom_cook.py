@@ -98,6 +98,16 @@ class Emitter(Vectors):
         """Give a vector of one value."""
         return self.splat(ir.Constant(self.element, value))
 
+    def mask(self, bits: Any) -> Any:
+        """Give a vector of the low bits of a 64-bit integer that is 0 or -1."""
+        element = ir.IntType(32 if isinstance(self.element, ir.FloatType) else 64)
+        return self.splat(self.builder.trunc(bits, element) if element.width == 32 else bits)
+
+    def masked(self, value: Any, mask: Any) -> Any:
+        """Give the vector, or zeros for a `mask` of zeros."""
+        bits = self.builder.and_(self.builder.bitcast(value, mask.type), mask)
+        return self.builder.bitcast(bits, self.vector)
+
     def multiply_add(self, factor: float, value: Any, total: Any) -> Any:
         """Emit ``factor * value + total``."""
         if abs(factor) == 1:
@@ -133,10 +143,9 @@ class Emitter(Vectors):
             plus, minus = matrix[2 * group - 1 : 2 * group + 1]
             even = self._row([a if a == b else 0.0 for a, b in zip(plus, minus, strict=True)], load)
             odds = [a if a == -b else 0.0 for a, b in zip(plus, minus, strict=True)]
-            scale = next(a for a in reversed(odds) if a)
-            odd = self._row([a / scale for a in odds], load)
-            yield 2 * group - 1, (self.multiply_add(scale, odd, even), 1.0)
-            yield 2 * group, (self.multiply_add(-scale, odd, even), 1.0)
+            odd = self._row(odds, load)
+            yield 2 * group - 1, (self.builder.fadd(even, odd), 1.0)
+            yield 2 * group, (self.builder.fsub(even, odd), 1.0)
 
     def _row(self, factors: list[float], load: Callable[[int], Any]) -> Any:
         used = [k for k, factor in enumerate(factors) if factor]

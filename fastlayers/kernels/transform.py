@@ -24,7 +24,7 @@ from fastlayers.kernels.toom_cook import (
     transposed,
     vector_loop,
 )
-from fastlayers.kernels.vectors import Vectors, element_pointer
+from fastlayers.kernels.vectors import element_pointer
 
 __all__ = ["transform_input", "transform_output", "untransform_output"]
 
@@ -62,86 +62,182 @@ def _prefetch_below(
     return prefetch
 
 
-def _cells(
-    builder: Any, base: Any, corner: Any, image: Any, cells: int, outside: Any
-) -> Callable[[int, int, Any], Any]:
-    """Put the addresses of a square of pixels into a table; give access to it.
+def _each_pixel(
+    builder: Any, corner: Any, image: Any, cells: int, visit: Callable[[Any, Any, Any], None]
+) -> None:
+    """Emit a loop over a square of pixels.
 
-    ``corner = (offset of the image, row, column)`` of the first pixel and ``image = (rows,
-    columns, channels, row step, column step)``; pixels outside of the image are at `outside`.
-    A row of the table is made as one vector, of 4 or 8 addresses: in a tenth of the time that
-    single ones would take.
+    `visit` gets a pixel's number, whether it is inside of the image, and its offset there.
     """
     offset, row, column = cgutils.unpack_tuple(builder, corner)
     height, width, channels, down, across = cgutils.unpack_tuple(builder, image)
-    lanes = 1 << (cells - 1).bit_length()
-    vectors = Vectors(builder, _i64, lanes)
-    table = cgutils.alloca_once(builder, ir.ArrayType(vectors.vector, cells))
-    index = ir.Constant(vectors.vector, list(range(lanes)))
+    with cgutils.for_range(builder, _i64(cells * cells)) as loop:
+        i, j = (f(loop.index, _i64(cells)) for f in (builder.udiv, builder.urem))
+        y = builder.add(row, builder.mul(i, down))
+        x = builder.add(column, builder.mul(j, across))
+        inside = builder.and_(
+            builder.icmp_unsigned("<", y, height), builder.icmp_unsigned("<", x, width)
+        )
+        at = builder.mul(builder.add(builder.mul(y, width), x), channels)
+        visit(loop.index, inside, builder.add(offset, at))
 
-    def progression(first: Any, step: Any) -> Any:
-        return builder.add(vectors.splat(first), builder.mul(index, vectors.splat(step)))
 
-    pixel = builder.mul(channels, _i64(4 if isinstance(base.type.pointee, ir.FloatType) else 8))
-    columns = progression(column, across)
-    spots = progression(builder.mul(column, pixel), builder.mul(across, pixel))
-    pitch = builder.mul(width, pixel)
-    start = builder.ptrtoint(builder.gep(base, [offset]), _i64)
-    start = builder.add(start, builder.mul(row, pitch))
-    pitch = builder.mul(down, pitch)
-    beyond = vectors.splat(builder.ptrtoint(outside, _i64))
-    for i in range(cells):
-        limit = builder.select(builder.icmp_unsigned("<", row, height), width, _i64(0))
-        inside = builder.icmp_unsigned("<", columns, vectors.splat(limit))
-        line = builder.select(inside, builder.add(spots, vectors.splat(start)), beyond)
-        builder.store(line, builder.gep(table, [_i32(0), _i32(i)]))
-        row, start = builder.add(row, down), builder.add(start, pitch)
-    entries = builder.bitcast(table, base.type.as_pointer())
+class _Square:
+    """Addresses of a square of an image's pixels.
 
-    def cell(i: int, j: int, at: Any) -> Any:
-        return builder.gep(builder.load(builder.gep(entries, [_i64(i * lanes + j)])), [at])
+    ``corner = (offset of the image, row, column)`` of the first pixel and ``image = (rows,
+    columns, channels, row step, column step)``. Where the columns of the square, but for `edge`
+    of them on either side, are not all inside of the image, the square is a copy at `patch`,
+    `count` elements a pixel; with `all_rows` where the last row is not inside, too.
+    """
 
-    return cell
+    def __init__(
+        self,
+        builder: Any,
+        base: Any,
+        corner: Any,
+        image: Any,
+        cells: int,
+        edge: int,
+        patch: Any,
+        count: Any,
+        all_rows: bool = False,
+    ) -> None:
+        self.builder = builder
+        offset, row, column = cgutils.unpack_tuple(builder, corner)
+        height, width, channels, down, across = cgutils.unpack_tuple(builder, image)
+        self.columns = [builder.add(column, builder.mul(across, _i64(j))) for j in range(cells)]
+        self.width = width
+        inner = self.inside(edge), self.inside(cells - 1 - edge)
+        self.whole = builder.and_(*inner)
+        heights = [builder.add(row, builder.mul(down, _i64(i))) for i in range(cells)]
+        self.within = [builder.icmp_unsigned("<", y, height) for y in heights]
+        if all_rows:
+            self.whole = builder.and_(self.whole, self.within[-1])
+        self.step = builder.select(self.whole, builder.mul(across, channels), count)
+        at = builder.mul(builder.add(builder.mul(row, width), column), channels)
+        first = builder.gep(base, [builder.add(offset, at)])
+        line = builder.mul(builder.mul(down, width), channels)
+        self.rows = []
+        for i in range(cells):
+            copy = builder.gep(patch, [builder.mul(count, _i64(i * cells))])
+            self.rows.append(builder.select(self.whole, first, copy))
+            first = builder.gep(first, [line])
+
+    def inside(self, j: int, shift: Any = None) -> Any:
+        """Whether a column is inside of the image, or the one so many pixels further on."""
+        column = self.builder.add(self.columns[j], shift) if shift else self.columns[j]
+        return self.builder.icmp_unsigned("<", column, self.width)
+
+    def zero_rows(self, zeros: Any) -> None:
+        """Let rows outside of the image be at `zeros`."""
+        for i, within in enumerate(self.within):
+            kept = self.builder.or_(within, self.builder.not_(self.whole))
+            self.rows[i] = self.builder.select(kept, self.rows[i], zeros)
+
+    def pixels(self, at: Any) -> Callable[[int, Any], Any]:
+        """Addresses of element `at` of the pixel in a row, so many elements from its first."""
+        rows = [_opaque(self.builder, self.builder.gep(row, [at])) for row in self.rows]
+        return lambda i, offset: self.builder.gep(rows[i], [offset])
+
+
+def _opaque(builder: Any, value: Any) -> Any:
+    """The same value, of which LLVM knows nothing.
+
+    It would compute the addresses of all 36 points before the loop over vectors and put them on
+    the stack.
+    """
+    kind = ir.FunctionType(value.type, [value.type])
+    return builder.call(ir.InlineAsm(kind, "", "=r,0", side_effect=True), [value])
+
+
+def _points(builder: Any, base: Any, xi: Any, n: int) -> Callable[[int, int], Any]:
+    """Addresses of the n x n points of a tile, `xi` elements from one to the next."""
+    base, xi = _opaque(builder, base), _opaque(builder, xi)
+    rows = [base]
+    line = builder.mul(xi, _i64(n))
+    for _ in range(1, n):
+        rows.append(builder.gep(rows[-1], [line]))
+
+    def place(i: int, j: int) -> Any:
+        return builder.gep(rows[i], [builder.mul(xi, _i64(j))]) if j else rows[i]
+
+    return place
 
 
 def _gather(
-    m: int, matrix: Matrix, x: Any, corner: Any, image: Any, zeros: Any, v: Any
+    m: int, matrix: Matrix, x: Any, corner: Any, image: Any, zeros: Any, patch: Any, v: Any
 ) -> tuple[Any, Any]:
     """Body of `transform_input` and `untransform_output`, which differ by their matrix."""
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         source = element_pointer(cgctx, builder, x, values[1], _i64(0))
         outside = element_pointer(cgctx, builder, zeros, values[4], _i64(0))
-        target = element_pointer(cgctx, builder, v, values[5], values[6])
+        copy = element_pointer(cgctx, builder, patch, *values[5:7])
+        target = element_pointer(cgctx, builder, v, *values[7:9])
         emitter = make_emitter(cgctx, builder, v)
         rows, cells = len(matrix), len(matrix[0])
-        cell = _cells(builder, source, values[2], values[3], cells, outside)
+        edge = (cells - m) // 2
+        channels = cgutils.unpack_tuple(builder, values[3])[2]
+        square = _Square(builder, source, values[2], values[3], cells, edge, copy, channels)
+        square.zero_rows(outside)
+        with builder.if_then(builder.not_(square.whole), likely=False):
+
+            def visit(number: Any, inside: Any, offset: Any) -> None:
+                pixel = builder.select(inside, builder.gep(source, [offset]), outside)
+                place = builder.gep(copy, [builder.mul(number, channels)])
+                _copy_pixel(builder, emitter, pixel, place, channels)
+
+            _each_pixel(builder, values[2], values[3], cells, visit)
+        steps = [builder.mul(square.step, _i64(j)) for j in range(cells)]
         # The pixels that the tile below will be the first to read, one row of tiles ahead: from
         # memory, 64 channels of 56 x 56 pixels take 290 cycles a vector with it, 650 without.
-        skip = (cells, (cells - m) // 2)
+        skip = (cells, edge)
         prefetch = _prefetch_below(builder, source, values[2], values[3], m, skip, write=False)
 
-        def emit(at: Any) -> None:
-            prefetch(at)
+        def transform(tile: Any) -> None:
+            shift = builder.mul(tile, _i64(m))
+            start = builder.mul(shift, square.step)
+            # Columns outside are read from their neighbours', and cleared.
+            offsets, masks = list(steps), {}
+            for j, other in ((0, 1), (cells - 1, cells - 2)) if edge else ():
+                kept = builder.or_(square.inside(j, shift), builder.not_(square.whole))
+                offsets[j] = builder.select(kept, offsets[j], offsets[other])
+                masks[j] = emitter.mask(_opaque(builder, builder.sext(kept, _i64)))
+            tile_at = builder.gep(target, [builder.mul(tile, values[10])])
 
-            def store(i: int, j: int, value: Any, scale: float) -> None:
-                start = builder.mul(values[7], _i64(i * rows + j))
-                out = builder.gep(target, [builder.add(start, at)])
-                emitter.store_vector(value, out)
+            def emit(at: Any) -> None:
+                place = _points(builder, builder.gep(tile_at, [at]), values[9], rows)
+                at = builder.add(start, at)
+                prefetch(at)
+                pixel = square.pixels(at)
 
-            emitter.square(
-                emitter.paired_rows,
-                matrix,
-                lambda i, j: emitter.load_vector(cell(i, j, at)),
-                store,
-            )
+                def load(i: int, j: int) -> Any:
+                    value = emitter.load_vector(pixel(i, offsets[j]))
+                    return emitter.masked(value, masks[j]) if j in masks else value
 
-        channels = cgutils.unpack_tuple(builder, values[3])[2]
-        vector_loop(builder, emitter.lanes, channels, emit)
+                def store(i: int, j: int, value: Any, scale: float) -> None:
+                    emitter.store_vector(value, place(i, j))
+
+                emitter.square(emitter.paired_rows, matrix, load, store)
+
+            vector_loop(builder, emitter.lanes, channels, emit)
+
+        with cgutils.for_range(builder, values[11]) as loop:
+            transform(loop.index)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    return types.void(types.literal(m), x, corner, image, zeros, v, i8, i8), codegen
+    operands = (x, corner, image, zeros, patch, i8, v, i8, i8, i8, i8)
+    return types.void(types.literal(m), *operands), codegen
+
+
+def _copy_pixel(builder: Any, emitter: Any, source: Any, target: Any, count: Any) -> None:
+    def emit(at: Any) -> None:
+        value = emitter.load_vector(builder.gep(source, [at]))
+        emitter.store_vector(value, builder.gep(target, [at]))
+
+    vector_loop(builder, emitter.lanes, count, emit)
 
 
 @intrinsic(prefer_literal=True)
@@ -152,19 +248,25 @@ def transform_input(
     corner: Any,
     image: Any,
     zeros: Any,
+    patch: Any,
+    patch_at: Any,
     v: Any,
     v_at: Any,
     v_xi: Any,
+    v_row: Any,
+    run: Any,
 ) -> Any:
     """``v[v_at + xi * v_xi + c] = (B^T d B)[xi]`` for an n x n square d of pixels of x.
 
     ``corner = (offset of the image, row, column)`` of the square's first pixel and ``image =
     (rows, columns, channels, row step, column step)``, of which the steps lie between pixels of
-    the square. Outside of the image they are read from `zeros`, which has as many elements as
-    there are channels: at least one vector.
+    the square. Outside of the image they are zero. `zeros` holds zeros for a row of the image
+    and a tile more; channels are at least a vector; at `patch_at` there is room for a copy of the
+    square. This is done for `run` tiles, m pixels and `v_row` elements apart; more than one where
+    their columns, but for one on either side, are all inside.
     """
     m = literal_tile(tile)
-    return m and _gather(m, matrices(m).data, x, corner, image, zeros, v)
+    return m and _gather(m, matrices(m).data, x, corner, image, zeros, patch, v)
 
 
 @intrinsic(prefer_literal=True)
@@ -175,16 +277,20 @@ def untransform_output(
     corner: Any,
     image: Any,
     zeros: Any,
+    patch: Any,
+    patch_at: Any,
     w: Any,
     w_at: Any,
     w_xi: Any,
+    w_row: Any,
+    run: Any,
 ) -> Any:
     """``w[w_at + xi * w_xi + c] = (A d A^T)[xi]`` for m x m pixels: `transform_output`'s adjoint.
 
     Arguments as in `transform_input`.
     """
     m = literal_tile(tile)
-    return m and _gather(m, transposed(matrices(m).output), dy, corner, image, zeros, w)
+    return m and _gather(m, transposed(matrices(m).output), dy, corner, image, zeros, patch, w)
 
 
 @intrinsic(prefer_literal=True)
@@ -199,14 +305,20 @@ def transform_output(
     corner: Any,
     image: Any,
     count: Any,
-    dump: Any,
-    dump_at: Any,
+    patch: Any,
+    patch_at: Any,
+    p_row: Any,
+    run: Any,
+    stream: Any,
 ) -> Any:
     """``y[pixels of the tile] = max(bias + A^T p A, floor)``, NaN stays NaN.
 
     For c < count, at least one vector, `p` is read at ``p_at + xi * p_xi + c`` and bias at
     ``first + c``, ``added = (bias, first, floor)``. `corner` and `image` are those of
-    `transform_input`, and pixels outside of the image are written to ``dump[dump_at + c]``.
+    `transform_input`. Where pixels are outside of the image, the tile goes through the memory at
+    `patch_at`, `count` elements a pixel. This is done for `run` tiles, `p_row` elements apart; more
+    than one where they are all inside. With `stream` whole tiles are written past the caches: then
+    `count` vectors fill aligned addresses.
     """
     m = literal_tile(tile)
     if m is None:
@@ -218,33 +330,67 @@ def transform_output(
         bias, first, floor = cgutils.unpack_tuple(builder, values[4])
         biases = element_pointer(cgctx, builder, added.types[0], bias, first)
         target = element_pointer(cgctx, builder, y, values[5], _i64(0))
-        outside = element_pointer(cgctx, builder, dump, values[9], values[10])
+        copy = element_pointer(cgctx, builder, patch, *values[9:11])
         emitter = make_emitter(cgctx, builder, y)
-        cell = _cells(builder, target, values[6], values[7], m, outside)
+        count = values[8]
+        square = _Square(builder, target, values[6], values[7], m, 0, copy, count, all_rows=True)
+        offsets = [builder.mul(square.step, _i64(j)) for j in range(m)]
         # 64 x 16 x 32 x 32 -> 16 channels take 1.67 ms with it, 2.06 without.
         prefetch = _prefetch_below(builder, target, values[6], values[7], m, (m, 0), write=True)
         lowest = emitter.splat(floor)
-        n = m + 2
+        past = builder.and_(builder.icmp_signed("!=", values[13], _i64(0)), square.whole)
 
-        def emit(at: Any) -> None:
-            prefetch(at)
-            start = emitter.load_vector(builder.gep(biases, [at]))
+        def transform(tile: Any) -> None:
+            tile_at = builder.gep(source, [builder.mul(tile, values[11])])
+            shift = builder.mul(builder.mul(tile, _i64(m)), square.step)
 
-            def load(i: int, j: int) -> Any:
-                offset = builder.mul(values[3], _i64(i * n + j))
-                return emitter.load_vector(builder.gep(source, [builder.add(offset, at)]))
+            def emit(at: Any) -> None:
+                start = emitter.load_vector(builder.gep(biases, [at]))
+                place = _points(builder, builder.gep(tile_at, [at]), values[3], m + 2)
+                at = builder.add(shift, at)
+                with builder.if_then(builder.not_(past)):
+                    prefetch(at)
+                pixel = square.pixels(at)
+                line: dict[int, Any] = {}
 
-            def store(i: int, j: int, value: Any, scale: float) -> None:
-                scale = rounded(scale)
-                total = emitter.multiply_add(scale, value, start)
-                low = builder.fcmp_ordered(">", lowest, total)
-                emitter.store_vector(builder.select(low, lowest, total), cell(i, j, at))
+                def load(i: int, j: int) -> Any:
+                    return emitter.load_vector(place(i, j))
 
-            emitter.square(emitter.paired_columns, matrix, load, store)
+                def store(i: int, j: int, value: Any, scale: float) -> None:
+                    scale = rounded(scale)
+                    total = emitter.multiply_add(scale, value, start)
+                    low = builder.fcmp_ordered(">", lowest, total)
+                    line[j] = builder.select(low, lowest, total)
+                    if len(line) == m:
+                        write(i)
 
-        vector_loop(builder, emitter.lanes, values[8], emit)
+                def write(i: int) -> None:
+                    spots = [(value, pixel(i, offsets[j])) for j, value in line.items()]
+                    line.clear()
+                    with builder.if_else(past) as (streamed, stored):
+                        with streamed:
+                            for spot in spots:
+                                emitter.stream_vector(*spot)
+                        with stored:
+                            for spot in spots:
+                                emitter.store_vector(*spot)
+
+                emitter.square(emitter.paired_columns, matrix, load, store)
+
+            vector_loop(builder, emitter.lanes, count, emit)
+
+        with cgutils.for_range(builder, values[12]) as loop:
+            transform(loop.index)
+        with builder.if_then(builder.not_(square.whole), likely=False):
+
+            def visit(number: Any, inside: Any, offset: Any) -> None:
+                with builder.if_then(inside):
+                    pixel = builder.gep(copy, [builder.mul(number, count)])
+                    _copy_pixel(builder, emitter, pixel, builder.gep(target, [offset]), count)
+
+            _each_pixel(builder, values[6], values[7], m, visit)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    signature = (p, i8, i8, added, y, corner, image, i8, dump, i8)
+    signature = (p, i8, i8, added, y, corner, image, i8, patch, i8, i8, i8, i8)
     return types.void(tile, *signature), codegen

@@ -7,11 +7,13 @@ lie in memory, is told in `winograd_tiles`.
 from __future__ import annotations
 
 from fastlayers.kernels.filter_transform import transform_filter
-from fastlayers.kernels.gemm import gemm, packed_size, panel_width, prepare_gemm
+from fastlayers.kernels.gemm import gemm_batch, packed_size, panel_width, prepare_gemm
+from fastlayers.kernels.runs import clear_run
 from fastlayers.kernels.winograd_tiles import (
     TRANSFORM_TILES,
     borrow,
     matrix_stride,
+    patch_size,
     prepare_inputs,
     prepare_outputs,
     row_length,
@@ -28,7 +30,6 @@ __all__ = [
     "forward_work",
     "matrix_stride",
     "panel_work",
-    "transform_weight",
     "winograd",
     "winograd_by_panels",
 ]
@@ -78,41 +79,49 @@ def _transform_rows(tile, weight, sizes, transposed, first, p, lanes, work, at, 
 
 
 @kernel
-def _filter_task(task, worker, tile, weight, sizes, transposed, lanes, work, u):
-    """Transform a few rows of one panel to their place in ``[xi][panel][k][width]``."""
+def _filter_task(task, worker, tile, weight, sizes, transposed, lanes, work, share, u):
+    """Transform a few rows of one panel of the weight to their place in ``[xi][panel][k][width]``.
+
+    For the weight (M, C, 3, 3) as the GEMMs' B of ``sizes = (k, columns)``: forward wants (C, M)
+    for every xi, the input's gradient (M, C) of the rotated filters.
+    """
     k, columns = sizes
     width = panel_width(columns, lanes)
     blocks = (k + FILTER_ROWS - 1) // FILTER_ROWS
     first, p = task // blocks * width, task % blocks * FILTER_ROWS
-    at, stride = worker * 9 * FILTER_ROWS * width, filter_stride(k, columns, lanes)
+    at, stride = worker * share, filter_stride(k, columns, lanes)
     out = first * k + p * width
     _transform_rows(tile, weight, sizes, transposed, first, p, lanes, work, at, u, out, stride)
 
 
 @kernel
-def transform_weight(tile, weight, sizes, transposed, lanes, workers, work, u):
-    """Transform and pack a flat (M, C, 3, 3) weight as the GEMMs' B of ``sizes = (k, columns)``.
-
-    Forward wants (C, M) for every xi, the input's gradient (M, C) of the rotated filters.
-    `work` holds ``workers * 9 * FILTER_ROWS * panel_width`` elements, u `filter_size`.
-    """
-    k, columns = sizes
-    width = panel_width(columns, lanes)
-    panels, blocks = (columns + width - 1) // width, (k + FILTER_ROWS - 1) // FILTER_ROWS
-    arguments = (tile, weight, sizes, transposed, lanes, work, u)
-    parallel_for(_filter_task, panels * blocks, workers, arguments)
-
-
-@kernel
 def forward_work(tile, step, channels, filters, lanes):
-    """Elements of a worker's buffer: transformed inputs, products, and a pixel to throw away."""
+    """Elements of a worker's buffer: transformed inputs, products, and a tile's pixels.
+
+    Before, it holds the taps of `FILTER_ROWS` rows of the weight, which are less.
+    """
     strides = matrix_stride(step, channels, lanes) + matrix_stride(step, filters, lanes)
-    return (tile + 2) * (tile + 2) * strides + row_length(filters, lanes)
+    return (tile + 2) * (tile + 2) * strides + patch_size(tile, channels, filters)
 
 
 @kernel
 def _winograd_block(
-    block, worker, tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, zeros, work, y
+    block,
+    worker,
+    tile,
+    x,
+    u,
+    bias,
+    floor,
+    sizes,
+    geometry,
+    tiles,
+    step,
+    lanes,
+    zeros,
+    work,
+    y,
+    stream,
 ):
     """All of the convolution for one block of `step` tiles."""
     channels, filters = sizes
@@ -125,12 +134,13 @@ def _winograd_block(
     v_at = worker * forward_work(tile, step, channels, filters, lanes)
     p_at = v_at + points * v_xi
     width, u_xi = panel_width(filters, lanes), filter_stride(channels, filters, lanes)
-    transform_inputs(tile, x, channels, geometry, first, count, zeros, work, v_at, v_row, v_xi)
-    for xi in range(points):
-        a = (work, v_at + xi * v_xi, v_row, 1)
-        b = (u, xi * u_xi, width * channels, width)
-        c = (work, p_at + xi * p_xi, p_row)
-        gemm(count, filters, channels, a, b, (zeros, 0, 0), c, lanes)
+    patch = p_at + points * p_xi
+    transform_inputs(
+        tile, x, channels, geometry, first, count, zeros, work, patch, work, v_at, v_row, v_xi
+    )
+    a, b, c = (work, v_at, v_row, 1), (u, 0, width * channels, width), (work, p_at, p_row)
+    steps = (v_xi, u_xi, p_xi)
+    gemm_batch(points, steps, count, filters, channels, a, b, (zeros, 0, 0), c, lanes)
     transform_outputs(
         tile,
         work,
@@ -146,32 +156,64 @@ def _winograd_block(
         geometry,
         first,
         count,
-        p_at + points * p_xi,
+        patch,
+        stream,
     )
 
 
 @kernel
-def winograd(tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, workers, zeros, work, y):
-    """3x3 convolution of flat x (N, H, W, C) with `u` of `transform_weight`, into flat y.
+def winograd(
+    tile,
+    x,
+    weight,
+    transposed,
+    bias,
+    floor,
+    sizes,
+    geometry,
+    tiles,
+    step,
+    lanes,
+    workers,
+    zeros,
+    u,
+    work,
+    y,
+    stream,
+):
+    """3x3 convolution of flat x (N, H, W, C) with weight (M, C, 3, 3), into flat y.
 
-    ``sizes = (C, M)``, bias (M,), values below `floor` are raised to it. `tiles` of all images
-    are cut into blocks of `step`; `zeros` holds ``max(C, M)`` zeros and `work`
-    ``workers * forward_work`` elements.
+    ``sizes = (C, M)`` of x and y: for the input's gradient, with filters `transposed` and rotated,
+    they change places in the weight. Bias (M,); values below `floor` are raised to it. `tiles` of
+    all images are cut into blocks of `step`. There is room for ``(max(W, OW) + tile + 2) *
+    max(C, M)`` elements in `zeros`, at which bias may lie too, `filter_size` in u and ``workers *
+    forward_work`` in `work`. With `stream` y is written past the caches; then its pixels are whole
+    aligned vectors.
     """
     prepare_gemm(y)
     prepare_inputs(y)
     prepare_outputs(y)
+    clear_run(zeros, 0, zeros.size)
+    channels, filters = sizes
+    share = forward_work(tile, step, channels, filters, lanes)
+    width = panel_width(filters, lanes)
+    panels = (filters + width - 1) // width
+    rows = (channels + FILTER_ROWS - 1) // FILTER_ROWS
+    filter_arguments = (tile, weight, sizes, transposed, lanes, work, share, u)
+    parallel_for(_filter_task, panels * rows, workers, filter_arguments)
     blocks = (tiles + step - 1) // step
-    arguments = (tile, x, u, bias, floor, sizes, geometry, tiles, step, lanes, zeros, work, y)
+    image = (tile, x, u, bias, floor, sizes, geometry)
+    arguments = (*image, tiles, step, lanes, zeros, work, y, stream)
     parallel_for(_winograd_block, blocks, workers, arguments)
 
 
 @kernel
 def panel_work(tile, tiles, channels, lanes):
-    """Elements of a worker's buffer by panels: taps, a panel of the weight, products, a pixel."""
+    """Elements of a worker's buffer by panels: taps, a panel of the weight, products, a tile."""
     width = 2 * lanes
     strides = channels * width + lanes + tiles * width + lanes
-    return 9 * FILTER_ROWS * width + (tile + 2) * (tile + 2) * strides + width
+    rest = 9 * FILTER_ROWS * width + patch_size(tile, channels, width)
+    return rest + (tile + 2) * (tile + 2) * strides
 
 
 @kernel
@@ -217,11 +259,9 @@ def _winograd_panel(
             u_xi,
         )
     v_row, v_xi = row_length(channels, lanes), matrix_stride(tiles, channels, lanes)
-    for xi in range(points):
-        a = (v, xi * v_xi, v_row, 1)
-        b = (work, u_at + xi * u_xi, width * channels, width)
-        c = (work, p_at + xi * p_xi, width)
-        gemm(tiles, columns, channels, a, b, (zeros, 0, 0), c, lanes)
+    a, b, c = (v, 0, v_row, 1), (work, u_at, width * channels, width), (work, p_at, width)
+    steps = (v_xi, u_xi, p_xi)
+    gemm_batch(points, steps, tiles, columns, channels, a, b, (zeros, 0, 0), c, lanes)
     transform_outputs(
         tile,
         work,
@@ -238,6 +278,7 @@ def _winograd_panel(
         0,
         tiles,
         p_at + points * p_xi,
+        0,
     )
 
 
@@ -261,16 +302,18 @@ def winograd_by_panels(
 ):
     """`winograd` for few tiles and many filters: tasks are panels of filters.
 
-    Takes the weight as `transform_weight` does, ``sizes = (C, M)`` of x and y. A transformed
-    weight is four times as large, and for 512 x 512 took 5.5 of 19.3 ms to write to memory.
+    A transformed weight is four times as large, and for 512 x 512 took 5.5 of 19.3 ms to write to
+    memory.
     M is a multiple of `lanes`; v holds ``(tile + 2)^2 * matrix_stride(tiles, C)`` elements,
     `work` ``workers * panel_work``.
     """
     prepare_gemm(y)
     prepare_inputs(y)
     prepare_outputs(y)
+    clear_run(zeros, 0, zeros.size)
     count = (tiles + TRANSFORM_TILES - 1) // TRANSFORM_TILES
-    arguments = (tile, x, x[:0], sizes, geometry, tiles, lanes, zeros, v, v)
+    share = panel_work(tile, tiles, sizes[0], lanes)
+    arguments = (tile, x, x[:0], sizes, geometry, tiles, lanes, zeros, work, share, v, v)
     parallel_for(transform_task, count, workers, arguments)
     width = panel_width(sizes[1], lanes)
     panels = (sizes[1] + width - 1) // width

@@ -6,12 +6,13 @@ Arguments are those of `winograd_tiles` and `winograd`.
 from __future__ import annotations
 
 from fastlayers.kernels.filter_transform import untransform_filter
-from fastlayers.kernels.gemm import gemm, panel_width, prepare_gemm
+from fastlayers.kernels.gemm import gemm_batch, panel_width, prepare_gemm
 from fastlayers.kernels.runs import add_run, clear_run
 from fastlayers.kernels.winograd_tiles import (
     TRANSFORM_TILES,
     borrow,
     matrix_stride,
+    patch_size,
     prepare_gradients,
     prepare_inputs,
     row_length,
@@ -51,10 +52,10 @@ def gradient_blocks(sizes, lanes):
 
 @kernel
 def gradient_work(tile, step, channels, filters, lanes):
-    """Elements of a worker's buffer: both transformed blocks, and a block of products."""
+    """Elements of a worker's buffer: both transformed blocks, products, and a tile's pixels."""
     strides = matrix_stride(step, channels, lanes) + matrix_stride(step, filters, lanes)
     products = GRADIENT_ROWS * panel_width(channels, lanes) + lanes
-    return (tile + 2) * (tile + 2) * (strides + products)
+    return (tile + 2) * (tile + 2) * (strides + products) + patch_size(tile, channels, filters)
 
 
 @kernel
@@ -71,11 +72,9 @@ def _add_products(tile, v, w, count, block, sizes, lanes, zeros, work, work_at, 
     i, j = block[0] * GRADIENT_ROWS, block[1] * width
     rows, columns = min(GRADIENT_ROWS, filters - i), min(width, channels - j)
     stride = GRADIENT_ROWS * width + lanes
-    for xi in range(points):
-        a = (w_array, w_at + xi * w_xi + i, 1, w_row)
-        b = (v_array, v_at + xi * v_xi + j, width, v_row)
-        c = (work, work_at + xi * stride, width)
-        gemm(rows, columns, count, a, b, (zeros, 0, 0), c, lanes)
+    a, b = (w_array, w_at + i, 1, w_row), (v_array, v_at + j, width, v_row)
+    c, steps = (work, work_at, width), (w_xi, v_xi, stride)
+    gemm_batch(points, steps, rows, columns, count, a, b, (zeros, 0, 0), c, lanes)
     row = gradient_row(channels, lanes)
     for r in range(rows):
         du, out = work_at + r * width, sums_at + (i + r) * 9 * row + j
@@ -95,9 +94,11 @@ def _gradient_chunk(
     points = (tile + 2) * (tile + 2)
     v_row, w_row = row_length(channels, lanes), row_length(filters, lanes)
     v_xi, w_xi = matrix_stride(step, channels, lanes), matrix_stride(step, filters, lanes)
-    v_at = worker * gradient_work(tile, step, channels, filters, lanes)
+    share = gradient_work(tile, step, channels, filters, lanes)
+    v_at = worker * share
     w_at = v_at + points * v_xi
     products = w_at + points * w_xi
+    patch = (worker + 1) * share - patch_size(tile, channels, filters)
     blocks, panels = gradient_blocks(sizes, lanes)
     size = filters * 9 * gradient_row(channels, lanes)
     at = chunk * size
@@ -105,9 +106,11 @@ def _gradient_chunk(
     last = min((chunk + 1) * span, tiles)
     for first in range(chunk * span, last, step):
         count = min(step, last - first)
-        transform_inputs(tile, x, channels, geometry, first, count, zeros, work, v_at, v_row, v_xi)
+        transform_inputs(
+            tile, x, channels, geometry, first, count, zeros, work, patch, work, v_at, v_row, v_xi
+        )
         transform_gradients(
-            tile, dy, filters, geometry, first, count, zeros, work, w_at, w_row, w_xi
+            tile, dy, filters, geometry, first, count, zeros, work, patch, work, w_at, w_row, w_xi
         )
         v, w = (work, v_at, v_row, v_xi), (work, w_at, w_row, w_xi)
         for j in range(panels):
@@ -138,11 +141,12 @@ def winograd_backward_weight(
 
     Each chunk of `span` tiles, processed in blocks of `step`, has ``M * 9 * gradient_row(C)``
     elements in `parts`: bits do not depend on the number of threads. `work` holds
-    ``workers * gradient_work`` elements, `zeros` ``max(C, M)`` zeros.
+    ``workers * gradient_work`` elements, `zeros` as many as for `winograd`.
     """
     prepare_gemm(dw)
     prepare_inputs(dw)
     prepare_gradients(dw)
+    clear_run(zeros, 0, zeros.size)
     chunks = max((tiles + span - 1) // span, 1)
     arguments = (tile, x, dy, sizes, geometry, tiles, step, span, lanes, zeros, work, parts)
     parallel_for(_gradient_chunk, chunks, workers, arguments)
@@ -177,8 +181,10 @@ def winograd_backward_weight_by_panels(
     prepare_gemm(dw)
     prepare_inputs(dw)
     prepare_gradients(dw)
+    clear_run(zeros, 0, zeros.size)
     count = (tiles + TRANSFORM_TILES - 1) // TRANSFORM_TILES
-    arguments = (tile, x, dy, sizes, geometry, tiles, lanes, zeros, v, w)
+    share = gradient_work(tile, 0, sizes[0], sizes[1], lanes)
+    arguments = (tile, x, dy, sizes, geometry, tiles, lanes, zeros, work, share, v, w)
     parallel_for(transform_task, count, workers, arguments)
     blocks, panels = gradient_blocks(sizes, lanes)
     arguments = (tile, sizes, tiles, lanes, zeros, v, w, work, sums)

@@ -27,6 +27,7 @@ __all__ = [
     "TRANSFORM_TILES",
     "borrow",
     "matrix_stride",
+    "patch_size",
     "prepare_gradients",
     "prepare_inputs",
     "prepare_outputs",
@@ -69,6 +70,12 @@ def matrix_stride(step, channels, lanes):
 
 
 @kernel
+def patch_size(tile, channels, filters):
+    """Elements of a copy of a tile's pixels."""
+    return (tile + 2) * (tile + 2) * max(channels, filters)
+
+
+@kernel
 def _first_tile(first, geometry):
     """Image, tile row and tile column of a tile."""
     down, across = geometry[4]
@@ -93,28 +100,43 @@ def _corner(tile, i, j, dilation):
 
 @kernel
 def _next_tile(n, i, j, geometry):
+    """The tile at column j of tiles, or if there are not so many the first of the next row."""
     down, across = geometry[4]
-    if j + 1 < across:
-        return n, i, j + 1
+    if j < across:
+        return n, i, j
     if i + 1 < down:
         return n, i + 1, 0
     return n + 1, 0, 0
 
 
 @kernel
-def _inputs(tile, x, channels, geometry, first, count, zeros, v, v_at, v_row, v_xi):
+def _run(tile, j, column, width, edge, count, geometry):
+    """Tiles to be transformed together: those of a row that are whole but for `edge` columns."""
+    fit = (width - column - edge) // tile
+    if geometry[3][1] != 1 or fit < 1 or column + edge < 0:
+        return 1
+    return min(count, geometry[4][1] - j, fit)
+
+
+@kernel
+def _inputs(
+    tile, x, channels, geometry, first, count, zeros, patch, patch_at, v, v_at, v_row, v_xi
+):
     """The body of `transform_inputs`."""
     (height, width), _, padding, dilation, _ = geometry
     n, i, j = _first_tile(first, geometry)
     image = (height, width, channels, *dilation)
-    for t in range(count):
+    t = 0
+    while t < count:
         row, column = _corner(tile, i, j, dilation)
         corner = (n * height * width * channels, row - padding[0], column - padding[1])
+        at, run = v_at + t * v_row, _run(tile, j, corner[2], width, 1, count - t, geometry)
         if tile == 4:
-            transform_input(4, x, corner, image, zeros, v, v_at + t * v_row, v_xi)
+            transform_input(4, x, corner, image, zeros, patch, patch_at, v, at, v_xi, v_row, run)
         else:
-            transform_input(2, x, corner, image, zeros, v, v_at + t * v_row, v_xi)
-        n, i, j = _next_tile(n, i, j, geometry)
+            transform_input(2, x, corner, image, zeros, patch, patch_at, v, at, v_xi, v_row, run)
+        t += run
+        n, i, j = _next_tile(n, i, j + run, geometry)
 
 
 @kernel
@@ -133,35 +155,54 @@ def _outputs(
     geometry,
     first,
     count,
-    dump,
+    patch,
+    stream,
 ):
     """The body of `transform_outputs`."""
     _, (height, width), _, dilation, _ = geometry
     n, i, j = _first_tile(first, geometry)
     image = (height, width, filters, *dilation)
-    for t in range(count):
+    t = 0
+    while t < count:
         corner = (n * height * width * filters + begin, *_corner(tile, i, j, dilation))
+        run = 1
+        if corner[1] + (tile - 1) * dilation[0] < height:
+            run = _run(tile, j, corner[2], width, 0, count - t, geometry)
         added, at = (bias, begin, floor), p_at + t * p_row
         if tile == 4:
-            transform_output(4, p, at, p_xi, added, y, corner, image, columns, p, dump)
+            transform_output(
+                4, p, at, p_xi, added, y, corner, image, columns, p, patch, p_row, run, stream
+            )
         else:
-            transform_output(2, p, at, p_xi, added, y, corner, image, columns, p, dump)
-        n, i, j = _next_tile(n, i, j, geometry)
+            transform_output(
+                2, p, at, p_xi, added, y, corner, image, columns, p, patch, p_row, run, stream
+            )
+        t += run
+        n, i, j = _next_tile(n, i, j + run, geometry)
 
 
 @kernel
-def _gradients(tile, dy, filters, geometry, first, count, zeros, w, w_at, w_row, w_xi):
+def _gradients(
+    tile, dy, filters, geometry, first, count, zeros, patch, patch_at, w, w_at, w_row, w_xi
+):
     """The body of `transform_gradients`."""
     _, (height, width), _, dilation, _ = geometry
     n, i, j = _first_tile(first, geometry)
     image = (height, width, filters, *dilation)
-    for t in range(count):
+    t = 0
+    while t < count:
         corner = (n * height * width * filters, *_corner(tile, i, j, dilation))
+        at, run = w_at + t * w_row, _run(tile, j, corner[2], width, 0, count - t, geometry)
         if tile == 4:
-            untransform_output(4, dy, corner, image, zeros, w, w_at + t * w_row, w_xi)
+            untransform_output(
+                4, dy, corner, image, zeros, patch, patch_at, w, at, w_xi, w_row, run
+            )
         else:
-            untransform_output(2, dy, corner, image, zeros, w, w_at + t * w_row, w_xi)
-        n, i, j = _next_tile(n, i, j, geometry)
+            untransform_output(
+                2, dy, corner, image, zeros, patch, patch_at, w, at, w_xi, w_row, run
+            )
+        t += run
+        n, i, j = _next_tile(n, i, j + run, geometry)
 
 
 _geometry = types.UniTuple(types.UniTuple(types.int64, 2), 5)
@@ -182,9 +223,9 @@ def _share(function: Any, kinds: str) -> dict[Any, SharedKernel]:
 
 # Each is called once in a block of tiles, from several tasks: compiled into each of them, all
 # kernels take 11.2 s to compile instead of 8.8.
-_shared_inputs = _share(_inputs, "iaigiiaaiii")
-_shared_outputs = _share(_outputs, "iaiiiaeaiiigiii")
-_shared_gradients = _share(_gradients, "iaigiiaaiii")
+_shared_inputs = _share(_inputs, "iaigiiaaiaiii")
+_shared_outputs = _share(_outputs, "iaiiiaeaiiigiiii")
+_shared_gradients = _share(_gradients, "iaigiiaaiaiii")
 
 
 def _call(shared: SharedKernel) -> Any:
@@ -213,12 +254,17 @@ def transform_inputs(
     first: Any,
     count: Any,
     zeros: Any,
+    patch: Any,
+    patch_at: Any,
     v: Any,
     v_at: Any,
     v_row: Any,
     v_xi: Any,
 ) -> Any:
-    """Input transform of tiles ``[first, first + count)`` to rows of `v`."""
+    """Input transform of tiles ``[first, first + count)`` to rows of `v`.
+
+    `zeros` and `patch` are those of `transform.transform_input`.
+    """
     return _call(_shared_inputs[x.dtype])
 
 
@@ -239,12 +285,13 @@ def transform_outputs(
     geometry: Any,
     first: Any,
     count: Any,
-    dump: Any,
+    patch: Any,
+    stream: Any,
 ) -> Any:
     """Output transform of tiles ``[first, first + count)`` from rows of `p`.
 
-    p holds `columns` of the filters, from `begin`; `dump` is where it has room for a pixel outside
-    of the image.
+    p holds `columns` of the filters, from `begin`, and has room for a tile of them at `patch`;
+    `stream` is that of `transform.transform_output`.
     """
     return _call(_shared_outputs[p.dtype])
 
@@ -259,6 +306,8 @@ def transform_gradients(
     first: Any,
     count: Any,
     zeros: Any,
+    patch: Any,
+    patch_at: Any,
     w: Any,
     w_at: Any,
     w_row: Any,
@@ -287,14 +336,23 @@ def prepare_gradients(typingctx: Any, array: Any) -> Any:
 
 
 @kernel
-def transform_task(task, worker, tile, x, dy, sizes, geometry, tiles, lanes, zeros, v, w):
-    """Transform a few tiles of x, and of dy if it is not empty, to the matrices of all tiles."""
+def transform_task(
+    task, worker, tile, x, dy, sizes, geometry, tiles, lanes, zeros, work, share, v, w
+):
+    """Transform a few tiles of x, and of dy if it is not empty, to the matrices of all tiles.
+
+    `work` has `share` elements for each worker: room for a patch.
+    """
     channels, filters = sizes
     first = task * TRANSFORM_TILES
     count = min(TRANSFORM_TILES, tiles - first)
+    patch = worker * share
     row, xi = row_length(channels, lanes), matrix_stride(tiles, channels, lanes)
-    transform_inputs(tile, x, channels, geometry, first, count, zeros, v, first * row, row, xi)
+    at = first * row
+    transform_inputs(tile, x, channels, geometry, first, count, zeros, work, patch, v, at, row, xi)
     if dy.size > 0:
         row, xi = row_length(filters, lanes), matrix_stride(tiles, filters, lanes)
         at = first * row
-        transform_gradients(tile, dy, filters, geometry, first, count, zeros, w, at, row, xi)
+        transform_gradients(
+            tile, dy, filters, geometry, first, count, zeros, work, patch, w, at, row, xi
+        )

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastlayers.autograd import Tensor
 from fastlayers.nn import functional, init
-from fastlayers.nn.module import Module, Parameter
+from fastlayers.nn.module import Module, Parameter, affine
 from fastlayers.ops import _check
 
 __all__ = ["BatchNorm1d", "BatchNorm2d"]
@@ -62,7 +62,7 @@ class _BatchNorm(Module):
     def forward(self, input: Any) -> Tensor:
         """Normalise the input, and in training update the running statistics."""
         op = type(self).__name__
-        shape = np.shape(input)
+        shape = input.shape if isinstance(input, Tensor) else np.shape(input)
         if len(shape) not in self._ndims or shape[1] != self.num_features:
             raise ValueError(
                 f"{op}: input must have shape {self._shapes} with C = {self.num_features}, "
@@ -76,8 +76,7 @@ class _BatchNorm(Module):
             input,
             self.running_mean,
             self.running_var,
-            self.weight,
-            self.bias,
+            *affine(self),
             self.training,
             momentum,
             self.eps,

@@ -11,7 +11,8 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from fastlayers import ops
-from fastlayers.autograd import Tensor, record
+from fastlayers.autograd import Tensor, record, wants_grad
+from fastlayers.nn import fusion, heads
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -50,16 +51,7 @@ def _optional(value: Input | None) -> Tensor | None:
 
 
 def _array(value: Any) -> Any:
-    return value.data if isinstance(value, Tensor) else value
-
-
-def _needs(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[bool, bool, bool]:
-    """Which gradients the tape will ask for."""
-    return (
-        x.requires_grad,
-        weight is not None and weight.requires_grad,
-        bias is not None and bias.requires_grad,
-    )
+    return value.array() if isinstance(value, Tensor) else value
 
 
 def conv2d(
@@ -75,25 +67,17 @@ def conv2d(
     activation: str | None = None,
 ) -> Tensor:
     """Convolve images; see `fastlayers.ops.conv2d`."""
-    x, w, b = _tensor(input), _tensor(weight), _optional(bias)
-    options = (stride, padding, dilation, groups)
-    images, kernels, needs = x.data, w.data, _needs(x, w, b)
-    y = ops.conv2d(images, kernels, _array(b), *options, algorithm=algorithm, activation=activation)
-
-    def backward(dy: np.ndarray) -> ops.conv.Grads:
-        if activation is not None:
-            dy = ops.relu_backward(dy, y)
-        return ops.conv2d_backward(dy, images, kernels, *options, needs, algorithm=algorithm)
-
-    return record(y, (x, w, b), backward)
+    inputs = _tensor(input), _tensor(weight), _optional(bias)
+    options = (stride, padding, dilation, groups, algorithm)
+    return fusion.start(heads.Conv(inputs, options, activation))
 
 
-def linear(input: Input, weight: Input, bias: Input | None = None) -> Tensor:
+def linear(
+    input: Input, weight: Input, bias: Input | None = None, *, activation: str | None = None
+) -> Tensor:
     """Map the last axis; see `fastlayers.ops.linear`."""
-    x, w, b = _tensor(input), _tensor(weight), _optional(bias)
-    rows, matrix, needs = x.data, w.data, _needs(x, w, b)
-    y = ops.linear(rows, matrix, _array(b))
-    return record(y, (x, w, b), lambda dy: ops.linear_backward(dy, rows, matrix, needs))
+    inputs = _tensor(input), _tensor(weight), _optional(bias)
+    return fusion.start(heads.Linear(inputs, activation))
 
 
 @overload
@@ -145,11 +129,12 @@ def max_pool2d(
     """Maximum of each window; see `fastlayers.ops.max_pool2d`."""
     x = _tensor(input)
     window = (kernel_size, stride, padding, dilation)
-    y, offsets = ops.max_pool2d_forward(x.data, *window, ceil_mode)
+    pool = fusion.MaxPool((*window, ceil_mode))
+    if not return_indices:
+        return fusion.apply(x, pool)
+    y, offsets = ops.max_pool2d_forward(x.array(), *window, ceil_mode)
     shape = x.shape
     out = record(y, (x,), lambda dy: (ops.max_pool2d_backward(dy, offsets, shape, *window),))
-    if not return_indices:
-        return out
     return out, Tensor(ops.max_pool2d_indices(offsets, shape, *window))
 
 
@@ -166,7 +151,7 @@ def avg_pool2d(
     x = _tensor(input)
     options = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     shape = x.shape
-    y = ops.avg_pool2d(x.data, *options)
+    y = ops.avg_pool2d(x.array(), *options)
     return record(y, (x,), lambda dy: (ops.avg_pool2d_backward(dy, shape, *options),))
 
 
@@ -174,7 +159,7 @@ def adaptive_avg_pool2d(input: Input, output_size: int | Sequence[int | None] | 
     """Means over windows that give an output size; see `fastlayers.ops.adaptive_avg_pool2d`."""
     x = _tensor(input)
     shape = x.shape
-    y = ops.adaptive_avg_pool2d(x.data, output_size)
+    y = ops.adaptive_avg_pool2d(x.array(), output_size)
     return record(y, (x,), lambda dy: (ops.adaptive_avg_pool2d_backward(dy, shape),))
 
 
@@ -190,17 +175,19 @@ def batch_norm(
 ) -> Tensor:
     """Normalise each channel, updating the running arrays; see `fastlayers.ops.batch_norm`."""
     x, w, b = _tensor(input), _optional(weight), _optional(bias)
-    rows, scale, needs = x.data, _array(w), _needs(x, w, b)
     running = (_array(running_mean), _array(running_var))
-    y, mean, invstd = ops.batch_norm_forward(
-        rows, *running, scale, _array(b), training, momentum, eps
-    )
+    vectors = {"weight": _array(w), "bias": _array(b)}
+    ops.batchnorm.check_channels(x.shape, x.dtype, **vectors)
     of_batch = training or running[0] is None
-    return record(
-        y,
-        (x, w, b),
-        lambda dy: ops.batch_norm_backward(dy, rows, scale, mean, invstd, of_batch, needs),
-    )
+    if not of_batch and x.deferred is not None and running[1] is not None:
+        vectors = {"running_mean": running[0], "running_var": running[1]}
+        ops.batchnorm.check_channels(x.shape, x.dtype, **vectors)
+        fixed = ops.batchnorm.running_statistics(*running, eps)
+        folded = fusion.follow(x, heads.Normalise(heads.Norm(*fixed, w, b, False)))
+        if folded is not None:
+            return folded
+    mean, invstd = ops.batch_norm_statistics(x.array(), *running, training, momentum, eps)
+    return fusion.start(heads.BatchNorm(x, heads.Norm(mean, invstd, w, b, of_batch)))
 
 
 def dropout(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -210,19 +197,19 @@ def dropout(input: Input, p: float = 0.5, training: bool = True, inplace: bool =
     """
     x = _tensor(input)
     if not training:
-        ops.dropout(x.data, p, False)
+        ops.dropout(x.array(), p, False)
         return x
-    y, mask = ops.dropout_forward(x.data, p)
+    y, mask = ops.dropout_forward(x.array(), p)
     return record(y, (x,), lambda dy: (ops.dropout_backward(dy, mask, p),))
 
 
 def _feature_dropout(input: Input, p: float, training: bool, op: str, batched: int) -> Tensor:
     x = _tensor(input)
-    getattr(ops, op)(x.data, p, False)  # checks rank, dtype and p in both modes
+    getattr(ops, op)(x.array(), p, False)  # checks rank, dtype and p in both modes
     if not training:
         return x
     axis = 1 if x.ndim == batched else 0
-    y, scale = ops.feature_dropout_forward(x.data, p, axis)
+    y, scale = ops.feature_dropout_forward(x.array(), p, axis)
     return record(y, (x,), lambda dy: (ops.feature_dropout_backward(dy, scale, axis),))
 
 
@@ -244,7 +231,7 @@ def _of_output(
 ) -> Tensor:
     """Record an op whose gradient needs its output."""
     x = _tensor(input)
-    y = forward(x.data, *options)
+    y = forward(x.array(), *options)
     return record(y, (x,), lambda dy: (backward(dy, y, *options),))
 
 
@@ -256,13 +243,13 @@ def _of_input(
 ) -> Tensor:
     """Record an op whose gradient needs its input."""
     x = _tensor(input)
-    data = x.data
+    data = x.array()
     return record(forward(data, *options), (x,), lambda dy: (backward(dy, data, *options),))
 
 
 def relu(input: Input, inplace: bool = False) -> Tensor:
     """``max(x, 0)``; `inplace` is taken as PyTorch's hint, the result is a new tensor."""
-    return _of_output(input, ops.relu, ops.relu_backward)
+    return fusion.apply(_tensor(input), fusion.RELU)
 
 
 def leaky_relu(input: Input, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
@@ -303,7 +290,7 @@ def _loss(
 ) -> Tensor:
     """Record a loss; its gradient reaches the input, not the target or the weights."""
     x = _tensor(input)
-    data, fixed = x.data, tuple(_array(a) for a in arguments)
+    data, fixed = x.array(), tuple(_array(a) for a in arguments)
     return record(forward(data, *fixed), (x,), lambda dy: (backward(dy, data, *fixed),))
 
 
@@ -316,8 +303,18 @@ def cross_entropy(
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """Loss of logits against class indices; see `fastlayers.ops.cross_entropy`."""
-    options = (target, weight, ignore_index, reduction, label_smoothing)
-    return _loss(input, ops.cross_entropy, ops.cross_entropy_backward, *options)
+    x = _tensor(input)
+    logits, needs_grad = x.array(), wants_grad((x,))
+    options = (_array(target), _array(weight), ignore_index, reduction, label_smoothing)
+    loss, slopes = ops.cross_entropy_forward(logits, *options, needs_grad)
+    kept = [] if slopes is None else [slopes]  # until the first backward hands it out
+
+    def backward(dy: np.ndarray) -> tuple[np.ndarray]:
+        if kept:
+            return (ops.cross_entropy_apply(dy, kept.pop(), reuse=True),)
+        return (ops.cross_entropy_backward(dy, logits, *options),)
+
+    return record(loss, (x,), backward, requires_grad=needs_grad, fresh=True)
 
 
 def nll_loss(
@@ -335,7 +332,7 @@ def nll_loss(
 def mse_loss(input: Input, target: Input, reduction: str = "mean") -> Tensor:
     """Squared error; see `fastlayers.ops.mse_loss`."""
     x, t = _tensor(input), _tensor(target)
-    a, b = x.data, t.data
+    a, b = x.array(), t.array()
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         dx = ops.mse_loss_backward(dy, a, b, reduction)

@@ -21,8 +21,22 @@ from fastlayers.ops.activation import (
     tanh,
     tanh_backward,
 )
-from fastlayers.ops.batchnorm import batch_norm, batch_norm_backward, batch_norm_forward
+from fastlayers.ops.avg_pool import (
+    adaptive_avg_pool2d,
+    adaptive_avg_pool2d_backward,
+    avg_pool2d,
+    avg_pool2d_backward,
+)
+from fastlayers.ops.batchnorm import (
+    batch_norm,
+    batch_norm_apply,
+    batch_norm_backward,
+    batch_norm_forward,
+    batch_norm_statistics,
+)
+from fastlayers.ops.batchnorm_pool import batch_norm_max_pool2d, batch_norm_max_pool2d_backward
 from fastlayers.ops.conv import conv2d, conv2d_backward
+from fastlayers.ops.conv_pool import conv2d_max_pool2d, conv2d_max_pool2d_backward
 from fastlayers.ops.dropout import (
     dropout,
     dropout1d,
@@ -38,21 +52,20 @@ from fastlayers.ops.loss import (
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_backward,
     cross_entropy,
+    cross_entropy_apply,
     cross_entropy_backward,
+    cross_entropy_forward,
     mse_loss,
     mse_loss_backward,
     nll_loss,
     nll_loss_backward,
 )
 from fastlayers.ops.pool import (
-    adaptive_avg_pool2d,
-    adaptive_avg_pool2d_backward,
-    avg_pool2d,
-    avg_pool2d_backward,
     max_pool2d,
     max_pool2d_backward,
     max_pool2d_forward,
     max_pool2d_indices,
+    max_pool2d_shape,
 )
 
 __all__ = [
@@ -61,14 +74,22 @@ __all__ = [
     "avg_pool2d",
     "avg_pool2d_backward",
     "batch_norm",
+    "batch_norm_apply",
     "batch_norm_backward",
     "batch_norm_forward",
+    "batch_norm_max_pool2d",
+    "batch_norm_max_pool2d_backward",
+    "batch_norm_statistics",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_backward",
     "conv2d",
     "conv2d_backward",
+    "conv2d_max_pool2d",
+    "conv2d_max_pool2d_backward",
     "cross_entropy",
+    "cross_entropy_apply",
     "cross_entropy_backward",
+    "cross_entropy_forward",
     "dropout",
     "dropout1d",
     "dropout2d",
@@ -90,6 +111,7 @@ __all__ = [
     "max_pool2d_backward",
     "max_pool2d_forward",
     "max_pool2d_indices",
+    "max_pool2d_shape",
     "mse_loss",
     "mse_loss_backward",
     "nll_loss",

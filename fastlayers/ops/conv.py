@@ -2,25 +2,148 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from fastlayers.ops import _check, depthwise, direct, winograd
+from fastlayers.ops import _check, depthwise, direct, planar, winograd
 from fastlayers.ops.conv_shape import ConvShape, conv_shape
 from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_last
 from fastlayers.ops.reduce import column_sums
 from fastlayers.runtime import memory
 
-__all__ = ["ALGORITHMS", "conv2d", "conv2d_backward"]
+__all__ = ["ALGORITHMS", "Convolution", "conv2d", "conv2d_backward", "prepare"]
 
 ALGORITHMS = ("auto", "direct", "winograd")
 Padding = int | Sequence[int] | str
 Grads = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def _prepare(
+class Convolution:
+    """Checked shapes and options of a call, and the kernels that serve it; kept for such calls."""
+
+    def __init__(
+        self,
+        op: str,
+        images: tuple[int, ...],
+        weight: tuple[int, ...],
+        dtype: np.dtype,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: Any,
+        algorithm: Any,
+    ) -> None:
+        _check.one_of(op, "algorithm", algorithm, ALGORITHMS)
+        stride = _check.pair(op, "stride", stride, 1)
+        dilation = _check.pair(op, "dilation", dilation, 1)
+        groups = _check.integer(op, "groups", groups, 1)
+        if isinstance(padding, str):
+            _check.one_of(op, "padding", padding, ("same", "valid"))
+            if padding == "same" and stride != (1, 1):
+                raise ValueError(f"{op}: padding 'same' needs a stride of 1, got stride {stride}")
+        else:
+            padding = _check.pair(op, "padding", padding, 0)
+        n, c, h, w = images if len(images) == 4 else (1, *images)
+        m, depth, kh, kw = weight
+        options = (stride, padding, dilation, groups, dtype.itemsize)
+        shape = self.shape = conv_shape(op, (n, c, h, w), (m, depth, kh, kw), *options)
+        self.unbatched = len(images) == 3
+        self.out_shape = shape.out_shape[1:] if self.unbatched else shape.out_shape
+        self.zeros = np.zeros(m, dtype)  # for no bias; nobody writes to them
+        # Outputs on a side of Winograd's tiles, or 0 for direct convolution.
+        self.tile = _winograd_tile(op, algorithm, shape)
+        self.input_tile = _winograd_tile(op, algorithm, shape, transposed=True)
+        # Whether the channels of a group are so few that GEMM would waste most lanes.
+        self.few = groups > 1 and depthwise.suits(c, m, groups, dtype.itemsize)
+        self.planes = None if self.tile else planar.planes(shape, 1)
+
+    def bias(self, op: str, bias: Any) -> np.ndarray:
+        """The bias as kernels take it, zeros for None."""
+        zeros = self.zeros
+        if bias is None:
+            return zeros
+        if type(bias) is np.ndarray and bias.dtype is zeros.dtype and bias.shape == zeros.shape:
+            return bias if bias.flags.carray else kernel_ready(bias)
+        return memory.writable_view(_check.vector(op, "bias", bias, len(zeros), zeros.dtype))
+
+    def forward(
+        self, input: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool
+    ) -> np.ndarray:
+        """Output of arrays that were checked."""
+        shape = self.shape
+        if self.unbatched:
+            input = input[None]
+        w = kernel_ready(weight)
+        if self.planes:
+            y, _ = planar.forward(input, w, bias, self.planes, relu)
+        elif self.tile:
+            options = (shape.padding, shape.dilation, relu, self.tile)
+            y = winograd.forward(to_channels_last(input), w, bias, *options)
+        elif self.few:
+            x = to_channels_last(input)
+            y = depthwise.forward(x, w, bias, shape.geometry, shape.groups, relu)
+        else:
+            y = direct.forward(to_channels_last(input), w, bias, shape, relu)
+        y = from_channels_last(y)
+        return y[0] if self.unbatched else y
+
+    def backward(
+        self,
+        grad_output: np.ndarray,
+        input: np.ndarray,
+        weight: np.ndarray,
+        needs: tuple[bool, bool, bool],
+    ) -> Grads:
+        """Gradients of arrays that were checked."""
+        shape = self.shape
+        if self.unbatched:
+            grad_output, input = grad_output[None], input[None]
+        dy, x, w = to_channels_last(grad_output), to_channels_last(input), kernel_ready(weight)
+        dx = dw = db = None
+        if needs[0]:
+            dx = self._input_gradient(dy, w)
+            if self.unbatched:
+                dx = dx[0]
+        if needs[1]:
+            dw, db = self._weight_gradient(x, dy)
+        if needs[2] and db is None:
+            db = column_sums(dy.reshape(shape.pixels, shape.out_channels))
+        return dx, dw, db if needs[2] else None
+
+    def _input_gradient(self, dy: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        shape = self.shape
+        if self.input_tile:
+            options = (shape.padding, shape.dilation, self.input_tile)
+            dx = winograd.backward_input(dy, weight, *options)
+        elif self.few:
+            size = (shape.images[1], shape.images[2])
+            dx = depthwise.input_gradient(dy, weight, shape.geometry, size, shape.groups)
+        else:
+            dx = direct.backward_input(dy, weight, shape)
+        return from_channels_last(dx)
+
+    def _weight_gradient(
+        self, x: np.ndarray, dy: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The weight's gradient, and that of the bias where it costs no other pass."""
+        shape = self.shape
+        if self.tile:
+            return winograd.backward_weight(x, dy, shape.padding, shape.dilation, self.tile), None
+        if self.few:
+            return depthwise.weight_gradient(x, dy, shape.geometry, shape.groups)
+        return direct.backward_weight(x, dy, shape), None
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _known(*arguments: Any) -> Convolution:
+    return Convolution("conv2d", *arguments)
+
+
+def prepare(
     op: str,
     input: Any,
     weight: Any,
@@ -28,25 +151,32 @@ def _prepare(
     padding: Any,
     dilation: Any,
     groups: Any,
-) -> tuple[np.ndarray, np.ndarray, ConvShape, bool]:
-    """Check a call's arguments: batched input, weight, shape, whether a batch axis was added."""
-    input = _check.array(op, "input", input, (3, 4))
-    weight = _check.array(op, "weight", weight, (4,))
-    _check.same_dtype(op, "weight", weight, input.dtype)
-    stride = _check.pair(op, "stride", stride, 1)
-    dilation = _check.pair(op, "dilation", dilation, 1)
-    groups = _check.integer(op, "groups", groups, 1)
-    if isinstance(padding, str):
-        _check.one_of(op, "padding", padding, ("same", "valid"))
-        if padding == "same" and stride != (1, 1):
-            raise ValueError(f"{op}: padding 'same' needs a stride of 1, got stride {stride}")
-    else:
-        padding = _check.pair(op, "padding", padding, 0)
-    unbatched = input.ndim == 3
-    if unbatched:
-        input = input[None]
-    sizes = (op, input.shape, weight.shape, stride, padding, dilation, groups, input.itemsize)
-    return input, weight, conv_shape(*sizes), unbatched
+    algorithm: Any,
+) -> tuple[np.ndarray, np.ndarray, Convolution]:
+    """Check a call's arguments; the arrays, and what follows from shapes and options."""
+    if not (
+        type(input) is type(weight) is np.ndarray
+        and input.dtype is weight.dtype
+        and input.dtype in _FLOATS
+        and weight.ndim == 4
+        and 3 <= input.ndim <= 4
+    ):  # the checks in detail take 1.5 us
+        input = _check.array(op, "input", input, (3, 4))
+        weight = _check.array(op, "weight", weight, (4,))
+        _check.same_dtype(op, "weight", weight, input.dtype)
+    sizes = (input.shape, weight.shape, input.dtype, stride, padding, dilation, groups, algorithm)
+    try:
+        return input, weight, _known(*sizes)
+    except (TypeError, ValueError):  # an error, told in the op's name, or a list without a hash
+        return input, weight, Convolution(op, *sizes)
+
+
+def is_relu(op: str, activation: Any) -> bool:
+    """Whether the activation is a ReLU, or none."""
+    if activation is None:
+        return False
+    _check.one_of(op, "activation", activation, ("relu",))
+    return True
 
 
 def conv2d(
@@ -106,25 +236,10 @@ def conv2d(
 
     Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016.
     """
-    op = "conv2d"
-    _check.one_of(op, "algorithm", algorithm, ALGORITHMS)
-    if activation is not None:
-        _check.one_of(op, "activation", activation, ("relu",))
-    input, weight, shape, unbatched = _prepare(op, input, weight, stride, padding, dilation, groups)
-    if bias is None:
-        bias = memory.zeros(shape.out_channels, input.dtype)
-    else:
-        bias = _check.vector(op, "bias", bias, shape.out_channels, input.dtype)
-        bias = memory.writable_view(bias)
-    x, w, relu = to_channels_last(input), kernel_ready(weight), activation == "relu"
-    if tile := _winograd_tile(op, algorithm, shape):
-        y = winograd.forward(x, w, bias, shape.padding, shape.dilation, relu, tile)
-    elif _few_channels(shape):
-        y = depthwise.forward(x, w, bias, shape.geometry, shape.groups, relu)
-    else:
-        y = direct.forward(x, w, bias, shape, relu)
-    y = from_channels_last(y)
-    return y[0] if unbatched else y
+    op, relu = "conv2d", is_relu("conv2d", activation)
+    options = (stride, padding, dilation, groups, algorithm)
+    input, weight, convolution = prepare(op, input, weight, *options)
+    return convolution.forward(input, weight, convolution.bias(op, bias), relu)
 
 
 def conv2d_backward(
@@ -162,28 +277,10 @@ def conv2d_backward(
         As `conv2d`, and for a `grad_output` of another shape or dtype than the output's.
     """
     op = "conv2d_backward"
-    _check.one_of(op, "algorithm", algorithm, ALGORITHMS)
-    input, weight, shape, unbatched = _prepare(op, input, weight, stride, padding, dilation, groups)
-    expected = shape.out_shape[1:] if unbatched else shape.out_shape
-    grad_output = _check.gradient(op, grad_output, expected, input.dtype)
-    dy = to_channels_last(grad_output[None] if unbatched else grad_output)
-    x, w = to_channels_last(input), kernel_ready(weight)
-    dx = _input_gradient(op, algorithm, dy, w, shape) if needs[0] else None
-    if dx is not None and unbatched:
-        dx = dx[0]
-    dw = db = None
-    if needs[1]:
-        dw, db = _weight_gradient(op, algorithm, x, dy, shape)
-    if needs[2] and db is None:
-        db = column_sums(dy.reshape(shape.pixels, shape.out_channels))
-    return dx, dw, db if needs[2] else None
-
-
-def _few_channels(shape: ConvShape) -> bool:
-    """Whether the channels of a group are so few that GEMM would waste most lanes."""
-    return shape.groups > 1 and depthwise.suits(
-        shape.channels, shape.out_channels, shape.groups, shape.itemsize
-    )
+    options = (stride, padding, dilation, groups, algorithm)
+    input, weight, convolution = prepare(op, input, weight, *options)
+    dy = _check.gradient(op, grad_output, convolution.out_shape, input.dtype)
+    return convolution.backward(dy, input, weight, needs)
 
 
 def _winograd_tile(op: str, algorithm: str, shape: ConvShape, transposed: bool = False) -> int:
@@ -205,27 +302,3 @@ def _winograd_tile(op: str, algorithm: str, shape: ConvShape, transposed: bool =
         size, channels = (shape.images[1], shape.images[2]), channels[::-1]
     tile = winograd.choose(shape.images[0], size, *channels, shape.itemsize, shape.dilation)
     return tile or (4 if algorithm == "winograd" else 0)
-
-
-def _input_gradient(
-    op: str, algorithm: str, dy: np.ndarray, weight: np.ndarray, shape: ConvShape
-) -> np.ndarray:
-    if tile := _winograd_tile(op, algorithm, shape, transposed=True):
-        dx = winograd.backward_input(dy, weight, shape.padding, shape.dilation, tile)
-    elif _few_channels(shape):
-        size = (shape.images[1], shape.images[2])
-        dx = depthwise.input_gradient(dy, weight, shape.geometry, size, shape.groups)
-    else:
-        dx = direct.backward_input(dy, weight, shape)
-    return from_channels_last(dx)
-
-
-def _weight_gradient(
-    op: str, algorithm: str, x: np.ndarray, dy: np.ndarray, shape: ConvShape
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The weight's gradient, and that of the bias where it costs no other pass."""
-    if tile := _winograd_tile(op, algorithm, shape):
-        return winograd.backward_weight(x, dy, shape.padding, shape.dilation, tile), None
-    if _few_channels(shape):
-        return depthwise.weight_gradient(x, dy, shape.geometry, shape.groups)
-    return direct.backward_weight(x, dy, shape), None

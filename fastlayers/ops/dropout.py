@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -21,22 +23,30 @@ __all__ = [
     "feature_dropout_forward",
 ]
 
-# Drawing a random word costs about as much as ten multiply-adds.
-DRAW_WORK = 10
+# Drawing for an element costs about as much as two multiply-adds.
+DRAW_WORK = 2
+# Elements whose bits are drawn together, as in `kernels.philox`, and their bytes in a mask.
+GROUP = 128
+GROUP_BYTES = GROUP // 8
+# Channels from which one copy of their factors is enough for mostly whole vectors.
+LONG = 128
+# Bytes that the loop over factors takes at a time: four of the widest vectors.
+BLOCK = 256
 
 
-def _draw(mask: np.ndarray, p: float) -> None:
-    """Fill a flat uint8 mask with 0 with probability p, else 1."""
-    key, stream = random.dropout_stream()
-    threshold = np.uint64(round(p * 2**32))
-    kernels.dropout.draw_mask(
-        key, stream, threshold, threads.workers_for(DRAW_WORK * mask.size), mask
-    )
+@functools.lru_cache(maxsize=256)
+def _threshold(p: float) -> np.uint64:
+    """What a kept element's 32 random bits are not below."""
+    return np.uint64(round(p * 2**32))
 
 
-def _scale(p: float, dtype: np.dtype) -> Any:
+def _scale(p: float) -> float:
     """What kept elements are multiplied by."""
-    return dtype.type(1 / (1 - p) if p < 1 else 0)
+    return 1 / (1 - p) if p < 1 else 0.0
+
+
+def _mask_size(size: int) -> int:
+    return -(-size // GROUP) * GROUP_BYTES
 
 
 def dropout_forward(input: np.ndarray, p: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -47,20 +57,17 @@ def dropout_forward(input: np.ndarray, p: float = 0.5) -> tuple[np.ndarray, np.n
     y : ndarray
         The output.
     mask : ndarray
-        uint8, of the input's shape: 0 where dropped, 1 where kept.
+        uint8, for `dropout_backward`: bit ``i % 8`` of byte ``i // 8`` is 1 where the i-th element
+        in the order of the output's memory was kept; up to a multiple of 128 elements.
     """
     x = _check.array("dropout", "input", input)
     p = _check.probability("dropout", "p", p)
-    mask, flat = like(x, np.uint8)
-    _draw(flat, p)
-    return _apply(x, mask, p), mask
-
-
-def _apply(x: np.ndarray, mask: np.ndarray, p: float) -> np.ndarray:
     y, flat = like(x)
-    workers = threads.workers_for(x.size)
-    kernels.dropout.apply_mask(raveled(x), raveled(mask), _scale(p, x.dtype), workers, flat)
-    return y
+    mask = memory.empty(_mask_size(x.size), np.uint8)
+    key, stream = random.dropout_stream()
+    workers = threads.workers_for(DRAW_WORK * x.size)
+    kernels.dropout.dropout(raveled(x), key, stream, _threshold(p), _scale(p), workers, mask, flat)
+    return y, mask
 
 
 def dropout_backward(grad_output: np.ndarray, mask: np.ndarray, p: float) -> np.ndarray:
@@ -79,8 +86,12 @@ def dropout_backward(grad_output: np.ndarray, mask: np.ndarray, p: float) -> np.
     dy = _check.array(op, "grad_output", grad_output)
     if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8:
         raise TypeError(f"{op}: mask must be a uint8 array, got {_check.describe(mask)}")
-    _check.same_shape(op, "mask", mask, dy.shape)
-    return _apply(dy, mask, _check.probability(op, "p", p))
+    _check.same_shape(op, "mask", mask, (_mask_size(dy.size),))
+    scale = _scale(_check.probability(op, "p", p))
+    dx, flat = like(dy)
+    workers = threads.workers_for(dy.size)
+    kernels.dropout.apply_mask(raveled(dy), mask, scale, workers, flat)
+    return dx
 
 
 def dropout(input: np.ndarray, p: float = 0.5, training: bool = True) -> np.ndarray:
@@ -134,14 +145,20 @@ def _channels(x: np.ndarray, channel_axis: int) -> np.ndarray:
     return last.reshape(n, x.size // (n * c) if n * c else 0, c)
 
 
-def _scale_channels(x: np.ndarray, scale: np.ndarray, channel_axis: int) -> np.ndarray:
-    source = _channels(x, channel_axis)
-    out = memory.empty(source.shape, x.dtype)
-    factors = kernel_ready(scale.reshape(source.shape[0], source.shape[2]))
-    kernels.dropout.scale_channels(source, factors, threads.workers_for(x.size), out)
-    n, c, *rest = x.shape if channel_axis else (1, *x.shape)
-    y = from_channels_last(out.reshape(n, *rest, c)) if rest else out.reshape(n, c)
-    return y if channel_axis else y[0]
+@functools.lru_cache(maxsize=256)
+def _pieces(shape: tuple[int, int, int], block: int) -> tuple[int, int]:
+    """Copies of a sample's factors that fill whole blocks, and tasks of a sample."""
+    _, positions, channels = shape
+    repeats = block // math.gcd(block, channels) if channels < LONG else 1
+    return repeats, max(1, positions * channels // kernels.dropout.SPAN)
+
+
+def _channels_restored(y: np.ndarray, shape: tuple[int, ...], channel_axis: int) -> np.ndarray:
+    """An (N, positions, C) result in the shape of the input."""
+    if channel_axis == 0:
+        return y[0].T.reshape(shape) if len(shape) > 1 else y.reshape(shape)
+    n, c, *rest = shape
+    return from_channels_last(y.reshape(n, *rest, c)) if rest else y.reshape(n, c)
 
 
 def feature_dropout_forward(
@@ -173,10 +190,16 @@ def _feature_dropout(
 ) -> tuple[np.ndarray, np.ndarray]:
     p = _check.probability(op, "p", p)
     _check_axis(op, x, channel_axis)
-    mask = memory.empty(int(np.prod(x.shape[: channel_axis + 1])), np.uint8)
-    _draw(mask, p)
-    scale = mask.reshape(x.shape[: channel_axis + 1]) * _scale(p, x.dtype)
-    return _scale_channels(x, scale, channel_axis), scale
+    source = _channels(x, channel_axis)
+    scale = memory.empty(x.shape[: channel_axis + 1], x.dtype)
+    bits = memory.empty(_mask_size(scale.size), np.uint8)
+    y = memory.empty(source.shape, x.dtype)
+    workers = threads.workers_for(x.size)
+    plan = _pieces(source.shape, BLOCK // x.itemsize)
+    pattern = memory.empty(workers * plan[0] * source.shape[2], x.dtype)
+    drawn = (*random.dropout_stream(), _threshold(p), _scale(p))
+    kernels.dropout.channel_dropout(source, *drawn, *plan, workers, bits, pattern, scale, y)
+    return _channels_restored(y, x.shape, channel_axis), scale
 
 
 def feature_dropout_backward(
@@ -189,7 +212,13 @@ def feature_dropout_backward(
     scale = _check.array(op, "scale", scale)
     _check.same_shape(op, "scale", scale, dy.shape[: channel_axis + 1])
     _check.same_dtype(op, "scale", scale, dy.dtype)
-    return _scale_channels(dy, scale, channel_axis)
+    source, factors = _channels(dy, channel_axis), kernel_ready(scale)
+    dx = memory.empty(source.shape, dy.dtype)
+    workers = threads.workers_for(dy.size)
+    plan = _pieces(source.shape, BLOCK // dy.itemsize)
+    pattern = memory.empty(workers * plan[0] * source.shape[2], dy.dtype)
+    kernels.dropout.scale_channels(source, factors, *plan, workers, pattern, dx)
+    return _channels_restored(dx, dy.shape, channel_axis)
 
 
 def _channel_dropout(

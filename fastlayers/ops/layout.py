@@ -13,9 +13,15 @@ from fastlayers.runtime import memory, threads
 
 __all__ = ["contiguous", "from_channels_last", "like", "raveled", "to_channels_last"]
 
+# Orders of axes that put the channels last, and back, by the number of axes (NumPy has 64 at most).
+_LAST = [(0, *range(2, ndim), 1) for ndim in range(65)]
+_FIRST = [(0, ndim - 1, *range(1, ndim - 1)) for ndim in range(65)]
+
 
 def kernel_ready(x: np.ndarray) -> np.ndarray:
     """C-contiguous, aligned and of a writable type, copying only where it must."""
+    if x.flags.carray:
+        return x
     if not (x.flags.c_contiguous and x.flags.aligned):
         x = np.require(x, requirements=("C", "A"))
     return memory.writable_view(x)
@@ -30,24 +36,27 @@ def _swap(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def to_channels_last(x: np.ndarray) -> np.ndarray:
     """The C-contiguous (N, ..., C) array of an (N, C, ...) one; a view where that is its memory."""
-    n, c, *spatial = x.shape
-    last = x.transpose(0, *range(2, x.ndim), 1)
-    if last.flags.c_contiguous or not x.flags.c_contiguous:
+    last = x.transpose(_LAST[x.ndim])
+    flags = last.flags
+    if flags.carray:  # all that `kernel_ready` asks for
+        return last
+    if flags.c_contiguous or not x.flags.c_contiguous:
         return kernel_ready(last)
+    n, c, *spatial = x.shape
     size = x.size // (n * c) if n * c else 0
     return _swap(kernel_ready(x).reshape(n, c, size), (n, *spatial, c))
 
 
 def from_channels_last(last: np.ndarray) -> np.ndarray:
     """The (N, C, ...) view of an (N, ..., C) array."""
-    return last.transpose(0, -1, *range(1, last.ndim - 1))
+    return last.transpose(_FIRST[last.ndim])
 
 
 def contiguous(x: np.ndarray) -> np.ndarray:
     """`x` in C order; channels-last images are transposed by a kernel."""
     if x.flags.c_contiguous or x.ndim < 3:
         return np.ascontiguousarray(x)
-    last = x.transpose(0, *range(2, x.ndim), 1)
+    last = x.transpose(_LAST[x.ndim])
     if not last.flags.c_contiguous or x.dtype.kind != "f":
         return np.ascontiguousarray(x)
     n, c = x.shape[:2]
@@ -62,9 +71,9 @@ def raveled(x: np.ndarray) -> np.ndarray:
 
 def like(x: np.ndarray, dtype: np.dtype | type | None = None) -> tuple[np.ndarray, np.ndarray]:
     """An uninitialised array of the shape of `x`, and its memory as a flat array."""
-    if x.ndim > 2:
-        n, c, *spatial = x.shape
-        last = memory.empty((n, *spatial, c), dtype or x.dtype)
-        return from_channels_last(last), last.reshape(-1)
-    out = memory.empty(x.shape, dtype or x.dtype)
-    return out, out.reshape(-1)
+    shape, dtype = x.shape, x.dtype if dtype is None else dtype
+    if len(shape) < 3:
+        out = memory.empty(shape, dtype)
+        return out, out.reshape(-1)
+    last = memory.empty((shape[0], *shape[2:], shape[1]), dtype)
+    return from_channels_last(last), last.reshape(-1)

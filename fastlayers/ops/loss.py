@@ -9,14 +9,16 @@ import numpy as np
 
 from fastlayers import kernels
 from fastlayers.ops import _check
-from fastlayers.ops.layout import kernel_ready
+from fastlayers.ops.layout import kernel_ready, like
 from fastlayers.runtime import memory, threads
 
 __all__ = [
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_backward",
     "cross_entropy",
+    "cross_entropy_apply",
     "cross_entropy_backward",
+    "cross_entropy_forward",
     "mse_loss",
     "mse_loss_backward",
     "nll_loss",
@@ -24,7 +26,8 @@ __all__ = [
 ]
 
 REDUCTIONS = ("none", "mean", "sum")
-EXP_WORK = 10
+# Operations that an exponential counts for; it takes 3.5 ns in rows of 10, 0.65 in rows of 1000.
+EXP_WORK = 4
 
 
 @functools.lru_cache(maxsize=64)
@@ -93,8 +96,110 @@ class _Classes:
         return out if self.axis == out.ndim - 1 else np.moveaxis(out, -1, self.axis)
 
 
-def _smoothing(op: str, value: Any, dtype: np.dtype) -> Any:
-    return dtype.type(_check.probability(op, "label_smoothing", value))
+def _labels(op: str, target: Any, shape: tuple[int, ...], classes: int, ignored: int) -> np.ndarray:
+    """Flat int64 labels; whether those of int64 are classes is left to the kernel."""
+    if type(target) is np.ndarray and target.dtype == np.int64 and target.shape == shape:
+        return kernel_ready(target).reshape(-1)
+    labels = _check.labels(op, target, shape, classes, ignored)
+    return memory.writable_view(labels).reshape(-1)
+
+
+def _cross_entropy(
+    op: str,
+    input: Any,
+    target: Any,
+    weight: Any,
+    ignore_index: Any,
+    reduction: Any,
+    label_smoothing: Any,
+    needs_grad: bool,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    x = _check.array(op, "input", input)
+    _check.one_of(op, "reduction", reduction, REDUCTIONS)
+    axis = 1 if x.ndim > 1 else 0
+    if x.ndim == 0 or x.shape[axis] == 0:
+        raise ValueError(
+            f"{op}: input must be (N, C), (C,) or (N, C, ...) with classes, "
+            f"got {_check.describe(x)}"
+        )
+    classes, dtype = x.shape[axis], x.dtype
+    shape = x.shape[:axis] + x.shape[axis + 1 :]
+    ignored = _check.integer(op, "ignore_index", ignore_index, -(2**63))
+    labels = _labels(op, target, shape, classes, ignored)
+    if weight is None:
+        weight = _ones(classes, dtype)
+    else:
+        weight = memory.writable_view(_check.vector(op, "weight", weight, classes, dtype))
+    smoothing = dtype.type(_check.probability(op, "label_smoothing", label_smoothing))
+    last = x if x.ndim <= 2 else np.moveaxis(x, 1, -1)
+    workers = threads.workers_for(EXP_WORK * x.size)
+    slopes = memory.empty(x.size if needs_grad else 0, dtype)
+    losses = memory.empty(labels.size if reduction == "none" else 0, dtype)
+    chunks = -(-labels.size // kernels.loss.SPAN)
+    parts, work = memory.scratch((chunks, 0 if needs_grad else workers * classes), dtype)
+    out = np.empty(1, dtype)
+    wrong = kernels.loss.cross_entropy(
+        kernel_ready(last).reshape(-1),
+        labels,
+        weight,
+        ignored,
+        smoothing,
+        reduction == "mean",
+        workers,
+        losses,
+        slopes,
+        work,
+        parts,
+        out,
+    )
+    if wrong >= 0:
+        _check.labels(op, target, shape, classes, ignored)  # raises
+    loss = losses.reshape(shape) if reduction == "none" else out.reshape(())
+    if not needs_grad:
+        return loss, None
+    slopes = slopes.reshape(*shape, classes)
+    return loss, slopes if x.ndim <= 2 else np.moveaxis(slopes, -1, 1)
+
+
+def cross_entropy_forward(
+    input: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    needs_grad: bool = True,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """As `cross_entropy`, with its gradient by the input from the same pass.
+
+    Returns
+    -------
+    loss : ndarray
+        As `cross_entropy` returns it.
+    slopes : ndarray or None
+        Of the input's shape: the derivative of the mean or the sum, or without reduction of each
+        sample's loss; for `cross_entropy_apply`. None unless `needs_grad`.
+    """
+    arguments = (input, target, weight, ignore_index, reduction, label_smoothing)
+    return _cross_entropy("cross_entropy", *arguments, needs_grad)
+
+
+def cross_entropy_apply(
+    grad_output: np.ndarray, slopes: np.ndarray, reuse: bool = False
+) -> np.ndarray:
+    """Gradient of a loss by its input: `slopes` times the gradient of the loss.
+
+    With `reuse` the caller gives `slopes` up: they are returned themselves where the gradient of
+    the loss is 1. A tape that may ask again must not.
+    """
+    op = "cross_entropy_apply"
+    shape = slopes.shape[:1] + slopes.shape[2:] if np.ndim(grad_output) else ()
+    dy = _check.gradient(op, np.asarray(grad_output), shape, slopes.dtype)
+    if reuse and dy.ndim == 0 and dy == 1:
+        return slopes
+    out = like(slopes)[0]
+    np.multiply(slopes, np.expand_dims(dy, 1) if dy.ndim else dy, out=out)
+    return out
 
 
 def cross_entropy(
@@ -139,20 +244,8 @@ def cross_entropy(
     ----------
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html
     """
-    op = "cross_entropy"
-    classes = _Classes(op, input, target, weight, ignore_index, reduction)
-    smoothing = _smoothing(op, label_smoothing, classes.x.dtype)
-    losses = memory.empty(len(classes.rows), classes.x.dtype)
-    kernels.loss.cross_entropy(
-        classes.rows,
-        classes.labels,
-        classes.weight,
-        classes.ignore_index,
-        smoothing,
-        threads.workers_for(EXP_WORK * classes.rows.size),
-        losses,
-    )
-    return classes.reduce(losses)
+    arguments = (input, target, weight, ignore_index, reduction, label_smoothing)
+    return _cross_entropy("cross_entropy", *arguments, False)[0]
 
 
 def cross_entropy_backward(
@@ -170,20 +263,12 @@ def cross_entropy_backward(
     number of samples for a mean; the arguments are those of `cross_entropy`.
     """
     op = "cross_entropy_backward"
-    classes = _Classes(op, input, target, weight, ignore_index, reduction)
-    smoothing = _smoothing(op, label_smoothing, classes.x.dtype)
-    dx = memory.empty(classes.rows.shape, classes.x.dtype)
-    kernels.loss.cross_entropy_backward(
-        classes.row_gradients(op, grad_output),
-        classes.rows,
-        classes.labels,
-        classes.weight,
-        classes.ignore_index,
-        smoothing,
-        threads.workers_for(EXP_WORK * classes.rows.size),
-        dx,
-    )
-    return classes.restore(dx)
+    arguments = (input, target, weight, ignore_index, reduction, label_smoothing)
+    slopes = _cross_entropy(op, *arguments, True)[1]
+    assert slopes is not None
+    shape = np.shape(target) if reduction == "none" else ()
+    dy = _check.gradient(op, np.asarray(grad_output), shape, slopes.dtype)
+    return cross_entropy_apply(dy, slopes, reuse=True)
 
 
 def nll_loss(

@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from fastlayers import kernels
-from fastlayers.runtime import memory, threads
+from fastlayers.runtime import cpu, memory, threads
 
-__all__ = ["column_sums"]
+__all__ = ["column_sums", "masked_column_sums", "sum_chunks"]
 
 CHUNKS = 16
+# Elements of a row at most, and of a matrix for which a second sum of 2 us pays.
+WIDE, FOLDED = 256, 1 << 15
+
+
+@functools.lru_cache(1024)
+def sum_chunks(rows: int, columns: int, available: int) -> tuple[int, int, int]:
+    """Rows of a chunk and number of chunks of `column_sums`, and its threads out of `available`."""
+    span = max(256, -(-rows // CHUNKS))
+    workers = 1 if threads.workers_for(rows * columns) == 1 else available
+    return span, max(1, -(-rows // span)), workers
+
+
+@functools.lru_cache(1024)
+def _folds(rows: int, columns: int, lanes: int) -> int:
+    """Rows to read as one, where few columns would leave lanes of a vector empty.
+
+    100352 x 6 takes 42 us instead of 86.
+    """
+    folds = 1
+    if columns >= lanes:
+        return folds
+    while rows * columns > FOLDED and 2 * folds * columns <= WIDE and rows % (2 * folds) == 0:
+        folds *= 2
+    return folds
 
 
 def column_sums(x: np.ndarray) -> np.ndarray:
     """Sum of a contiguous matrix over its rows, in at most 16 chunks of a size fixed by it."""
-    span = max(256, -(-x.shape[0] // CHUNKS))
-    chunks = max(1, -(-x.shape[0] // span))
-    out = memory.empty(x.shape[1], x.dtype)
-    parts = memory.empty((chunks, x.shape[1]), x.dtype)
-    kernels.reduce.column_sums(x, span, threads.workers_for(x.size), parts, out)
-    return out
+    return masked_column_sums(x, None)[1]
+
+
+def masked_column_sums(x: np.ndarray, y: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """`x` where y is above 0 or NaN, zeros elsewhere, and its sums; `x` itself without a `y`."""
+    (rows, columns), dtype = x.shape, x.dtype
+    folds = _folds(rows, columns, cpu.lanes(dtype.itemsize))
+    rows, columns = rows // folds, columns * folds
+    span, chunks, workers = sum_chunks(rows, columns, threads.get_num_threads())
+    out, flat = memory.empty(columns, dtype), x.reshape(-1)
+    parts = out if chunks == 1 else memory.empty(chunks * columns, dtype)
+    masked = x if y is None else memory.empty(x.shape, dtype)
+    outputs = flat if y is None else y.reshape(-1)
+    layout = int(y is not None), columns, span, chunks, workers
+    kernels.reduce.column_sums(flat, outputs, *layout, parts, masked.reshape(-1), out)
+    return masked, out if folds == 1 else out.reshape(folds, -1).sum(axis=0)

@@ -31,7 +31,17 @@ PANEL_TILES = 128
 # Partial sums of the weight gradient: at most 16, and 64 MiB in all.
 CHUNKS = 16
 CHUNK_BYTES = 64 * 1024 * 1024
-
+# Results of this size are written past the caches. Forward and the batch norm that reads it take
+# 0.92 of the time at 8 MiB (16 channels; 2 threads 0.97), but up to 1.05 at 4; both gradients and
+# the batch norm's, which meets the input's after that by the weight, 0.92 at 8 and 0.94 to 1.00 at
+# 2 MiB (2 threads 0.94, 0.96 to 0.99).
+STREAMED, STREAMED_GRADIENT = 8 << 20, 2 << 20
+# Below them a result is raised, by type and whether there is a ReLU.
+_FLOORS = {
+    (np.dtype(t), relu): t(0 if relu else -np.inf)
+    for t in (np.float32, np.float64)
+    for relu in (False, True)
+}
 
 Pair = tuple[int, int]
 
@@ -88,6 +98,11 @@ class _Plan:
         return self.images[0] * self.grid[0] * self.grid[1]
 
     @functools.cached_property
+    def zeros(self) -> int:
+        """Of the longest row of pixels that is read, and of the first tile's left edge."""
+        return (max(self.images[2], self.out_size[1]) + self.tile + 2) * max(self.sizes)
+
+    @functools.cached_property
     def tile_bytes(self) -> int:
         """Both sides of one tile, transformed."""
         return self.points * sum(self.sizes) * self.itemsize
@@ -134,10 +149,48 @@ class _Plan:
         """Whether the weight gradient transforms all tiles first; see `PANEL_TILES`."""
         return self.many_panels and self.tiles <= PANEL_TILES
 
-    @property
-    def workers(self) -> int:
-        work = self.tiles * self.points * self.channels * self.filters / 8
-        return threads.workers_for(work)
+    @functools.cached_property
+    def whole_lines(self) -> bool:
+        """Whether each vector of the output is a cache line.
+
+        Of 16 pixels that are written in turn, halves of lines would leave the core one by one: 1.5
+        times as slow with AVX2's vectors.
+        """
+        return self.filters % self.lanes == 0 and self.lanes * self.itemsize == memory.ALIGNMENT
+
+    @functools.cached_property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        return (self.images[0], *self.out_size, self.filters)
+
+    @functools.cached_property
+    def forward_sizes(self) -> tuple[int, int]:
+        """Elements of the transformed weight, or of all inputs by panels, and of a worker."""
+        home, tile, lanes = kernels.winograd, self.tile, self.lanes
+        if self.by_panels:
+            v = self.points * home.matrix_stride(self.tiles, self.channels, lanes)
+            return v, home.panel_work(tile, self.tiles, self.channels, lanes)
+        u = home.filter_size(tile, *self.sizes, lanes)
+        return u, home.forward_work(tile, self.step, *self.sizes, lanes)
+
+    @functools.cached_property
+    def gradient_sizes(self) -> tuple[int, int]:
+        """Elements of a worker, and of the partial sums."""
+        home = kernels.winograd_gradient
+        step = 0 if self.gradient_by_panels else self.deep_step
+        chunks = 1 if self.gradient_by_panels else max(1, -(-self.tiles // self.span))
+        size = self.filters * 9 * home.gradient_row(self.channels, self.lanes)
+        return home.gradient_work(self.tile, step, *self.sizes, self.lanes), chunks * size
+
+    @functools.cached_property
+    def matrices(self) -> tuple[int, int]:
+        """Elements of all transformed inputs, and of the gradients."""
+        stride = kernels.winograd.matrix_stride
+        first, second = (self.points * stride(self.tiles, n, self.lanes) for n in self.sizes)
+        return first, second
+
+    @functools.cached_property
+    def work(self) -> float:
+        return self.tiles * self.points * self.channels * self.filters / 8
 
 
 @functools.lru_cache(maxsize=1024)
@@ -205,64 +258,59 @@ def backward_input(
     size = tuple(n + 2 * (d - p) for n, d, p in zip(dy.shape[1:3], dilation, padding, strict=True))
     rest = tuple(2 * d - p for d, p in zip(dilation, padding, strict=True))
     plan = _plan(tile, dy.shape, weight.shape[1], size, rest, dilation, dy.itemsize)
-    bias = memory.zeros(weight.shape[1], dy.dtype)
-    return _run(plan, dy, weight, bias, relu=False, transposed=True)
+    return _run(plan, dy, weight, None, relu=False, transposed=True)
 
 
 def _run(
     plan: _Plan,
     x: np.ndarray,
     weight: np.ndarray,
-    bias: np.ndarray,
+    bias: np.ndarray | None,
     relu: bool,
     transposed: bool,
 ) -> np.ndarray:
-    winograd, dtype, workers = kernels.winograd, x.dtype, plan.workers
-    sizes, lanes = plan.sizes, plan.lanes
-    y = memory.empty((x.shape[0], *plan.out_size, plan.filters), dtype)
-    floor = dtype.type(0 if relu else -np.inf)
-    zeros = memory.zeros(max(sizes), dtype)
+    home, dtype, workers = kernels.winograd, x.dtype, threads.workers_for(plan.work)
+    y = memory.empty(plan.out_shape, dtype)
+    size, share = plan.forward_sizes
+    zeros, matrices, work = memory.scratch((plan.zeros, size, workers * share), dtype)
     if plan.by_panels:
-        work = workers * winograd.panel_work(plan.tile, plan.tiles, plan.channels, lanes)
-        v = plan.points * winograd.matrix_stride(plan.tiles, plan.channels, lanes)
-        winograd.winograd_by_panels(
+        home.winograd_by_panels(
             plan.tile,
             x.reshape(-1),
             weight.reshape(-1),
             transposed,
-            bias,
-            floor,
-            sizes,
+            zeros if bias is None else bias,
+            _FLOORS[dtype, relu],
+            plan.sizes,
             plan.geometry,
             plan.tiles,
-            lanes,
+            plan.lanes,
             workers,
             zeros,
-            memory.empty(v, dtype),
-            memory.empty(work, dtype),
+            matrices,
+            work,
             y.reshape(-1),
         )
         return y
-    u = memory.empty(winograd.filter_size(plan.tile, *sizes, lanes), dtype)
-    taps = memory.empty(workers * 9 * winograd.FILTER_ROWS * 2 * lanes, dtype)
-    winograd.transform_weight(
-        plan.tile, weight.reshape(-1), sizes, transposed, lanes, workers, taps, u
-    )
-    winograd.winograd(
+    large = y.nbytes >= (STREAMED_GRADIENT if transposed else STREAMED)
+    home.winograd(
         plan.tile,
         x.reshape(-1),
-        u,
-        bias,
-        floor,
-        sizes,
+        weight.reshape(-1),
+        transposed,
+        zeros if bias is None else bias,
+        _FLOORS[dtype, relu],
+        plan.sizes,
         plan.geometry,
         plan.tiles,
         plan.step,
-        lanes,
+        plan.lanes,
         workers,
         zeros,
-        memory.empty(workers * winograd.forward_work(plan.tile, plan.step, *sizes, lanes), dtype),
+        matrices,
+        work,
         y.reshape(-1),
+        int(large and plan.whole_lines),
     )
     return y
 
@@ -276,44 +324,43 @@ def backward_weight(
 ) -> np.ndarray:
     """Gradient (M, C, 3, 3) of dy (N, OH, OW, M) by the weight of `forward`."""
     plan = _plan(tile, x.shape, dy.shape[3], dy.shape[1:3], padding, dilation, x.itemsize)
-    gradient, dtype, workers = kernels.winograd_gradient, x.dtype, plan.workers
-    sizes, lanes, step, span = plan.sizes, plan.lanes, plan.deep_step, plan.span
+    home, dtype, workers = kernels.winograd_gradient, x.dtype, threads.workers_for(plan.work)
     dw = memory.empty((plan.filters, plan.channels, 3, 3), dtype)
-    size = plan.filters * 9 * gradient.gradient_row(plan.channels, lanes)
+    share, size = plan.gradient_sizes
+    buffers = (plan.zeros, workers * share, size)
     if plan.gradient_by_panels:
-        strides = [kernels.winograd.matrix_stride(plan.tiles, count, lanes) for count in sizes]
-        width = gradient.gradient_work(plan.tile, 0, *sizes, lanes)
-        gradient.winograd_backward_weight_by_panels(
+        zeros, work, sums, *matrices = memory.scratch((*buffers, *plan.matrices), dtype)
+        home.winograd_backward_weight_by_panels(
             plan.tile,
             x.reshape(-1),
             dy.reshape(-1),
-            sizes,
+            plan.sizes,
             plan.geometry,
             plan.tiles,
-            lanes,
+            plan.lanes,
             workers,
-            memory.zeros(max(sizes), dtype),
-            *(memory.empty(plan.points * stride, dtype) for stride in strides),
-            memory.empty(workers * width, dtype),
-            memory.empty(size, dtype),
+            zeros,
+            *matrices,
+            work,
+            sums,
             dw.reshape(-1),
         )
         return dw
-    chunks = max(1, -(-plan.tiles // span))
-    gradient.winograd_backward_weight(
+    zeros, work, parts = memory.scratch(buffers, dtype)
+    home.winograd_backward_weight(
         plan.tile,
         x.reshape(-1),
         dy.reshape(-1),
-        sizes,
+        plan.sizes,
         plan.geometry,
         plan.tiles,
-        step,
-        span,
-        lanes,
+        plan.deep_step,
+        plan.span,
+        plan.lanes,
         workers,
-        memory.zeros(max(sizes), dtype),
-        memory.empty(workers * gradient.gradient_work(plan.tile, step, *sizes, lanes), dtype),
-        memory.empty(chunks * size, dtype),
+        zeros,
+        work,
+        parts,
         dw.reshape(-1),
     )
     return dw

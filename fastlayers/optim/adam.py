@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fastlayers import kernels
@@ -64,20 +66,36 @@ class Adam(Optimizer):
         if not pair or not all(checks.is_number(beta) and beta < 1 for beta in betas):
             raise ValueError(f"{self._op}: betas must be two numbers in [0, 1), got {betas!r}")
 
+    def _arrays(self, group: Group) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 if group["amsgrad"] else 2]
+
+    def _parts(self, group: Group, params: list[Parameter]) -> list[tuple[Any, list[Parameter]]]:
+        """Apart by the number of their step."""
+        steps = [self.state[p]["step"] + 1 if p in self.state else 1 for p in params]
+        if steps.count(steps[0]) == len(steps):
+            return [(steps[0], params)]
+        return [
+            (step, [p for p, own in zip(params, steps, strict=True) if own == step])
+            for step in sorted(set(steps))
+        ]
+
     def _update(
-        self, p: Parameter, data: np.ndarray, grad: np.ndarray, group: Group, workers: int
+        self,
+        group: Group,
+        key: Any,
+        params: list[Parameter],
+        like: np.ndarray,
+        table: np.ndarray,
+        workers: int,
     ) -> None:
         lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
         beta1, beta2 = map(float, group["betas"])
-        mean, square = self._buffer(p, "exp_avg"), self._buffer(p, "exp_avg_sq")
-        step = self.state[p]["step"] = self.state[p].get("step", 0) + 1
+        for p in params:
+            self.state[p]["step"] = key
         kernels.optimizer.adam(
-            data,
-            grad,
-            mean,
-            square,
-            self._buffer(p, "max_exp_avg_sq") if group["amsgrad"] else np.empty(0, data.dtype),
-            step,
+            like,
+            table,
+            key,
             -1.0 if group["maximize"] else 1.0,
             0.0 if self._decoupled else weight_decay,
             1 - lr * weight_decay if self._decoupled else 1.0,

@@ -14,6 +14,8 @@ __all__ = ["arrays", "flag", "is_number", "is_parameter", "number", "parameter",
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite real number >= 0; a bool is none."""
+    if type(value) is float:  # an ABC check takes 0.5 us
+        return 0 <= value < math.inf
     real = isinstance(value, Real) and not isinstance(value, bool)
     return real and math.isfinite(value) and value >= 0
 

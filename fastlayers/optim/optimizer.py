@@ -11,13 +11,24 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
+from fastlayers import kernels
 from fastlayers.optim import checks
-from fastlayers.runtime.memory import writable_view, zeros
+from fastlayers.runtime.memory import zeros
 
 __all__ = ["Optimizer", "Parameter", "Params"]
 
 T = TypeVar("T")
 Group = dict[str, Any]
+Table = tuple[np.ndarray, np.ndarray, int]
+
+# For each dtype what the kernels are told of it: the object's address, and an array.
+_LIKE = {
+    dtype: (id(dtype), np.empty(0, dtype)) for dtype in map(np.dtype, (np.float32, np.float64))
+}
+_ARRAY_TYPE = id(np.ndarray)
+_NOTHING: dict[str, Any] = {}
+# Multiply-adds and loads that an element costs.
+ELEMENT_WORK = 4
 
 
 class Parameter(Protocol):
@@ -112,22 +123,66 @@ class Optimizer(ABC):
             If an option is out of its range, or a gradient differs from its parameter in shape
             or dtype; no parameter is changed then.
         """
-        from fastlayers.runtime.threads import workers_for  # loads Numba
-
         result = closure() if closure is not None else None
-        due = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]
+        due = [(g, [p for p in g["params"] if p.grad is not None]) for g in self.param_groups]
         for group in self.param_groups:
             self._check_options(group)
-        for _, p in due:
-            checks.arrays(self._op, p, self.state.get(p, {}))
-        for group, p in due:
-            data = np.ascontiguousarray(p.data).reshape(-1)
-            grad = writable_view(np.ascontiguousarray(p.grad)).reshape(-1)
-            # An element costs about four multiply-adds and loads.
-            self._update(p, data, grad, group, workers_for(4 * data.size))
-            if not p.data.flags.c_contiguous:
-                p.data[...] = data.reshape(p.data.shape)
+        parts = [(g, key, ps) for g, some in due if some for key, ps in self._parts(g, some)]
+        tables = [self._table(group, params) for group, _, params in parts]
+        if any(table is None for table in tables):
+            self._step_slowly(parts)
+            return result
+        for (group, key, params), table in zip(parts, tables, strict=True):
+            self._update(group, key, params, *table)  # type: ignore[misc]
         return result
+
+    def _table(self, group: Group, params: list[Parameter]) -> Table | None:
+        """Addresses of the arrays, if all are there and as the kernels take them."""
+        from fastlayers.runtime.threads import workers_for  # loads Numba
+
+        arrays: list[Any] = [p.data for p in params] + [p.grad for p in params]
+        if names := self._arrays(group):
+            find = self.state.get
+            entries = [find(p, _NOTHING) for p in params]
+            for name in names:
+                arrays += [entry.get(name) for entry in entries]
+        dtype_id, like = _LIKE.get(arrays[0].dtype, (0, arrays[0]))
+        table = np.empty((len(params), len(arrays) // len(params) + 1), np.int64)
+        total = kernels.optimizer.gather(id(arrays), dtype_id, _ARRAY_TYPE, table)
+        return None if total < 0 else (like, table, workers_for(ELEMENT_WORK * total))
+
+    def _step_slowly(self, parts: list[tuple[Group, Any, list[Parameter]]]) -> None:
+        """Check everything, begin the state of new parameters, and copy what is not contiguous."""
+        for _, _, params in parts:
+            for p in params:
+                checks.arrays(self._op, p, self.state.get(p, {}))
+        for group, key, params in parts:
+            for p in params:
+                for name in self._arrays(group):
+                    if name not in self.state[p]:
+                        self.state[p][name] = zeros(p.data.shape, p.data.dtype)
+            for dtype in _LIKE:
+                some = [p for p in params if p.data.dtype == dtype]
+                table = self._table(group, some) if some else None
+                if table is not None:
+                    self._update(group, key, some, *table)
+                elif some:
+                    self._update_copies(group, key, some, dtype)
+
+    def _update_copies(
+        self, group: Group, key: Any, params: list[Parameter], dtype: np.dtype
+    ) -> None:
+        """Update parameters by copies of their arrays."""
+        for p in params:
+            state = self.state[p] if self._arrays(group) else {}
+            arrays = [p.data, p.grad, *(state[name] for name in self._arrays(group))]
+            flat = [np.array(array, dtype, order="C").reshape(-1) for array in arrays]
+            places = [array.__array_interface__["data"][0] for array in flat]
+            table = np.array([[*places, p.data.size]], np.int64)
+            self._update(group, key, [p], _LIKE[dtype][1], table, 1)
+            for role, (array, changed) in enumerate(zip(arrays, flat, strict=True)):
+                if role != 1:
+                    array[...] = changed.reshape(array.shape)
 
     def state_dict(self) -> dict[str, Any]:
         """Copy of the state and options, in which parameters are numbered in their order."""
@@ -176,18 +231,25 @@ class Optimizer(ABC):
     def _check_options(self, group: Group) -> None:
         """Raise ValueError for an option that is out of its range."""
 
+    def _parts(self, group: Group, params: list[Parameter]) -> list[tuple[Any, list[Parameter]]]:
+        """The parameters, apart by what their updates differ in."""
+        return [(None, params)]
+
+    def _arrays(self, group: Group) -> tuple[str, ...]:
+        """Names of the arrays of a parameter's state that an update reads and writes."""
+        return ()
+
     @abstractmethod
     def _update(
-        self, p: Parameter, data: np.ndarray, grad: np.ndarray, group: Group, workers: int
+        self,
+        group: Group,
+        key: Any,
+        params: list[Parameter],
+        like: np.ndarray,
+        table: np.ndarray,
+        workers: int,
     ) -> None:
-        """Update `data`, the flat values of `p`, in place."""
-
-    def _buffer(self, p: Parameter, name: str) -> np.ndarray:
-        """Flat view of an array of the state of `p`, zeros at first."""
-        state = self.state[p]
-        if name not in state:
-            state[name] = zeros(p.data.shape, p.data.dtype)
-        return state[name].reshape(-1)  # type: ignore[no-any-return]
+        """Update parameters of one of the `_parts` by the kernel."""
 
     def _params(self) -> list[Parameter]:
         return [p for group in self.param_groups for p in group["params"]]

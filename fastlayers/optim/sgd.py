@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fastlayers import kernels
@@ -64,20 +66,35 @@ class SGD(Optimizer):
                 f"got momentum {momentum!r} and dampening {dampening!r}"
             )
 
+    def _arrays(self, group: Group) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] else ()
+
+    def _parts(self, group: Group, params: list[Parameter]) -> list[tuple[Any, list[Parameter]]]:
+        """Apart by their dampening, which begins at the second step."""
+        dampening = float(group["dampening"])
+        if not (dampening and group["momentum"]):
+            return [(0.0, params)]
+        first = [p for p in params if p not in self.state]
+        later = [p for p in params if p in self.state]
+        return [part for part in ((0.0, first), (dampening, later)) if part[1]]
+
     def _update(
-        self, p: Parameter, data: np.ndarray, grad: np.ndarray, group: Group, workers: int
+        self,
+        group: Group,
+        key: Any,
+        params: list[Parameter],
+        like: np.ndarray,
+        table: np.ndarray,
+        workers: int,
     ) -> None:
-        momentum = float(group["momentum"])
-        first = p not in self.state
         kernels.optimizer.sgd(
-            data,
-            grad,
-            self._buffer(p, "momentum_buffer") if momentum else np.empty(0, data.dtype),
+            like,
+            table,
             -1.0 if group["maximize"] else 1.0,
             float(group["weight_decay"]),
             float(group["lr"]),
-            momentum,
-            0.0 if first else float(group["dampening"]),
+            float(group["momentum"]),
+            key,
             group["nesterov"],
             workers,
         )

@@ -56,7 +56,7 @@ def max_pool2d_forward(
     y = fields.max((-4, -3))
     hits = valid & ((fields == y[..., None, None, :, :]) | np.isnan(fields))
     cells = hits.reshape(*hits.shape[:-4], kernel[0] * kernel[1], *hits.shape[-2:]).argmax(-3)
-    return y, cells.astype(np.uint8 if kernel[0] * kernel[1] <= 256 else np.uint32)
+    return y, cells.astype(np.uint8 if kernel[0] * kernel[1] < 256 else np.uint32)
 
 
 def max_pool2d_backward(

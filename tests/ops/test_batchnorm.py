@@ -1,8 +1,11 @@
+import itertools
+
 import numpy as np
 import pytest
 from cases import DTYPES, check, check_error, check_gradients, check_threads, params
 
-from fastlayers import ops
+from fastlayers import kernels, ops, reference
+from fastlayers.runtime.threads import set_num_threads
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -153,3 +156,205 @@ def test_read_only_running_statistics_cannot_be_trained():
 def test_backward_errors(error, argument, options):
     given = {"grad_output": X, "input": X, "weight": V, "mean": V, "invstd": V, "training": True}
     check_error("batch_norm_backward", error, argument, **given | options)
+
+
+def images(shape, dtype, seed=0):
+    """Random values with channels-last memory, as ops return them."""
+    values = np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(values, 1, -1)), -1, 1)
+
+
+def vectors(channels, dtype):
+    rng = np.random.default_rng(1)
+    return rng.uniform(0.5, 1.5, channels).astype(dtype), rng.standard_normal(channels).astype(
+        dtype
+    )
+
+
+def close(value, expected, dtype):
+    scale = max(1, np.abs(expected).max(initial=0))
+    tolerance = {np.float32: 2e-5, np.float64: 1e-12}[dtype]
+    assert value.dtype == dtype
+    np.testing.assert_allclose(value, expected, tolerance, tolerance * scale)
+
+
+SHAPES = [(61, c) for c in (1, 3, 6, 16, 17, 64, 100, 130, 1500)]
+SHAPES += [(3, c, 7) for c in (1, 6, 17, 130)]
+SHAPES += [(5, c, 9, 7) for c in (1, 3, 6, 16, 17, 64, 100, 130)]
+SHAPES += [(2, 3, 5, 1), (1, 16, 1, 3), (67, 6, 23, 21), (9, 100, 13, 17)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fused_agrees_with_reference(shape, dtype):
+    x, residual, dy = (images(shape, dtype, seed) for seed in range(3))
+    weight, bias = vectors(shape[1], dtype)
+    mean, invstd = ops.batch_norm_statistics(x, training=True)
+    wide = x.astype(np.float64)
+    _, *expected = reference.batch_norm_forward(wide, training=True)
+    close(mean, expected[0], dtype)
+    close(invstd, expected[1], dtype)
+    affine = reference.batch_norm_forward(wide, None, None, weight, bias, True)[0]
+    for other in (None, residual):
+        for activation in (None, "relu"):
+            y = ops.batch_norm_apply(
+                x, mean, invstd, weight, bias, residual=other, activation=activation
+            )
+            want = affine if other is None else affine + other
+            close(y, want if activation is None else np.maximum(want, 0), dtype)
+            # The masks of float64 may differ where the sum is nearly 0.
+            masked = dy if activation is None else ops.relu_backward(dy, y)
+            saved = weight, mean, invstd
+            want = reference.batch_norm_backward(masked, x, *saved, True)
+            got = ops.batch_norm_backward(
+                dy,
+                x,
+                *saved,
+                True,
+                (True,) * (3 if other is None else 4),
+                bias=bias,
+                activation=activation,
+                output=y,
+            )
+            for value, gradient in zip(got, want, strict=False):
+                close(value, gradient, dtype)
+            if other is not None:
+                np.testing.assert_array_equal(got[3], masked)
+
+
+@pytest.mark.parametrize("shape", [(64, 3), (4, 17, 6, 5), (67, 6, 23, 21), (16, 64, 32, 32)])
+@pytest.mark.parametrize("start", [1e4, 0.0])
+def test_statistics_are_stable(shape, start):
+    """Means far larger than the deviation, and a first row far from all others."""
+    x = (images(shape, np.float64) + 1e4).astype(np.float32)
+    x[0] = start
+    mean, invstd = ops.batch_norm_statistics(x, training=True)
+    _, wanted, expected = reference.batch_norm_forward(x.astype(np.float64), training=True)
+    np.testing.assert_allclose(mean, wanted, 4e-7)
+    np.testing.assert_allclose(invstd, expected, 2e-5)
+
+
+def test_merged_moments_are_those_of_all():
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((100, 5)) + 1e3
+    counts = [0, 7, 1, 0, 30, 12, 50]
+    parts = np.zeros((len(counts), 11))
+    for part, block in zip(parts, np.split(values, np.cumsum(counts)[:-1]), strict=True):
+        part[10] = len(block)
+        if len(block):
+            part[:5], part[5:10] = block.mean(0), block.var(0) * len(block)
+    kernels.batchnorm.merge_moments(parts.reshape(-1), len(counts), 11, 5)
+    assert parts[0, 10] == 100
+    np.testing.assert_allclose(parts[0, :5], values.mean(0), 1e-14)
+    np.testing.assert_allclose(parts[0, 5:10], values.var(0) * 100, 1e-9)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_needs_of_the_fused(residual, activation, training):
+    x, dy, other = (images((4, 6, 5, 3), np.float32, seed) for seed in range(3))
+    (weight, bias), mean, invstd = vectors(6, np.float32), np.zeros(6, "f4"), np.ones(6, "f4")
+    y = ops.batch_norm_apply(
+        x, mean, invstd, weight, bias, residual=other if residual else None, activation=activation
+    )
+    arguments = dy, x, weight, mean, invstd, training
+    options = {"bias": bias, "activation": activation, "output": y}
+    count = 3 + residual
+    everything = ops.batch_norm_backward(*arguments, (True,) * count, **options)
+    masked = dy if activation is None else ops.relu_backward(dy, y)
+    expected = reference.batch_norm_backward(masked, *arguments[1:])
+    for value, gradient in zip(everything, expected, strict=False):
+        close(value, gradient, np.float32)
+    for needs in itertools.product((False, True), repeat=count):
+        chosen = ops.batch_norm_backward(*arguments, needs, **options)
+        for needed, gradient, known in zip(needs, chosen, everything, strict=True):
+            if needed:
+                np.testing.assert_array_equal(gradient, known)
+            else:
+                assert gradient is None
+
+
+@pytest.mark.parametrize("shape", [(67, 6, 23, 21), (3000, 64), (40, 16, 57, 59)])
+def test_fused_results_do_not_depend_on_threads(shape):
+    x, dy, other = (images(shape, np.float32, seed) for seed in range(3))
+    weight, bias = vectors(shape[1], np.float32)
+    known = None
+    for threads in (1, 2, 3):
+        set_num_threads(threads)
+        y, mean, invstd = ops.batch_norm_forward(
+            x, None, None, weight, bias, True, residual=other, activation="relu"
+        )
+        z = ops.batch_norm_apply(x, mean, invstd, weight, bias, activation="relu")
+        saved = dy, x, weight, mean, invstd, True
+        relu = {"bias": bias, "activation": "relu"}
+        results = (
+            *(y, mean, invstd, z),
+            *ops.batch_norm_backward(*saved, (True,) * 4, **relu, output=y),
+            *ops.batch_norm_backward(*saved, **relu),
+        )
+        known = known or results
+        for value, expected in zip(results, known, strict=True):
+            np.testing.assert_array_equal(value, expected)
+
+
+def test_relu_keeps_nan():
+    x = np.array([[1, np.nan], [-1, 2.0]])
+    y = ops.batch_norm_apply(x, np.zeros(2), np.ones(2), activation="relu")
+    np.testing.assert_array_equal(y, [[1, np.nan], [0, 2]])
+    assert not np.signbit(
+        ops.batch_norm_apply(-0.0 * x, *np.zeros((2, 2)), activation="relu")[0, 0]
+    )
+
+
+def test_empty_batch():
+    x, v = np.ones((0, 3, 4, 5), np.float32), np.ones(3, np.float32)
+    assert ops.batch_norm(x, v, v).shape == x.shape
+    dx, dweight, dbias = ops.batch_norm_backward(x, x, v, v, v, False)
+    assert dx.shape == x.shape
+    np.testing.assert_array_equal([dweight, dbias], np.zeros((2, 3)))
+
+
+def test_other_layouts_and_read_only_arrays():
+    x, other = (images((3, 6, 5, 4), np.float32, seed) for seed in range(2))
+    weight, bias = vectors(6, np.float32)
+    known = ops.batch_norm_forward(x, None, None, weight, bias, True, residual=other)
+    for change in (np.ascontiguousarray, np.asfortranarray, lambda a: a.repeat(2, axis=0)[::2]):
+        got = ops.batch_norm_forward(
+            change(x), None, None, change(weight), bias, True, residual=change(other)
+        )
+        for value, expected in zip(got, known, strict=True):
+            np.testing.assert_array_equal(value, expected)
+    for array in (x, other, weight, bias):
+        array.flags.writeable = False
+    got = ops.batch_norm_forward(x, None, None, weight, bias, True, residual=other)
+    np.testing.assert_array_equal(got[0], known[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "argument", "options"),
+    [
+        (ValueError, "residual", {"residual": X[1:]}),
+        (TypeError, "residual", {"residual": X.astype(float)}),
+        (TypeError, "residual", {"residual": 1.0}),
+        (ValueError, "activation", {"activation": "tanh"}),
+        (ValueError, "mean", {"mean": V[:2]}),
+        (TypeError, "invstd", {"invstd": None}),
+    ],
+)
+def test_apply_errors(error, argument, options):
+    check_error(
+        "batch_norm_apply", error, argument, **{"input": X, "mean": V, "invstd": V} | options
+    )
+
+
+def test_backward_behind_a_residual_needs_the_output():
+    with pytest.raises(ValueError, match=r"batch_norm_backward: output"):
+        ops.batch_norm_backward(X, X, V, V, V, True, (True,) * 4, activation="relu")
+
+
+def test_wrong_residual_leaves_running_statistics_alone():
+    mean, var = V.copy(), V.copy()
+    with pytest.raises(ValueError, match=r"batch_norm: residual"):
+        ops.batch_norm_forward(X, mean, var, training=True, residual=X[1:])
+    np.testing.assert_array_equal([mean, var], [V, V])

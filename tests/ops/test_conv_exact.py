@@ -17,7 +17,7 @@ from cases import DTYPES, Arrays, Case, compare, conv
 from fastlayers import ops, reference
 from fastlayers.kernels import gemm
 from fastlayers.ops import direct
-from fastlayers.ops.conv import _few_channels, _prepare
+from fastlayers.ops.conv import prepare
 from fastlayers.runtime import memory, threads
 
 # Panels of half a vector to two of them, of 2 to 16 lanes, one more and one less; then primes.
@@ -147,7 +147,11 @@ def guarded_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         blocks.append(np.full(size + 2 * GUARD, np.nan, dtype))
         return blocks[-1][GUARD : GUARD + size].reshape(shape)
 
+    def scratch(counts: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, ...]:
+        return tuple(empty(count, dtype) for count in counts)
+
     monkeypatch.setattr(memory, "empty", empty)
+    monkeypatch.setattr(memory, "scratch", scratch)
     yield
     for block in blocks:
         assert np.isnan(block[:GUARD]).all() and np.isnan(block[-GUARD:]).all()
@@ -175,12 +179,14 @@ def cuts(case: Case) -> dict[str, bool]:
     """Say in which ways a case is cut into parts."""
     arrays = case.arrays(np.float32)
     options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | case.options
-    shape = _prepare("conv2d", arrays["input"], arrays["weight"], **options)[2]
+    given = arrays["input"], arrays["weight"]
+    convolution = prepare("conv2d", *given, **options, algorithm="direct")[2]
+    shape = convolution.shape
     plan = direct._plan(shape)
     gathers = {"output": plan.forward, "dinput": plan.backward_input}
     weight = plan.backward_weight
     found = {
-        "groups of few channels": _few_channels(shape),
+        "groups of few channels": convolution.few,
         "dinput of few channels": plan.columns is not None,
         "dweight of few channels": weight.few,
         "dinput in phases": len(gathers["dinput"].phases) > 1,

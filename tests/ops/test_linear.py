@@ -72,6 +72,80 @@ def test_streamed_weight_gradient(batch, dtype, monkeypatch):
     compare(case.run(ops, case.arrays(dtype)), expected, (0, 0))
 
 
+# Small and large weights, few and many rows, short and long sums, tails of vectors and tiles.
+RELU = ((4, 3, 5), (1, 1, 1), (3, 400, 37), (40, 20, 84), (128, 33, 10), (300, 70, 131), (7, 65, 9))
+
+
+@pytest.fixture
+def many_tasks(monkeypatch):
+    """Give the module of the operation, which now cuts small work into many tasks."""
+    home = importlib.import_module("fastlayers.ops.linear")
+    plans = home._forward_plan, home._backward_plan
+    for plan in plans:
+        plan.cache_clear()
+    monkeypatch.setattr("fastlayers.runtime.threads.SERIAL_WORK", 100)
+    monkeypatch.setattr(home, "TASK", 1000)
+    yield home
+    for plan in plans:
+        plan.cache_clear()
+
+
+@pytest.mark.parametrize("size", RELU, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_relu_equals_relu_apart(size, dtype, small, threads, many_tasks, monkeypatch):
+    if not small:
+        monkeypatch.setattr(many_tasks, "SMALL", 0)
+    set_num_threads(threads)
+    (batch, k, n), rng = size, np.random.default_rng(0)
+    shapes = (batch, n), (batch, k), (n, k), (n,)
+    dy, x, weight, bias = (rng.standard_normal(shape).astype(dtype) for shape in shapes)
+    y = ops.linear(x, weight, bias, activation="relu")
+    np.testing.assert_array_equal(y, ops.relu(ops.linear(x, weight, bias)))
+    expected = ops.linear_backward(ops.relu_backward(dy, y), x, weight)
+    given = dy.copy()
+    for needs in [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1), (0, 0, 0)]:
+        got = ops.linear_backward(dy, x, weight, needs, activation="relu", output=y)
+        for needed, gradient, wanted in zip(needs, got, expected, strict=True):
+            np.testing.assert_array_equal(gradient, wanted if needed else None)
+    np.testing.assert_array_equal(dy, given)
+
+
+@pytest.mark.parametrize("size", RELU, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_do_not_change_small_results(size, dtype, many_tasks):
+    batch, k, n = size
+    check_threads(Case("linear", {"input": (batch, k), "weight": (n, k), "bias": (n,)}), dtype)
+
+
+def test_relu_of_other_layouts_and_ranks():
+    rng = np.random.default_rng(0)
+    x, weight, dy = (rng.standard_normal(shape) for shape in ((2, 3, 5), (4, 5), (2, 3, 4)))
+    y = ops.linear(x, weight, activation="relu")
+    np.testing.assert_allclose(y, np.maximum(x @ weight.T, 0))
+    relu = {"activation": "relu", "output": y[:, ::-1].copy()[:, ::-1]}
+    dx, dweight, dbias = ops.linear_backward(dy, x, weight, **relu)
+    masked = np.where(y > 0, dy, 0)
+    np.testing.assert_allclose(dx, masked @ weight)
+    np.testing.assert_allclose(dweight, np.einsum("abn,abk->nk", masked, x))
+    np.testing.assert_allclose(dbias, masked.sum((0, 1)))
+
+
+@pytest.mark.parametrize("size", [(2, 300, 9), (64, 20, 9)], ids=str)
+def test_relu_keeps_nan(size):
+    batch, k, n = size
+    x, weight = np.ones((batch, k), np.float32), np.full((n, k), -1, np.float32)
+    x[1, 3] = np.nan
+    y = ops.linear(x, weight, activation="relu")
+    expected = np.zeros((batch, n))
+    expected[1] = np.nan
+    np.testing.assert_array_equal(y, expected)
+    dy = np.ones((batch, n), np.float32)
+    dbias = ops.linear_backward(dy, x, weight, activation="relu", output=y)[2]
+    np.testing.assert_array_equal(dbias, np.ones(n))  # as of `relu_backward`
+
+
 @pytest.mark.parametrize("batch", [3, 7, 20])
 def test_infinity_stays_infinite(batch):
     dy, weight = np.ones((batch, 5), np.float32), np.ones((5, 37), np.float32)
@@ -154,3 +228,22 @@ def test_errors(error, argument, args):
 def test_backward_rejects_other_gradients(dy):
     error = TypeError if dy.dtype == np.float64 else ValueError
     check_error("linear_backward", error, "grad_output", dy, X, W)
+
+
+Y = np.ones((2, 4), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("error", "argument", "options"),
+    [
+        (ValueError, "activation", {"activation": "tanh", "output": Y}),
+        (ValueError, "activation", {"activation": 1, "output": Y}),
+        (TypeError, "output", {"activation": "relu"}),
+        (TypeError, "output", {"activation": "relu", "output": Y.astype(float)}),
+        (ValueError, "output", {"activation": "relu", "output": X}),
+    ],
+)
+def test_errors_of_the_activation(error, argument, options):
+    check_error("linear_backward", error, argument, Y, X, W, **options)
+    if argument == "activation":
+        check_error("linear", error, argument, X, W, activation=options["activation"])

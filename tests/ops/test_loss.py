@@ -177,3 +177,52 @@ def test_errors_of_paired_losses(op, error, argument, given):
 )
 def test_errors_of_single_losses(op, error, argument, args):
     check_error(op, error, argument, *args)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("shape", [(5, 4), (4,), (2, 37, 3, 2), (200, 10), (3, 1)])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"ignore_index": 1}])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_forward_gives_the_gradient_too(shape, reduction, options, weighted, dtype):
+    rng = np.random.default_rng(0)
+    x, classes = rng.standard_normal(shape).astype(dtype), shape[min(1, len(shape) - 1)]
+    target = np.asarray(rng.integers(0, classes, shape[:1] + shape[2:] if shape[1:] else ()))
+    weight = rng.uniform(0.5, 1.5, classes).astype(dtype) if weighted else None
+    arguments = {"weight": weight, "reduction": reduction} | options
+    loss, slopes = ops.cross_entropy_forward(x, target, **arguments)
+    np.testing.assert_array_equal(loss, ops.cross_entropy(x, target, **arguments))
+    assert ops.cross_entropy_forward(x, target, **arguments, needs_grad=False)[1] is None
+    assert slopes.shape == x.shape and slopes.dtype == dtype
+    dy = rng.standard_normal(loss.shape).astype(dtype)
+    expected = ops.cross_entropy_backward(dy, x, target, **arguments)
+    np.testing.assert_array_equal(ops.cross_entropy_apply(dy, slopes), expected)
+    kept = slopes.copy()
+    one = np.ones(loss.shape, dtype)
+    assert not np.shares_memory(ops.cross_entropy_apply(one, slopes), slopes)
+    if one.ndim == 0:
+        assert ops.cross_entropy_apply(one, slopes, reuse=True) is slopes
+    np.testing.assert_array_equal(slopes, kept)
+    np.testing.assert_array_equal(ops.cross_entropy_apply(one, slopes, reuse=True), kept)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_exponential_is_within_an_ulp_and_a_half(dtype):
+    """The slopes of a sum over two classes are the shares, ``exp(d) / (1 + exp(d))``."""
+    d = np.concatenate([-np.logspace(-8, 2, 3001), [-0.0, -1e4, -np.inf]]).astype(dtype)
+    x = np.stack([np.zeros_like(d), d], 1)
+    target = np.zeros(len(d), int)
+    share = ops.cross_entropy_forward(x, target, reduction="sum")[1][:, 1]
+    wide = np.exp(d.astype(np.longdouble))
+    expected = (wide / (1 + wide)).astype(dtype)
+    ulps = np.abs(share - expected) / np.spacing(np.maximum(expected, np.finfo(dtype).tiny))
+    assert ulps.max() <= 3  # exponential, sum, quotient and product
+    assert share[-1] == share[-2] == 0 and share[-3] == 0.5
+
+
+def test_apply_checks_the_gradient():
+    slopes = ops.cross_entropy_forward(X, T)[1]
+    with pytest.raises(ValueError, match="cross_entropy_apply: grad_output must have shape"):
+        ops.cross_entropy_apply(np.ones(3, np.float32), slopes)
+    with pytest.raises(TypeError, match="cross_entropy_apply: grad_output must be float32"):
+        ops.cross_entropy_apply(np.ones(4), slopes)

@@ -7,17 +7,21 @@ from cases import (
     check_exact,
     check_gradients,
     check_threads,
+    compare,
     params,
     pool,
 )
 
-from fastlayers import ops
+from fastlayers import ops, reference
+from fastlayers.runtime import memory
+from fastlayers.runtime.threads import set_num_threads
 
 POOLS = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
 SIZES = ((1, 1, 4, 4), (2, 3, 7, 9), (1, 16, 5, 11), (1, 33, 9, 6), (5, 8, 8))
 WINDOWS = (
     {"kernel_size": 2},
     {"kernel_size": 3, "stride": 1, "padding": 1},
+    {"kernel_size": 3, "stride": 2, "padding": 1},
     {"kernel_size": (2, 4), "stride": (3, 1), "padding": (1, 2)},
     {"kernel_size": (4, 1), "stride": (1, 4), "padding": (2, 0)},
     {"kernel_size": 4, "stride": 3, "padding": 2, "ceil_mode": True},
@@ -101,6 +105,83 @@ def test_first_nan_wins(channels):
     assert (dx[..., 0, 1] == 1).all() and (dx[..., 1, 0] == 0).all()
 
 
+CHANNELS = (1, 2, 3, 4, 5, 6, 8, 9, 16, 17, 24, 64, 130)
+GEOMETRIES = (
+    {"kernel_size": 2},
+    {"kernel_size": 3},
+    {"kernel_size": (1, 2)},
+    {"kernel_size": 2, "stride": 3},
+    {"kernel_size": 3, "stride": 2, "padding": 1},
+    {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True},
+    {"kernel_size": 2, "ceil_mode": True},
+    {"kernel_size": 2, "dilation": 2, "stride": 1, "padding": 1},
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_ties_and_values_that_are_not_finite(channels, window, dtype):
+    rng = np.random.default_rng(channels)
+    x = rng.choice([-np.inf, -1, -0.0, 0, 1, 1, 2, np.inf, np.nan], (3, channels, 7, 9))
+    case = pool("max_pool2d", x.shape, **window)
+    given = {"input": x.astype(dtype)}
+    got, want = (case.run(module, given, "integers") for module in (ops, reference))
+    compare(got, want, (0, 0))
+
+
+@pytest.mark.parametrize("window", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_fused_relu_is_pooling_of_the_relu(channels, window):
+    rng = np.random.default_rng(channels)
+    x = rng.choice([-3.0, -1, -0.0, 0, 1, 2, np.nan], (3, channels, 7, 9), p=[0.4] + [0.1] * 6)
+    y, offsets = ops.max_pool2d_forward(x, **window, activation="relu")
+    want, whole = ops.max_pool2d_forward(ops.relu(x), **window)
+    np.testing.assert_array_equal(y, np.where(want == -np.inf, 0, want))
+    assert (offsets[y == 0] == 255).all()
+    dy = rng.integers(-4, 5, y.shape).astype(float)
+    options = {name: value for name, value in window.items() if name != "ceil_mode"}
+    dx = ops.max_pool2d_backward(dy, offsets, x.shape, **options)
+    unfused = ops.max_pool2d_backward(dy, whole, x.shape, **options)
+    np.testing.assert_array_equal(dx, ops.relu_backward(unfused, ops.relu(x)))
+    # What passes is decided by the output where the offsets don't say it.
+    masked = ops.max_pool2d_backward(dy, whole, x.shape, **options, output=want)
+    np.testing.assert_array_equal(masked, dx)
+
+
+@pytest.mark.parametrize("window", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("channels", [1, 3, 6, 12, 16, 33])
+def test_threads_write_their_own_rows_only(channels, window):
+    case, results = pool("max_pool2d", (5, channels, 61, 47), **window), []
+    given = case.arrays(np.float32)
+    for threads in (1, 2, 3):
+        set_num_threads(threads)
+        results.append(case.run(ops, given))
+    compare(results[0], case.run(reference, given))
+    for other in results[1:]:
+        compare(other, results[0], (0, 0))
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_nothing_is_written_beside_the_results(channels, monkeypatch):
+    guarded = []
+
+    def empty(shape, dtype):
+        size = int(np.prod(shape))
+        whole = np.full(size + 128, 77, dtype)
+        guarded.append(whole)
+        return whole[64 : 64 + size].reshape(shape)
+
+    monkeypatch.setattr(memory, "empty", empty)
+    x = np.random.default_rng(0).standard_normal((2, channels, 6, 7))
+    for window in GEOMETRIES:
+        options = {name: value for name, value in window.items() if name != "ceil_mode"}
+        y, offsets = ops.max_pool2d_forward(x, **window)
+        ops.max_pool2d_backward(y, offsets, x.shape, **options)
+    for whole in guarded:
+        assert (whole[:64] == 77).all() and (whole[-64:] == 77).all()
+
+
 def test_window_of_padding_alone_is_empty():
     x = np.full((1, 1, 1, 5), 7, np.float32)  # the two rows of each window are -1 and 1
     y, offsets = ops.max_pool2d_forward(x, 2, stride=1, padding=1, dilation=2)
@@ -171,3 +252,29 @@ def test_errors(op, error, argument, x, options):
 )
 def test_errors_of_single_operations(op, error, argument, args):
     check_error(op, error, argument, *args)
+
+
+def test_errors_of_the_fused_relu():
+    check_error("max_pool2d_forward", ValueError, "activation", X, 2, activation="tanh")
+    y, offsets = ops.max_pool2d_forward(X, 2)
+    given = y, offsets, X.shape, 2
+    check_error("max_pool2d_backward", ValueError, "output", *given, output=X)
+    check_error("max_pool2d_backward", TypeError, "output", *given, output=y.astype(np.float64))
+    check_error("max_pool2d_backward", TypeError, "output", *given, output=1)
+
+
+@pytest.mark.parametrize("channels", [16, 24])
+@pytest.mark.parametrize(
+    "window", [{"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": 2}]
+)
+def test_large_gradients_are_those_of_their_parts(channels, window):
+    # Written past the caches, unlike those of one image.
+    x = np.random.default_rng(0).standard_normal((14, channels, 203, 202)).astype(np.float32)
+    y, offsets = ops.max_pool2d_forward(x, **window)
+    dx = ops.max_pool2d_backward(y, offsets, x.shape, **window)
+    mean = ops.avg_pool2d_backward(y[..., :101, :101], x.shape, 2)
+    for n in range(len(x)):
+        one = (x[n].shape, *window.values())
+        np.testing.assert_array_equal(dx[n], ops.max_pool2d_backward(y[n], offsets[n], *one))
+        part = ops.avg_pool2d_backward(y[n, :, :101, :101], x[n].shape, 2)
+        np.testing.assert_array_equal(mean[n], part)

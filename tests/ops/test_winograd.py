@@ -3,6 +3,7 @@ import pytest
 
 from fastlayers import ops, reference
 from fastlayers.ops import winograd
+from fastlayers.runtime import memory
 from fastlayers.runtime.threads import set_num_threads
 
 # (N, H, W, C, M), padding, dilation: images below one tile, ragged tiles, channels that end in a
@@ -17,6 +18,8 @@ SHAPES = [
     ((9, 8, 8, 24, 64), (2, 1), (1, 1)),
     ((2, 7, 6, 272, 288), (1, 1), (1, 1)),  # few tiles, many filters: by panels
     ((0, 5, 6, 16, 16), (1, 1), (1, 1)),
+    ((1, 5, 40, 16, 18), (1, 1), (1, 1)),  # rows of many tiles, which end with an image and not
+    ((1, 4, 43, 16, 18), (1, 2), (1, 1)),
     ((2, 9, 14, 17, 24), (2, 2), (2, 2)),
     ((1, 19, 8, 24, 17), (0, 7), (3, 2)),
     ((2, 12, 11, 16, 33), (4, 1), (1, 4)),
@@ -96,6 +99,26 @@ def test_threads_do_not_change_results(shape):
     for other in results[1:]:
         for value, first in zip(other, results[0], strict=True):
             np.testing.assert_array_equal(value, first)
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+@pytest.mark.parametrize(
+    ("shape", "padding", "dilation"),
+    [
+        ((4, 16, 20, 16, 32), (1, 1), (1, 1)),
+        ((4, 15, 21, 32, 48), (0, 2), (1, 1)),  # tiles that leave the image on either side
+        ((4, 18, 21, 24, 64), (2, 2), (2, 2)),
+        ((4, 16, 16, 32, 33), (1, 1), (1, 1)),  # filters that end in a part of a line
+    ],
+    ids=str,
+)
+def test_writing_past_the_caches_changes_no_bits(shape, padding, dilation, tile, monkeypatch):
+    arrays = draw(shape, padding, np.float32, dilation)
+    want = run(*arrays, padding, tile, dilation)
+    for limit in ("STREAMED", "STREAMED_GRADIENT"):
+        monkeypatch.setattr(winograd, limit, memory.SMALLEST_BLOCK)  # larger ones are aligned
+    for value, expected in zip(run(*arrays, padding, tile, dilation), want, strict=True):
+        np.testing.assert_array_equal(value, expected)
 
 
 def test_inputs_are_not_changed():

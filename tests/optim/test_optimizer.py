@@ -189,3 +189,54 @@ def test_import_does_not_load_numba():
         "sys.exit('numba' in set(sys.modules) - n)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_many_parameters_of_any_kind_in_a_group():
+    shapes = [(3, 5), (), (0,), (40_001,), (2, 3, 4), (7,), (16_384,), (1,)]
+    for make, options in (
+        (SGD, {"momentum": 0.9, "dampening": 0.1}),
+        (Adam, {"amsgrad": True}),
+    ):
+        dtypes = [np.float32, np.float64]
+        together = [parameter(*s, dtype=d, seed=i) for i, s in enumerate(shapes) for d in dtypes]
+        alone = [Parameter(p.data.copy(), p.grad.copy()) for p in together]
+        strided = np.zeros((40, 6), np.float32)
+        together.append(Parameter(strided[::2, 1:4], np.ones((20, 3), np.float32)))
+        alone.append(Parameter(np.zeros((20, 3), np.float32), np.ones((20, 3), np.float32)))
+        optimizer = make(together, lr=0.1, **options)
+        others = [make([p], lr=0.1, **options) for p in alone]
+        for step in range(4):
+            hidden = together[step], alone[step]
+            grads = [p.grad for p in hidden]
+            for p in hidden:
+                p.grad = None
+            for each in (optimizer, *others):
+                each.step()
+            for p, grad in zip(hidden, grads, strict=True):
+                p.grad = grad
+        for p, q in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(p.data, q.data)
+        assert strided[1::2].any() == strided[:, 4:].any() == False  # noqa: E712
+
+
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_replaced_arrays_are_found(make):
+    """Data, gradient and state may be other arrays, or of another kind, in each step."""
+    options = {"momentum": 0.9} if make is SGD else {}
+    p, q = parameter(6, 4), parameter(6, 4)
+    first, second = make([p], **options), make([q], **options)
+    for seed in range(6):
+        grad = parameter(6, 4, seed=seed).grad
+        p.grad, q.grad = grad, np.asfortranarray(grad)
+        q.data = np.asfortranarray(q.data) if seed % 2 else np.ascontiguousarray(q.data)
+        for name, array in second.state.get(q, {}).items():
+            if name != "step":
+                wide = np.zeros((6, 8))
+                wide[:, ::2] = array
+                second.state[q][name] = wide[:, ::2] if seed % 3 else array.copy()
+        first.step()
+        second.step()
+        np.testing.assert_array_equal(p.data, q.data)
+    q.data = [1.0]
+    with pytest.raises(AttributeError):
+        second.step()

@@ -1,4 +1,7 @@
 import gc
+import subprocess
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,6 +16,14 @@ LARGE = 2 * memory.SMALLEST_BLOCK
 def _emptied():
     gc.collect()
     memory.empty_cache()
+
+
+def used_blocks():
+    return memory.memory_stats()["used_blocks"]
+
+
+def free_blocks():
+    return memory.memory_stats()["free_blocks"]
 
 
 def address(array):
@@ -49,35 +60,185 @@ def test_blocks_are_reused_after_the_last_view(view):
     a = memory.empty(LARGE, np.uint8)
     start, kept = address(a), view(a)
     del a
-    assert memory.memory_stats()["free_blocks"] == 0
+    assert free_blocks() == 0
     b = memory.empty(LARGE, np.uint8)
     assert address(b) != start
     del kept
-    assert memory.memory_stats()["free_blocks"] == 1
+    assert free_blocks() == 1
     assert address(memory.empty(LARGE, np.uint8)) == start
     assert address(b) != start
 
 
 def test_zeros_of_a_used_block():
     memory.empty(LARGE, np.uint8).fill(7)
-    assert memory.memory_stats()["free_blocks"] == 1
+    assert free_blocks() == 1
     assert not memory.zeros(LARGE, np.uint8).any()
 
 
 def test_statistics_and_empty_cache():
-    nothing = {"free_blocks": 0, "free_bytes": 0}
-    assert memory.memory_stats() == nothing
+    before = memory.memory_stats()
+    assert (before["free_blocks"], before["free_bytes"]) == (0, 0)
     kept = [memory.empty(LARGE, np.uint8) for _ in range(3)]
     memory.empty(8, np.uint8)
-    assert memory.memory_stats() == nothing
+    stats = memory.memory_stats()
+    assert stats["used_blocks"] == before["used_blocks"] + 3
+    assert stats["new_blocks"] == before["new_blocks"] + 3
     kept[0].fill(1)
     del kept[1:]
     stats = memory.memory_stats()
-    assert stats["free_blocks"] == 2
+    assert stats["free_blocks"] == 2 and stats["used_blocks"] == before["used_blocks"] + 1
     assert 2 * LARGE <= stats["free_bytes"] <= 2 * 1.2 * LARGE
+    assert stats["peak_bytes"] >= stats["used_bytes"] + stats["free_bytes"]
     memory.empty_cache()
-    assert memory.memory_stats() == nothing
+    assert (free_blocks(), used_blocks()) == (0, before["used_blocks"] + 1)
     assert (kept[0] == 1).all()
+    del kept
+    assert (free_blocks(), used_blocks()) == (1, before["used_blocks"])
+
+
+@pytest.mark.parametrize("nbytes", [memory.SMALLEST_BLOCK, 10**5, 3 << 20, (9 << 20) + 12345])
+def test_a_loop_takes_no_new_memory(nbytes):
+    def step():
+        live = [memory.empty(nbytes + i % 2 * 64, np.uint8) for i in range(6)]
+        return [memory.empty(2 * nbytes, np.uint8), live.pop(0)]
+
+    step()
+    new = memory.memory_stats()["new_blocks"]
+    for _ in range(5):
+        step()
+    assert memory.memory_stats()["new_blocks"] == new
+
+
+def test_what_is_kept_is_bounded(monkeypatch):
+    monkeypatch.setattr(memory, "KEPT", 0)
+    monkeypatch.setattr(memory, "_pool", memory._Pool())
+    monkeypatch.setattr(memory, "_frees", {})
+    monkeypatch.setattr(memory, "_frees_of", {})
+    most = 40 * LARGE
+    for size in range(most, 10 * LARGE, -4099):  # no two of them fit the same block
+        memory.empty(size, np.uint8)
+        memory.empty(LARGE, np.uint8)  # used all the time
+        assert memory.memory_stats()["free_bytes"] <= 2.5 * most
+    new = memory.memory_stats()["new_blocks"]
+    memory.empty(LARGE, np.uint8)
+    assert memory.memory_stats()["new_blocks"] == new
+
+
+def test_no_memory():
+    with pytest.raises(MemoryError, match="no memory for an array of"):
+        memory.empty(1 << 60, np.uint8)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_huge_pages_hold_nothing_that_is_not_written():
+    kept = [memory.empty((2 << 20) - 4096, np.uint8) for _ in range(8)]
+    kept += [memory.empty((4 << 20) + 4096, np.uint8) for _ in range(8)]
+    before = resident()
+    for a in kept:
+        a.fill(1)
+    assert resident() - before < sum(a.nbytes for a in kept) + (1 << 20)
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def test_large_arrays_begin_on_a_huge_page():
+    assert address(memory.empty(5 << 20, np.uint8)) % memory.HUGE_PAGE == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_a_forked_child_writes_to_a_copy():
+    code = (
+        "import os, numpy as np; from fastlayers.runtime import memory;"
+        "a = memory.zeros(1 << 20, np.uint8); pid = os.fork();"
+        "pid or (a.fill(1), os._exit(0)); os.waitpid(pid, 0); assert not a.any()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_arrays_may_outlive_everything():
+    code = (
+        "import sys, threading, time; from fastlayers.runtime import memory;"
+        "sys.kept = memory.empty(1 << 20, 'u1')[5:]; kept = [memory.empty(1 << 20, 'u1')];"
+        "kept.append(kept); memory.scratch((50000,), 'u1');"
+        "loop = lambda: all(memory.empty(1 << 20, 'u1') is not None for _ in iter(int, 1));"
+        "threading.Thread(target=loop, daemon=True).start(); time.sleep(0.05)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_scratch():
+    a, b, c = memory.scratch((100, 0, 20_000), np.float32)
+    assert [x.shape for x in (a, b, c)] == [(100,), (0,), (20_000,)]
+    assert {x.dtype for x in (a, b, c)} == {np.dtype(np.float32)}
+    assert address(a) % 64 == address(c) % 64 == 0
+    assert not np.shares_memory(a, c)
+    first = address(a)
+    del a, b, c
+    for counts in [(100, 0, 20_000), (7,), (20_000,)]:
+        assert address(memory.scratch(counts, np.float32)[0]) == first
+    assert address(memory.scratch((5,), np.uint8)[0]) == first
+    assert memory.scratch((), np.float32) == ()
+    assert [x.size for x in memory.scratch(tuple(range(30)), np.float32)] == list(range(30))
+
+
+HOLD = {
+    "all": lambda arrays: arrays,
+    "tuple": lambda arrays: (arrays,),
+    "one": lambda arrays: arrays[1],
+    "view": lambda arrays: arrays[0][3:].reshape(1, -1),
+    "buffer": lambda arrays: memoryview(arrays[2]),
+}
+
+
+@pytest.mark.parametrize("hold", HOLD.values(), ids=HOLD)
+def test_scratch_of_a_call_inside_a_call(hold):
+    counts = (100, 200, 300)
+    first = [address(a) for a in memory.scratch(counts, np.float64)]
+    kept = hold(memory.scratch(counts, np.float64))
+    for counts in [(100, 200, 300), (5,), (50_000,)]:
+        inner = [address(a) for a in memory.scratch(counts, np.float64)]
+        assert not set(inner) & set(first)
+    memory.empty_cache()
+    inner = memory.scratch((600,), np.float64)
+    assert not set(first) & {address(inner[0])}
+    del inner, kept
+    counts = (100, 200, 300)
+    again = [address(a) for a in memory.scratch(counts, np.float64)]
+    assert [address(a) for a in memory.scratch(counts, np.float64)] == again
+
+
+def test_scratch_is_freed():
+    before = used_blocks()
+    memory.scratch((100_000,), np.uint8)
+    thread = threading.Thread(target=memory.scratch, args=((100_000,), np.uint8))
+    thread.start()
+    thread.join()
+    assert used_blocks() == before + 1  # the other thread's is free
+    memory.empty_cache()
+    assert (used_blocks(), free_blocks()) == (before, 0)
+    memory.scratch((memory.SCRATCH + 1,), np.uint8)
+    assert used_blocks() == before
+
+
+def test_threads_have_their_own_scratch():
+    def work(seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(200):
+            arrays = memory.scratch(tuple(rng.integers(0, 5000, 3).tolist()), np.int64)
+            for i, a in enumerate(arrays):
+                a.fill(3 * seed + i)
+            inner = memory.scratch((5000,), np.int64)[0]
+            inner.fill(-1)
+            if seed == 0:
+                memory.empty_cache()
+            assert all((a == 3 * seed + i).all() for i, a in enumerate(arrays))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(8)))
 
 
 def use_memory(seed, rounds=300):
@@ -97,7 +258,7 @@ def use_memory(seed, rounds=300):
 
 def test_live_views_are_never_handed_out():
     use_memory(0)
-    assert memory.memory_stats()["free_blocks"] > 0
+    assert free_blocks() > 0
 
 
 def test_threads_never_share_a_block():

@@ -1,0 +1,183 @@
+"""Means over rectangles of channels-last images (N, H, W, C), vectorised over the channels."""
+
+from __future__ import annotations
+
+from fastlayers.kernels.runs import clear_run, copy_run
+from fastlayers.kernels.windows_gradient import gather_window
+from fastlayers.kernels.windows_mean import mean_window, spread_mean, sum_rows
+from fastlayers.runtime.cache import kernel
+from fastlayers.runtime.threads import parallel_for
+
+__all__ = ["image_mean", "tiled_mean_backward", "window_mean", "window_mean_backward"]
+
+# Pixels of a window that is read one vector of channels after the other.
+SMALL = 64
+
+
+@kernel
+def _window_mean_rows(chunk, worker, x, shape, rows, columns, counts, span, y):
+    height, width, depth = shape
+    oh, ow = counts.shape
+    first, one = chunk * span, y.dtype.type(1)
+    for row in range(first, min(first + span, y.size // (ow * depth))):
+        n, i = row // oh, row % oh
+        top = (n * height + rows[i, 0]) * width
+        lines, step = rows[i, 1] - rows[i, 0], width * depth
+        for j in range(ow):
+            left, right = columns[j, 0], columns[j, 1]
+            out = (row * ow + j) * depth
+            at, divisor, more = (top + left) * depth, counts[i, j], False
+            # Large windows are read line by line, each for all channels: mean over 56 x 56 pixels
+            # of 64 channels, 1.07 to 0.83 ms.
+            batch = lines if lines * (right - left) <= SMALL else 1
+            for k in range(max(1, lines // max(1, batch))):
+                share = divisor if (k + 1) * batch >= lines else one
+                here = at + k * step
+                mean_window(y, out, x, here, (batch, step), right - left, depth, share, more)
+                more = True
+
+
+@kernel
+def window_mean(x, rows, columns, counts, span, workers, y):
+    """``y[i, j] = sum(x[rows[i, 0]:rows[i, 1], columns[j, 0]:columns[j, 1]]) / counts[i, j]``.
+
+    rows (OH, 2) and columns (OW, 2) hold the windows' bounds within the image; a task takes `span`
+    rows of y.
+    """
+    arguments = (x.reshape(x.size), x.shape[1:], rows, columns, counts, span, y.reshape(y.size))
+    parallel_for(
+        _window_mean_rows, (y.shape[0] * y.shape[1] + span - 1) // span, workers, arguments
+    )
+
+
+@kernel
+def _image_mean_image(n, worker, x, shape, divisor, width, sums, y):
+    pixels, depth = shape
+    start = worker * width
+    sum_rows(sums, start, x, n * pixels * depth, pixels * depth, width)
+    for c in range(depth):
+        total = sums[start + c]
+        for k in range(1, width // depth):
+            total += sums[start + k * depth + c]
+        y[n * depth + c] = total / divisor
+
+
+@kernel
+def image_mean(x, divisor, width, workers, sums, y):
+    """Mean of each image, ``y[n] = sum(x[n]) / divisor``.
+
+    Pixels are summed `width` elements at a time, a multiple of the channels and of vectors; `sums`
+    is a workspace of ``workers * width`` elements.
+    """
+    shape = (x.shape[1] * x.shape[2], x.shape[3])
+    arguments = (
+        x.reshape(x.size),
+        shape,
+        x.dtype.type(divisor),
+        width,
+        sums,
+        y.reshape(y.size),
+    )
+    parallel_for(_image_mean_image, x.shape[0], workers, arguments)
+
+
+@kernel
+def _tiled_mean_rows(chunk, worker, dy, out_size, window, divisor, span, dx, shape):
+    (kh, kw), (oh, ow), (height, width, depth) = window, out_size, shape
+    line, first = width * depth, chunk * span
+    for row in range(first, min(first + span, dy.size // (ow * depth))):
+        n, i = row // oh, row % oh
+        at = (n * height + i * kh) * line
+        spread_mean(dx, at, dy, row * ow * depth, window, line, ow, depth, divisor)
+        if ow * kw < width:
+            for r in range(kh):
+                clear_run(dx, at + r * line + ow * kw * depth, (width - ow * kw) * depth)
+        if i == oh - 1:
+            clear_run(dx, at + kh * line, (height - oh * kh) * line)
+
+
+@kernel
+def tiled_mean_backward(dy, window, divisor, span, workers, dx):
+    """As `window_mean_backward` for windows that lie side by side from the first pixel on.
+
+    `window` is their size, `divisor` that of all; a task takes `span` rows of dy.
+    """
+    arguments = (
+        dy.reshape(dy.size),
+        dy.shape[1:3],
+        window,
+        dy.dtype.type(divisor),
+        span,
+        dx.reshape(dx.size),
+        dx.shape[1:],
+    )
+    rows = dy.shape[0] * dy.shape[1]
+    parallel_for(_tiled_mean_rows, (rows + span - 1) // span, workers, arguments)
+
+
+@kernel
+def _repeat_run(dx, at, size, count):
+    """Repeat the `size` elements at `at` until there are `count`, by ever longer copies."""
+    done = size
+    while done < count:
+        more = min(done, count - done)
+        copy_run(dx, at + done, dx, at, more)
+        done += more
+
+
+@kernel
+def _window_mean_backward_image(n, worker, dy, counts, table, dx, shape, share):
+    height, width, depth = shape
+    oh, ow = counts.shape
+    # The gradient of each sum.
+    image = n * oh * ow * depth
+    for i in range(oh):
+        for j in range(ow):
+            at = image + (i * ow + j) * depth
+            for c in range(depth):
+                share[at + c] = dy[at + c] / counts[i, j]
+    none = dy.dtype.type(0)
+    row_runs, column_runs = table[0], table[1]
+    for k in range(row_runs):
+        here = 2 + 4 * k
+        rows = (table[here + 2], table[here + 3])
+        line = (n * height + table[here]) * width * depth
+        for m in range(column_runs):
+            there = 2 + 4 * (row_runs + m)
+            at = line + table[there] * depth
+            columns = (table[there + 2], table[there + 3])
+            gather_window(dx, at, share, None, None, image, table, rows, columns, depth, none)
+            _repeat_run(dx, at, depth, table[there + 1] * depth)
+        for _ in range(1, table[here + 1]):
+            copy_run(dx, line + width * depth, dx, line, width * depth)
+            line += width * depth
+
+
+@kernel
+def window_mean_backward(dy, counts, table, workers, share, dx):
+    """Give each input pixel the sum of ``dy[i, j] / counts[i, j]`` of the windows that hold it.
+
+    Parameters
+    ----------
+    dy, counts : array
+        (N, OH, OW, C) and (OH, OW).
+    table : array
+        int64: the numbers of runs of rows and of columns, through which the same windows go; for
+        each run of rows its first row, its length, and where in the table its windows begin and
+        end; then the runs of columns alike; then for each window of a run its distance in elements
+        from the first one, and 0.
+    workers : int
+    share : array
+        Workspace of dy's size.
+    dx : array
+        (N, H, W, C).
+    """
+    arguments = (
+        dy.reshape(dy.size),
+        counts,
+        table,
+        dx.reshape(dx.size),
+        dx.shape[1:],
+        share,
+    )
+    parallel_for(_window_mean_backward_image, dx.shape[0], workers, arguments)

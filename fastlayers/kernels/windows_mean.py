@@ -1,0 +1,194 @@
+"""Means over windows of channels-last images, and their gradients; see `kernels.windows`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from fastlayers.kernels.vectors import Vectors, prefetch
+from fastlayers.kernels.window_loops import (
+    AHEAD,
+    COLUMNS,
+    LANES,
+    bounded,
+    past_caches,
+    pointers,
+    rolled,
+    smaller,
+    vectors_of_pixel,
+)
+
+__all__ = ["mean_window", "spread_mean", "sum_rows"]
+
+_i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+
+
+@intrinsic
+def mean_window(
+    typingctx: Any,
+    y: Any,
+    y_at: Any,
+    x: Any,
+    x_at: Any,
+    rows: Any,
+    columns: Any,
+    depth: Any,
+    divisor: Any,
+    more: Any,
+) -> Any:
+    """``y[c] = sum of x[r * row_step + s * depth + c] / divisor`` for ``r < rows[0], s < columns``.
+
+    ``rows = (number, row_step)``; x starts at `x_at` and y at `y_at`. What y holds is added to the
+    sum where there is `more`, a boolean. Four columns are added at a
+    time, each to sums of their own, since an addition has to wait four cycles for the one before.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        target, source = pointers(cgctx, builder, sig, values, (0, 1), (2, 3))
+        number, row_step = cgutils.unpack_tuple(builder, values[4])
+        columns, depth = values[5:7]
+        floats = Vectors(builder, target.type.pointee, LANES)
+        zero = ir.Constant(floats.vector, None)
+        bits = Vectors(builder, _i1, LANES)
+        sums = [cgutils.alloca_once(builder, floats.vector) for _ in range(4)]
+        divisor = floats.splat(values[7])
+        whole = builder.and_(columns, _i64(-4))
+        with rolled(builder, _i64(0), depth, LANES) as c:
+            mask = floats.first_lanes(builder.sub(depth, c))
+            first = builder.gep(source, [c])
+            for slot in sums:
+                builder.store(zero, slot)
+
+            def add(at: Any, k: int) -> None:
+                value = floats.load_vector(at, mask=mask)
+                builder.store(builder.fadd(builder.load(sums[k]), value), sums[k])
+
+            with rolled(builder, _i64(0), number) as r:
+                row = builder.gep(first, [builder.mul(r, row_step)])
+                with rolled(builder, _i64(0), whole, 4) as s:
+                    for k in range(4):
+                        pixel = builder.add(s, _i64(k))
+                        add(builder.gep(row, [builder.mul(pixel, depth)]), k)
+                with rolled(builder, whole, columns) as s:
+                    add(builder.gep(row, [builder.mul(s, depth)]), 0)
+            a, b, c_, d = (builder.load(slot) for slot in sums)
+            total = builder.fadd(builder.fadd(a, b), builder.fadd(c_, d))
+            held = builder.and_(mask, bits.splat(values[8]))
+            total = builder.fadd(total, floats.load_vector(builder.gep(target, [c]), mask=held))
+            mean = builder.fdiv(total, divisor)
+            floats.store_vector(mean, builder.gep(target, [c]), mask=mask)
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(y, i8, x, i8, rows, i8, i8, y.dtype, types.boolean), codegen
+
+
+@intrinsic
+def sum_rows(
+    typingctx: Any, sums: Any, sums_at: Any, x: Any, x_at: Any, count: Any, width: Any
+) -> Any:
+    """``sums[j] = sum over i of x[i * width + j]`` for ``j < width``, a multiple of `COLUMNS`.
+
+    As far as ``i * width + j < count``. Sums of `COLUMNS` columns stay in registers.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        target, source = pointers(cgctx, builder, sig, values, (0, 1), (2, 3))
+        count, width = values[4:]
+        floats = Vectors(builder, target.type.pointee, LANES)
+        zero = ir.Constant(floats.vector, None)
+        sums = [cgutils.alloca_once(builder, floats.vector) for _ in range(COLUMNS // LANES)]
+        whole = builder.mul(builder.sdiv(count, width), width)
+
+        def add(at: Any, v: int, mask: Any = None) -> None:
+            value = floats.load_vector(at, v, mask=mask)
+            builder.store(builder.fadd(builder.load(sums[v]), value), sums[v])
+
+        with rolled(builder, _i64(0), width, COLUMNS) as first:
+            for slot in sums:
+                builder.store(zero, slot)
+            last = builder.add(first, whole)
+            with rolled(builder, first, last, width) as row:
+                at = builder.gep(source, [row])
+                prefetch(builder, builder.gep(at, [_i64(AHEAD)]))
+                for v in range(len(sums)):
+                    add(at, v)
+            left = builder.sub(count, last)
+            with builder.if_then(builder.icmp_signed(">", left, _i64(0))):
+                for v in range(len(sums)):
+                    mask = floats.first_lanes(bounded(builder, left, v))
+                    add(builder.gep(source, [last]), v, mask)
+            for v, slot in enumerate(sums):
+                floats.store_vector(builder.load(slot), builder.gep(target, [first]), v)
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(sums, i8, x, i8, i8, i8), codegen
+
+
+@intrinsic
+def spread_mean(
+    typingctx: Any,
+    dx: Any,
+    dx_at: Any,
+    dy: Any,
+    dy_at: Any,
+    window: Any,
+    line: Any,
+    pixels: Any,
+    depth: Any,
+    divisor: Any,
+) -> Any:
+    """``dx[r * line + (j * window[1] + s) * depth + c] = dy[j, c] / divisor`` for ``j < pixels``.
+
+    For all ``r < window[0]`` and ``s < window[1]``.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        target, source = pointers(cgctx, builder, sig, values, (0, 1), (2, 3))
+        height, width = cgutils.unpack_tuple(builder, values[4])
+        line, pixels, depth, divisor = values[5:]
+        floats = Vectors(builder, target.type.pointee, LANES)
+        divisor = floats.splat(divisor)
+
+        def spread(masked: bool, store: Any) -> None:
+            with rolled(builder, _i64(0), pixels) as j:
+                from_ = builder.gep(source, [builder.mul(j, depth)])
+                to = builder.gep(target, [builder.mul(j, builder.mul(width, depth))])
+                loop, step, last = vectors_of_pixel(builder, LANES, depth)
+                with loop as v:
+                    c = smaller(builder, builder.mul(v, step), last)
+                    mask = floats.first_lanes(depth) if masked else None
+                    value = floats.load_vector(builder.gep(from_, [c]), mask=mask)
+                    value = builder.fdiv(value, divisor)
+                    with (
+                        rolled(builder, _i64(0), height) as r,
+                        rolled(builder, _i64(0), width) as s,
+                    ):
+                        spot = builder.add(builder.mul(r, line), builder.mul(s, depth))
+                        spot = builder.gep(to, [builder.add(spot, c)])
+                        if masked:
+                            store(value, spot, mask=mask)
+                        else:
+                            store(value, spot)
+
+        narrow = builder.icmp_signed("<", depth, _i64(LANES))
+        with builder.if_else(narrow) as (few, many):
+            with few:
+                spread(True, floats.store_vector)
+            with (
+                many,
+                builder.if_else(past_caches(cgctx, builder, dx, values[0], depth)) as (a, b),
+            ):
+                with a:
+                    spread(False, floats.stream_vector)
+                with b:
+                    spread(False, floats.store_vector)
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(dx, i8, dy, i8, window, i8, i8, i8, dy.dtype), codegen

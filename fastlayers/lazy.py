@@ -1,0 +1,72 @@
+"""Ops that wait for what follows them, so that a convolution, its ReLU and its pooling are one.
+
+A call of such an op is checked at once, and runs when its output is first used: by another op, by
+`Tensor.data`, by `backward`, by an optimiser, or at the end of the outermost module's call. So
+the only ones who could tell are those who change a wrapped array behind the tensor's back between
+two lines of one `forward`; outside of modules, ops on arrays that the user holds never wait.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from fastlayers.autograd import Recording, Tensor
+
+__all__ = ["Deferred", "is_fusion_enabled", "run_waiting", "set_fusion_enabled", "state"]
+
+
+class Deferred(Protocol):
+    """A call that was checked, and has not run yet."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    requires_grad: bool
+
+    def run(self) -> Recording:
+        """Compute the output, and give it with what the tape records of it."""
+
+    def add(self, output: Tensor, other: Tensor) -> Tensor | None:
+        """``output + other`` as a part of the call of `output`, where it can be one."""
+
+
+class _State(threading.local):
+    """This thread's outputs that wait, and how many modules deep its calls are."""
+
+    def __init__(self) -> None:
+        self.waiting: list[weakref.ref[Tensor]] = []
+        self.depth = 0
+
+
+state = _State()
+_enabled = os.environ.get("FASTLAYERS_FUSION", "1") != "0"
+
+
+def is_fusion_enabled() -> bool:
+    """Whether ops wait for what follows them."""
+    return _enabled
+
+
+def set_fusion_enabled(enabled: bool) -> None:
+    """Let ops wait for what follows and run as one, as by default, or each by itself.
+
+    The environment variable ``FASTLAYERS_FUSION=0`` turns it off from the start. Values and
+    gradients are the same within rounding.
+    """
+    global _enabled
+    _enabled = bool(enabled)
+    run_waiting()
+
+
+def run_waiting() -> None:
+    """Run what this thread has called and not used yet, in the order of the calls."""
+    waiting, state.waiting = state.waiting, []
+    for reference in waiting:
+        output = reference()
+        if output is not None:
+            output.array()

@@ -1,0 +1,178 @@
+"""Chains of ops that run as one: a convolution with its ReLU and pooling, for example.
+
+A convolution, linear map or normalisation is the head of a chain (`fastlayers.nn.heads`). It waits
+(`fastlayers.lazy`), and so do the steps that follow it. When the last output is used, the tensors
+between have usually died, as in ``pool(relu(conv(x)))``, and the chain runs as one op that never
+makes their arrays. Where one is still held, the chain goes on from its values.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import numpy as np
+
+from fastlayers import lazy, ops
+from fastlayers.autograd import Recording, Tensor, defer, record, wants_grad
+
+__all__ = ["RELU", "Add", "Chain", "MaxPool", "Step", "apply", "follow", "start"]
+
+Inputs = tuple[Tensor | None, ...]
+
+# What may follow: the state of a chain and the next step give the new state.
+_NEXT = {
+    ("conv", "normalise"): "conv",
+    ("conv", "relu"): "conv relu",
+    ("conv", "pool"): "pooled",
+    ("conv relu", "pool"): "pooled",
+    ("linear", "relu"): "linear relu",
+    ("norm", "relu"): "norm relu",
+    ("norm", "add"): "norm add",
+    ("norm", "pool"): "pooled",
+    ("norm add", "relu"): "norm add relu",
+    ("norm relu", "pool"): "pooled",
+}
+
+
+class Chain:
+    """A head and its steps, called and not run yet; `lazy.Deferred` of the last one's output.
+
+    A head has ``kind``, ``inputs``, ``shape`` and ``run(steps)``, a step ``kind``, ``inputs``,
+    ``fits(chain)``, ``shape(before)`` and ``alone(x)``; both runs return what the tape records.
+    """
+
+    __slots__ = ("between", "dtype", "head", "requires_grad", "shape", "state", "steps")
+
+    def __init__(
+        self,
+        head: Any,
+        steps: tuple[Any, ...],
+        between: tuple[weakref.ref[Tensor], ...],
+        state: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        requires_grad: bool,
+    ) -> None:
+        self.head, self.steps, self.between, self.state = head, steps, between, state
+        self.shape, self.dtype, self.requires_grad = shape, dtype, requires_grad
+
+    def run(self) -> Recording:
+        """Run as one op, or go on from the last output between that is still held."""
+        for i in range(len(self.between) - 1, -1, -1):
+            x = self.between[i]()
+            if x is not None:
+                for step in self.steps[i:-1]:
+                    x = record(*step.alone(x), requires_grad=self.requires_grad, fresh=True)
+                return self.steps[-1].alone(x)  # type: ignore[no-any-return]
+        return self.head.run(self.steps)  # type: ignore[no-any-return]
+
+    def add(self, output: Tensor, other: Tensor) -> Tensor | None:
+        """``output + other`` as a step of this chain of `output`, where it can be one."""
+        if self.shape != other.shape or self.dtype != other.dtype:
+            return None
+        return follow(output, Add(other))
+
+
+def start(head: Any) -> Tensor:
+    """Call the head of a chain."""
+    inputs = head.inputs
+    requires_grad = wants_grad(inputs)
+    if not lazy.is_fusion_enabled() or not (
+        lazy.state.depth or all(t is None or t.is_own for t in inputs)
+    ):
+        return record(*head.run(()), requires_grad=requires_grad, fresh=True)
+    kind = head.kind
+    chain = Chain(head, (), (), kind, head.shape, inputs[0].dtype, requires_grad)
+    return defer(chain, requires_grad)
+
+
+def follow(x: Tensor, step: Any) -> Tensor | None:
+    """Call a step on the output `x` of a chain; None where it can't follow."""
+    before = x.deferred
+    if not isinstance(before, Chain):
+        return None
+    state = _NEXT.get((before.state, step.kind))
+    if state is None or not step.fits(before):
+        return None
+    requires_grad = before.requires_grad or wants_grad(step.inputs)
+    steps, between = (*before.steps, step), (*before.between, weakref.ref(x))
+    shape, dtype = step.shape(before.shape), before.dtype
+    chain = Chain(before.head, steps, between, state, shape, dtype, requires_grad)
+    return defer(chain, requires_grad)
+
+
+def apply(x: Tensor, step: Any) -> Tensor:
+    """Call a step that may also stand alone on any tensor."""
+    if x.deferred is not None and (out := follow(x, step)) is not None:
+        return out
+    return record(*step.alone(x), requires_grad=wants_grad((x,)), fresh=True)
+
+
+class Step:
+    """A step that may follow whatever `_NEXT` lets it, and keeps the shape."""
+
+    __slots__ = ()
+    kind: str
+    inputs: Inputs = ()
+
+    def fits(self, chain: Chain) -> bool:
+        """Whether it may follow this chain."""
+        return True
+
+    def shape(self, before: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the output for an input of shape `before`."""
+        return before
+
+    def alone(self, x: Tensor) -> Recording:
+        """Run by itself."""
+        raise NotImplementedError
+
+
+class Relu(Step):
+    """``max(x, 0)``."""
+
+    kind = "relu"
+    __slots__ = ()
+
+    def alone(self, x: Tensor) -> Recording:
+        y = ops.relu(x.array())
+        return y, (x,), lambda dy: (ops.relu_backward(dy, y),)
+
+
+RELU = Relu()
+
+
+class MaxPool(Step):
+    """Maximum of each window; `window` is (kernel_size, stride, padding, dilation, ceil_mode)."""
+
+    kind = "pool"
+    __slots__ = ("window",)
+
+    def __init__(self, window: tuple[Any, ...]) -> None:
+        self.window = window
+
+    def fits(self, chain: Chain) -> bool:  # noqa: D102
+        return len(chain.shape) == 4
+
+    def shape(self, before: tuple[int, ...]) -> tuple[int, ...]:  # noqa: D102
+        return ops.max_pool2d_shape(before, *self.window)  # type: ignore[arg-type]
+
+    def alone(self, x: Tensor) -> Recording:  # noqa: D102
+        y, offsets = ops.max_pool2d_forward(x.array(), *self.window)
+        shape, window = x.shape, self.window[:4]
+        return y, (x,), lambda dy: (ops.max_pool2d_backward(dy, offsets, shape, *window),)
+
+
+class Add(Step):
+    """Sum with a tensor of the same shape."""
+
+    kind = "add"
+    __slots__ = ("inputs", "other")
+
+    def __init__(self, other: Tensor) -> None:
+        self.other, self.inputs = other, (other,)
+
+    def alone(self, x: Tensor) -> Recording:  # noqa: D102
+        y = ops.arithmetic.add(x.array(), self.other.array())
+        return y, (x, self.other), lambda dy: (dy, dy.copy())

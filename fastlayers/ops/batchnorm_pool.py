@@ -1,0 +1,203 @@
+"""Batch normalisation, ReLU and max pooling in one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fastlayers import kernels
+from fastlayers.ops import _check
+from fastlayers.ops.activation import relu_backward
+from fastlayers.ops.batchnorm import (
+    Form,
+    Grads,
+    _channels,
+    _optional,
+    _relu,
+    _tensor,
+    batch_norm_apply,
+    batch_norm_backward,
+    form_of,
+)
+from fastlayers.ops.layout import from_channels_last, to_channels_last
+from fastlayers.ops.pool import max_pool2d_backward, max_pool2d_forward
+from fastlayers.ops.window import Window
+from fastlayers.ops.window import window as checked_window
+from fastlayers.runtime import memory, threads
+
+__all__ = ["batch_norm_max_pool2d", "batch_norm_max_pool2d_backward"]
+
+IntPair = int | Sequence[int]
+# Elements of a chunk of images, and chunks at most: the order of additions is fixed by the shape.
+SPAN, CHUNKS = 32768, 32
+
+
+def _images(op: str, input: Any) -> tuple[np.ndarray, Form]:
+    x = _check.array(op, "input", input, (4,))
+    if 0 in x.shape[1:]:
+        raise ValueError(f"{op}: input must have pixels and channels, got shape {x.shape}")
+    return x, form_of(x.shape, x.itemsize)
+
+
+def _tiles(shape: tuple[int, ...], window: Window, size: tuple[int, int]) -> tuple[int, ...] | None:
+    """The kernels' form of an image in whole windows that touch; None for all other windows."""
+    n, channels, height, width = shape
+    (kh, kw), touching = window.kernel, (window.kernel, (0, 0), (1, 1))
+    whole = size == (height // kh, width // kw) and kh * kw <= 256
+    if (window.stride, window.padding, window.dilation) != touching or not whole:
+        return None
+    per_image = height * width * channels
+    span = max(-(-n // CHUNKS), -(-SPAN // per_image))
+    return height, width, channels, kh, kw, span
+
+
+def batch_norm_max_pool2d(
+    input: np.ndarray,
+    mean: np.ndarray,
+    invstd: np.ndarray,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    kernel_size: IntPair,
+    stride: IntPair | None = None,
+    padding: IntPair = 0,
+    dilation: IntPair = 1,
+    ceil_mode: bool = False,
+    *,
+    activation: str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`max_pool2d_forward` of `batch_norm_apply`; windows that tile the image need one pass.
+
+    Parameters
+    ----------
+    input : ndarray
+        (N, C, H, W), float32 or float64.
+    mean, invstd, weight, bias, activation
+        As for `batch_norm_apply`.
+    kernel_size, stride, padding, dilation, ceil_mode
+        As for `max_pool2d`.
+
+    Returns
+    -------
+    y, offsets : ndarray
+        The maxima, and the cell ``r * KW + s`` of each window that holds it; (N, C, OH, OW).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong rank, dtype, size or option, or a window larger than the padded input.
+    """
+    op = "batch_norm_max_pool2d"
+    x, form = _images(op, input)
+    window = checked_window(op, kernel_size, stride, padding, dilation)
+    size = window.out_size(op, x.shape[2:], ceil_mode)
+    tiles = _tiles(x.shape, window, size)
+    if tiles is None:
+        y = batch_norm_apply(x, mean, invstd, weight, bias, activation=activation)
+        return max_pool2d_forward(y, kernel_size, stride, padding, dilation, ceil_mode)
+    vectors = (
+        _channels(op, "mean", mean, form, x.dtype),
+        _channels(op, "invstd", invstd, form, x.dtype),
+        _optional(op, "weight", weight, form, x.dtype),
+        _optional(op, "bias", bias, form, x.dtype),
+    )
+    n, channels = x.shape[:2]
+    y = memory.empty((n, *size, channels), x.dtype)
+    offsets = memory.empty(y.shape, np.uint8)
+    kernels.batchnorm_pool.batch_norm_max_pool2d(
+        form.flat(x),
+        tiles,
+        n,
+        *vectors,
+        _relu(op, activation),
+        threads.workers_for(form.size),
+        memory.empty(3 * channels, x.dtype),
+        y.reshape(-1),
+        offsets.reshape(-1),
+    )
+    return from_channels_last(y), from_channels_last(offsets)
+
+
+def batch_norm_max_pool2d_backward(
+    grad_output: np.ndarray,
+    output: np.ndarray,
+    offsets: np.ndarray,
+    input: np.ndarray,
+    weight: np.ndarray | None,
+    mean: np.ndarray,
+    invstd: np.ndarray,
+    training: bool,
+    needs: tuple[bool, bool, bool],
+    kernel_size: IntPair,
+    stride: IntPair | None = None,
+    padding: IntPair = 0,
+    dilation: IntPair = 1,
+    *,
+    activation: str | None = None,
+) -> Grads:
+    """Gradients of `batch_norm_max_pool2d` by input, weight and bias, None where not needed.
+
+    Parameters
+    ----------
+    grad_output, output, offsets : ndarray
+        (N, C, OH, OW); the last two are what `batch_norm_max_pool2d` gave.
+    input, weight, mean, invstd, kernel_size, stride, padding, dilation, activation
+        As they were given to `batch_norm_max_pool2d`.
+    training : bool
+        Whether the statistics are the batch's.
+    needs : (bool, bool, bool)
+        Which of the three gradients to compute.
+
+    Returns
+    -------
+    (ndarray or None, ndarray or None, ndarray or None)
+        (N, C, H, W), (C,) and (C,).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong rank, dtype or size.
+    """
+    op = "batch_norm_max_pool2d_backward"
+    x, form = _images(op, input)
+    dtype, n = x.dtype, x.shape[0]
+    y = _check.array(op, "output", output, (4,))
+    small = form_of(y.shape, y.itemsize)
+    dy = _tensor(op, "grad_output", grad_output, small, y)
+    if not isinstance(offsets, np.ndarray) or offsets.shape != y.shape:
+        raise ValueError(
+            f"{op}: offsets must be an array of shape {y.shape}, got {_check.describe(offsets)}"
+        )
+    relu = _relu(op, activation)
+    window = checked_window(op, kernel_size, stride, padding, dilation)
+    tiles = _tiles(x.shape, window, y.shape[2:])
+    if tiles is None:
+        masked = relu_backward(grad_output, y) if relu else grad_output
+        options = kernel_size, stride, padding, dilation
+        spread = max_pool2d_backward(masked, offsets, x.shape, *options)
+        return batch_norm_backward(spread, x, weight, mean, invstd, training, needs)
+    if not any(needs):
+        return None, None, None
+    dx, flat = form.empty(dtype) if needs[0] else (None, np.empty(0, dtype))
+    chunks = -(-n // tiles[-1])
+    grads = memory.empty((2, tiles[2]), dtype)
+    kernels.batchnorm_pool.batch_norm_max_pool2d_backward(
+        dy,
+        small.flat(y),
+        to_channels_last(offsets).reshape(-1),
+        form.flat(x),
+        tiles,
+        n,
+        _channels(op, "mean", mean, form, dtype),
+        _channels(op, "invstd", invstd, form, dtype),
+        _optional(op, "weight", weight, form, dtype),
+        int(relu),
+        training,
+        int(form.stream and tiles[2] * x.itemsize % memory.ALIGNMENT == 0),
+        threads.workers_for(form.size),
+        memory.empty((5 + 2 * max(chunks, 1)) * tiles[2], dtype),
+        flat,
+        grads,
+    )
+    return dx, grads[0] if needs[1] else None, grads[1] if needs[2] else None

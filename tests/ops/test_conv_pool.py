@@ -1,0 +1,182 @@
+import numpy as np
+import pytest
+from cases import DTYPES, LAYOUTS, check_error, like
+
+from fastlayers import ops, reference
+from fastlayers.ops.conv import prepare
+from fastlayers.ops.conv_pool import PooledConvolution
+from fastlayers.runtime import threads
+
+POOL = (2, None, 0, 1, False)
+
+# Input, weight, options of the convolution, pool.
+CASES = [
+    ((2, 3, 32, 32), (6, 3, 5, 5), {}, POOL),
+    ((5, 6, 14, 14), (16, 6, 5, 5), {}, POOL),
+    ((2, 3, 13, 16), (5, 3, 3, 3), {"padding": 1}, (2, 2, 0, 1, False)),
+    ((1, 4, 11, 71), (7, 4, 2, 3), {"dilation": 2, "padding": (3, 1)}, POOL),
+    ((3, 8, 17), (6, 3, 4, 4), {"padding": "same"}, POOL),
+    ((3, 17, 8, 8), (8, 17, 3, 3), {}, POOL),
+    ((3, 5, 15, 14), (17, 5, 3, 3), {"stride": 2, "padding": 1}, (2, 2, 0, 1, True)),
+    ((2, 3, 15, 16), (33, 3, 3, 3), {"padding": 1}, (3, 2, 1, 1, False)),
+    ((2, 3, 15, 16), (17, 3, 3, 3), {"stride": (1, 2)}, (3, 2, 0, 1, False)),
+    ((1, 4, 12, 12), (16, 4, 3, 3), {}, ((2, 3), (4, 3), 0, (2, 1), False)),
+    ((2, 16, 10, 12), (16, 16, 3, 3), {"padding": 1}, POOL),
+    ((1, 4, 9, 8), (6, 2, 3, 3), {"groups": 2}, POOL),
+    ((1, 2, 20, 20), (16, 2, 1, 1), {}, (17, 2, 0, 1, False)),
+    ((0, 3, 32, 32), (6, 3, 5, 5), {}, POOL),
+    ((0, 6, 14, 14), (16, 6, 5, 5), {}, POOL),
+]
+cases = pytest.mark.parametrize(("x", "weight", "options", "pool"), CASES, ids=map(str, CASES))
+
+
+def draw(x, weight, dtype, kind="normal"):
+    rng = np.random.default_rng(sum(x) + sum(weight))
+    shapes = (x, weight, weight[:1])
+    if kind == "integers":
+        return [rng.integers(-4, 5, shape).astype(dtype) for shape in shapes]
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def expected(x, weight, bias, options, pool, relu, kind):
+    """Output, offsets and gradients of the reference, one op after the other."""
+    z = reference.conv2d(x, weight, bias, **options)
+    z = np.maximum(z, 0) if relu else z
+    y, offsets = reference.max_pool2d_forward(z, *pool)
+    dy = like(y, kind)
+    passed = np.where(y > 0, dy, 0) if relu else dy
+    dz = reference.max_pool2d_backward(passed, offsets, z.shape, *pool[:4])
+    return y, offsets, dy, reference.conv2d_backward(dz, x, weight, **options)
+
+
+def compare(got, want, exact):
+    for value, other in zip(got, want, strict=True):
+        assert value.shape == other.shape
+        assert value.dtype == other.dtype
+        tolerance = 0 if exact else {4: 2e-5, 8: 1e-11}[other.itemsize]
+        scale = tolerance * np.abs(other).max(initial=1)
+        np.testing.assert_allclose(value, other, tolerance, scale)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("kind", ["normal", "integers"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@cases
+def test_agrees_with_reference(x, weight, options, pool, dtype, kind, activation):
+    arrays = draw(x, weight, dtype, kind)
+    exact = kind == "integers"
+    fused = options | {"pool": pool, "activation": activation}
+    if exact:
+        fused["algorithm"] = "direct"
+    want = expected(*arrays, options, pool, activation == "relu", kind)
+    y, offsets = ops.conv2d_max_pool2d(*arrays, **fused)
+    compare([y], [want[0]], exact)
+    np.testing.assert_array_equal(offsets, want[1])
+    grads = ops.conv2d_max_pool2d_backward(want[2], y, offsets, *arrays[:2], **fused)
+    compare(grads, want[3], exact)
+
+
+def test_cases_reach_every_path():
+    found = set()
+    for x, weight, options, pool in CASES:
+        options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
+        a, b, _ = draw(x, weight, np.float32)
+        convolution = prepare("conv2d", a, b, **options, algorithm="auto")[2]
+        plan = PooledConvolution("conv2d", convolution, pool, False)
+        found |= {bool(plan.planes), "pooled" if plan.pooled else "fallback"}
+        found.add("sparse" if plan.routes else "dense")
+    assert found == {True, False, "pooled", "fallback", "sparse", "dense"}
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[1]], ids=str)
+def test_layouts(case):
+    arrays = draw(*case[:2], np.float32)
+    y, offsets = ops.conv2d_max_pool2d(*arrays, pool=POOL)
+    dy = like(y)
+    grads = ops.conv2d_max_pool2d_backward(dy, y, offsets, *arrays[:2], pool=POOL)
+    for layout in LAYOUTS:
+        given = [layout(a) for a in arrays]
+        got = ops.conv2d_max_pool2d(*given, pool=POOL)
+        compare(got, (y, offsets), True)
+        saved = [layout(a) for a in (dy, y, offsets)]
+        got = ops.conv2d_max_pool2d_backward(*saved, *given[:2], pool=POOL)
+        compare(got, grads, True)
+        for before, after in zip(arrays, given, strict=True):
+            np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[1]], ids=str)
+def test_threads_and_batches_do_not_change_results(case, monkeypatch):
+    monkeypatch.setattr(threads, "SERIAL_WORK", 0)
+    (_, *size), weight, *_ = case
+    arrays, results = draw((37, *size), weight, np.float32), []
+    options = {"pool": POOL, "activation": "relu"}
+    for count in (1, 2, 3):
+        threads.set_num_threads(count)
+        y, offsets = ops.conv2d_max_pool2d(*arrays, **options)
+        grads = ops.conv2d_max_pool2d_backward(like(y), y, offsets, *arrays[:2], **options)
+        results.append((y, offsets, *grads))
+    for other in results[1:]:
+        compare(other, results[0], True)
+    one = ops.conv2d_max_pool2d(arrays[0][5], *arrays[1:], **options)
+    compare(one, (y[5], offsets[5]), True)
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[1]], ids=str)
+def test_nan_and_the_first_of_equal_maxima(case):
+    x, weight, bias = draw(*case[:2], np.float32)
+    x[:, :, :6] = 0
+    x[0, 0, 8, 8] = np.nan
+    y, offsets = ops.conv2d_max_pool2d(x, weight, bias, pool=POOL, activation="relu")
+    z = np.asarray(ops.conv2d(x, weight, bias, activation="relu", algorithm="direct"))
+    want, cells = reference.max_pool2d_forward(z, *POOL)
+    assert np.isnan(y).any()
+    np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(offsets, cells)
+
+
+@pytest.mark.parametrize("needs", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0), (1, 0, 1)])
+def test_needs(needs):
+    arrays = draw(*CASES[1][:2], np.float32)
+    y, offsets = ops.conv2d_max_pool2d(*arrays, pool=POOL)
+    saved = (like(y), y, offsets, *arrays[:2])
+    everything = ops.conv2d_max_pool2d_backward(*saved, pool=POOL)
+    chosen = ops.conv2d_max_pool2d_backward(*saved, needs=tuple(map(bool, needs)), pool=POOL)
+    for needed, gradient, other in zip(needs, chosen, everything, strict=True):
+        assert needed or gradient is None
+        if needed:
+            np.testing.assert_array_equal(gradient, other)
+
+
+X, W = np.ones((1, 3, 6, 6), np.float32), np.ones((6, 3, 3, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("error", "argument", "args", "options"),
+    [
+        (TypeError, "input", (X.tolist(), W), {}),
+        (ValueError, "weight", (X, W[0]), {}),
+        (TypeError, "pool", (X, W), {"pool": 2}),
+        (ValueError, "kernel_size", (X, W), {"pool": (0, None, 0, 1, False)}),
+        (ValueError, "padding", (X, W), {"pool": (2, None, 2, 1, False)}),
+        (ValueError, "activation", (X, W), {"activation": "tanh"}),
+        (ValueError, "algorithm", (X, W), {"algorithm": "fft"}),
+        (TypeError, "stride", (X, W), {"stride": 1.0}),
+        (TypeError, "bias", (X, W, np.ones(6)), {}),
+    ],
+)
+def test_errors(error, argument, args, options):
+    ops.conv2d_max_pool2d(X, W, pool=POOL)
+    check_error("conv2d_max_pool2d", error, argument, *args, **({"pool": POOL} | options))
+
+
+def test_backward_rejects_other_arrays():
+    y, offsets = ops.conv2d_max_pool2d(X, W, pool=POOL)
+    for error, argument, args in [
+        (ValueError, "grad_output", (y[..., :1], y, offsets)),
+        (TypeError, "grad_output", (y.astype(float), y, offsets)),
+        (ValueError, "output", (y, y[:, :1], offsets)),
+        (ValueError, "offsets", (y, y, offsets[:, :1])),
+        (TypeError, "offsets", (y, y, y)),
+    ]:
+        check_error("conv2d_max_pool2d_backward", error, argument, *args, X, W, pool=POOL)
