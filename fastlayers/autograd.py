@@ -447,7 +447,8 @@ def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
             if below is None:
                 _give_leaf(leaves, target, part, shared and shared[: i + 1])
             elif below.number in nodes:
-                nodes[below.number] = below, nodes[below.number][1] + part
+                # By a kernel, into memory of the pool: NumPy's sums took 10 of ResNet-20's 106 ms.
+                nodes[below.number] = below, arithmetic.add(nodes[below.number][1], part)
             else:
                 nodes[below.number] = below, part
                 heapq.heappush(order, -below.number)

@@ -6,12 +6,14 @@ has them; names and declared shapes are those of a state dict of `fastlayers`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax import lax
+with contextlib.suppress(ModuleNotFoundError):  # asv imports all of this folder, without JAX too
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
 
 from benchmarks.compare.cases import initial_value
 
