@@ -21,7 +21,7 @@ from benchmarks.compare.cases import CASES, Case
 from benchmarks.compare.contestants import CONTESTANTS, TORCH_FLOAT32, start
 from benchmarks.compare.harness import Contestant, alternate_for, table
 
-__all__ = ["compare", "main", "memory_table", "time_table"]
+__all__ = ["compare", "main", "size_table", "step_table"]
 
 # The first loss agrees to rounding; how far the next ones are from it tells of the gradients.
 LOSS_GAP = 1e-4
@@ -101,7 +101,7 @@ def _start_of_line(row: dict[str, Any]) -> list[str]:
     return [row["model"], str(row["batch"]), str(row["threads"])]
 
 
-def time_table(rows: list[dict[str, Any]], names: list[str]) -> str:
+def step_table(rows: list[dict[str, Any]], names: list[str]) -> str:
     """Median milliseconds with the distance of the quartiles, images a second and the ratio."""
     lines = []
     for row in rows:
@@ -124,7 +124,7 @@ def time_table(rows: list[dict[str, Any]], names: list[str]) -> str:
     return table(header, lines)
 
 
-def memory_table(rows: list[dict[str, Any]], names: list[str]) -> str:
+def size_table(rows: list[dict[str, Any]], names: list[str]) -> str:
     """Peak resident memory of each process in MB, and what of it came after the imports."""
     lines = []
     for row in rows:
@@ -150,9 +150,9 @@ def report(rows: list[dict[str, Any]], names: list[str]) -> str:
     parts = [
         "Median milliseconds of a step (distance of the quartiles), images/s of fastlayers, and "
         "the fastest float32 mode of torch over fastlayers:",
-        time_table(rows, names),
+        step_table(rows, names),
         "Peak resident memory of the process, compilation included (of it since the imports):",
-        memory_table(rows, names),
+        size_table(rows, names),
         *(["Failed:", "\n".join(errors)] if errors else []),
     ]
     return "\n\n".join(parts) + "\n"
@@ -187,7 +187,7 @@ def main() -> None:
     for case in chosen_cases(options.models, options.batch):
         for threads in options.threads:
             rows.append(compare(case, threads, names, options.quick))
-            lines = time_table(rows[-1:], names).splitlines()
+            lines = step_table(rows[-1:], names).splitlines()
             print("\n".join(lines if len(rows) == 1 else lines[2:]), flush=True)
             if options.markdown:
                 options.markdown.write_text(report(rows, names))
