@@ -264,8 +264,7 @@ def cross_entropy_backward(
     """
     op = "cross_entropy_backward"
     arguments = (input, target, weight, ignore_index, reduction, label_smoothing)
-    slopes = _cross_entropy(op, *arguments, True)[1]
-    assert slopes is not None
+    slopes: Any = _cross_entropy(op, *arguments, True)[1]
     shape = np.shape(target) if reduction == "none" else ()
     dy = _check.gradient(op, np.asarray(grad_output), shape, slopes.dtype)
     return cross_entropy_apply(dy, slopes, reuse=True)
