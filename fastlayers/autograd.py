@@ -441,6 +441,11 @@ def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
             if part is None or target is None or not target.requires_grad:
                 continue
             values: np.ndarray = target._array  # type: ignore[assignment]  # its op has run
+            if part.shape != values.shape:  # what is recorded goes to kernels without a check
+                raise ValueError(
+                    f"backward: an op's gradient must have its input's shape {values.shape}, "
+                    f"got {part.shape}"
+                )
             if part.dtype is not values.dtype and part.dtype != values.dtype:
                 part = part.astype(values.dtype)  # of an op of float32 and float64
             below = target._node

@@ -440,3 +440,10 @@ def test_freed_graph_changes_no_gradient():
 def test_quotients_of_integers_are_float32():
     for value in (Tensor([1, 2]) / 2, Tensor([1, 2]) + 2.5, 1 / Tensor([1, 2])):
         assert value.dtype == np.float32
+
+
+@pytest.mark.parametrize("x", [leaf(2, 3), F.linear(leaf(2, 3), leaf(3, 3))])
+def test_a_gradient_of_another_shape_is_refused(x):
+    y = record(x.data.copy(), (x,), lambda dy: (dy[:, :1],))
+    with pytest.raises(ValueError, match="an op's gradient must have its input's shape"):
+        y.sum().backward()

@@ -175,4 +175,5 @@ class Add(Step):
 
     def alone(self, x: Tensor) -> Recording:  # noqa: D102
         y = ops.arithmetic.add(x.array(), self.other.array())
-        return y, (x, self.other), lambda dy: (dy, dy.copy())
+        other = self.other.requires_grad
+        return y, (x, self.other), lambda dy: (dy, dy.copy() if other else None)

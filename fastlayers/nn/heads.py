@@ -13,6 +13,7 @@ import numpy as np
 from fastlayers import ops
 from fastlayers.autograd import Recording, Tensor, wants_grad
 from fastlayers.nn.fusion import RELU, Add, Chain, MaxPool, Step
+from fastlayers.ops import _check
 from fastlayers.ops.layout import kernel_ready
 from fastlayers.ops.linear import linear_rows, linear_rows_backward, prepare
 
@@ -57,7 +58,7 @@ class Conv(_Head):
 
     def __init__(self, inputs: Affine, options: Any, activation: str | None) -> None:
         op, (x, w, b) = "conv2d", arrays(inputs)
-        self.relu = ops.conv.is_relu(op, activation)
+        self.relu = _check.is_relu(op, activation)
         x, w, self.convolution = ops.conv.prepare(op, x, w, *options)
         self.arguments, self.bias = (x, w), self.convolution.bias(op, b)
         super().__init__(inputs, self.convolution.out_shape)
@@ -92,7 +93,7 @@ class Linear(_Head):
 
     def __init__(self, inputs: Affine, activation: str | None) -> None:
         op, (x, w, b) = "linear", arrays(inputs)
-        self.relu = ops.conv.is_relu(op, activation)
+        self.relu = _check.is_relu(op, activation)
         self.arguments = prepare(op, x, w, b)
         super().__init__(inputs, (*x.shape[:-1], len(w)))
 
@@ -157,7 +158,10 @@ class BatchNorm(_Head):
         }
 
         def backward(dy: np.ndarray) -> Any:
-            return ops.batch_norm_backward(dy, x, w, mean, invstd, of_batch, needs, **how)
+            grads = ops.batch_norm_backward(dy, x, w, mean, invstd, of_batch, needs, **how)
+            if other is not None and other.is_leaf and grads[3] is dy:
+                return *grads[:3], dy.copy()  # other leaves may be given dy too
+            return grads
 
         return y, inputs, backward
 

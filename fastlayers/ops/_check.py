@@ -13,6 +13,7 @@ __all__ = [
     "epsilon",
     "gradient",
     "integer",
+    "is_relu",
     "labels",
     "number",
     "one_of",
@@ -103,6 +104,14 @@ def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
 def one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def is_relu(op: str, activation: Any) -> bool:
+    """Whether the activation is a ReLU; None is the only other one."""
+    if activation is None:
+        return False
+    one_of(op, "activation", activation, ("relu",))
+    return True
 
 
 def number(op: str, name: str, value: Any) -> float:

@@ -127,13 +127,6 @@ def _tensor(op: str, name: str, value: Any, form: Form, x: np.ndarray) -> np.nda
     return form.flat(value)
 
 
-def _relu(op: str, activation: Any) -> bool:
-    if activation is None:
-        return False
-    _check.one_of(op, "activation", activation, ("relu",))
-    return True
-
-
 def _running(
     op: str, form: Form, x: np.ndarray, mean: Any, var: Any, training: bool
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -284,7 +277,7 @@ def batch_norm_apply(
     other = _NOTHING[dtype]
     if residual is not None:
         other = _tensor(op, "residual", residual, form, x)
-    return _apply(x, form, mean, invstd, weight, bias, other, _relu(op, activation))
+    return _apply(x, form, mean, invstd, weight, bias, other, _check.is_relu(op, activation))
 
 
 def _apply(
@@ -343,7 +336,7 @@ def batch_norm_forward(
     x, form = _input(op, input)
     weight = _optional(op, "weight", weight, form, x.dtype)
     bias = _optional(op, "bias", bias, form, x.dtype)
-    other, relu = _NOTHING[x.dtype], _relu(op, activation)
+    other, relu = _NOTHING[x.dtype], _check.is_relu(op, activation)
     if residual is not None:
         other = _tensor(op, "residual", residual, form, x)
     mean, invstd = _statistics(op, x, form, running_mean, running_var, training, momentum, eps)
@@ -459,7 +452,7 @@ def batch_norm_backward(
         _optional(op, "weight", weight, form, dtype),
         _optional(op, "bias", bias, form, dtype),
     )
-    relu, residual = _relu(op, activation), len(needs) == 4
+    relu, residual = _check.is_relu(op, activation), len(needs) == 4
     nothing = y = masked = flat = _NOTHING[dtype]
     dx = dresidual = None
     mode = home.FROM_INPUT if relu else home.PLAIN

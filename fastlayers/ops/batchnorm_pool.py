@@ -15,7 +15,6 @@ from fastlayers.ops.batchnorm import (
     Grads,
     _channels,
     _optional,
-    _relu,
     _tensor,
     batch_norm_apply,
     batch_norm_backward,
@@ -110,7 +109,7 @@ def batch_norm_max_pool2d(
         tiles,
         n,
         *vectors,
-        _relu(op, activation),
+        _check.is_relu(op, activation),
         threads.workers_for(form.size),
         memory.empty(3 * channels, x.dtype),
         y.reshape(-1),
@@ -169,7 +168,7 @@ def batch_norm_max_pool2d_backward(
         raise ValueError(
             f"{op}: offsets must be an array of shape {y.shape}, got {_check.describe(offsets)}"
         )
-    relu = _relu(op, activation)
+    relu = _check.is_relu(op, activation)
     window = checked_window(op, kernel_size, stride, padding, dilation)
     tiles = _tiles(x.shape, window, y.shape[2:])
     if tiles is None:

@@ -171,14 +171,6 @@ def prepare(
         return input, weight, Convolution(op, *sizes)
 
 
-def is_relu(op: str, activation: Any) -> bool:
-    """Whether the activation is a ReLU, or none."""
-    if activation is None:
-        return False
-    _check.one_of(op, "activation", activation, ("relu",))
-    return True
-
-
 def conv2d(
     input: np.ndarray,
     weight: np.ndarray,
@@ -236,7 +228,7 @@ def conv2d(
 
     Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016.
     """
-    op, relu = "conv2d", is_relu("conv2d", activation)
+    op, relu = "conv2d", _check.is_relu("conv2d", activation)
     options = (stride, padding, dilation, groups, algorithm)
     input, weight, convolution = prepare(op, input, weight, *options)
     return convolution.forward(input, weight, convolution.bias(op, bias), relu)

@@ -11,7 +11,7 @@ import numpy as np
 from fastlayers import kernels
 from fastlayers.ops import _check, planar
 from fastlayers.ops.activation import relu_backward
-from fastlayers.ops.conv import Convolution, Grads, Padding, is_relu, prepare
+from fastlayers.ops.conv import Convolution, Grads, Padding, prepare
 from fastlayers.ops.conv_pool_plan import Pooled, Routes
 from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_last
 from fastlayers.ops.pool import max_pool2d_backward, max_pool2d_forward
@@ -199,7 +199,7 @@ def conv2d_max_pool2d(
     TypeError, ValueError
         As `conv2d` and `max_pool2d`.
     """
-    op, relu = "conv2d_max_pool2d", is_relu("conv2d_max_pool2d", activation)
+    op, relu = "conv2d_max_pool2d", _check.is_relu("conv2d_max_pool2d", activation)
     options = (stride, padding, dilation, groups, algorithm)
     input, weight, convolution = prepare(op, input, weight, *options)
     pooled = prepare_pooled(op, convolution, pool, relu)
@@ -250,7 +250,8 @@ def conv2d_max_pool2d_backward(
         As `conv2d_max_pool2d`, and for a `grad_output`, `output` or `offsets` of another shape or
         dtype than the output's.
     """
-    op, relu = "conv2d_max_pool2d_backward", is_relu("conv2d_max_pool2d_backward", activation)
+    op = "conv2d_max_pool2d_backward"
+    relu = _check.is_relu(op, activation)
     options = (stride, padding, dilation, groups, algorithm)
     input, weight, convolution = prepare(op, input, weight, *options)
     pooled = prepare_pooled(op, convolution, pool, relu)

@@ -200,10 +200,9 @@ def linear(
     ----------
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.linear.html
     """
-    if activation is not None:
-        _check.one_of("linear", "activation", activation, ("relu",))
+    relu = _check.is_relu("linear", activation)
     x, w, b = prepare("linear", input, weight, bias)
-    y = linear_rows(x, w, b, activation is not None)
+    y = linear_rows(x, w, b, relu)
     return y if input.ndim == 2 else y.reshape(*input.shape[:-1], w.shape[0])
 
 
@@ -267,8 +266,7 @@ def linear_backward(
     x, w = _prepare(op, input, weight)
     n, dtype, y = w.shape[0], x.dtype, None
     dy = _gradient(op, "grad_output", grad_output, input, n, dtype)
-    if activation is not None:
-        _check.one_of(op, "activation", activation, ("relu",))
+    if _check.is_relu(op, activation):
         y = _gradient(op, "output", output, input, n, dtype)
     dx, dw, db = linear_rows_backward(dy, y, x, w, needs)
     return dx if dx is None else dx.reshape(input.shape), dw, db

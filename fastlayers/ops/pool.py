@@ -103,10 +103,7 @@ def _forward_plan(
 
 
 def _floor(op: str, activation: str | None) -> float:
-    if activation is None:
-        return NO_FLOOR
-    _check.one_of(op, "activation", activation, ("relu",))
-    return 0.0
+    return 0.0 if _check.is_relu(op, activation) else NO_FLOOR
 
 
 def max_pool2d_shape(

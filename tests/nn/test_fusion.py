@@ -306,3 +306,15 @@ def test_threads_have_waiting_ops_of_their_own():
         t.join()
     for y in results:
         np.testing.assert_array_equal(y, expected)
+
+
+def test_residuals_that_share_a_gradient_get_arrays_of_their_own():
+    left, right = (nn.Parameter(np.ones(IMAGES.shape)) for _ in range(2))
+    norms = norm2d(3), norm2d(3)
+
+    class Model(nn.Module):
+        def forward(self, x):
+            return (norms[0](x) + left) + (norms[1](x) + right)
+
+    Model()(Tensor(IMAGES)).sum().backward()
+    assert not np.shares_memory(left.grad, right.grad)
