@@ -13,7 +13,7 @@ import numpy as np
 from fastlayers import kernels
 from fastlayers.runtime import cpu, memory, threads
 
-__all__ = ["forward", "input_gradient", "suits", "supports", "weight_gradient"]
+__all__ = ["forward", "input_gradient", "suits", "weight_gradient"]
 
 Pair = tuple[int, int]
 Geometry = tuple[Pair, Pair, Pair, Pair, Pair]
@@ -135,11 +135,6 @@ def _tables(
         np.ascontiguousarray(order.reshape(-1), np.int32),
         np.array(taps, np.int64).reshape(-1, 2),
     )
-
-
-def supports(channels: int, out_channels: int, groups: int, lanes: int) -> bool:
-    """Whether a vector holds a group's channels, read and written."""
-    return max(channels, out_channels) // groups <= lanes
 
 
 def suits(channels: int, out_channels: int, groups: int, itemsize: int) -> bool:
