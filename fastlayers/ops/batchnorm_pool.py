@@ -9,7 +9,6 @@ import numpy as np
 
 from fastlayers import kernels
 from fastlayers.ops import _check
-from fastlayers.ops.activation import relu_backward
 from fastlayers.ops.batchnorm import (
     Form,
     Grads,
@@ -172,9 +171,8 @@ def batch_norm_max_pool2d_backward(
     window = checked_window(op, kernel_size, stride, padding, dilation)
     tiles = _tiles(x.shape, window, y.shape[2:])
     if tiles is None:
-        masked = relu_backward(grad_output, y) if relu else grad_output
-        options = kernel_size, stride, padding, dilation
-        spread = max_pool2d_backward(masked, offsets, x.shape, *options)
+        arguments = (grad_output, offsets, x.shape, kernel_size, stride, padding, dilation)
+        spread = max_pool2d_backward(*arguments, output=y if relu else None)
         return batch_norm_backward(spread, x, weight, mean, invstd, training, needs)
     if not any(needs):
         return None, None, None

@@ -10,7 +10,6 @@ import numpy as np
 
 from fastlayers import kernels
 from fastlayers.ops import _check, planar
-from fastlayers.ops.activation import relu_backward
 from fastlayers.ops.conv import Convolution, Grads, Padding, prepare
 from fastlayers.ops.conv_pool_plan import Pooled, Routes
 from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_last
@@ -114,8 +113,8 @@ class PooledConvolution:
             return None, None, None
         convolution, routes = self.convolution, self.routes
         if routes is None or offsets.dtype != np.uint8:
-            dy = relu_backward(grad_output, output) if self.relu else grad_output
-            dy = max_pool2d_backward(dy, offsets, convolution.out_shape, *self.pool[:4])
+            arguments = (grad_output, offsets, convolution.out_shape, *self.pool[:4])
+            dy = max_pool2d_backward(*arguments, output=output if self.relu else None)
             return convolution.backward(dy, input, weight, needs)
         if convolution.unbatched:
             grad_output, output, offsets = grad_output[None], output[None], offsets[None]
