@@ -74,7 +74,7 @@ def test_temporary_folder_that_others_can_write_is_not_used(tmp_path, monkeypatc
 
 
 def test_folder_without_a_variable(monkeypatch, tmp_path):
-    monkeypatch.delenv("FASTLAYERS_CACHE_DIR")
+    monkeypatch.delenv("FASTLAYERS_CACHE_DIR", raising=False)
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache._cache_root() == tmp_path / "fastlayers"
