@@ -398,9 +398,11 @@ def _output(requires_grad: bool, is_own: bool) -> Tensor:
 def _as_array(value: Any) -> np.ndarray:
     if isinstance(value, Tensor):
         return value.array()
-    if isinstance(value, np.ndarray):
+    if type(value) is np.ndarray:
         return value
     array = np.asarray(value)
+    if isinstance(value, np.ndarray):  # a subclass, such as a memory map
+        return array
     is_python = not isinstance(value, np.generic)
     return array.astype(np.float32) if is_python and array.dtype == np.float64 else array
 

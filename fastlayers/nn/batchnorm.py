@@ -8,7 +8,7 @@ import numpy as np
 
 from fastlayers.autograd import Tensor
 from fastlayers.nn import functional, init
-from fastlayers.nn.module import Module, Parameter, affine
+from fastlayers.nn.module import Module, Parameter
 from fastlayers.ops import _check
 
 __all__ = ["BatchNorm1d", "BatchNorm2d"]
@@ -76,13 +76,15 @@ class _BatchNorm(Module):
             input,
             self.running_mean,
             self.running_var,
-            *affine(self),
+            self.weight,
+            self.bias,
             self.training,
             momentum,
             self.eps,
         )
         if tracks:
-            self.num_batches_tracked[...] += 1
+            count = self.num_batches_tracked
+            count += 1
         return output
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastlayers.autograd import Tensor
 from fastlayers.nn import functional, init
-from fastlayers.nn.module import Module, Parameter, affine
+from fastlayers.nn.module import Module, Parameter
 from fastlayers.ops import _check
 from fastlayers.ops.conv import ALGORITHMS
 
@@ -103,7 +103,8 @@ class Conv2d(Module):
         """Convolve the input."""
         return functional.conv2d(
             input,
-            *affine(self),
+            self.weight,
+            self.bias,
             self.stride,
             self.padding,
             self.dilation,

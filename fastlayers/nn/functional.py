@@ -174,20 +174,19 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Normalise each channel, updating the running arrays; see `fastlayers.ops.batch_norm`."""
-    x, w, b = _tensor(input), _optional(weight), _optional(bias)
-    running = (_array(running_mean), _array(running_var))
-    vectors = {"weight": _array(w), "bias": _array(b)}
-    ops.batchnorm.check_channels(x.shape, x.dtype, **vectors)
-    of_batch = training or running[0] is None
-    if not of_batch and x.deferred is not None and running[1] is not None:
-        vectors = {"running_mean": running[0], "running_var": running[1]}
-        ops.batchnorm.check_channels(x.shape, x.dtype, **vectors)
+    x, w, b = inputs = _tensor(input), _optional(weight), _optional(bias)
+    running = _array(running_mean), _array(running_var)
+    affine = _array(w), _array(b)
+    if x.deferred is not None and not training and running[0] is not None is not running[1]:
+        ops.batchnorm.check_channels(x.shape, x.dtype, *running, *affine)
         fixed = ops.batchnorm.running_statistics(*running, eps)
-        folded = fusion.follow(x, heads.Normalise(heads.Norm(*fixed, w, b, False)))
+        folded = fusion.follow(x, heads.Normalise(*fixed, (w, b)))
         if folded is not None:
             return folded
-    mean, invstd = ops.batch_norm_statistics(x.array(), *running, training, momentum, eps)
-    return fusion.start(heads.BatchNorm(x, heads.Norm(mean, invstd, w, b, of_batch)))
+    options = (*running, *affine, training, momentum, eps)
+    return fusion.start(
+        heads.BatchNorm(inputs, ops.batchnorm.normalisation("batch_norm", x.array(), *options))
+    )
 
 
 def dropout(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

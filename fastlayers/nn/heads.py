@@ -5,7 +5,6 @@ Their arguments were checked when they were called. ``run(steps)`` returns what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,12 @@ from fastlayers import ops
 from fastlayers.autograd import Recording, Tensor, wants_grad
 from fastlayers.nn.fusion import RELU, Add, Chain, MaxPool, Step
 from fastlayers.ops import _check
+from fastlayers.ops.batchnorm import Normalisation
+from fastlayers.ops.batchnorm_form import elements
 from fastlayers.ops.layout import kernel_ready
 from fastlayers.ops.linear import linear_rows, linear_rows_backward, prepare
 
-__all__ = ["BatchNorm", "Conv", "Linear", "Norm", "Normalise", "arrays"]
+__all__ = ["BatchNorm", "Conv", "Linear", "Normalise", "arrays"]
 
 Affine = tuple[Tensor, Tensor | None, Tensor | None]
 Steps = tuple[Step, ...]
@@ -44,10 +45,9 @@ def _needs(inputs: Affine) -> tuple[bool, bool, bool]:
 
 
 class _Head:
-    __slots__ = ("inputs", "needs", "shape")
-
-    def __init__(self, inputs: Affine, shape: tuple[int, ...]) -> None:
-        self.inputs, self.needs, self.shape = inputs, _needs(inputs), shape
+    __slots__ = ("inputs", "shape")
+    inputs: Affine
+    shape: tuple[int, ...]
 
 
 class Conv(_Head):
@@ -57,16 +57,16 @@ class Conv(_Head):
     __slots__ = ("arguments", "bias", "convolution", "relu")
 
     def __init__(self, inputs: Affine, options: Any, activation: str | None) -> None:
-        op, (x, w, b) = "conv2d", arrays(inputs)
-        self.relu = _check.is_relu(op, activation)
-        x, w, self.convolution = ops.conv.prepare(op, x, w, *options)
-        self.arguments, self.bias = (x, w), self.convolution.bias(op, b)
-        super().__init__(inputs, self.convolution.out_shape)
+        x, w, b = arrays(inputs)
+        self.relu = activation is not None and _check.is_relu("conv2d", activation)
+        x, w, convolution = ops.conv.prepare("conv2d", x, w, *options)
+        self.arguments, self.bias = (x, w), convolution.bias("conv2d", b)
+        self.inputs, self.convolution, self.shape = inputs, convolution, convolution.out_shape
 
     def run(self, steps: Steps) -> Recording:
         """Convolve; a normalisation is in the weight already, ReLU and pooling are in the op."""
-        (x, w), b, needs, convolution = self.arguments, self.bias, self.needs, self.convolution
-        relu = self.relu or RELU in steps
+        (x, w), b, needs = self.arguments, self.bias, _needs(self.inputs)
+        convolution, relu = self.convolution, self.relu or RELU in steps
         if steps and isinstance(steps[0], Normalise):
             w, b = steps[0].fold(w, b)
         if steps and isinstance(steps[-1], MaxPool):
@@ -92,14 +92,14 @@ class Linear(_Head):
     __slots__ = ("arguments", "relu")
 
     def __init__(self, inputs: Affine, activation: str | None) -> None:
-        op, (x, w, b) = "linear", arrays(inputs)
-        self.relu = _check.is_relu(op, activation)
-        self.arguments = prepare(op, x, w, b)
-        super().__init__(inputs, (*x.shape[:-1], len(w)))
+        x, w, b = arrays(inputs)
+        self.relu = activation is not None and _check.is_relu("linear", activation)
+        self.arguments = prepare("linear", x, w, b)
+        self.inputs, self.shape = inputs, (*x.shape[:-1], len(w))
 
     def run(self, steps: Steps) -> Recording:
         """Map the last axis; the only step is a ReLU."""
-        (x, w, b), needs, shape = self.arguments, self.needs, self.shape
+        (x, w, b), needs, shape = self.arguments, _needs(self.inputs), self.shape
         relu, before = self.relu or bool(steps), self.inputs[0].shape
         y = linear_rows(x, w, b, relu)
 
@@ -111,67 +111,49 @@ class Linear(_Head):
         return y.reshape(shape), self.inputs, backward
 
 
-@dataclass(slots=True, eq=False)
-class Norm:
-    """What a batch normalisation does to its input; the statistics were taken at its call."""
-
-    mean: np.ndarray
-    invstd: np.ndarray
-    weight: Tensor | None
-    bias: Tensor | None
-    of_batch: bool
-
-
 class BatchNorm(_Head):
-    """Batch normalisation: one write, whatever follows."""
+    """Batch normalisation by statistics that were taken: one write, whatever follows."""
 
     kind = "norm"
     __slots__ = ("norm",)
 
-    def __init__(self, x: Tensor, norm: Norm) -> None:
-        super().__init__((x, norm.weight, norm.bias), x.shape)
-        self.norm = norm
+    def __init__(self, inputs: Affine, norm: Normalisation) -> None:
+        self.inputs, self.shape, self.norm = inputs, norm.x.shape, norm
 
     def run(self, steps: Steps) -> Recording:
         """Normalise, with a ReLU, and a pooling or the sum with a residual."""
-        activation = "relu" if RELU in steps else None
+        relu = RELU in steps
         if steps and isinstance(steps[-1], MaxPool):
-            return self._pooled(steps[-1].window, activation)
+            return self._pooled(steps[-1].window, relu)
         if steps and isinstance(steps[0], Add):
-            return self._plain(steps[0].other, activation)
-        return self._plain(None, activation)
-
-    def _plain(self, other: Tensor | None, activation: str | None) -> Recording:
-        x, w, b = arrays(self.inputs)
-        mean, invstd, of_batch = self.norm.mean, self.norm.invstd, self.norm.of_batch
-        y = ops.batch_norm_apply(
-            x, mean, invstd, w, b, residual=_array(other), activation=activation
-        )
-        needs: tuple[bool, ...] = self.needs
-        inputs: tuple[Tensor | None, ...] = self.inputs
-        if other is not None:
-            needs, inputs = (*needs, other.requires_grad), (*inputs, other)
-        how: Any = {
-            "bias": b,
-            "activation": activation,
-            "output": None if other is None else y,
-        }
+            return self._added(steps[0].other, relu)
+        norm, needs = self.norm, _needs(self.inputs)
 
         def backward(dy: np.ndarray) -> Any:
-            grads = ops.batch_norm_backward(dy, x, w, mean, invstd, of_batch, needs, **how)
-            if other is not None and other.is_leaf and grads[3] is dy:
-                return *grads[:3], dy.copy()  # other leaves may be given dy too
-            return grads
+            return norm.backward(norm.form.flat(dy), needs, relu)[:3]
 
-        return y, inputs, backward
+        return norm.forward(None, relu), self.inputs, backward
 
-    def _pooled(self, window: tuple[Any, ...], activation: str | None) -> Recording:
-        x, w, b = arrays(self.inputs)
-        mean, invstd, of_batch = self.norm.mean, self.norm.invstd, self.norm.of_batch
+    def _added(self, other: Tensor, relu: bool) -> Recording:
+        norm, needs, residual = self.norm, _needs(self.inputs), other.requires_grad
+        y = norm.forward(elements("batch_norm", "residual", other.array(), norm.form, norm.x), relu)
+        output = norm.form.flat(y) if relu else None
+
+        def backward(dy: np.ndarray) -> Any:
+            *grads, masked = norm.backward(norm.form.flat(dy), needs, relu, output)
+            if not relu:  # other leaves may be given dy too
+                masked = dy.copy() if other.is_leaf else dy
+            return *grads, masked if residual else None
+
+        return y, (*self.inputs, other), backward
+
+    def _pooled(self, window: tuple[Any, ...], relu: bool) -> Recording:
+        norm, (x, w, b), needs = self.norm, arrays(self.inputs), _needs(self.inputs)
+        activation = "relu" if relu else None
         y, offsets = ops.batch_norm_max_pool2d(
-            x, mean, invstd, w, b, *window, activation=activation
+            x, norm.mean, norm.invstd, w, b, *window, activation=activation
         )
-        rest = (x, w, mean, invstd, of_batch, self.needs, *window[:4])
+        rest = (x, w, norm.mean, norm.invstd, norm.of_batch, needs, *window[:4])
 
         def backward(dy: np.ndarray) -> Any:
             return ops.batch_norm_max_pool2d_backward(dy, y, offsets, *rest, activation=activation)
@@ -183,22 +165,30 @@ class Normalise(Step):
     """Batch normalisation by running statistics, which a convolution's weight can take in."""
 
     kind = "normalise"
-    __slots__ = ("inputs", "norm")
+    __slots__ = ("affine", "inputs", "invstd", "mean")
 
-    def __init__(self, norm: Norm) -> None:
-        self.norm, self.inputs = norm, (norm.weight, norm.bias)
+    def __init__(
+        self,
+        mean: np.ndarray,
+        invstd: np.ndarray,
+        affine: tuple[Tensor | None, Tensor | None],
+    ) -> None:
+        self.mean, self.invstd, self.affine = mean, invstd, affine
+        self.inputs = affine
 
     def fits(self, chain: Chain) -> bool:  # noqa: D102
         return not (chain.requires_grad or wants_grad(self.inputs))
 
     def alone(self, x: Tensor) -> Recording:  # noqa: D102
-        return BatchNorm(x, self.norm).run(())
+        inputs = (x, *self.affine)
+        data, w, b = arrays(inputs)
+        norm = ops.batchnorm.given("batch_norm", data, self.mean, self.invstd, w, b, False)
+        return BatchNorm(inputs, norm).run(())
 
     def fold(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weight and bias of the convolution whose output is normalised already."""
-        mean, scale = self.norm.mean, self.norm.invstd
-        gamma, beta = _array(self.norm.weight), _array(self.norm.bias)
+        scale, (gamma, beta) = self.invstd, map(_array, self.affine)
         if gamma is not None:
             scale = scale * gamma
-        shift = (bias - mean) * scale
+        shift = (bias - self.mean) * scale
         return weight * scale[:, None, None, None], shift if beta is None else shift + beta

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastlayers.autograd import Tensor
 from fastlayers.nn import functional, init
-from fastlayers.nn.module import Module, Parameter, affine
+from fastlayers.nn.module import Module, Parameter
 from fastlayers.ops import _check
 
 __all__ = ["Flatten", "Linear"]
@@ -62,7 +62,7 @@ class Linear(Module):
 
     def forward(self, input: Any) -> Tensor:
         """Map the input."""
-        return functional.linear(input, *affine(self))
+        return functional.linear(input, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         """The sizes."""

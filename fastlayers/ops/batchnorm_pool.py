@@ -9,16 +9,8 @@ import numpy as np
 
 from fastlayers import kernels
 from fastlayers.ops import _check
-from fastlayers.ops.batchnorm import (
-    Form,
-    Grads,
-    _channels,
-    _optional,
-    _tensor,
-    batch_norm_apply,
-    batch_norm_backward,
-    form_of,
-)
+from fastlayers.ops.batchnorm import Grads, batch_norm_apply, batch_norm_backward
+from fastlayers.ops.batchnorm_form import Form, elements, form_of, optional, vector
 from fastlayers.ops.layout import from_channels_last, to_channels_last
 from fastlayers.ops.pool import max_pool2d_backward, max_pool2d_forward
 from fastlayers.ops.window import Window
@@ -95,10 +87,10 @@ def batch_norm_max_pool2d(
         y = batch_norm_apply(x, mean, invstd, weight, bias, activation=activation)
         return max_pool2d_forward(y, kernel_size, stride, padding, dilation, ceil_mode)
     vectors = (
-        _channels(op, "mean", mean, form, x.dtype),
-        _channels(op, "invstd", invstd, form, x.dtype),
-        _optional(op, "weight", weight, form, x.dtype),
-        _optional(op, "bias", bias, form, x.dtype),
+        vector(op, "mean", mean, form, x.dtype),
+        vector(op, "invstd", invstd, form, x.dtype),
+        optional(op, "weight", weight, form, x.dtype),
+        optional(op, "bias", bias, form, x.dtype),
     )
     n, channels = x.shape[:2]
     y = memory.empty((n, *size, channels), x.dtype)
@@ -162,7 +154,7 @@ def batch_norm_max_pool2d_backward(
     dtype, n = x.dtype, x.shape[0]
     y = _check.array(op, "output", output, (4,))
     small = form_of(y.shape, y.itemsize)
-    dy = _tensor(op, "grad_output", grad_output, small, y)
+    dy = elements(op, "grad_output", grad_output, small, y)
     if not isinstance(offsets, np.ndarray) or offsets.shape != y.shape:
         raise ValueError(
             f"{op}: offsets must be an array of shape {y.shape}, got {_check.describe(offsets)}"
@@ -186,9 +178,9 @@ def batch_norm_max_pool2d_backward(
         form.flat(x),
         tiles,
         n,
-        _channels(op, "mean", mean, form, dtype),
-        _channels(op, "invstd", invstd, form, dtype),
-        _optional(op, "weight", weight, form, dtype),
+        vector(op, "mean", mean, form, dtype),
+        vector(op, "invstd", invstd, form, dtype),
+        optional(op, "weight", weight, form, dtype),
         int(relu),
         training,
         int(form.stream and tiles[2] * x.itemsize % memory.ALIGNMENT == 0),

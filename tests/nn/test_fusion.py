@@ -34,12 +34,7 @@ def calls(monkeypatch):
 
         monkeypatch.setattr(ops, name, run)
 
-    for name in (
-        "batch_norm_apply",
-        "batch_norm_max_pool2d",
-        "max_pool2d_forward",
-        "relu",
-    ):
+    for name in ("batch_norm_max_pool2d", "max_pool2d_forward", "relu"):
         spy(name)
 
     def spied_linear(x, w, b, relu, run=heads.linear_rows):
@@ -48,17 +43,22 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(heads, "linear_rows", spied_linear)
 
-    def spy_on_convolution(kind, name, relu):
+    def spy_on_forward(kind, name, besides):
         forward = kind.forward
 
         def run(self, *args):
-            names.append(name + "+" * relu(self, *args))
+            names.append(name + "+" * besides(self, *args))
             return forward(self, *args)
 
         monkeypatch.setattr(kind, "forward", run)
 
-    spy_on_convolution(ops.conv.Convolution, "conv2d", lambda self, x, w, b, relu: relu)
-    spy_on_convolution(
+    spy_on_forward(ops.conv.Convolution, "conv2d", lambda self, x, w, b, relu: relu)
+    spy_on_forward(
+        ops.batchnorm.Normalisation,
+        "batch_norm_apply",
+        lambda self, residual, relu: (residual is not None) + relu,
+    )
+    spy_on_forward(
         ops.conv_pool.PooledConvolution, "conv2d_max_pool2d", lambda self, *args: self.relu
     )
     return names
