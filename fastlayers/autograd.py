@@ -131,7 +131,7 @@ class Tensor:
         """The values."""
         if lazy.state.waiting:  # whoever holds the array may change what waiting ops read
             lazy.run_waiting()
-        return self.array()
+        return self._array if self.deferred is None else self.array()  # type: ignore[return-value]
 
     @data.setter
     def data(self, data: np.ndarray) -> None:
@@ -359,7 +359,8 @@ def record(
     """The tensor of an op's output, with a node on the tape where a gradient may be asked for.
 
     `backward` maps the output's gradient to one for each input, None where it isn't required;
-    `fresh` says that these and the output are arrays of their own, which share no memory. Whether
+    `fresh` says that these and the output are arrays of their own, which share no memory, and that
+    the gradients have the shapes and dtypes of the inputs, which is checked otherwise. Whether
     the output requires a gradient follows from the inputs, unless an earlier call has found it out.
     """
     if requires_grad is None:
@@ -436,23 +437,23 @@ def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
     leaves: dict[int, tuple[Tensor, np.ndarray]] = {}
     targets: tuple[Tensor | None, ...] = (root,)
     parts: Gradients = (seed,)
-    shared: Gradients = ()
+    # Of an op whose gradients may be of another shape, or share memory: the latter's owners.
+    shared: Gradients | None = ()
     while True:
         for i, target in enumerate(targets):
             part = parts[i]
             if part is None or target is None or not target.requires_grad:
                 continue
-            values: np.ndarray = target._array  # type: ignore[assignment]  # its op has run
-            if part.shape != values.shape:  # what is recorded goes to kernels without a check
-                raise ValueError(
-                    f"backward: an op's gradient must have its input's shape {values.shape}, "
-                    f"got {part.shape}"
-                )
-            if part.dtype is not values.dtype and part.dtype != values.dtype:
-                part = part.astype(values.dtype)  # of an op of float32 and float64
+            if shared is not None:
+                part = _fitting(target, part)
             below = target._node
             if below is None:
-                _give_leaf(leaves, target, part, shared and shared[: i + 1])
+                key = id(target)
+                if key in leaves:
+                    part = leaves[key][1] + part
+                elif shared and _meets(part, shared[: i + 1]):
+                    part = part.copy()
+                leaves[key] = target, part
             elif below.number in nodes:
                 # By a kernel, into memory of the pool: NumPy's sums took 10 of ResNet-20's 106 ms.
                 nodes[below.number] = below, arithmetic.add(nodes[below.number][1], part)
@@ -473,23 +474,26 @@ def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
                 f"backward: an op of {len(targets)} inputs must give as many gradients, "
                 f"got {len(parts)}"
             )
-        shared = () if node.fresh else (gradient, *parts)
+        shared = None if node.fresh else (gradient, *parts)
         if not retain_graph:
             node.backward = node.inputs = None
     for leaf, gradient in leaves.values():
         leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
 
 
-def _give_leaf(
-    leaves: dict[int, tuple[Tensor, np.ndarray]],
-    leaf: Tensor,
-    part: np.ndarray,
-    shared: Gradients,
-) -> None:
-    """Add to a leaf's gradient; another leaf may be given the memory of those in `shared`."""
-    key = id(leaf)
-    if key in leaves:
-        part = leaves[key][1] + part
-    elif any(other is not None and np.may_share_memory(part, other) for other in shared):
-        part = part.copy()
-    leaves[key] = leaf, part
+def _fitting(target: Tensor, part: np.ndarray) -> np.ndarray:
+    """A gradient as its kernels, which check nothing, expect it."""
+    values: np.ndarray = target._array  # type: ignore[assignment]  # its op has run
+    if part.shape != values.shape:
+        raise ValueError(
+            f"backward: an op's gradient must have its input's shape {values.shape}, "
+            f"got {part.shape}"
+        )
+    if part.dtype is values.dtype or part.dtype == values.dtype:
+        return part
+    return part.astype(values.dtype)  # of an op of float32 and float64
+
+
+def _meets(part: np.ndarray, others: Gradients) -> bool:
+    """Whether a gradient is in memory that another leaf may be given too."""
+    return any(other is not None and np.may_share_memory(part, other) for other in others)

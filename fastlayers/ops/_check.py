@@ -123,6 +123,8 @@ def number(op: str, name: str, value: Any) -> float:
 
 def probability(op: str, name: str, value: Any) -> float:
     """A number in [0, 1]."""
+    if type(value) is float and 0.0 <= value <= 1.0:
+        return value
     share = number(op, name, value)
     if not 0 <= share <= 1:
         raise ValueError(f"{op}: {name} must be in [0, 1], got {value!r}")
@@ -131,6 +133,8 @@ def probability(op: str, name: str, value: Any) -> float:
 
 def epsilon(op: str, name: str, value: Any) -> float:
     """A finite number that is not negative."""
+    if type(value) is float and 0.0 <= value < np.inf:
+        return value
     small = number(op, name, value)
     if not 0 <= small < np.inf:
         raise ValueError(f"{op}: {name} must be finite and at least 0, got {value!r}")

@@ -183,15 +183,18 @@ def _running(
     """The running statistics as kernels take them; copies where they are no plain arrays."""
     if (mean is None) != (var is None):
         raise ValueError(f"{op}: running_mean and running_var must both be given or both be None")
-    ready = (
-        optional(op, "running_mean", mean, form, dtype),
-        optional(op, "running_var", var, form, dtype),
-    )
-    if training and mean is not None:
-        for name, given in (("running_mean", mean), ("running_var", var)):
-            if not given.flags.writeable:
+    if mean is None:
+        return NOTHING[dtype], NOTHING[dtype]
+    ready_mean = vector(op, "running_mean", mean, form, dtype)
+    ready_var = vector(op, "running_var", var, form, dtype)
+    if training:
+        for name, given, ready in (
+            ("running_mean", mean, ready_mean),
+            ("running_var", var, ready_var),
+        ):
+            if ready is not given and not given.flags.writeable:
                 raise ValueError(f"{op}: {name} must be writable in training")
-    return ready
+    return ready_mean, ready_var
 
 
 def check_channels(shape: tuple[int, ...], dtype: np.dtype, *vectors: np.ndarray | None) -> None:
