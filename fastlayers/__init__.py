@@ -3,14 +3,22 @@
 ``import fastlayers as fl`` gives PyTorch-shaped layers (`fl.nn`), optimisers (`fl.optim`), data
 (`fl.data`), models (`fl.models`) and training (`fl.training`), and below them the ops on NumPy
 arrays (`fl.ops`) and the compiled kernels (`fl.kernels`).
+
+Each is loaded when it is first used, and Numba with the first kernel.
 """
 
-from fastlayers import data, kernels, models, nn, ops, optim, training
-from fastlayers.autograd import Tensor, no_grad, tensor
-from fastlayers.checkpoint import load, save
-from fastlayers.lazy import is_fusion_enabled, set_fusion_enabled
-from fastlayers.random import manual_seed
-from fastlayers.runtime.threads import get_num_threads, set_num_threads
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastlayers import data, kernels, models, nn, ops, optim, training
+    from fastlayers.autograd import Tensor, no_grad, tensor
+    from fastlayers.checkpoint import load, save
+    from fastlayers.lazy import is_fusion_enabled, set_fusion_enabled
+    from fastlayers.random import manual_seed
+    from fastlayers.runtime.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
@@ -33,3 +41,31 @@ __all__ = [
     "tensor",
     "training",
 ]
+
+_HOMES = {
+    "Tensor": "autograd",
+    "get_num_threads": "runtime.threads",
+    "is_fusion_enabled": "lazy",
+    "load": "checkpoint",
+    "manual_seed": "random",
+    "no_grad": "autograd",
+    "save": "checkpoint",
+    "set_fusion_enabled": "lazy",
+    "set_num_threads": "runtime.threads",
+    "tensor": "autograd",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    elif name in __all__:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -15,7 +15,7 @@ import numpy as np
 
 import fastlayers as fl
 from fastlayers.data import Dataset
-from fastlayers.runtime import cache, cpu, threads
+from fastlayers.runtime import cache, cpu
 
 __all__ = ["main"]
 
@@ -208,6 +208,8 @@ def _info(options: argparse.Namespace) -> int:
     import llvmlite
     import numba
 
+    from fastlayers.runtime.parallel import threading_layer
+
     rows = {
         "fastlayers": fl.__version__,
         "Python": f"{platform.python_version()} on {platform.platform()}",
@@ -217,7 +219,7 @@ def _info(options: argparse.Namespace) -> int:
         "CPU": cpu.cpu_name(),
         "vector width": f"{8 * cpu.vector_bytes()} bits",
         "threads": f"{fl.get_num_threads()}",
-        "threading layer": threads.threading_layer(),
+        "threading layer": threading_layer(),
         "cache folder": cache.cache_dir() or "none can be written",
     }
     width = max(map(len, rows))

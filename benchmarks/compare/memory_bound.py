@@ -25,7 +25,7 @@ from benchmarks.compare.harness import Contestant, alternate
 from benchmarks.layers import images
 from fastlayers.kernels.runs import copy_run
 from fastlayers.runtime import memory
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["OPS", "SHAPES", "Op", "compare", "main"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import fastlayers as fl
 from fastlayers.kernels.micro import STORE, gemm_tile
 from fastlayers.runtime import cpu
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["prepare"]
 

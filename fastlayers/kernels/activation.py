@@ -9,7 +9,7 @@ import math
 
 from fastlayers.kernels.runs import relu_gradient_run, relu_run
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = [
     "SPAN",

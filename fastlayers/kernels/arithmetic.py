@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastlayers.kernels.runs import sum_run
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["add"]
 

@@ -6,7 +6,7 @@ from fastlayers.kernels.runs import clear_run, copy_run
 from fastlayers.kernels.windows_gradient import gather_window
 from fastlayers.kernels.windows_mean import mean_window, spread_mean, sum_rows
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["image_mean", "tiled_mean_backward", "window_mean", "window_mean_backward"]
 

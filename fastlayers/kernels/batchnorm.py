@@ -30,7 +30,7 @@ from fastlayers.kernels.batchnorm_rows import (
 )
 from fastlayers.kernels.runs import add_run, clear_run, copy_run, view
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = [
     "BLOCK",

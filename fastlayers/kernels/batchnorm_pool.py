@@ -21,7 +21,7 @@ from fastlayers.kernels.runs import add_run, clear_run, view
 from fastlayers.kernels.vectors import Vectors, element_pointer, prefetch
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["batch_norm_max_pool2d", "batch_norm_max_pool2d_backward"]
 

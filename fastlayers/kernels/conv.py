@@ -16,7 +16,7 @@ from fastlayers.kernels.micro import FETCH, gemm_tile
 from fastlayers.kernels.runs import add_run, clear_run, copy_run, transpose_block, view
 from fastlayers.kernels.unfold import col2im
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = [
     "conv2d",

@@ -22,7 +22,7 @@ from fastlayers.kernels.runs import clear_run, copy_run, transpose_block, view
 from fastlayers.kernels.vectors import Vectors, element_pointer
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["ROWS", "VECTORS", "conv2d_planar"]
 

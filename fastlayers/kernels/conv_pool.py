@@ -27,7 +27,7 @@ from fastlayers.kernels.vectors import Vectors
 from fastlayers.kernels.windows import max_window
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["conv2d_max_pool2d", "conv2d_max_pool2d_backward"]
 

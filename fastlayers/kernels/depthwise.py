@@ -18,7 +18,7 @@ from __future__ import annotations
 from fastlayers.kernels.grouped_tile import correlate_tile, weight_tile
 from fastlayers.kernels.runs import add_run, clear_run, prefetch_run
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["correlate", "correlate_weight", "pack_taps"]
 

@@ -7,7 +7,7 @@ import numpy as np
 from fastlayers.kernels.philox import GROUP, draw_bits, draw_digits
 from fastlayers.kernels.runs import copy_run, keep_run, scale_run
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["GROUP", "SPAN", "apply_mask", "channel_dropout", "dropout", "scale_channels"]
 

@@ -7,7 +7,7 @@ import numpy as np
 from fastlayers.kernels.runs import transpose_block
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["inside", "square_side", "swap_axes", "swap_axes_image"]
 

@@ -14,7 +14,7 @@ from fastlayers.kernels.gemm import gemm, prepare_gemm
 from fastlayers.kernels.linear_tile import DOT_ROWS, FEW, dot_tile, flat, move_run, rank_update
 from fastlayers.kernels.runs import prefetch_run
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = [
     "FEW",

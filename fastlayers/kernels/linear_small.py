@@ -19,7 +19,7 @@ from fastlayers.kernels.micro import STORE
 from fastlayers.kernels.reduce import column_sums
 from fastlayers.kernels.runs import clear_run, copy_run, transpose_block, view
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["linear_short", "linear_small_backward"]
 

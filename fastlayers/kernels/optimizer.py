@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["adam", "gather", "sgd"]
 

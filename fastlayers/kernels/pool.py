@@ -7,7 +7,7 @@ from fastlayers.kernels.runs import clear_run
 from fastlayers.kernels.windows import max_window, max_windows
 from fastlayers.kernels.windows_gradient import gather_pairs, gather_window, spread_windows
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["max_pool2d", "max_pool2d_backward", "max_pool2d_gather", "max_pool2d_pairs"]
 

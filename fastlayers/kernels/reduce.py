@@ -6,7 +6,7 @@ from fastlayers.kernels.linear_tile import STRIP, sum_strip
 from fastlayers.kernels.runs import add_run, copy_run
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["column_sums"]
 

@@ -21,7 +21,7 @@ from fastlayers.kernels.winograd_tiles import (
     transform_task,
 )
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = [
     "gradient_row",

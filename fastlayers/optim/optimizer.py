@@ -13,6 +13,7 @@ import numpy as np
 
 from fastlayers import kernels
 from fastlayers.optim import checks
+from fastlayers.runtime import threads
 from fastlayers.runtime.memory import zeros
 
 __all__ = ["Optimizer", "Parameter", "Params"]
@@ -138,8 +139,6 @@ class Optimizer(ABC):
 
     def _table(self, group: Group, params: list[Parameter]) -> Table | None:
         """Addresses of the arrays, if all are there and as the kernels take them."""
-        from fastlayers.runtime.threads import workers_for  # loads Numba
-
         arrays: list[Any] = [p.data for p in params] + [p.grad for p in params]
         if names := self._arrays(group):
             find = self.state.get
@@ -149,7 +148,7 @@ class Optimizer(ABC):
         dtype_id, like = _LIKE.get(arrays[0].dtype, (0, arrays[0]))
         table = np.empty((len(params), len(arrays) // len(params) + 1), np.int64)
         total = kernels.optimizer.gather(id(arrays), dtype_id, _ARRAY_TYPE, table)
-        return None if total < 0 else (like, table, workers_for(ELEMENT_WORK * total))
+        return None if total < 0 else (like, table, threads.workers_for(ELEMENT_WORK * total))
 
     def _step_slowly(self, parts: list[tuple[Group, Any, list[Parameter]]]) -> None:
         """Check everything, begin the state of new parameters, and copy what is not contiguous."""

@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 import os
 
-import llvmlite.binding as llvm
-
 __all__ = ["cpu_name", "lanes", "tile_rows", "vector_bytes"]
 
 
 @functools.cache
 def _features() -> dict[str, bool]:
+    import llvmlite.binding as llvm  # 25 ms, and the first plan needs it
+
     return dict(llvm.get_host_cpu_features())
 
 
 def cpu_name() -> str:
     """Name of the CPU as LLVM knows it, such as ``znver4`` or ``apple-m1``."""
+    import llvmlite.binding as llvm
+
     return str(llvm.get_host_cpu_name())
 
 

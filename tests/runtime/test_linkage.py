@@ -44,13 +44,13 @@ FORK = """
 import os
 import numpy as np
 import fastlayers as fl
-from fastlayers.runtime import threads
+from fastlayers.runtime import parallel
 
 x, weight = np.ones((200, 64), np.float32), np.ones((64, 64), np.float32)
 fl.set_num_threads(2)
 assert (fl.ops.linear(x, weight) == 64).all()
 if os.fork() == 0:
-    threads.threading_layer()
+    parallel.threading_layer()
     assert (fl.ops.linear(x, weight) == 64).all()
     os._exit(0)
 assert os.waitstatus_to_exitcode(os.wait()[1]) == 0

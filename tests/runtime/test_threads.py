@@ -7,7 +7,8 @@ from numba import njit
 
 import fastlayers as fl
 from fastlayers import ops
-from fastlayers.runtime.threads import parallel_for, workers_for
+from fastlayers.runtime.parallel import parallel_for
+from fastlayers.runtime.threads import workers_for
 
 
 @pytest.mark.parametrize("n", [0, -1, 1.5, "2", True, None])
