@@ -77,7 +77,7 @@ def _panel_overload(vectors, part, m, k, a, b, init, c, n, floor, add, write):
 
 
 @kernel
-def _gemm(m, n, k, a, b, init, c, floor, add, write, lanes, batch):
+def shared_gemm(m, n, k, a, b, init, c, floor, add, write, lanes, batch):
     """The body of `gemm_runs` and `gemm_batch`."""
     length = k[1]
     runs = k[0] if length else 0
@@ -123,7 +123,7 @@ def _signature(element: Any) -> tuple[Any, ...]:
 
 
 _shared = {
-    element: SharedKernel(f"fastlayers_gemm_{element}", _gemm, _signature(element))
+    element: SharedKernel(f"fastlayers_gemm_{element}", shared_gemm, _signature(element))
     for element in (types.float32, types.float64)
 }
 

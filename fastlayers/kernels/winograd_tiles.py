@@ -119,9 +119,7 @@ def _run(tile, j, column, width, edge, count, geometry):
 
 
 @kernel
-def _inputs(
-    tile, x, channels, geometry, first, count, zeros, patch, patch_at, v, v_at, v_row, v_xi
-):
+def inputs(tile, x, channels, geometry, first, count, zeros, patch, patch_at, v, v_at, v_row, v_xi):
     """The body of `transform_inputs`."""
     (height, width), _, padding, dilation, _ = geometry
     n, i, j = _first_tile(first, geometry)
@@ -140,7 +138,7 @@ def _inputs(
 
 
 @kernel
-def _outputs(
+def outputs(
     tile,
     p,
     p_at,
@@ -182,7 +180,7 @@ def _outputs(
 
 
 @kernel
-def _gradients(
+def gradients(
     tile, dy, filters, geometry, first, count, zeros, patch, patch_at, w, w_at, w_row, w_xi
 ):
     """The body of `transform_gradients`."""
@@ -216,16 +214,16 @@ def _share(function: Any, kinds: str) -> dict[Any, SharedKernel]:
         by_kind = {"a": array, "e": element, "i": types.int64, "g": _geometry}
         args = tuple(by_kind[kind] for kind in kinds)
         shared[element] = SharedKernel(
-            f"fastlayers_winograd{function.__name__}_{element}", function, args
+            f"fastlayers_winograd_{function.__name__}_{element}", function, args
         )
     return shared
 
 
 # Each is called once in a block of tiles, from several tasks: compiled into each of them, all
 # kernels take 11.2 s to compile instead of 8.8.
-_shared_inputs = _share(_inputs, "iaigiiaaiaiii")
-_shared_outputs = _share(_outputs, "iaiiiaeaiiigiiii")
-_shared_gradients = _share(_gradients, "iaigiiaaiaiii")
+_shared_inputs = _share(inputs, "iaigiiaaiaiii")
+_shared_outputs = _share(outputs, "iaiiiaeaiiigiiii")
+_shared_gradients = _share(gradients, "iaigiiaaiaiii")
 
 
 def _call(shared: SharedKernel) -> Any:

@@ -23,6 +23,7 @@ from numba.core import event
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
 
 from fastlayers.runtime import cpu
+from fastlayers.runtime.inner import InnerKernel
 
 __all__ = ["cache_dir", "kernel", "on_compile", "sources_hash"]
 
@@ -138,11 +139,19 @@ def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     """Compile `function` by ``numba.njit`` and keep its machine code in `cache_dir`.
 
     Division follows NumPy's rules (no zero-division check), the GIL is released, and contraction
-    to fused multiply-add is allowed; no other liberty is taken with floating point.
+    to fused multiply-add is allowed; no other liberty is taken with floating point. A function
+    whose name begins with an underscore is for other kernels to call, not for Python.
     """
     if function is None:
         return functools.partial(kernel, **options)
-    options = {"error_model": "numpy", "nogil": True, "fastmath": {"contract"}} | options
+    options = {
+        "error_model": "numpy",
+        "nogil": True,
+        "fastmath": {"contract"},
+        "no_cfunc_wrapper": True,
+    } | options
+    if function.__name__.startswith("_"):
+        return InnerKernel(function, options)
     dispatcher = numba.njit(**options)(function)
     dispatcher._cache = _KernelCache(function) if cache_dir() else NullCache()
     return dispatcher

@@ -18,6 +18,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from fastlayers.runtime.inner import InnerKernel
+
 __all__ = ["SharedKernel"]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
@@ -39,6 +41,8 @@ class SharedKernel:
     """
 
     def __init__(self, symbol: str, dispatcher: Any, args: tuple[Any, ...]) -> None:
+        if isinstance(dispatcher, InnerKernel):
+            raise TypeError(f"{symbol}: code that only callers have cannot be called by address")
         self.symbol, self.args = symbol, args
         self._dispatcher, self._lock = dispatcher, threading.RLock()
         self._callback = _resolver(self._resolve)

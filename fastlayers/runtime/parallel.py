@@ -51,12 +51,12 @@ def _run_worker(typingctx: Any, task: Any, context: Any, worker: Any) -> Any:
 
 
 @kernel(parallel=True)
-def _driver(task: int, context: int, workers: int) -> None:
+def driver(task: int, context: int, workers: int) -> None:
     for worker in numba.prange(workers):
         _run_worker(task, context, worker)
 
 
-_shared_driver = SharedKernel("fastlayers_driver", _driver, (types.int64,) * 3)
+_shared_driver = SharedKernel("fastlayers_driver", driver, (types.int64,) * 3)
 
 
 def _after_fork() -> None:
@@ -183,13 +183,13 @@ def _nothing(i: int, worker: int) -> None:
 
 
 @kernel
-def _launch(workers: int) -> None:
+def launch(workers: int) -> None:
     parallel_for(_nothing, workers, workers, ())
 
 
 def threading_layer() -> str:
     """Numba's threading layer, such as omp; it is chosen by the first parallel launch."""
-    _launch(threads.get_num_threads())
+    launch(threads.get_num_threads())
     try:
         return str(numba.threading_layer())
     except ValueError:  # one thread, or a forked child: nothing was launched

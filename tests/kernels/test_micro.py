@@ -146,7 +146,9 @@ def part_for(vector_bytes):
 def test_no_tile_of_gemm_spills(element):
     if platform.machine() not in ("x86_64", "AMD64", "aarch64", "arm64"):
         pytest.skip(f"the assembly of {platform.machine()} is not read")
-    (assembly,) = compiled(gemm._gemm.py_func, gemm._signature(element)).inspect_asm().values()
+    (assembly,) = (
+        compiled(gemm.shared_gemm.py_func, gemm._signature(element)).inspect_asm().values()
+    )
     check_loops(assembly, cpu.vector_bytes(), gemm.ROWS)
 
 
