@@ -94,25 +94,9 @@ def _datasets(options: argparse.Namespace) -> tuple[Dataset, Dataset]:
     return train, test
 
 
-def _announce_compilation() -> None:
-    """Say once that kernels are being compiled, when that happens."""
-    said = False
-
-    def say(name: str) -> None:
-        nonlocal said
-        if not said:
-            said = True
-            folder = cache.cache_dir()
-            later = f"; later runs load them from {folder}" if folder else " in every run"
-            print(f"compiling kernels{later} ...", file=sys.stderr, flush=True)
-
-    cache.on_compile(say)
-
-
 def _train(options: argparse.Namespace) -> int:
     if options.threads:
         fl.set_num_threads(options.threads)
-    _announce_compilation()
     fl.manual_seed(options.seed)
     train, test = _datasets(options)
     channels, size = np.shape(train[0][0])[0], np.shape(train[0][0])[-1]

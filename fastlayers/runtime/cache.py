@@ -24,8 +24,9 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
 
 from fastlayers.runtime import cpu
 from fastlayers.runtime.inner import InnerKernel
+from fastlayers.runtime.progress import Progress
 
-__all__ = ["cache_dir", "kernel", "on_compile", "sources_hash"]
+__all__ = ["cache_dir", "kernel", "progress", "sources_hash"]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -144,6 +145,7 @@ def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     """
     if function is None:
         return functools.partial(kernel, **options)
+    progress()
     options = {
         "error_model": "numpy",
         "nogil": True,
@@ -157,17 +159,9 @@ def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     return dispatcher
 
 
-class _CompileListener(event.Listener):
-    def __init__(self, callback: Callable[[str], None]) -> None:
-        self._callback = callback
-
-    def on_start(self, event: event.Event) -> None:
-        self._callback(event.data["dispatcher"].py_func.__name__)
-
-    def on_end(self, event: event.Event) -> None:
-        pass
-
-
-def on_compile(callback: Callable[[str], None]) -> None:
-    """Call `callback` with a kernel's name whenever one is compiled, not loaded from the cache."""
-    event.register("numba:compile", _CompileListener(callback))
+@functools.cache
+def progress() -> Progress:
+    """What this process has compiled since the first kernel was defined."""
+    listener = Progress(cache_dir())
+    event.register("numba:compile", listener)
+    return listener

@@ -1,0 +1,65 @@
+"""Says on stderr that kernels are being compiled, where that takes longer than a second."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from numba.core import event
+
+__all__ = ["Progress"]
+
+# Seconds of compilation before the first line, and from line to line.
+PATIENCE, INTERVAL = 1.0, 5.0
+
+
+class Progress(event.Listener):
+    """Counts the kernels that are compiled, not loaded from the cache, and the seconds of it.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Where they are kept.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.kernels, self.seconds = 0, 0.0
+        self._depth, self._began, self._next = 0, 0.0, PATIENCE
+        self._kept = f"kept in {folder}" if folder else "in every process: see the warning above"
+
+    def on_start(self, event: Any) -> None:
+        """A kernel's compilation begins, in which those of its callees are."""
+        if not _is_kernel(event):
+            return
+        if self._depth == 0:
+            self._began = time.perf_counter()
+        self._depth += 1
+
+    def on_end(self, event: Any) -> None:
+        """It ends."""
+        if not _is_kernel(event):
+            return
+        self._depth -= 1
+        seconds = self.seconds + time.perf_counter() - self._began
+        if self._depth == 0:
+            self.kernels, self.seconds = self.kernels + 1, seconds
+        if seconds >= self._next:
+            self._say(seconds)
+            self._next = seconds + INTERVAL
+
+    def _say(self, seconds: float) -> None:
+        if os.environ.get("FASTLAYERS_QUIET", "0") not in ("", "0") or sys.stderr is None:
+            return
+        if self._next == PATIENCE:
+            text = f"compiling kernels for this CPU, {self._kept} (FASTLAYERS_QUIET=1 hides this)"
+        else:
+            text = f"{self.kernels} kernels compiled in {seconds:.0f} s"
+        print(f"fastlayers: {text}", file=sys.stderr, flush=True)
+
+
+def _is_kernel(event: Any) -> bool:
+    """Whether the library's own function is compiled, not one of a user's."""
+    return str(event.data["dispatcher"].py_func.__module__).startswith("fastlayers.")
