@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastlayers.autograd import Tensor, no_grad, tensor
     from fastlayers.checkpoint import load, save
     from fastlayers.lazy import is_fusion_enabled, set_fusion_enabled
+    from fastlayers.precompile import warmup
     from fastlayers.random import manual_seed
     from fastlayers.runtime.threads import get_num_threads, set_num_threads
 
@@ -40,6 +41,7 @@ __all__ = [
     "set_num_threads",
     "tensor",
     "training",
+    "warmup",
 ]
 
 _HOMES = {
@@ -53,6 +55,7 @@ _HOMES = {
     "set_fusion_enabled": "lazy",
     "set_num_threads": "runtime.threads",
     "tensor": "autograd",
+    "warmup": "precompile",
 }
 
 

@@ -1,9 +1,10 @@
-"""Command line: ``python -m fastlayers train`` and ``python -m fastlayers info``."""
+"""Command line: ``python -m fastlayers train``, ``warmup`` and ``info``."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import time
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 
 import fastlayers as fl
+from fastlayers import precompile
 from fastlayers.data import Dataset
-from fastlayers.runtime import cache, cpu
+from fastlayers.runtime import cpu
 
 __all__ = ["main"]
 
@@ -53,7 +55,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--threads", type=_positive, help="default: all cores")
     add("--out", type=Path, help="folder of the results (default: runs/<data>-<model>-<time>)")
+    warmup = commands.add_parser("warmup", help="compile kernels ahead, such as for an image")
+    warmup.set_defaults(run=_warmup)
+    add = warmup.add_argument
+    what = warmup.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", choices=sorted(MODELS), help="the kernels of this model")
+    what.add_argument("--all", action="store_true", help="the kernels of all layers and models")
+    add("--input-shape", type=_positive, nargs=4, metavar=("N", "C", "H", "W"))
+    add("--dtype", choices=("float32", "float64"), default="float32")
+    add("--cpu", choices=cpu.FLEETS, help="for all machines of this level, run with FASTLAYERS_CPU")
     info = commands.add_parser("info", help="print versions, CPU, threads and cache folder")
+    info.add_argument("--json", action="store_true", help="as a JSON object")
     info.set_defaults(run=_info)
     return parser
 
@@ -188,24 +200,55 @@ def _write_results(folder: Path, history: fl.training.History, options: argparse
     pyplot.close(figure)
 
 
+def _warmup(options: argparse.Namespace) -> int:
+    if options.cpu:
+        os.environ["FASTLAYERS_CPU"] = (
+            options.cpu
+        )  # before the first kernel, with which Numba loads
+    from fastlayers.runtime import cache
+
+    channels, size = 3, CIFAR_SIZE
+    if options.model and not options.input_shape:
+        raise ValueError("warmup: --model needs --input-shape N C H W")
+    if options.model:
+        _, channels, size, width = options.input_shape
+        if size != width:
+            raise ValueError(f"warmup: --input-shape needs square images, got {size}x{width}")
+    names = [options.model] if options.model else sorted(MODELS)
+    shape = tuple(options.input_shape or (32, channels, size, size))
+    work = [(MODELS[name](channels, size).to(options.dtype), shape) for name in names]
+    if options.all:
+        work += precompile.everything(options.dtype)
+    done = [fl.warmup(model, shape) for model, shape in work]
+    count, seconds = sum(d.kernels for d in done), sum(d.seconds for d in done)
+    print(f"{count} kernels compiled in {seconds:.0f} s, in {cache.cache_dir()}")
+    return 0
+
+
 def _info(options: argparse.Namespace) -> int:
     import llvmlite
     import numba
 
+    from fastlayers.runtime import cache
     from fastlayers.runtime.parallel import threading_layer
 
+    folder = cache.cache_dir()
     rows = {
         "fastlayers": fl.__version__,
         "Python": f"{platform.python_version()} on {platform.platform()}",
         "NumPy": np.__version__,
         "Numba": numba.__version__,
         "llvmlite": llvmlite.__version__,
-        "CPU": cpu.cpu_name(),
-        "vector width": f"{8 * cpu.vector_bytes()} bits",
-        "threads": f"{fl.get_num_threads()}",
+        "CPU": cpu.fleet() or cpu.cpu_name(),
+        "vector bits": 8 * cpu.vector_bytes(),
+        "threads": fl.get_num_threads(),
         "threading layer": threading_layer(),
-        "cache folder": cache.cache_dir() or "none can be written",
+        "cache folder": str(folder or "none can be written"),
+        "cached kernels": len(list(folder.glob("*.nbc"))) if folder else 0,
     }
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return 0
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:<{width}}  {value}")

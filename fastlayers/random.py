@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import operator
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 
-__all__ = ["dropout_stream", "manual_seed", "numpy_generator"]
+__all__ = ["dropout_stream", "manual_seed", "numpy_generator", "preserved"]
 
 _lock = threading.Lock()
 _generator = np.random.default_rng()
@@ -55,3 +58,15 @@ def dropout_stream() -> tuple[np.uint64, np.uint64]:
         stream = _calls
         _calls += 1
         return np.uint64(_key), np.uint64(stream)
+
+
+@contextlib.contextmanager
+def preserved() -> Iterator[None]:
+    """A block after which the random state is what it was before."""
+    global _generator, _key, _calls
+    before = copy.deepcopy(_generator), _key, _calls
+    try:
+        yield
+    finally:
+        with _lock:
+            _generator, _key, _calls = before

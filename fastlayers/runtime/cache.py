@@ -29,6 +29,8 @@ from fastlayers.runtime.progress import Progress
 __all__ = ["cache_dir", "kernel", "progress", "sources_hash"]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+if cpu.fleet():  # Numba builds for the host's name and features otherwise
+    numba.config.CPU_NAME, numba.config.CPU_FEATURES = cpu.fleet(), ""
 
 
 @functools.cache

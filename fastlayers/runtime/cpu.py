@@ -5,7 +5,11 @@ from __future__ import annotations
 import functools
 import os
 
-__all__ = ["cpu_name", "lanes", "tile_rows", "vector_bytes"]
+__all__ = ["FLEETS", "cpu_name", "fleet", "lanes", "tile_rows", "vector_bytes"]
+
+# Levels of x86-64 that all machines of a fleet may have, and the bytes of their vectors;
+# https://gitlab.com/x86-psABIs/x86-64-ABI, table 3.1. The second has no fused multiply-add.
+FLEETS = {"x86-64-v3": 32, "x86-64-v4": 64}
 
 
 @functools.cache
@@ -23,14 +27,37 @@ def cpu_name() -> str:
 
 
 @functools.cache
+def fleet() -> str | None:
+    """The level that ``FASTLAYERS_CPU`` names, for machine code that many machines can share.
+
+    Raises
+    ------
+    ValueError
+        For an unknown one, or one that this machine does not reach.
+    """
+    named = os.environ.get("FASTLAYERS_CPU") or None
+    if named is not None:
+        if named not in FLEETS:
+            raise ValueError(f"FASTLAYERS_CPU: expected {' or '.join(FLEETS)}, got {named!r}")
+        if FLEETS[named] > _widest():
+            raise ValueError(f"FASTLAYERS_CPU: {cpu_name()} is no {named}")
+    return named
+
+
+def _widest() -> int:
+    features = _features()
+    return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
+
+
+@functools.cache
 def vector_bytes() -> int:
     """Bytes of the widest vector register to use: 64, 32 or 16.
 
     ``FASTLAYERS_VECTOR_BYTES`` asks for a narrower one, so that the code of smaller CPUs can be
     tested on a larger one.
     """
-    features = _features()
-    widest = 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
+    named = fleet()
+    widest = FLEETS[named] if named else _widest()
     asked = os.environ.get("FASTLAYERS_VECTOR_BYTES")
     if asked is None:
         return widest

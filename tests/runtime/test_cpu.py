@@ -1,3 +1,4 @@
+import platform
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,40 @@ def test_wrong_vector_width(monkeypatch, value):
     message = rf"^FASTLAYERS_VECTOR_BYTES: expected 16, 32 or 64, got '{value}'"
     with pytest.raises(ValueError, match=message):
         vector_bytes()
+
+
+def test_fleet(features, monkeypatch):
+    features("avx2")
+    fleet = cpu.fleet.__wrapped__
+    monkeypatch.setenv("FASTLAYERS_CPU", "")
+    assert fleet() is None
+    monkeypatch.setenv("FASTLAYERS_CPU", "x86-64-v3")
+    assert fleet() == "x86-64-v3"
+    for value, message in (
+        ("x86-64-v4", "FASTLAYERS_CPU: .* is no x86-64-v4"),
+        ("i386", "FASTLAYERS_CPU: expected x86-64-v3 or x86-64-v4, got 'i386'"),
+    ):
+        monkeypatch.setenv("FASTLAYERS_CPU", value)
+        with pytest.raises(ValueError, match=message):
+            fleet()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="a level of x86-64")
+def test_code_for_a_fleet(run):
+    if cpu.vector_bytes() < 32:
+        pytest.skip("needs AVX2")
+    code = """
+import numpy as np
+from fastlayers import ops
+from fastlayers.kernels import activation
+from fastlayers.runtime import cpu
+assert ops.relu(np.array([-1, 2], np.float32)).tolist() == [0, 2]
+assert cpu.vector_bytes() <= 32
+(assembly,) = activation.relu.inspect_asm().values()
+assert "zmm" not in assembly
+"""
+    result = run(code, FASTLAYERS_CPU="x86-64-v3")
+    assert result.returncode == 0, result.stderr
 
 
 def test_facts():
