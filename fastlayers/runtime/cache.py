@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import pickle
 import platform
 import sys
 import tempfile
@@ -18,9 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numba
 from numba.core import event
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
+from numba.core.serialize import dumps
 
 from fastlayers.runtime import cpu
 from fastlayers.runtime.inner import InnerKernel
@@ -29,6 +32,7 @@ from fastlayers.runtime.progress import Progress
 __all__ = ["cache_dir", "kernel", "progress", "sources_hash"]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+_DIGEST = hashlib.sha256().digest_size
 if cpu.fleet():  # Numba builds for the host's name and features otherwise
     numba.config.CPU_NAME, numba.config.CPU_FEATURES = cpu.fleet(), ""
 
@@ -40,7 +44,7 @@ def sources_hash() -> str:
     for folder in ("kernels", "runtime"):
         for path in sorted((_PACKAGE / folder).glob("*.py")):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    facts = (numba.__version__, platform.python_version(), cpu.vector_bytes())
+    facts = (numba.__version__, llvmlite.__version__, platform.python_version(), cpu.vector_bytes())
     digest.update(repr(facts).encode())
     return digest.hexdigest()[:16]
 
@@ -123,8 +127,56 @@ class _KernelCacheImpl(CompileResultCacheImpl):
     _locator_classes = (_Locator,)
 
 
+class _KernelFiles:
+    """A file for each signature of a kernel, written at once and checked when it is read.
+
+    Numba's index of a function's signatures loses entries, and can mix up two, where two processes
+    write it at a time; a file that was cut short ends the process that reads it.
+    """
+
+    def __init__(self, folder: Path, base: str) -> None:
+        self._folder, self._base = folder, base
+
+    def _path(self, key: Any) -> Path:
+        name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        return self._folder / f"{self._base}-{name}.nbc"
+
+    def load(self, key: Any) -> Any:
+        """What was saved; None if nothing was, or it is damaged."""
+        path = self._path(key)
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        digest, data = content[:_DIGEST], content[_DIGEST:]
+        if hashlib.sha256(data).digest() != digest:
+            warnings.warn(
+                f"fastlayers: {path} is damaged, its kernel is compiled anew",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+        return pickle.loads(data)
+
+    def save(self, key: Any, data: Any) -> None:
+        """Keep what a later process can load."""
+        path, content = self._path(key), dumps(data)
+        handle, unfinished = tempfile.mkstemp(dir=self._folder, prefix=path.name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(content).digest() + content)
+            os.replace(unfinished, path)
+        except BaseException:  # an interrupt too leaves nothing behind
+            Path(unfinished).unlink(missing_ok=True)
+            raise
+
+
 class _KernelCache(FunctionCache):
     _impl_class = _KernelCacheImpl
+
+    def __init__(self, function: Callable[..., Any], folder: Path) -> None:
+        super().__init__(function)
+        self._cache_file = _KernelFiles(folder, self._impl.filename_base)
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Save a compiled kernel; where the disk is full it works all the same."""
@@ -132,7 +184,7 @@ class _KernelCache(FunctionCache):
             super().save_overload(sig, data)
         except OSError as error:
             warnings.warn(
-                f"fastlayers: a kernel could not be saved in {cache_dir()}: {error}",
+                f"fastlayers: kernels cannot be saved in {cache_dir()}: {error.strerror}",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -157,7 +209,8 @@ def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     if function.__name__.startswith("_"):
         return InnerKernel(function, options)
     dispatcher = numba.njit(**options)(function)
-    dispatcher._cache = _KernelCache(function) if cache_dir() else NullCache()
+    folder = cache_dir()
+    dispatcher._cache = _KernelCache(function, folder) if folder else NullCache()
     return dispatcher
 
 

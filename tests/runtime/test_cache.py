@@ -1,5 +1,7 @@
 import os
+import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,48 @@ def test_hash_covers_sources_and_vector_width(tmp_path, monkeypatch):
     monkeypatch.setattr(cpu, "vector_bytes", lambda: 8)
     hashes.add(cache.sources_hash.__wrapped__())
     assert len(hashes) == 6
+
+
+def test_damaged_file_is_compiled_anew(run, tmp_path):
+    run_relu(run, FASTLAYERS_CACHE_DIR=tmp_path)
+    files = list(tmp_path.glob("*/*.nbc"))
+    assert files
+    for file in files:
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+    result = run(RELU, FASTLAYERS_CACHE_DIR=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "is damaged, its kernel is compiled anew" in result.stderr
+    assert run_relu(run, FASTLAYERS_CACHE_DIR=tmp_path)[1] == 0
+
+
+FULL = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # a write of more fails, as on a full disk
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of file sizes")
+def test_full_disk(run, tmp_path):
+    result = run(FULL + RELU, FASTLAYERS_CACHE_DIR=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("kernels cannot be saved in") == 1
+    assert not [file for file in tmp_path.glob("*/*") if file.stat().st_size]
+
+
+def test_without_home(run, tmp_path):
+    code = "import os\nos.environ.pop('HOME')\nos.getuid = lambda: 123456\n"
+    code += "import tempfile; tempfile.tempdir = " + repr(str(tmp_path)) + "\n"
+    code += "import pathlib\ndef home(): raise RuntimeError('no home')\npathlib.Path.home = home\n"
+    result = run(code + RELU, FASTLAYERS_CACHE_DIR="", XDG_CACHE_HOME="")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("no cache folder can be written") == 1
+
+
+def test_processes_that_start_together(run, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        counts = list(pool.map(lambda _: run_relu(run, FASTLAYERS_CACHE_DIR=tmp_path), range(4)))
+    assert all(hits + misses > 0 for hits, misses in counts)
+    assert run_relu(run, FASTLAYERS_CACHE_DIR=tmp_path)[1] == 0
+    assert not list(tmp_path.glob("*/*.nbc?*"))
