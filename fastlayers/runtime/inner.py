@@ -2,7 +2,7 @@
 
 Of the 73 functions that a training step of a small network compiles, 54 are called by others
 alone. Numba makes machine code, a wrapper for Python and a cache file of each, which nobody uses:
-the callers get the IR linked in. Without these an empty cache costs a quarter less.
+the callers get the IR linked in. Without these an empty cache costs a third less.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ __all__ = ["InnerKernel"]
 
 
 class _LinkedLibrary(JITCodeLibrary):
-    """Code that is optimised, to be linked into others, and never loaded."""
+    """Code to be linked into others, which is optimised there and never loaded by itself."""
+
+    def _optimize_final_module(self) -> None:
+        """Leave it to the callers: 16.5 to 14.6 s for that step, and no kernel is slower."""
 
     def _finalize_final_module(self) -> None:
         self._finalize_dynamic_globals()

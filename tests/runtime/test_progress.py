@@ -1,3 +1,5 @@
+import gc
+
 from numba.core import event
 
 from fastlayers.runtime import progress
@@ -73,3 +75,14 @@ def test_kernels_are_counted_where_they_are_compiled():
     added.compile("(int64,)")
     assert the_progress().kernels <= before + 1  # 0 where an earlier run has left it in the cache
     assert added(1) == 2
+
+
+def test_garbage_is_collected_again_afterwards(monkeypatch):
+    counter, clock = listener(monkeypatch)
+    for before in (True, False):
+        (gc.enable if before else gc.disable)()
+        try:
+            compiled(counter, 0.1, clock)
+            assert gc.isenabled() is before
+        finally:
+            gc.enable()
