@@ -30,6 +30,7 @@ def _max_pool2d_rows(
     square,
     span,
     runs,
+    alike,
     table,
     floor,
     y,
@@ -37,25 +38,33 @@ def _max_pool2d_rows(
 ):
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = geometry
     (height, width, depth), (oh, ow) = shape, out_size
-    first, spilled = chunk * span, _spilled(depth)
+    first, spilled, row = chunk * span, _spilled(depth), chunk * span
     last = min(first + span, y.size // (ow * depth))
     end, step = last * ow * depth, sw * depth
-    for row in range(first, last):
+    # From the end of a row's windows to the next row's.
+    jump = sh * width * depth - ow * step
+    while row < last:
         n, i = row // oh, row % oh
-        image, rows, columns, j = n * height * width * depth, 2 * kh * i, 2 * kh * oh, 0
-        top = i * sh - ph
-        r0, r1 = inside(top, dh, kh, height)
+        image, rows, columns, j = n * height * width * depth, (2 * kh + 1) * i, (2 * kh + 1) * oh, 0
+        some, rows, count = table[rows], rows + 1, min(oh - i, last - row) if alike else 1
         for _ in range(runs):
             behind, whole = table[columns], table[columns + 1]
             columns += 2
             out, at, pixels = (row * ow + j) * depth, image + j * step, behind - j
-            if r0 == r1 or whole == 0:
+            if some * whole == 0:
                 pixels = 0
             elif spilled:
                 # Not those whose vectors reach over the end of x or of the chunk's y.
                 reach = at + table[rows + kh - 1] + table[columns + kw - 1] + spilled
-                room = (x.size - reach) // step + 1
-                pixels = max(0, min(pixels, room, (end - spilled - out) // depth + 1))
+                room, space = x.size - reach, end - spilled - out
+                while count > 1 and (
+                    space < (count * ow - 1) * depth
+                    or room < (count - 1) * (jump + ow * step) + (ow - 1) * step
+                ):
+                    count -= 1
+                if count == 1 and min(room - (pixels - 1) * step, space - (pixels - 1) * depth) < 0:
+                    pixels = max(0, min(pixels, room // step + 1, space // depth + 1))
+            size = (count, pixels)
             if depth <= 8:
                 max_windows(
                     8,
@@ -69,8 +78,9 @@ def _max_pool2d_rows(
                     rows,
                     columns,
                     (kh, kw),
-                    pixels,
+                    size,
                     step,
+                    jump,
                     depth,
                     floor,
                 )
@@ -87,19 +97,23 @@ def _max_pool2d_rows(
                     rows,
                     columns,
                     (kh, kw),
-                    pixels,
+                    size,
                     step,
+                    jump,
                     depth,
                     floor,
                 )
             j += pixels
             while j < behind:
+                top = i * sh - ph
+                r0, r1 = inside(top, dh, kh, height)
                 s0, s1 = inside(j * sw - pw, dw, kw, width)
                 down, along = (r0, r1, dh * width * depth), (s0, s1, dw * depth, kw)
                 at = image + (top * width + j * sw - pw) * depth
                 max_window(y, cells, (row * ow + j) * depth, x, at, down, along, depth, floor)
                 j += 1
             columns += 2 * kw
+        row += count
 
 
 @kernel
@@ -115,13 +129,12 @@ def max_pool2d(x, square, sizes, table, floor, workers, y, cells):
         empty.
     sizes : array
         int64: kernel, stride, padding and dilation, pairs; output rows of a task; runs of output
-        columns.
+        columns; whether the windows of all rows lie alike, which takes one run.
     table : array
-        int64: for each output row the distances of its windows' rows from the image's first pixel,
-        in elements, and the numbers ``r * KW`` of their first cells, where rows outside of the
-        image are replaced by the next one inside; then for each run of columns whose windows are
-        cut off alike the column behind it, whether there is anything of its windows, and distances
-        and numbers s alike.
+        int64: for each output row whether there is anything of its windows, the distances of their
+        rows from the image's first pixel, in elements, and the numbers ``r * KW`` of their first
+        cells, where rows outside of the image are replaced by the next one inside; then for each
+        run of columns whose windows are cut off alike the column behind it, and the same of it.
     floor : float
         Least value of the output: 0 for ReLU, NaN for none. Where it stands instead of a maximum
         the cell is the largest number.
@@ -142,6 +155,7 @@ def max_pool2d(x, square, sizes, table, floor, workers, y, cells):
         square,
         span,
         g[9],
+        g[10],
         table,
         x.dtype.type(floor),
         y.reshape(y.size),
