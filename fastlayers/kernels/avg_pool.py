@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from fastlayers.kernels.runs import clear_run, copy_run
+from fastlayers.kernels.window_loops import spilled
 from fastlayers.kernels.windows_gradient import gather_window
-from fastlayers.kernels.windows_mean import mean_window, spread_mean, sum_rows
+from fastlayers.kernels.windows_mean import mean_tiles, mean_window, spread_mean, sum_rows
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
-__all__ = ["image_mean", "tiled_mean_backward", "window_mean", "window_mean_backward"]
+__all__ = ["image_mean", "tile_mean", "tiled_mean_backward", "window_mean", "window_mean_backward"]
 
 # Pixels of a window that is read one vector of channels after the other.
 SMALL = 64
@@ -48,6 +49,53 @@ def window_mean(x, rows, columns, counts, span, workers, y):
     parallel_for(
         _window_mean_rows, (y.shape[0] * y.shape[1] + span - 1) // span, workers, arguments
     )
+
+
+@kernel
+def _tile_rows(chunk, worker, square, x, shape, out_size, divisor, span, y):
+    (oh, ow), (height, width, depth), side = out_size, shape, len(square)
+    line, row, spill = width * depth, chunk * span, spilled(depth)
+    last = min(row + span, y.size // (ow * depth))
+    end = last * ow * depth
+    while row < last:
+        n, i = row // oh, row % oh
+        count, out, at = min(oh - i, last - row), row * ow * depth, (n * height + side * i) * line
+        # Not those rows whose vectors reach over the end of x or of the task's y.
+        while spill and count > 0 and (
+            out + (count * ow - 1) * depth + spill > end
+            or at + ((count * side - 1) * width + ow * side - 1) * depth + spill > x.size
+        ):
+            count -= 1
+        if depth <= 8:
+            mean_tiles(8, square, y, out, x, at, (count, ow), line, depth, divisor)
+        else:
+            mean_tiles(16, square, y, out, x, at, (count, ow), line, depth, divisor)
+        if count == 0:
+            count, window = 1, (side, line)
+            for j in range(ow):
+                mean_window(y, out, x, at, window, side, depth, divisor, False)
+                out, at = out + depth, at + side * depth
+        row += count
+
+
+@kernel
+def tile_mean(x, square, divisor, span, workers, y):
+    """Means of square windows that lie side by side from the first pixel on.
+
+    `square` is a tuple as long as their sides, for which the loop over the cells is then compiled;
+    a task takes `span` rows of y.
+    """
+    arguments = (
+        square,
+        x.reshape(x.size),
+        x.shape[1:],
+        y.shape[1:3],
+        x.dtype.type(divisor),
+        span,
+        y.reshape(y.size),
+    )
+    rows = y.shape[0] * y.shape[1]
+    parallel_for(_tile_rows, (rows + span - 1) // span, workers, arguments)
 
 
 @kernel

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from fastlayers.kernels.layout import inside
 from fastlayers.kernels.runs import clear_run
+from fastlayers.kernels.window_loops import spilled
 from fastlayers.kernels.windows import max_window, max_windows
 from fastlayers.kernels.windows_gradient import gather_pairs, gather_window, spread_windows
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
 
 __all__ = ["max_pool2d", "max_pool2d_backward", "max_pool2d_gather", "max_pool2d_pairs"]
-
-
-@kernel
-def _spilled(depth):
-    """Elements that a vector of all channels writes; 0 if none are behind the last channel."""
-    lanes = 8 if depth <= 8 else 16
-    return lanes if depth < lanes else 0
 
 
 @kernel
@@ -38,7 +32,7 @@ def _max_pool2d_rows(
 ):
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = geometry
     (height, width, depth), (oh, ow) = shape, out_size
-    first, spilled, row = chunk * span, _spilled(depth), chunk * span
+    first, spill, row = chunk * span, spilled(depth), chunk * span
     last = min(first + span, y.size // (ow * depth))
     end, step = last * ow * depth, sw * depth
     # From the end of a row's windows to the next row's.
@@ -53,10 +47,10 @@ def _max_pool2d_rows(
             out, at, pixels = (row * ow + j) * depth, image + j * step, behind - j
             if some * whole == 0:
                 pixels = 0
-            elif spilled:
+            elif spill:
                 # Not those whose vectors reach over the end of x or of the chunk's y.
-                reach = at + table[rows + kh - 1] + table[columns + kw - 1] + spilled
-                room, space = x.size - reach, end - spilled - out
+                reach = at + table[rows + kh - 1] + table[columns + kw - 1] + spill
+                room, space = x.size - reach, end - spill - out
                 while count > 1 and (
                     space < (count * ow - 1) * depth
                     or room < (count - 1) * (jump + ow * step) + (ow - 1) * step
@@ -181,7 +175,7 @@ def _tiled_rows(
     chunk, worker, known, dy, cells, y, out_size, window, span, table, floor, dx, shape
 ):
     (kh, kw), (oh, ow), (height, width, depth) = window, out_size, shape
-    first, spilled = chunk * span, _spilled(depth)
+    first, spill = chunk * span, spilled(depth)
     count = min(span, dy.size // (ow * depth) - first)
     line, last = width * depth, first + count
     end = (last // oh * height + last % oh * kh) * line
@@ -190,11 +184,9 @@ def _tiled_rows(
         out, at = (first + k) * ow * depth, (n * height + i * kh) * line
         rows = min(count - k, oh - i) if width == ow * kw else 1
         while (
-            spilled
+            spill
             and rows > 0
-            and (
-                at + rows * kh * line + spilled > end or out + rows * ow * depth + spilled > dy.size
-            )
+            and (at + rows * kh * line + spill > end or out + rows * ow * depth + spill > dy.size)
         ):
             rows -= 1
         if rows > 0 and width == ow * kw:
@@ -204,9 +196,9 @@ def _tiled_rows(
             rows = 1
             for r in range(kh):
                 pixels = ow
-                if spilled:
-                    room = (end - spilled - at - (kw - 1) * depth) // (kw * depth) + 1
-                    pixels = max(0, min(ow, room, (dy.size - spilled - out) // depth + 1))
+                if spill:
+                    room = (end - spill - at - (kw - 1) * depth) // (kw * depth) + 1
+                    pixels = max(0, min(ow, room, (dy.size - spill - out) // depth + 1))
                 _spread(known, dx, at, dy, cells, y, out, (r, r + 1), kw, 1, pixels, depth, floor)
                 for j in range((ow - pixels) * kw):
                     cell, spot = 2 * (r * kw + j % kw), at + (pixels * kw + j) * depth

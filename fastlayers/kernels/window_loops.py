@@ -10,6 +10,7 @@ from llvmlite import ir
 from numba import types
 
 from fastlayers.kernels.vectors import element_pointer
+from fastlayers.runtime.cache import kernel
 
 __all__ = [
     "AHEAD",
@@ -23,6 +24,7 @@ __all__ = [
     "pointers",
     "rolled",
     "smaller",
+    "spilled",
     "vectors_of_pixel",
 ]
 
@@ -45,6 +47,13 @@ def optional(cgctx: Any, builder: Any, sig: Any, values: Any, array: int, at: in
     if isinstance(sig.args[array], types.NoneType):
         return None
     return pointers(cgctx, builder, sig, values, (array, at))[0]
+
+
+@kernel
+def spilled(depth):
+    """Elements that a vector of all channels writes; 0 if none are behind the last channel."""
+    lanes = 8 if depth <= 8 else 16
+    return lanes if depth < lanes else 0
 
 
 @contextlib.contextmanager

@@ -16,13 +16,14 @@ from fastlayers.kernels.window_loops import (
     LANES,
     bounded,
     past_caches,
+    pixel_vectors,
     pointers,
     rolled,
     smaller,
     vectors_of_pixel,
 )
 
-__all__ = ["mean_window", "spread_mean", "sum_rows"]
+__all__ = ["mean_tiles", "mean_window", "spread_mean", "sum_rows"]
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 
@@ -85,6 +86,56 @@ def mean_window(
 
     i8 = types.int64
     return types.void(y, i8, x, i8, rows, i8, i8, y.dtype, types.boolean), codegen
+
+
+@intrinsic(prefer_literal=True)
+def mean_tiles(
+    typingctx: Any,
+    lanes: Any,
+    square: Any,
+    y: Any,
+    y_at: Any,
+    x: Any,
+    x_at: Any,
+    size: Any,
+    line: Any,
+    depth: Any,
+    divisor: Any,
+) -> Any:
+    """Means of rows of square windows that lie side by side, and so do their rows in x and y.
+
+    `square` is a tuple as long as both sides, ``size = (rows, columns)`` of y, `line` is the
+    distance between rows of x; x starts at `x_at` and y at `y_at`. Vectors of up to `lanes`
+    channels are written whole.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        target, source = pointers(cgctx, builder, sig, values, (2, 3), (4, 5))
+        size = cgutils.unpack_tuple(builder, values[6])
+        line, depth, divisor = values[7:]
+        floats, side = Vectors(builder, target.type.pointee, lanes.literal_value), square.count
+        divisor = floats.splat(divisor)
+        step = builder.mul(_i64(side), depth)
+        jump = builder.sub(builder.mul(_i64(side), line), builder.mul(size[1], step))
+        lines = [builder.gep(source, [builder.mul(_i64(r), line)]) for r in range(side)]
+
+        def write(from_: Any, to: Any) -> None:
+            total = None
+            for start in lines:
+                row = None
+                for s in range(side):
+                    at = builder.gep(start, [builder.add(from_, builder.mul(_i64(s), depth))])
+                    prefetch(builder, builder.gep(at, [_i64(AHEAD)]))
+                    value = floats.load_vector(at)
+                    row = builder.fadd(row, value) if row else value
+                total = builder.fadd(total, row) if total else row
+            floats.store_vector(builder.fdiv(total, divisor), builder.gep(target, [to]))
+
+        pixel_vectors(builder, floats.lanes, size, depth, (step, depth), (jump, _i64(0)), write)
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(lanes, square, y, i8, x, i8, size, i8, i8, y.dtype), codegen
 
 
 @intrinsic

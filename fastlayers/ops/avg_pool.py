@@ -31,6 +31,8 @@ __all__ = [
     "avg_pool2d_backward",
 ]
 
+# Windows whose loop over the cells is unrolled: as many numbers as a side has.
+PAIR = (2, 2)
 Bounds = list[tuple[int, int]]
 
 
@@ -114,6 +116,10 @@ def _mean(x: np.ndarray, plan: _Plan, ndim: int) -> np.ndarray:
     if plan.whole:
         sums = memory.empty(workers * plan.whole, x.dtype)
         kernels.avg_pool.image_mean(x, plan.divisor, plan.whole, workers, sums, y)
+        return restored(y, ndim)
+    if plan.window == PAIR:
+        square, span = PAIR, plan.span
+        kernels.avg_pool.tile_mean(x, square, plan.divisor, span, workers, y)
         return restored(y, ndim)
     kernels.avg_pool.window_mean(x, plan.rows, plan.columns, plan.counts, plan.span, workers, y)
     return restored(y, ndim)
