@@ -10,6 +10,7 @@ from llvmlite import ir
 from numba import types
 
 from fastlayers.kernels.vectors import element_pointer
+from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 
 __all__ = [
@@ -32,9 +33,9 @@ _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 LANES = 16
 # Columns that are summed together, and elements between a row that is read and one asked for.
 COLUMNS, AHEAD = 4 * LANES, 4096
-# Bytes of a gradient that is written past the caches: more than L3 holds. At 25 MB one thread took
+# A gradient is written past the caches where they do not hold it. At 25 MB one thread took
 # 0.8 ms instead of 1.5 for 3 x 3 windows, but two gained nothing over one.
-LARGE = 32 << 20
+LARGE = cpu.cache_bytes()
 
 
 def pointers(cgctx: Any, builder: Any, sig: Any, values: Any, *pairs: tuple[int, int]) -> Any:

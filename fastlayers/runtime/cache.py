@@ -31,12 +31,12 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 @functools.cache
 def sources_hash() -> str:
-    """Hash of all that decides a kernel's machine code: sources, versions and vector width."""
+    """Hash of all that decides a kernel's machine code: sources, versions and facts of the CPU."""
     digest = hashlib.sha256()
     for folder in ("kernels", "runtime"):
         for path in sorted((_PACKAGE / folder).glob("*.py")):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    facts = (numba.__version__, platform.python_version(), cpu.vector_bytes())
+    facts = (numba.__version__, platform.python_version(), cpu.vector_bytes(), cpu.cache_bytes())
     digest.update(repr(facts).encode())
     return digest.hexdigest()[:16]
 

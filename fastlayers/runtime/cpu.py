@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
+from pathlib import Path
 
 import llvmlite.binding as llvm
 
-__all__ = ["cpu_name", "lanes", "tile_rows", "vector_bytes"]
+__all__ = ["cache_bytes", "cpu_name", "lanes", "tile_rows", "vector_bytes"]
 
 
 @functools.cache
@@ -35,6 +36,24 @@ def vector_bytes() -> int:
     if asked not in ("16", "32", "64"):
         raise ValueError(f"FASTLAYERS_VECTOR_BYTES: expected 16, 32 or 64, got {asked!r}")
     return min(widest, int(asked))
+
+
+# Bytes of the last cache of a CPU that does not tell.
+CACHE = 32 << 20
+
+
+@functools.cache
+def cache_bytes() -> int:
+    """Bytes of the last-level cache.
+
+    What passes through it at once is lost for whoever comes next, so results of more are better
+    written past it.
+    """
+    levels = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
+    try:
+        return int(levels[-1].read_text().strip().removesuffix("K")) << 10
+    except (IndexError, OSError, ValueError):  # not Linux, or a machine that hides it
+        return CACHE
 
 
 def lanes(itemsize: int) -> int:
