@@ -66,19 +66,20 @@ def test_nothing_reaches_the_largest_threshold():
 @pytest.mark.parametrize("first", [0, 1, 70000])
 @pytest.mark.parametrize("share", [0, 0.25, 0.5, 0.7, 1 / 256, 2**-32, 1 - 2**-32, 1])
 def test_bits_are_those_of_numbers_that_reach_the_threshold(share, first):
-    key, stream, groups, threshold = 0x123456789ABCDEF0, 0xFEDCBA9876543210, 9, int(share * 2**32)
-    words = [block(key, stream, 32 * first + i) for i in range(32 * groups)]
-    # Of eight blocks come the words 0 and 1 of each, then the words 2 and 3; of each group those
-    # that hold the highest byte of each number, then those of the next.
+    key, stream, groups, threshold = 0x123456789ABCDEF0, 0xFEDCBA9876543210, 19, int(share * 2**32)
+    words = [block(key, stream, 32 * (first + g) + i) for g in range(groups) for i in range(8)]
+    # Of eight blocks come the words 0 and 1 of each, then the words 2 and 3.
     words = np.array(words, "<u4").reshape(-1, 8, 2, 2).transpose(0, 2, 1, 3)
-    digits = np.ascontiguousarray(words).view(np.uint8).reshape(groups, 4, 128).astype(np.int64)
-    numbers = digits[:, 0] << 24 | digits[:, 1] << 16 | digits[:, 2] << 8 | digits[:, 3]
+    highest = np.ascontiguousarray(words).view(np.uint8).ravel().astype(np.int64)
+    elements = range(128 * first, 128 * (first + groups))
+    lower = [block(key, stream, (1 << 63) + element)[0] >> 8 for element in elements]
+    numbers = highest << 24 | np.array(lower)
     bits = np.zeros(16 * (first + groups + 1), np.uint8)
     draw(bits, first, groups, np.uint64(key), np.uint64(stream), np.uint64(threshold))
     end = 16 * (first + groups)
     assert not bits[: 16 * first].any() and not bits[end:].any()
     kept = np.unpackbits(bits[16 * first : end], bitorder="little")
-    np.testing.assert_array_equal(kept, numbers.ravel() >= threshold)
+    np.testing.assert_array_equal(kept, numbers >= threshold)
 
 
 def test_lower_bytes_decide_where_the_highest_is_equal():
