@@ -24,9 +24,10 @@ _i64 = ir.IntType(64)
 # Elements whose bits are drawn together: those of eight blocks' bytes.
 GROUP = 128
 # Groups whose bits are drawn before ties among them are settled.
-BATCH = 16
+BATCH = 8
 
 _BLOCKS = 8
+ROUNDS = 7
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _WEYL = 0x9E3779B9, 0xBB67AE85
 _LOW = (1 << 32) - 1
@@ -41,7 +42,7 @@ def _rounds(builder: Any, lanes: Vectors, key: Any, stream: Any, block: Any) -> 
     low, half, stream = constant(_LOW), constant(32), lanes.splat(stream)
     c0, c1, c2, c3 = block, builder.lshr(block, half), stream, builder.lshr(stream, half)
     keys = [builder.and_(key, _i64(_LOW)), builder.lshr(key, _i64(32))]
-    for _ in range(10):
+    for _ in range(ROUNDS):
         p0, p1 = (
             builder.mul(builder.and_(value, low), constant(factor))
             for value, factor in zip((c0, c2), _MULTIPLIERS, strict=True)
@@ -154,8 +155,8 @@ def draw_bits(
     bytes a group, `threshold` is at most ``2 ** 32``. The highest bytes of a group are those of the
     eight blocks from ``32 * group`` on. Of one element in 256 it is the threshold's, and then the
     other 24 bits decide, the highest of word 0 of block ``2 ** 63 + element``. These elements are
-    noted, and settled after `BATCH` groups: a branch that waits for the group's blocks is
-    mispredicted for half of them, which took three times as long.
+    noted, and settled eight at a time after `BATCH` groups: a branch that waits for the group's
+    blocks is mispredicted for a third of them.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
@@ -227,28 +228,47 @@ def _settle(
     threshold: Any,
 ) -> None:
     """Set the bits of tied elements of some groups whose lower 24 bits reach the threshold's."""
-    one = Vectors(builder, _i64, 1)
-    rest = builder.and_(threshold, _i64((1 << 24) - 1))
-    name = ir.FunctionType(_i64, [_i64, ir.IntType(1)])
-    lowest = cgutils.get_or_insert_function(builder.module, name, "llvm.cttz.i64")
-    open_ = cgutils.alloca_once(builder, _i64)
-    with cgutils.for_range(builder, builder.shl(count, _i64(1))) as loop:
-        builder.store(builder.load(builder.gep(tied, [loop.index])), open_)
-        ask, draw, done = (builder.append_basic_block(f"settle.{n}") for n in ("ask", "draw", "done"))
-        builder.branch(ask)
-        builder.position_at_end(ask)
-        left = builder.load(open_)
-        builder.cbranch(builder.icmp_unsigned("!=", left, _i64(0)), draw, done)
-        builder.position_at_end(draw)
-        bit = builder.call(lowest, [left, ir.IntType(1)(1)])
-        element = builder.add(builder.shl(group, _i64(7)), builder.shl(loop.index, _i64(6)))
-        element = builder.or_(builder.add(element, bit), _i64(-1 << 63))
-        drawn = _rounds(builder, one, key, stream, one.splat(element))[0]
-        drawn = builder.and_(builder.extract_element(drawn, _i64(0)), _i64(_LOW))
-        reached = builder.icmp_unsigned(">=", builder.lshr(drawn, _i64(8)), rest)
-        place = builder.gep(kept, [loop.index])
-        found = builder.shl(builder.zext(reached, _i64), bit)
-        builder.store(builder.or_(builder.load(place, align=1), found), place, align=1)
-        builder.store(builder.and_(left, builder.sub(left, _i64(1))), open_)
-        builder.branch(ask)
-        builder.position_at_end(done)
+    lanes, zero, one = Vectors(builder, _i64, _BLOCKS), _i64(0), _i64(1)
+    signature = ir.FunctionType(_i64, [_i64, ir.IntType(1)])
+    lowest = cgutils.get_or_insert_function(builder.module, signature, "llvm.cttz.i64")
+    found = cgutils.alloca_once(builder, ir.ArrayType(_i64, 2 * BATCH + _BLOCKS))
+    found = builder.bitcast(found, _i64.as_pointer())
+    number, more = (cgutils.alloca_once(builder, _i64) for _ in range(2))
+    again, done = (builder.append_basic_block(f"settle.{n}") for n in ("again", "done"))
+    builder.branch(again)
+    builder.position_at_end(again)
+    builder.store(zero, number)
+    builder.store(zero, more)
+    # One tie of each word, without a branch on whether there is one.
+    with cgutils.for_range(builder, builder.shl(count, one)) as loop:
+        place = builder.gep(tied, [loop.index])
+        word, n = builder.load(place), builder.load(number)
+        bit = builder.call(lowest, [word, ir.IntType(1)(0)])
+        element = builder.add(builder.shl(loop.index, _i64(6)), bit)
+        builder.store(element, builder.gep(found, [n]))
+        some = builder.zext(builder.icmp_unsigned("!=", word, zero), _i64)
+        builder.store(builder.add(n, some), number)
+        rest = builder.and_(word, builder.sub(word, some))
+        builder.store(rest, place)
+        builder.store(builder.or_(builder.load(more), rest), more)
+    n = builder.load(number)
+    first = builder.or_(builder.shl(group, _i64(7)), _i64(-1 << 63))
+    lower = lanes.splat(builder.and_(threshold, _i64((1 << 24) - 1)))
+    with cgutils.for_range_slice(builder, zero, n, _i64(_BLOCKS), _i64) as (at, _):
+        mask = lanes.first_lanes(builder.sub(n, at))
+        elements = lanes.load_vector(builder.gep(found, [at]))
+        elements = builder.select(mask, elements, ir.Constant(lanes.vector, None))
+        block = builder.add(lanes.splat(first), elements)
+        drawn = _rounds(builder, lanes, key, stream, block)[0]
+        drawn = builder.and_(drawn, ir.Constant(lanes.vector, [_LOW] * _BLOCKS))
+        drawn = builder.lshr(drawn, ir.Constant(lanes.vector, [8] * _BLOCKS))
+        reached = builder.and_(builder.icmp_unsigned(">=", drawn, lower), mask)
+        reached = builder.zext(reached, lanes.vector)
+        for lane in range(_BLOCKS):
+            element = builder.extract_element(elements, _i64(lane))
+            bit = builder.extract_element(reached, _i64(lane))
+            bit = builder.shl(bit, builder.and_(element, _i64(63)))
+            place = builder.gep(kept, [builder.lshr(element, _i64(6))])
+            builder.store(builder.or_(builder.load(place, align=1), bit), place, align=1)
+    builder.cbranch(builder.icmp_unsigned("!=", builder.load(more), zero), again, done)
+    builder.position_at_end(done)
