@@ -130,13 +130,13 @@ def image_mean(x, divisor, width, workers, sums, y):
 
 
 @kernel
-def _tiled_mean_rows(chunk, worker, dy, out_size, window, divisor, span, dx, shape):
+def _tiled_mean_rows(chunk, worker, known, dy, out_size, window, share, span, dx, shape):
     (kh, kw), (oh, ow), (height, width, depth) = window, out_size, shape
     line, first = width * depth, chunk * span
     for row in range(first, min(first + span, dy.size // (ow * depth))):
         n, i = row // oh, row % oh
         at = (n * height + i * kh) * line
-        spread_mean(dx, at, dy, row * ow * depth, window, line, ow, depth, divisor)
+        spread_mean(known, dx, at, dy, row * ow * depth, window, line, ow, depth, share)
         if ow * kw < width:
             for r in range(kh):
                 clear_run(dx, at + r * line + ow * kw * depth, (width - ow * kw) * depth)
@@ -145,16 +145,18 @@ def _tiled_mean_rows(chunk, worker, dy, out_size, window, divisor, span, dx, sha
 
 
 @kernel
-def tiled_mean_backward(dy, window, divisor, span, workers, dx):
+def tiled_mean_backward(known, dy, window, divisor, span, workers, dx):
     """As `window_mean_backward` for windows that lie side by side from the first pixel on.
 
-    `window` is their size, `divisor` that of all; a task takes `span` rows of dy.
+    `window` is their size, `divisor` that of all; a task takes `span` rows of dy. `known` is a
+    tuple as long as a window's row, for which the loop is then compiled, or empty.
     """
     arguments = (
+        known,
         dy.reshape(dy.size),
         dy.shape[1:3],
         window,
-        dy.dtype.type(divisor),
+        dy.dtype.type(1 / divisor),
         span,
         dx.reshape(dx.size),
         dx.shape[1:],

@@ -105,22 +105,23 @@ def pixel_vectors(
     strides: tuple[Any, ...],
     jumps: tuple[Any, ...],
     body: Callable[..., None],
+    narrow: bool = False,
 ) -> None:
     """Loop over rows of pixels and over the vectors of each, of which the last ends at the depth.
 
     Calls ``body(*(i * jump + (i * columns + j) * stride + c))`` for the strides and jumps, where
     ``size = (rows, columns)``. All in one loop, as rows and pixels may be short: with a loop for
     each, maxima of 2 x 2 cells of 16 channels took 23 cycles a vector, and not 18. Where a pixel
-    is one vector, the counter of channels would cost 3 of these.
+    is one vector, the counter of channels would cost 3 of these; `narrow` says that it is.
     """
     zero, width, (rows, columns) = _i64(0), _i64(lanes), size
 
-    def sweep(narrow: bool) -> None:
+    def sweep(single: bool) -> None:
         starts = [zero] * (1 + len(strides)) + [columns, builder.mul(rows, columns)]
         with _loop(builder, starts) as ((c, *bases, column, left), proceed):
-            body(*(bases if narrow else [builder.add(base, c) for base in bases]))
+            body(*(bases if single else [builder.add(base, c) for base in bases]))
             last, one = ir.IntType(1)(1), _i64(1)
-            if not narrow:
+            if not single:
                 following = builder.add(c, width)
                 last = builder.icmp_signed(">=", following, depth)
                 one = builder.zext(last, _i64)
@@ -136,13 +137,13 @@ def pixel_vectors(
             ]
             proceed([c, *bases, column, builder.sub(left, one)])
 
-    if lanes < LANES:
+    if narrow or lanes < LANES:
         sweep(True)
         return
-    with builder.if_else(builder.icmp_signed("<=", depth, width)) as (narrow, wide):
-        with narrow:
+    with builder.if_else(builder.icmp_signed("<=", depth, width)) as (one_vector, more):
+        with one_vector:
             sweep(True)
-        with wide:
+        with more:
             sweep(False)
 
 

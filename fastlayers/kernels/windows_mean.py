@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -19,8 +20,6 @@ from fastlayers.kernels.window_loops import (
     pixel_vectors,
     pointers,
     rolled,
-    smaller,
-    vectors_of_pixel,
 )
 
 __all__ = ["mean_tiles", "mean_window", "spread_mean", "sum_rows"]
@@ -184,6 +183,7 @@ def sum_rows(
 @intrinsic
 def spread_mean(
     typingctx: Any,
+    known: Any,
     dx: Any,
     dx_at: Any,
     dy: Any,
@@ -192,54 +192,55 @@ def spread_mean(
     line: Any,
     pixels: Any,
     depth: Any,
-    divisor: Any,
+    share: Any,
 ) -> Any:
-    """``dx[r * line + (j * window[1] + s) * depth + c] = dy[j, c] / divisor`` for ``j < pixels``.
+    """``dx[r * line + (j * window[1] + s) * depth + c] = dy[j, c] * share`` for ``j < pixels``.
 
-    For all ``r < window[0]`` and ``s < window[1]``.
+    For all ``r < window[0]`` and ``s < window[1]``. `known` is a tuple as long as the window is
+    wide, to unroll it, or empty.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        target, source = pointers(cgctx, builder, sig, values, (0, 1), (2, 3))
-        height, width = cgutils.unpack_tuple(builder, values[4])
-        line, pixels, depth, divisor = values[5:]
+        target, source = pointers(cgctx, builder, sig, values, (1, 2), (3, 4))
+        height, width = cgutils.unpack_tuple(builder, values[5])
+        line, pixels, depth = values[6:9]
         floats = Vectors(builder, target.type.pointee, LANES)
-        divisor = floats.splat(divisor)
+        share, zero = floats.splat(values[9]), _i64(0)
 
-        def spread(masked: bool, store: Any) -> None:
-            with rolled(builder, _i64(0), pixels) as j:
-                from_ = builder.gep(source, [builder.mul(j, depth)])
-                to = builder.gep(target, [builder.mul(j, builder.mul(width, depth))])
-                loop, step, last = vectors_of_pixel(builder, LANES, depth)
-                with loop as v:
-                    c = smaller(builder, builder.mul(v, step), last)
-                    mask = floats.first_lanes(depth) if masked else None
-                    value = floats.load_vector(builder.gep(from_, [c]), mask=mask)
-                    value = builder.fdiv(value, divisor)
-                    with (
-                        rolled(builder, _i64(0), height) as r,
-                        rolled(builder, _i64(0), width) as s,
-                    ):
-                        spot = builder.add(builder.mul(r, line), builder.mul(s, depth))
-                        spot = builder.gep(to, [builder.add(spot, c)])
-                        if masked:
-                            store(value, spot, mask=mask)
-                        else:
-                            store(value, spot)
+        def spread(mask: Any, store: Any) -> None:
+            with rolled(builder, zero, height) as r:
+                row = builder.gep(target, [builder.mul(r, line)])
+
+                def write(from_: Any, to: Any) -> None:
+                    value = floats.load_vector(builder.gep(source, [from_]), mask=mask)
+                    value, spot = builder.fmul(value, share), builder.gep(row, [to])
+                    if known.count:
+                        for s in range(known.count):
+                            store(value, builder.gep(spot, [builder.mul(_i64(s), depth)]))
+                        return
+                    with rolled(builder, zero, width) as s:
+                        store(value, builder.gep(spot, [builder.mul(s, depth)]))
+
+                strides = depth, builder.mul(width, depth)
+                narrow, size = mask is not None, (_i64(1), pixels)
+                pixel_vectors(
+                    builder, LANES, size, depth, strides, (zero, zero), write, narrow=narrow
+                )
 
         narrow = builder.icmp_signed("<", depth, _i64(LANES))
         with builder.if_else(narrow) as (few, many):
             with few:
-                spread(True, floats.store_vector)
+                mask = floats.first_lanes(depth)
+                spread(mask, partial(floats.store_vector, mask=mask))
             with (
                 many,
-                builder.if_else(past_caches(cgctx, builder, dx, values[0], depth)) as (a, b),
+                builder.if_else(past_caches(cgctx, builder, dx, values[1], depth)) as (a, b),
             ):
                 with a:
-                    spread(False, floats.stream_vector)
+                    spread(None, floats.stream_vector)
                 with b:
-                    spread(False, floats.store_vector)
+                    spread(None, floats.store_vector)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    return types.void(dx, i8, dy, i8, window, i8, i8, i8, dy.dtype), codegen
+    return types.void(known, dx, i8, dy, i8, window, i8, i8, i8, dy.dtype), codegen

@@ -135,7 +135,10 @@ def _mean_backward(op: str, dy: np.ndarray, plan: _Plan, ndim: int) -> np.ndarra
     dx = memory.empty(plan.shape, dy.dtype)
     workers = threads.workers_for(plan.work)
     if plan.window is not None and not plan.whole:
-        kernels.avg_pool.tiled_mean_backward(dy, plan.window, plan.divisor, plan.span, workers, dx)
+        known, divisor = PAIR if plan.window[1] == 2 else (), plan.divisor
+        kernels.avg_pool.tiled_mean_backward(
+            known, dy, plan.window, divisor, plan.span, workers, dx
+        )
         return restored(dx, ndim)
     share = memory.empty(dy.size, dy.dtype)
     kernels.avg_pool.window_mean_backward(dy, plan.counts, plan.table, workers, share, dx)
