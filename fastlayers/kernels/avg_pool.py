@@ -133,10 +133,15 @@ def image_mean(x, divisor, width, workers, sums, y):
 def _tiled_mean_rows(chunk, worker, known, dy, out_size, window, share, span, dx, shape):
     (kh, kw), (oh, ow), (height, width, depth) = window, out_size, shape
     line, first = width * depth, chunk * span
-    for row in range(first, min(first + span, dy.size // (ow * depth))):
+    last = min(first + span, dy.size // (ow * depth))
+    for row in range(first, last):
         n, i = row // oh, row % oh
-        at = (n * height + i * kh) * line
-        spread_mean(known, dx, at, dy, row * ow * depth, window, line, ow, depth, share)
+        at, out = (n * height + i * kh) * line, row * ow * depth
+        # What spills over must be written later, by this task.
+        if depth <= 8 and (last - row - 1) * ow * depth >= 8:
+            spread_mean(8, known, dx, at, dy, out, window, line, ow, depth, share)
+        else:
+            spread_mean(16, known, dx, at, dy, out, window, line, ow, depth, share)
         if ow * kw < width:
             for r in range(kh):
                 clear_run(dx, at + r * line + ow * kw * depth, (width - ow * kw) * depth)

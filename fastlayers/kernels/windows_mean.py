@@ -180,9 +180,10 @@ def sum_rows(
     return types.void(sums, i8, x, i8, i8, i8), codegen
 
 
-@intrinsic
+@intrinsic(prefer_literal=True)
 def spread_mean(
     typingctx: Any,
+    lanes: Any,
     known: Any,
     dx: Any,
     dx_at: Any,
@@ -197,15 +198,16 @@ def spread_mean(
     """``dx[r * line + (j * window[1] + s) * depth + c] = dy[j, c] * share`` for ``j < pixels``.
 
     For all ``r < window[0]`` and ``s < window[1]``. `known` is a tuple as long as the window is
-    wide, to unroll it, or empty.
+    wide, to unroll it, or empty. With 8 `lanes` a pixel of fewer channels is written as a whole
+    vector, which spills over what follows the last one.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        target, source = pointers(cgctx, builder, sig, values, (1, 2), (3, 4))
-        height, width = cgutils.unpack_tuple(builder, values[5])
-        line, pixels, depth = values[6:9]
-        floats = Vectors(builder, target.type.pointee, LANES)
-        share, zero = floats.splat(values[9]), _i64(0)
+        target, source = pointers(cgctx, builder, sig, values, (2, 3), (4, 5))
+        height, width = cgutils.unpack_tuple(builder, values[6])
+        line, pixels, depth = values[7:10]
+        floats = Vectors(builder, target.type.pointee, lanes.literal_value)
+        share, zero = floats.splat(values[10]), _i64(0)
 
         def spread(mask: Any, store: Any) -> None:
             with rolled(builder, zero, height) as r:
@@ -222,11 +224,14 @@ def spread_mean(
                         store(value, builder.gep(spot, [builder.mul(s, depth)]))
 
                 strides = depth, builder.mul(width, depth)
-                narrow, size = mask is not None, (_i64(1), pixels)
+                few, size = mask is not None, (_i64(1), pixels)
                 pixel_vectors(
-                    builder, LANES, size, depth, strides, (zero, zero), write, narrow=narrow
+                    builder, floats.lanes, size, depth, strides, (zero, zero), write, narrow=few
                 )
 
+        if floats.lanes < LANES:
+            spread(None, floats.store_vector)
+            return cgctx.get_dummy_value()
         narrow = builder.icmp_signed("<", depth, _i64(LANES))
         with builder.if_else(narrow) as (few, many):
             with few:
@@ -234,7 +239,7 @@ def spread_mean(
                 spread(mask, partial(floats.store_vector, mask=mask))
             with (
                 many,
-                builder.if_else(past_caches(cgctx, builder, dx, values[1], depth)) as (a, b),
+                builder.if_else(past_caches(cgctx, builder, dx, values[2], depth)) as (a, b),
             ):
                 with a:
                     spread(None, floats.stream_vector)
@@ -243,4 +248,4 @@ def spread_mean(
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    return types.void(known, dx, i8, dy, i8, window, i8, i8, i8, dy.dtype), codegen
+    return types.void(lanes, known, dx, i8, dy, i8, window, i8, i8, i8, dy.dtype), codegen
