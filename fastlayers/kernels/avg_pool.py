@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastlayers.kernels.runs import clear_run, copy_run
+from fastlayers.kernels.runs import add_run, clear_run, copy_run
 from fastlayers.kernels.window_loops import spilled
 from fastlayers.kernels.windows_gradient import gather_window
 from fastlayers.kernels.windows_mean import mean_tiles, mean_window, spread_mean, sum_rows
@@ -61,9 +61,13 @@ def _tile_rows(chunk, worker, square, x, shape, out_size, divisor, span, y):
         n, i = row // oh, row % oh
         count, out, at = min(oh - i, last - row), row * ow * depth, (n * height + side * i) * line
         # Not those rows whose vectors reach over the end of x or of the task's y.
-        while spill and count > 0 and (
-            out + (count * ow - 1) * depth + spill > end
-            or at + ((count * side - 1) * width + ow * side - 1) * depth + spill > x.size
+        while (
+            spill
+            and count > 0
+            and (
+                out + (count * ow - 1) * depth + spill > end
+                or at + ((count * side - 1) * width + ow * side - 1) * depth + spill > x.size
+            )
         ):
             count -= 1
         if depth <= 8:
@@ -103,9 +107,13 @@ def _image_mean_image(n, worker, x, shape, divisor, width, sums, y):
     pixels, depth = shape
     start = worker * width
     sum_rows(sums, start, x, n * pixels * depth, pixels * depth, width)
+    folds = width // depth
+    while folds % 2 == 0:
+        folds //= 2
+        add_run(sums, start, sums, start + folds * depth, folds * depth)
     for c in range(depth):
         total = sums[start + c]
-        for k in range(1, width // depth):
+        for k in range(1, folds):
             total += sums[start + k * depth + c]
         y[n * depth + c] = total / divisor
 

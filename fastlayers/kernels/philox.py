@@ -210,7 +210,9 @@ def _compare_bytes(
                 builder.bitcast(builder.icmp_unsigned(order, drawn, limit), word)
                 for order in (">=", ">")
             )
-            settled = builder.or_(builder.and_(above, open_), builder.and_(reached, builder.not_(open_)))
+            settled = builder.or_(
+                builder.and_(above, open_), builder.and_(reached, builder.not_(open_))
+            )
             place = [builder.add(at, _i64(half))]
             builder.store(builder.and_(settled, possible), builder.gep(kept, place), align=1)
             equal = builder.and_(builder.xor(reached, above), builder.and_(open_, possible))

@@ -125,14 +125,19 @@ def pixel_vectors(
                 following = builder.add(c, width)
                 last = builder.icmp_signed(">=", following, depth)
                 one = builder.zext(last, _i64)
-                c = builder.select(last, zero, smaller(builder, following, builder.sub(depth, width)))
+                c = builder.select(
+                    last, zero, smaller(builder, following, builder.sub(depth, width))
+                )
             column = builder.sub(column, one)
             turn = builder.icmp_signed("==", column, zero)
             column = builder.select(turn, columns, column)
             bases = [
                 builder.add(builder.add(base, step), builder.select(turn, jump, zero))
                 for base, step, jump in zip(
-                    bases, [builder.select(last, stride, zero) for stride in strides], jumps, strict=True
+                    bases,
+                    [builder.select(last, stride, zero) for stride in strides],
+                    jumps,
+                    strict=True,
                 )
             ]
             proceed([c, *bases, column, builder.sub(left, one)])
