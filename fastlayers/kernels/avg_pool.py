@@ -77,8 +77,8 @@ def _tile_rows(chunk, worker, square, x, shape, out_size, divisor, span, y):
         if count == 0:
             count, window = 1, (side, line)
             for j in range(ow):
-                mean_window(y, out, x, at, window, side, depth, divisor, False)
-                out, at = out + depth, at + side * depth
+                here, there = out + j * depth, at + j * side * depth
+                mean_window(y, here, x, there, window, side, depth, divisor, False)
         row += count
 
 

@@ -120,27 +120,22 @@ def pixel_vectors(
         starts = [zero] * (1 + len(strides)) + [columns, builder.mul(rows, columns)]
         with _loop(builder, starts) as ((c, *bases, column, left), proceed):
             body(*(bases if single else [builder.add(base, c) for base in bases]))
-            last, one = ir.IntType(1)(1), _i64(1)
+            last, one, channel = ir.IntType(1)(1), _i64(1), c
             if not single:
-                following = builder.add(c, width)
-                last = builder.icmp_signed(">=", following, depth)
+                channel = builder.add(c, width)
+                last = builder.icmp_signed(">=", channel, depth)
                 one = builder.zext(last, _i64)
-                c = builder.select(
-                    last, zero, smaller(builder, following, builder.sub(depth, width))
-                )
-            column = builder.sub(column, one)
-            turn = builder.icmp_signed("==", column, zero)
-            column = builder.select(turn, columns, column)
-            bases = [
-                builder.add(builder.add(base, step), builder.select(turn, jump, zero))
-                for base, step, jump in zip(
-                    bases,
-                    [builder.select(last, stride, zero) for stride in strides],
-                    jumps,
-                    strict=True,
-                )
-            ]
-            proceed([c, *bases, column, builder.sub(left, one)])
+                channel = smaller(builder, channel, builder.sub(depth, width))
+                channel = builder.select(last, zero, channel)
+            pixel = builder.sub(column, one)
+            turn = builder.icmp_signed("==", pixel, zero)
+            following = []
+            for base, stride, jump in zip(bases, strides, jumps, strict=True):
+                step = builder.select(last, stride, zero)
+                step = builder.add(step, builder.select(turn, jump, zero))
+                following.append(builder.add(base, step))
+            pixel = builder.select(turn, columns, pixel)
+            proceed([channel, *following, pixel, builder.sub(left, one)])
 
     if narrow or lanes < LANES:
         sweep(True)

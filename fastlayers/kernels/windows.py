@@ -81,8 +81,9 @@ def max_windows(
     """Maxima over the windows of rows of output pixels, and the numbers of their cells.
 
     ``y[k * depth + c] = max over r, s of x[i * jump + k * step + R[r] + S[s] + c]`` for ``k = i *
-    columns + j``, ``size = (rows, columns)``, and ``P[r] + Q[s]`` of the first that holds it; where that is not above `floor`, the floor and the largest number.
-    Nothing is below a floor of NaN. R and after it P are in the table from `rows` on, S and Q from
+    columns + j``, ``size = (rows, columns)``, and ``P[r] + Q[s]`` of the first cell that holds it;
+    where that is not above `floor`, the floor and the largest number. Nothing is below a floor of
+    NaN. R and after it P are in the table from `rows` on, S and Q from
     `columns` on, and `window` are their lengths. A window that is cut off by the image's edge
     repeats its first or last row or column with the same numbers. `square` is a tuple as long as
     both sides of the window, to unroll it, or empty.
@@ -115,11 +116,11 @@ def max_windows(
         else:
             slots = [cgutils.alloca_once(builder, v.vector) for v in (floats, numbers)]
 
-        def unrolled(from_: Any) -> Any:
+        def unrolled(from_: Any) -> tuple[Any, Any]:
             """The best of each row, and then of these: chains of 3 cells and not of 9."""
-            found = None
+            found: Any = None
             for r, line in enumerate(lines):
-                row = None
+                row: Any = None
                 for s, place in enumerate(places):
                     at = builder.gep(line, [builder.add(from_, place)])
                     if min(r, s) >= side - 2:  # what steps of 2 see for the first time
@@ -127,9 +128,9 @@ def max_windows(
                     new = floats.load_vector(at), known[r][s]
                     row = emit.best(*new, *row) if row else new
                 found = emit.best(*row, *found) if found else row
-            return found
+            return found[0], found[1]
 
-        def rolled_up(from_: Any) -> Any:
+        def rolled_up(from_: Any) -> tuple[Any, Any]:
             corner = builder.add(entry(rows, _i64(0)), entry(columns, _i64(0)))
             corner = builder.gep(source, [builder.add(from_, corner)])
             # The first cell is taken as it is, and is no greater than itself.
@@ -139,12 +140,11 @@ def max_windows(
                 at = builder.add(entry(rows, r), entry(columns, s))
                 at = builder.gep(source, [builder.add(from_, at)])
                 here = number(entry(rows, builder.add(kh, r)), entry(columns, builder.add(kw, s)))
-                held = (builder.load(slot) for slot in slots)
-                for value, slot in zip(
-                    emit.best(floats.load_vector(at), here, *held), slots, strict=True
-                ):
-                    builder.store(value, slot)
-            return tuple(builder.load(slot) for slot in slots)
+                best, holder = (builder.load(slot) for slot in slots)
+                best, holder = emit.best(floats.load_vector(at), here, best, holder)
+                builder.store(best, slots[0])
+                builder.store(holder, slots[1])
+            return builder.load(slots[0]), builder.load(slots[1])
 
         def write(from_: Any, to: Any) -> None:
             best, holder = emit.floored(*(unrolled if side else rolled_up)(from_), floor)
