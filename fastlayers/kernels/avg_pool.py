@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from fastlayers.kernels.runs import clear_run, copy_run
+from fastlayers.kernels.runs import add_run, clear_run, copy_run
+from fastlayers.kernels.window_loops import spilled
 from fastlayers.kernels.windows_gradient import gather_window
-from fastlayers.kernels.windows_mean import mean_window, spread_mean, sum_rows
+from fastlayers.kernels.windows_mean import mean_tiles, mean_window, spread_mean, sum_rows
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
-__all__ = ["image_mean", "tiled_mean_backward", "window_mean", "window_mean_backward"]
+__all__ = ["image_mean", "tile_mean", "tiled_mean_backward", "window_mean", "window_mean_backward"]
 
 # Pixels of a window that is read one vector of channels after the other.
 SMALL = 64
@@ -51,13 +52,68 @@ def window_mean(x, rows, columns, counts, span, workers, y):
 
 
 @kernel
+def _tile_rows(chunk, worker, square, x, shape, out_size, divisor, span, y):
+    (oh, ow), (height, width, depth), side = out_size, shape, len(square)
+    line, row, spill = width * depth, chunk * span, spilled(depth)
+    last = min(row + span, y.size // (ow * depth))
+    end = last * ow * depth
+    while row < last:
+        n, i = row // oh, row % oh
+        count, out, at = min(oh - i, last - row), row * ow * depth, (n * height + side * i) * line
+        # Not those rows whose vectors reach over the end of x or of the task's y.
+        while (
+            spill
+            and count > 0
+            and (
+                out + (count * ow - 1) * depth + spill > end
+                or at + ((count * side - 1) * width + ow * side - 1) * depth + spill > x.size
+            )
+        ):
+            count -= 1
+        if depth <= 8:
+            mean_tiles(8, square, y, out, x, at, (count, ow), line, depth, divisor)
+        else:
+            mean_tiles(16, square, y, out, x, at, (count, ow), line, depth, divisor)
+        if count == 0:
+            count, window = 1, (side, line)
+            for j in range(ow):
+                here, there = out + j * depth, at + j * side * depth
+                mean_window(y, here, x, there, window, side, depth, divisor, False)
+        row += count
+
+
+@kernel
+def tile_mean(x, square, divisor, span, workers, y):
+    """Means of square windows that lie side by side from the first pixel on.
+
+    `square` is a tuple as long as their sides, for which the loop over the cells is then compiled;
+    a task takes `span` rows of y.
+    """
+    arguments = (
+        square,
+        x.reshape(x.size),
+        x.shape[1:],
+        y.shape[1:3],
+        x.dtype.type(divisor),
+        span,
+        y.reshape(y.size),
+    )
+    rows = y.shape[0] * y.shape[1]
+    parallel_for(_tile_rows, (rows + span - 1) // span, workers, arguments)
+
+
+@kernel
 def _image_mean_image(n, worker, x, shape, divisor, width, sums, y):
     pixels, depth = shape
     start = worker * width
     sum_rows(sums, start, x, n * pixels * depth, pixels * depth, width)
+    folds = width // depth
+    while folds % 2 == 0:
+        folds //= 2
+        add_run(sums, start, sums, start + folds * depth, folds * depth)
     for c in range(depth):
         total = sums[start + c]
-        for k in range(1, width // depth):
+        for k in range(1, folds):
             total += sums[start + k * depth + c]
         y[n * depth + c] = total / divisor
 
@@ -82,13 +138,18 @@ def image_mean(x, divisor, width, workers, sums, y):
 
 
 @kernel
-def _tiled_mean_rows(chunk, worker, dy, out_size, window, divisor, span, dx, shape):
+def _tiled_mean_rows(chunk, worker, known, dy, out_size, window, share, span, dx, shape):
     (kh, kw), (oh, ow), (height, width, depth) = window, out_size, shape
     line, first = width * depth, chunk * span
-    for row in range(first, min(first + span, dy.size // (ow * depth))):
+    last = min(first + span, dy.size // (ow * depth))
+    for row in range(first, last):
         n, i = row // oh, row % oh
-        at = (n * height + i * kh) * line
-        spread_mean(dx, at, dy, row * ow * depth, window, line, ow, depth, divisor)
+        at, out = (n * height + i * kh) * line, row * ow * depth
+        # What spills over must be written later, by this task.
+        if depth <= 8 and (last - row - 1) * ow * depth >= 8:
+            spread_mean(8, known, dx, at, dy, out, window, line, ow, depth, share)
+        else:
+            spread_mean(16, known, dx, at, dy, out, window, line, ow, depth, share)
         if ow * kw < width:
             for r in range(kh):
                 clear_run(dx, at + r * line + ow * kw * depth, (width - ow * kw) * depth)
@@ -97,16 +158,18 @@ def _tiled_mean_rows(chunk, worker, dy, out_size, window, divisor, span, dx, sha
 
 
 @kernel
-def tiled_mean_backward(dy, window, divisor, span, workers, dx):
+def tiled_mean_backward(known, dy, window, divisor, span, workers, dx):
     """As `window_mean_backward` for windows that lie side by side from the first pixel on.
 
-    `window` is their size, `divisor` that of all; a task takes `span` rows of dy.
+    `window` is their size, `divisor` that of all; a task takes `span` rows of dy. `known` is a
+    tuple as long as a window's row, for which the loop is then compiled, or empty.
     """
     arguments = (
+        known,
         dy.reshape(dy.size),
         dy.shape[1:3],
         window,
-        dy.dtype.type(divisor),
+        dy.dtype.type(1 / divisor),
         span,
         dx.reshape(dx.size),
         dx.shape[1:],

@@ -13,7 +13,7 @@ __all__ = ["GROUP", "SPAN", "apply_mask", "channel_dropout", "dropout", "scale_c
 
 SPAN = 16384
 # Elements that are drawn and then dropped, while their bits are in L1.
-BLOCK = 2048
+BLOCK = 1024
 # Digits of a threshold that are drawn one by one; bytes cost as much as 8, and more where they tie.
 SHORT = 8
 

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from fastlayers.kernels.layout import inside
 from fastlayers.kernels.runs import clear_run
+from fastlayers.kernels.window_loops import spilled
 from fastlayers.kernels.windows import max_window, max_windows
 from fastlayers.kernels.windows_gradient import gather_pairs, gather_window, spread_windows
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["max_pool2d", "max_pool2d_backward", "max_pool2d_gather", "max_pool2d_pairs"]
-
-
-@kernel
-def _spilled(depth):
-    """Elements that a vector of all channels writes; 0 if none are behind the last channel."""
-    lanes = 8 if depth <= 8 else 16
-    return lanes if depth < lanes else 0
 
 
 @kernel
@@ -30,6 +24,7 @@ def _max_pool2d_rows(
     square,
     span,
     runs,
+    alike,
     table,
     floor,
     y,
@@ -37,25 +32,33 @@ def _max_pool2d_rows(
 ):
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = geometry
     (height, width, depth), (oh, ow) = shape, out_size
-    first, spilled = chunk * span, _spilled(depth)
+    first, spill, row = chunk * span, spilled(depth), chunk * span
     last = min(first + span, y.size // (ow * depth))
     end, step = last * ow * depth, sw * depth
-    for row in range(first, last):
+    # From the end of a row's windows to the next row's.
+    jump = sh * width * depth - ow * step
+    while row < last:
         n, i = row // oh, row % oh
-        image, rows, columns, j = n * height * width * depth, 2 * kh * i, 2 * kh * oh, 0
-        top = i * sh - ph
-        r0, r1 = inside(top, dh, kh, height)
+        image, rows, columns, j = n * height * width * depth, (2 * kh + 1) * i, (2 * kh + 1) * oh, 0
+        some, rows, count = table[rows], rows + 1, min(oh - i, last - row) if alike else 1
         for _ in range(runs):
             behind, whole = table[columns], table[columns + 1]
             columns += 2
             out, at, pixels = (row * ow + j) * depth, image + j * step, behind - j
-            if r0 == r1 or whole == 0:
+            if some * whole == 0:
                 pixels = 0
-            elif spilled:
+            elif spill:
                 # Not those whose vectors reach over the end of x or of the chunk's y.
-                reach = at + table[rows + kh - 1] + table[columns + kw - 1] + spilled
-                room = (x.size - reach) // step + 1
-                pixels = max(0, min(pixels, room, (end - spilled - out) // depth + 1))
+                reach = at + table[rows + kh - 1] + table[columns + kw - 1] + spill
+                room, space = x.size - reach, end - spill - out
+                while count > 1 and (
+                    space < (count * ow - 1) * depth
+                    or room < (count - 1) * (jump + ow * step) + (ow - 1) * step
+                ):
+                    count -= 1
+                if count == 1 and min(room - (pixels - 1) * step, space - (pixels - 1) * depth) < 0:
+                    pixels = max(0, min(pixels, room // step + 1, space // depth + 1))
+            size = (count, pixels)
             if depth <= 8:
                 max_windows(
                     8,
@@ -69,8 +72,9 @@ def _max_pool2d_rows(
                     rows,
                     columns,
                     (kh, kw),
-                    pixels,
+                    size,
                     step,
+                    jump,
                     depth,
                     floor,
                 )
@@ -87,19 +91,23 @@ def _max_pool2d_rows(
                     rows,
                     columns,
                     (kh, kw),
-                    pixels,
+                    size,
                     step,
+                    jump,
                     depth,
                     floor,
                 )
             j += pixels
             while j < behind:
+                top = i * sh - ph
+                r0, r1 = inside(top, dh, kh, height)
                 s0, s1 = inside(j * sw - pw, dw, kw, width)
                 down, along = (r0, r1, dh * width * depth), (s0, s1, dw * depth, kw)
                 at = image + (top * width + j * sw - pw) * depth
                 max_window(y, cells, (row * ow + j) * depth, x, at, down, along, depth, floor)
                 j += 1
             columns += 2 * kw
+        row += count
 
 
 @kernel
@@ -115,13 +123,12 @@ def max_pool2d(x, square, sizes, table, floor, workers, y, cells):
         empty.
     sizes : array
         int64: kernel, stride, padding and dilation, pairs; output rows of a task; runs of output
-        columns.
+        columns; whether the windows of all rows lie alike, which takes one run.
     table : array
-        int64: for each output row the distances of its windows' rows from the image's first pixel,
-        in elements, and the numbers ``r * KW`` of their first cells, where rows outside of the
-        image are replaced by the next one inside; then for each run of columns whose windows are
-        cut off alike the column behind it, whether there is anything of its windows, and distances
-        and numbers s alike.
+        int64: for each output row whether there is anything of its windows, the distances of their
+        rows from the image's first pixel, in elements, and the numbers ``r * KW`` of their first
+        cells, where rows outside of the image are replaced by the next one inside; then for each
+        run of columns whose windows are cut off alike the column behind it, and the same of it.
     floor : float
         Least value of the output: 0 for ReLU, NaN for none. Where it stands instead of a maximum
         the cell is the largest number.
@@ -142,6 +149,7 @@ def max_pool2d(x, square, sizes, table, floor, workers, y, cells):
         square,
         span,
         g[9],
+        g[10],
         table,
         x.dtype.type(floor),
         y.reshape(y.size),
@@ -167,7 +175,7 @@ def _tiled_rows(
     chunk, worker, known, dy, cells, y, out_size, window, span, table, floor, dx, shape
 ):
     (kh, kw), (oh, ow), (height, width, depth) = window, out_size, shape
-    first, spilled = chunk * span, _spilled(depth)
+    first, spill = chunk * span, spilled(depth)
     count = min(span, dy.size // (ow * depth) - first)
     line, last = width * depth, first + count
     end = (last // oh * height + last % oh * kh) * line
@@ -176,11 +184,9 @@ def _tiled_rows(
         out, at = (first + k) * ow * depth, (n * height + i * kh) * line
         rows = min(count - k, oh - i) if width == ow * kw else 1
         while (
-            spilled
+            spill
             and rows > 0
-            and (
-                at + rows * kh * line + spilled > end or out + rows * ow * depth + spilled > dy.size
-            )
+            and (at + rows * kh * line + spill > end or out + rows * ow * depth + spill > dy.size)
         ):
             rows -= 1
         if rows > 0 and width == ow * kw:
@@ -190,9 +196,9 @@ def _tiled_rows(
             rows = 1
             for r in range(kh):
                 pixels = ow
-                if spilled:
-                    room = (end - spilled - at - (kw - 1) * depth) // (kw * depth) + 1
-                    pixels = max(0, min(ow, room, (dy.size - spilled - out) // depth + 1))
+                if spill:
+                    room = (end - spill - at - (kw - 1) * depth) // (kw * depth) + 1
+                    pixels = max(0, min(ow, room, (dy.size - spill - out) // depth + 1))
                 _spread(known, dx, at, dy, cells, y, out, (r, r + 1), kw, 1, pixels, depth, floor)
                 for j in range((ow - pixels) * kw):
                     cell, spot = 2 * (r * kw + j % kw), at + (pixels * kw + j) * depth

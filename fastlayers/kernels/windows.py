@@ -15,13 +15,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.kernels.vectors import Vectors
+from fastlayers.kernels.vectors import Vectors, prefetch
 from fastlayers.kernels.window_loops import (
+    AHEAD,
     LANES,
+    pixel_vectors,
     pointers,
     rolled,
-    smaller,
-    vectors_of_pixel,
 )
 
 __all__ = ["max_window", "max_windows"]
@@ -40,6 +40,12 @@ class _Best:
         """Where `new` is greater, or a NaN against a number: a NaN stays against all."""
         unordered = self.builder.fcmp_unordered("ugt", new, old)
         return self.builder.and_(unordered, self.builder.fcmp_ordered("ord", old, old))
+
+    def best(self, new: Any, number: Any, old: Any, holder: Any) -> tuple[Any, Any]:
+        """The better of two values, and its cell."""
+        better = self.better(new, old)
+        select = self.builder.select
+        return select(better, new, old), select(better, number, holder)
 
     def floored(self, best: Any, holder: Any, floor: Any) -> tuple[Any, Any]:
         """The maximum and its cell; where it is not above the floor that, and no cell.
@@ -66,16 +72,18 @@ def max_windows(
     rows: Any,
     columns: Any,
     window: Any,
-    pixels: Any,
+    size: Any,
     step: Any,
+    jump: Any,
     depth: Any,
     floor: Any,
 ) -> Any:
-    """Maxima over the windows of a run of output pixels, and the numbers of their cells.
+    """Maxima over the windows of rows of output pixels, and the numbers of their cells.
 
-    ``y[j * depth + c] = max over r, s of x[j * step + R[r] + S[s] + c]``, and ``P[r] + Q[s]`` of
-    the first that holds it; where that is not above `floor`, the floor and the largest number.
-    Nothing is below a floor of NaN. R and after it P are in the table from `rows` on, S and Q from
+    ``y[k * depth + c] = max over r, s of x[i * jump + k * step + R[r] + S[s] + c]`` for ``k = i *
+    columns + j``, ``size = (rows, columns)``, and ``P[r] + Q[s]`` of the first cell that holds it;
+    where that is not above `floor`, the floor and the largest number. Nothing is below a floor of
+    NaN. R and after it P are in the table from `rows` on, S and Q from
     `columns` on, and `window` are their lengths. A window that is cut off by the image's edge
     repeats its first or last row or column with the same numbers. `square` is a tuple as long as
     both sides of the window, to unroll it, or empty.
@@ -86,7 +94,8 @@ def max_windows(
         entries = cgctx.make_array(table)(cgctx, builder, values[7]).data
         rows, columns = values[8:10]
         kh, kw = cgutils.unpack_tuple(builder, values[10])
-        pixels, step, depth, floor = values[11:]
+        size = cgutils.unpack_tuple(builder, values[11])
+        step, jump, depth, floor = values[12:]
         emit = _Best(builder, best_at.type.pointee, cells_at.type.pointee, lanes.literal_value)
         floats, numbers = emit.floats, emit.numbers
         side = square.count
@@ -96,11 +105,6 @@ def max_windows(
 
         def number(at: Any, along: Any) -> Any:
             return numbers.splat(builder.trunc(builder.add(at, along), numbers.element))
-
-        def next_cell(at: Any, number: Any, best: Any, holder: Any) -> Any:
-            new = floats.load_vector(at)
-            better = emit.better(new, best)
-            return builder.select(better, new, best), builder.select(better, number, holder)
 
         if side:
             lines = [builder.gep(source, [entry(rows, _i64(r))]) for r in range(side)]
@@ -112,47 +116,48 @@ def max_windows(
         else:
             slots = [cgutils.alloca_once(builder, v.vector) for v in (floats, numbers)]
 
-        with rolled(builder, _i64(0), pixels) as j:
-            pixel, out = builder.mul(j, step), builder.mul(j, depth)
-            loop, width, last = vectors_of_pixel(builder, floats.lanes, depth)
-            with loop as v:
-                c = smaller(builder, builder.mul(v, width), last)
-                from_, to = builder.add(pixel, c), builder.add(out, c)
-                if side:
-                    spots = [builder.add(from_, place) for place in places]
-                    best, holder = floats.load_vector(builder.gep(lines[0], spots[:1])), known[0][0]
-                    for r, line in enumerate(lines):
-                        for s in range(0 if r else 1, side):
-                            at = builder.gep(line, [spots[s]])
-                            best, holder = next_cell(at, known[r][s], best, holder)
-                else:
-                    corner = builder.add(entry(rows, _i64(0)), entry(columns, _i64(0)))
-                    corner = builder.gep(source, [builder.add(from_, corner)])
-                    # The first cell is taken as it is, and is no greater than itself.
-                    builder.store(floats.load_vector(corner), slots[0])
-                    first = number(entry(rows, kh), entry(columns, kw))
-                    builder.store(first, slots[1])
-                    with (
-                        rolled(builder, _i64(0), kh) as r,
-                        rolled(builder, _i64(0), kw) as s,
-                    ):
-                        at = builder.add(entry(rows, r), entry(columns, s))
-                        at = builder.gep(source, [builder.add(from_, at)])
-                        here = number(
-                            entry(rows, builder.add(kh, r)), entry(columns, builder.add(kw, s))
-                        )
-                        state = next_cell(at, here, *(builder.load(slot) for slot in slots))
-                        for value, slot in zip(state, slots, strict=True):
-                            builder.store(value, slot)
-                    best, holder = (builder.load(slot) for slot in slots)
-                best, holder = emit.floored(best, holder, floor)
-                floats.store_vector(best, builder.gep(best_at, [to]))
-                numbers.store_vector(holder, builder.gep(cells_at, [to]))
+        def unrolled(from_: Any) -> tuple[Any, Any]:
+            """The best of each row, and then of these: chains of 3 cells and not of 9."""
+            found: Any = None
+            for r, line in enumerate(lines):
+                row: Any = None
+                for s, place in enumerate(places):
+                    at = builder.gep(line, [builder.add(from_, place)])
+                    if min(r, s) >= side - 2:  # what steps of 2 see for the first time
+                        prefetch(builder, builder.gep(at, [_i64(AHEAD)]))
+                    new = floats.load_vector(at), known[r][s]
+                    row = emit.best(*new, *row) if row else new
+                found = emit.best(*row, *found) if found else row
+            return found[0], found[1]
+
+        def rolled_up(from_: Any) -> tuple[Any, Any]:
+            corner = builder.add(entry(rows, _i64(0)), entry(columns, _i64(0)))
+            corner = builder.gep(source, [builder.add(from_, corner)])
+            # The first cell is taken as it is, and is no greater than itself.
+            builder.store(floats.load_vector(corner), slots[0])
+            builder.store(number(entry(rows, kh), entry(columns, kw)), slots[1])
+            with rolled(builder, _i64(0), kh) as r, rolled(builder, _i64(0), kw) as s:
+                at = builder.add(entry(rows, r), entry(columns, s))
+                at = builder.gep(source, [builder.add(from_, at)])
+                here = number(entry(rows, builder.add(kh, r)), entry(columns, builder.add(kw, s)))
+                best, holder = (builder.load(slot) for slot in slots)
+                best, holder = emit.best(floats.load_vector(at), here, best, holder)
+                builder.store(best, slots[0])
+                builder.store(holder, slots[1])
+            return builder.load(slots[0]), builder.load(slots[1])
+
+        def write(from_: Any, to: Any) -> None:
+            best, holder = emit.floored(*(unrolled if side else rolled_up)(from_), floor)
+            floats.store_vector(best, builder.gep(best_at, [to]))
+            numbers.store_vector(holder, builder.gep(cells_at, [to]))
+
+        zero = _i64(0)
+        pixel_vectors(builder, floats.lanes, size, depth, (step, depth), (jump, zero), write)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
     signature = types.void(
-        lanes, square, y, cells, i8, x, i8, table, i8, i8, window, i8, i8, i8, y.dtype
+        lanes, square, y, cells, i8, x, i8, table, i8, i8, window, size, i8, i8, i8, y.dtype
     )
     return signature, codegen
 

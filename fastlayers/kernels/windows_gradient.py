@@ -15,6 +15,7 @@ from fastlayers.kernels.window_loops import (
     LANES,
     optional,
     past_caches,
+    pixel_vectors,
     pointers,
     rolled,
     smaller,
@@ -85,38 +86,35 @@ def spread_windows(
         one = ir.Constant(numbers.vector, [1] * numbers.lanes)
         number = cgutils.alloca_once(builder, numbers.vector)
 
+        step = builder.mul(width, depth)
+
         def sweep(store: Any) -> None:
-            with (
-                rolled(builder, _i64(0), rows) as i,
-                rolled(builder, low, high) as r,
-                rolled(builder, _i64(0), pixels) as j,
-            ):
+            with rolled(builder, _i64(0), rows) as i, rolled(builder, low, high) as r:
                 line = builder.add(builder.mul(i, builder.sub(high, low)), builder.sub(r, low))
-                pixel = builder.mul(builder.add(builder.mul(line, pixels), j), width)
-                pixel = builder.gep(target, [builder.mul(pixel, depth)])
-                out = builder.mul(builder.add(builder.mul(i, pixels), j), depth)
-                first = builder.trunc(builder.mul(r, width), numbers.element)
-                first = numbers.splat(first)
-                loop, step, last = vectors_of_pixel(builder, floats.lanes, depth)
-                with loop as v:
-                    c = smaller(builder, builder.mul(v, step), last)
-                    at, to = builder.add(out, c), builder.gep(pixel, [c])
+                line = builder.mul(builder.mul(line, pixels), step)
+                above = builder.mul(builder.mul(i, pixels), depth)
+                first = numbers.splat(builder.trunc(builder.mul(r, width), numbers.element))
+
+                def spread(from_: Any, to: Any) -> None:
+                    at = builder.add(above, from_)
                     tested = output and builder.gep(output, [at])
                     value = emit.load(builder.gep(origin, [at]), tested, floor)
                     held = numbers.load_vector(builder.gep(holder, [at]))
+                    spot, cell = builder.gep(target, [builder.add(line, to)]), first
                     if known:
-                        cell = first
-                        for s in range(known):
-                            spot = builder.gep(to, [builder.mul(_i64(s), depth)])
+                        for _ in range(known):
                             store(emit.where(held, cell, value), spot)
-                            cell = builder.add(cell, one)
-                    else:
-                        builder.store(first, number)
-                        with rolled(builder, _i64(0), width) as s:
-                            cell = builder.load(number)
-                            spot = builder.gep(to, [builder.mul(s, depth)])
-                            store(emit.where(held, cell, value), spot)
-                            builder.store(builder.add(cell, one), number)
+                            cell, spot = builder.add(cell, one), builder.gep(spot, [depth])
+                        return
+                    builder.store(first, number)
+                    with rolled(builder, _i64(0), width) as s:
+                        cell = builder.load(number)
+                        to = builder.gep(spot, [builder.mul(s, depth)])
+                        store(emit.where(held, cell, value), to)
+                        builder.store(builder.add(cell, one), number)
+
+                size, none = (_i64(1), pixels), (_i64(0), _i64(0))
+                pixel_vectors(builder, floats.lanes, size, depth, (depth, step), none, spread)
 
         if known and floats.lanes == LANES:
             past = past_caches(cgctx, builder, dx, values[2], depth)

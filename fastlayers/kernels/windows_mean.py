@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -16,13 +17,12 @@ from fastlayers.kernels.window_loops import (
     LANES,
     bounded,
     past_caches,
+    pixel_vectors,
     pointers,
     rolled,
-    smaller,
-    vectors_of_pixel,
 )
 
-__all__ = ["mean_window", "spread_mean", "sum_rows"]
+__all__ = ["mean_tiles", "mean_window", "spread_mean", "sum_rows"]
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 
@@ -87,6 +87,56 @@ def mean_window(
     return types.void(y, i8, x, i8, rows, i8, i8, y.dtype, types.boolean), codegen
 
 
+@intrinsic(prefer_literal=True)
+def mean_tiles(
+    typingctx: Any,
+    lanes: Any,
+    square: Any,
+    y: Any,
+    y_at: Any,
+    x: Any,
+    x_at: Any,
+    size: Any,
+    line: Any,
+    depth: Any,
+    divisor: Any,
+) -> Any:
+    """Means of rows of square windows that lie side by side, and so do their rows in x and y.
+
+    `square` is a tuple as long as both sides, ``size = (rows, columns)`` of y, `line` is the
+    distance between rows of x; x starts at `x_at` and y at `y_at`. Vectors of up to `lanes`
+    channels are written whole.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        target, source = pointers(cgctx, builder, sig, values, (2, 3), (4, 5))
+        size = cgutils.unpack_tuple(builder, values[6])
+        line, depth, divisor = values[7:]
+        floats, side = Vectors(builder, target.type.pointee, lanes.literal_value), square.count
+        divisor = floats.splat(divisor)
+        step = builder.mul(_i64(side), depth)
+        jump = builder.sub(builder.mul(_i64(side), line), builder.mul(size[1], step))
+        lines = [builder.gep(source, [builder.mul(_i64(r), line)]) for r in range(side)]
+
+        def write(from_: Any, to: Any) -> None:
+            total = None
+            for start in lines:
+                row = None
+                for s in range(side):
+                    at = builder.gep(start, [builder.add(from_, builder.mul(_i64(s), depth))])
+                    prefetch(builder, builder.gep(at, [_i64(AHEAD)]))
+                    value = floats.load_vector(at)
+                    row = builder.fadd(row, value) if row else value
+                total = builder.fadd(total, row) if total else row
+            floats.store_vector(builder.fdiv(total, divisor), builder.gep(target, [to]))
+
+        pixel_vectors(builder, floats.lanes, size, depth, (step, depth), (jump, _i64(0)), write)
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(lanes, square, y, i8, x, i8, size, i8, i8, y.dtype), codegen
+
+
 @intrinsic
 def sum_rows(
     typingctx: Any, sums: Any, sums_at: Any, x: Any, x_at: Any, count: Any, width: Any
@@ -130,9 +180,11 @@ def sum_rows(
     return types.void(sums, i8, x, i8, i8, i8), codegen
 
 
-@intrinsic
+@intrinsic(prefer_literal=True)
 def spread_mean(
     typingctx: Any,
+    lanes: Any,
+    known: Any,
     dx: Any,
     dx_at: Any,
     dy: Any,
@@ -141,54 +193,59 @@ def spread_mean(
     line: Any,
     pixels: Any,
     depth: Any,
-    divisor: Any,
+    share: Any,
 ) -> Any:
-    """``dx[r * line + (j * window[1] + s) * depth + c] = dy[j, c] / divisor`` for ``j < pixels``.
+    """``dx[r * line + (j * window[1] + s) * depth + c] = dy[j, c] * share`` for ``j < pixels``.
 
-    For all ``r < window[0]`` and ``s < window[1]``.
+    For all ``r < window[0]`` and ``s < window[1]``. `known` is a tuple as long as the window is
+    wide, to unroll it, or empty. With 8 `lanes` a pixel of fewer channels is written as a whole
+    vector, which spills over what follows the last one.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        target, source = pointers(cgctx, builder, sig, values, (0, 1), (2, 3))
-        height, width = cgutils.unpack_tuple(builder, values[4])
-        line, pixels, depth, divisor = values[5:]
-        floats = Vectors(builder, target.type.pointee, LANES)
-        divisor = floats.splat(divisor)
+        target, source = pointers(cgctx, builder, sig, values, (2, 3), (4, 5))
+        height, width = cgutils.unpack_tuple(builder, values[6])
+        line, pixels, depth = values[7:10]
+        floats = Vectors(builder, target.type.pointee, lanes.literal_value)
+        share, zero = floats.splat(values[10]), _i64(0)
 
-        def spread(masked: bool, store: Any) -> None:
-            with rolled(builder, _i64(0), pixels) as j:
-                from_ = builder.gep(source, [builder.mul(j, depth)])
-                to = builder.gep(target, [builder.mul(j, builder.mul(width, depth))])
-                loop, step, last = vectors_of_pixel(builder, LANES, depth)
-                with loop as v:
-                    c = smaller(builder, builder.mul(v, step), last)
-                    mask = floats.first_lanes(depth) if masked else None
-                    value = floats.load_vector(builder.gep(from_, [c]), mask=mask)
-                    value = builder.fdiv(value, divisor)
-                    with (
-                        rolled(builder, _i64(0), height) as r,
-                        rolled(builder, _i64(0), width) as s,
-                    ):
-                        spot = builder.add(builder.mul(r, line), builder.mul(s, depth))
-                        spot = builder.gep(to, [builder.add(spot, c)])
-                        if masked:
-                            store(value, spot, mask=mask)
-                        else:
-                            store(value, spot)
+        def spread(mask: Any, store: Any) -> None:
+            with rolled(builder, zero, height) as r:
+                row = builder.gep(target, [builder.mul(r, line)])
 
+                def write(from_: Any, to: Any) -> None:
+                    value = floats.load_vector(builder.gep(source, [from_]), mask=mask)
+                    value, spot = builder.fmul(value, share), builder.gep(row, [to])
+                    if known.count:
+                        for s in range(known.count):
+                            store(value, builder.gep(spot, [builder.mul(_i64(s), depth)]))
+                        return
+                    with rolled(builder, zero, width) as s:
+                        store(value, builder.gep(spot, [builder.mul(s, depth)]))
+
+                strides = depth, builder.mul(width, depth)
+                few, size = mask is not None, (_i64(1), pixels)
+                pixel_vectors(
+                    builder, floats.lanes, size, depth, strides, (zero, zero), write, narrow=few
+                )
+
+        if floats.lanes < LANES:
+            spread(None, floats.store_vector)
+            return cgctx.get_dummy_value()
         narrow = builder.icmp_signed("<", depth, _i64(LANES))
         with builder.if_else(narrow) as (few, many):
             with few:
-                spread(True, floats.store_vector)
+                mask = floats.first_lanes(depth)
+                spread(mask, partial(floats.store_vector, mask=mask))
             with (
                 many,
-                builder.if_else(past_caches(cgctx, builder, dx, values[0], depth)) as (a, b),
+                builder.if_else(past_caches(cgctx, builder, dx, values[2], depth)) as (a, b),
             ):
                 with a:
-                    spread(False, floats.stream_vector)
+                    spread(None, floats.stream_vector)
                 with b:
-                    spread(False, floats.store_vector)
+                    spread(None, floats.store_vector)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    return types.void(dx, i8, dy, i8, window, i8, i8, i8, dy.dtype), codegen
+    return types.void(lanes, known, dx, i8, dy, i8, window, i8, i8, i8, dy.dtype), codegen

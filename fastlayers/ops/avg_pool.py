@@ -31,6 +31,8 @@ __all__ = [
     "avg_pool2d_backward",
 ]
 
+# Windows whose loop over the cells is unrolled: as many numbers as a side has.
+PAIR = (2, 2)
 Bounds = list[tuple[int, int]]
 
 
@@ -115,6 +117,10 @@ def _mean(x: np.ndarray, plan: _Plan, ndim: int) -> np.ndarray:
         sums = memory.empty(workers * plan.whole, x.dtype)
         kernels.avg_pool.image_mean(x, plan.divisor, plan.whole, workers, sums, y)
         return restored(y, ndim)
+    if plan.window == PAIR:
+        square, span = PAIR, plan.span
+        kernels.avg_pool.tile_mean(x, square, plan.divisor, span, workers, y)
+        return restored(y, ndim)
     kernels.avg_pool.window_mean(x, plan.rows, plan.columns, plan.counts, plan.span, workers, y)
     return restored(y, ndim)
 
@@ -129,7 +135,10 @@ def _mean_backward(op: str, dy: np.ndarray, plan: _Plan, ndim: int) -> np.ndarra
     dx = memory.empty(plan.shape, dy.dtype)
     workers = threads.workers_for(plan.work)
     if plan.window is not None and not plan.whole:
-        kernels.avg_pool.tiled_mean_backward(dy, plan.window, plan.divisor, plan.span, workers, dx)
+        known, divisor = PAIR if plan.window[1] == 2 else (), plan.divisor
+        kernels.avg_pool.tiled_mean_backward(
+            known, dy, plan.window, divisor, plan.span, workers, dx
+        )
         return restored(dx, ndim)
     share = memory.empty(dy.size, dy.dtype)
     kernels.avg_pool.window_mean_backward(dy, plan.counts, plan.table, workers, share, dx)

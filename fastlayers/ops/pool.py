@@ -58,7 +58,7 @@ class _Forward:
 def _cut(
     window: Window, axis: int, i: int, size: int, distance: int, number: int
 ) -> tuple[bool, list[int]]:
-    """Distances and then numbers of the cells of window i, and whether any are in the image.
+    """Whether any cells of window i are in the image, and their distances and then numbers.
 
     Those outside are replaced by the nearest inside: the maximum and its number stay the same.
     """
@@ -80,12 +80,17 @@ def _forward_plan(
     window = checked_window(op, *options)
     oh, ow = window.out_size(op, (height, width), ceil_mode)
     (kh, kw), (sh, _) = window.kernel, window.stride
-    table = [value for i in range(oh) for value in _cut(window, 0, i, height, width * depth, kw)[1]]
+    table, moved = list[int](), set[tuple[int, ...]]()
+    for i in range(oh):
+        some, entries = _cut(window, 0, i, height, width * depth, kw)
+        table += [int(some), *entries]
+        shift = i * sh * width * depth
+        moved.add((some, *(distance - shift for distance in entries[:kh]), *entries[kh:]))
     runs: list[list[int]] = []
     for j in range(ow):
         some, entries = _cut(window, 1, j, width, depth, 1)
-        moved = [*(distance - j * window.stride[1] * depth for distance in entries[:kw])]
-        entries = [int(some), *moved, *entries[kw:]]
+        shift = j * window.stride[1] * depth
+        entries = [int(some), *(d - shift for d in entries[:kw]), *entries[kw:]]
         if not runs or runs[-1][1:] != entries:
             runs.append([j, *entries])
         runs[-1][0] = j + 1
@@ -96,7 +101,7 @@ def _forward_plan(
         # The largest number stands for none of the cells.
         np.uint8 if window.cells < 256 else np.uint32,
         (0,) * kh if kh == kw and kh in UNROLLED else (),
-        np.array([*geometry, span, len(runs)], np.int64),
+        np.array([*geometry, span, len(runs), len(moved) == len(runs) == 1], np.int64),
         np.array(table + [value for run in runs for value in run], np.int64),
         n * oh * ow * depth * window.cells,
     )

@@ -39,12 +39,13 @@ if cpu.fleet():  # Numba builds for the host's name and features otherwise
 
 @functools.cache
 def sources_hash() -> str:
-    """Hash of all that decides a kernel's machine code: sources, versions and vector width."""
+    """Hash of all that decides a kernel's machine code: sources, versions and facts of the CPU."""
     digest = hashlib.sha256()
     for folder in ("kernels", "runtime"):
         for path in sorted((_PACKAGE / folder).glob("*.py")):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    facts = (numba.__version__, llvmlite.__version__, platform.python_version(), cpu.vector_bytes())
+    versions = numba.__version__, llvmlite.__version__, platform.python_version()
+    facts = (*versions, cpu.vector_bytes(), cpu.cache_bytes())
     digest.update(repr(facts).encode())
     return digest.hexdigest()[:16]
 

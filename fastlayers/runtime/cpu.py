@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+from pathlib import Path
 
-__all__ = ["FLEETS", "cpu_name", "fleet", "lanes", "tile_rows", "vector_bytes"]
+__all__ = ["FLEETS", "cache_bytes", "cpu_name", "fleet", "lanes", "tile_rows", "vector_bytes"]
 
 # Levels of x86-64 that all machines of a fleet may have, and the bytes of their vectors;
 # https://gitlab.com/x86-psABIs/x86-64-ABI, table 3.1. The second has no fused multiply-add.
@@ -64,6 +65,26 @@ def vector_bytes() -> int:
     if asked not in ("16", "32", "64"):
         raise ValueError(f"FASTLAYERS_VECTOR_BYTES: expected 16, 32 or 64, got {asked!r}")
     return min(widest, int(asked))
+
+
+# Bytes of the last cache of a CPU that does not tell, and of a fleet's.
+CACHE = 32 << 20
+
+
+@functools.cache
+def cache_bytes() -> int:
+    """Bytes of the last-level cache.
+
+    What passes through it at once is lost for whoever comes next, so results of more are better
+    written past it.
+    """
+    if fleet():
+        return CACHE
+    levels = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
+    try:
+        return int(levels[-1].read_text().strip().removesuffix("K")) << 10
+    except (IndexError, OSError, ValueError):  # not Linux, or a machine that hides it
+        return CACHE
 
 
 def lanes(itemsize: int) -> int:
