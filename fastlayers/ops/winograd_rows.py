@@ -19,7 +19,7 @@ __all__ = ["Plan", "backward_input", "backward_weight", "forward", "plan"]
 # Of the filters of a tile that meet one piece of rows, which L1 keeps beside the inputs, and of the
 # transformed rows of a block of images, which L2 keeps.
 PIECE_BYTES = 18 * 1024
-IMAGES_BYTES = 512 * 1024
+IMAGES_BYTES = 768 * 1024
 # Partial sums of the weight's gradient.
 CHUNKS = 16
 
