@@ -328,6 +328,7 @@ def _spread_row(
         numbers = Vectors(builder, holders.type.pointee, emit.lanes)
         relu = builder.icmp_signed("!=", values[8], _i64(0))
         past = builder.icmp_signed("!=", values[10], _i64(0))
+
         def spread_window(window: Any, at: Any, factors: list[Any], mask: Any) -> None:
             mean, scale, _, slope, constant = factors
             first = builder.mul(builder.mul(window.index, emit.columns), emit.channels)

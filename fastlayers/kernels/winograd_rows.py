@@ -7,11 +7,11 @@ are the vectors of (output row, tile of the row). They are contiguous, so no pla
 
 A block is as many images as a vector has lanes. Its transformed rows are
 ``v[point, channel, row, tile, lane]`` and ``z[point, filter, row of a piece, tile, lane]``; a piece
-is a few output rows that reach the same rows of the kernel, with the zeros above and below left out.
-``form = (sizes, left, tiles, strides, starts)`` holds ``sizes = ((N, H, W, C), (OH, OW, M))``, the
-columns of zeros on the left, tiles of a row, elements from point to point of v, from point to point
-and filter to filter of z, and the places in a worker's memory of z, a row of inputs, a row of outputs
-and the next worker.
+is a few output rows that reach the same rows of the kernel, so that zeros above and below the image
+are left out. ``form = (sizes, left, tiles, strides, starts)``, with ``sizes = ((N, H, W, C), (OH,
+OW, M))``: the columns of zeros on the left; the tiles of a row; the elements from point to point of v,
+from point to point and from filter to filter of z; and where in a worker's memory z begins, a row of
+inputs, a row of outputs, the filters' sums and the next worker's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numba.extending import intrinsic
 
 from fastlayers.kernels.layout import NO_TABLE
 from fastlayers.kernels.linear_tile import _sum_lanes as sum_lanes
-from fastlayers.kernels.runs import add_run, clear_run, transpose_block
+from fastlayers.kernels.runs import add_run, clear_run, copy_run, transpose_block
 from fastlayers.kernels.toom_cook import Emitter, make_emitter, matrices, transposed
 from fastlayers.kernels.vectors import element_pointer
 from fastlayers.runtime import cpu
@@ -55,6 +55,7 @@ _MATRICES = matrices(STEP, TAPS)
 _PAIRS = tuple(_MATRICES.filter[row][1] / _MATRICES.filter[row][0] for row in (1, 3, 5))
 _FACTORS = tuple(_MATRICES.filter[row][0] for row in (1, 3, 5))
 _ORIGIN = _MATRICES.filter[0][0]
+_ONE = 2 * _PAIRS.index(1.0) + 1  # the point 1, whose values are sums
 
 
 def slots(lanes: int) -> int:
@@ -103,17 +104,28 @@ def _each_tile(
     return cgctx.get_dummy_value()
 
 
-def _to_points(matrix: list[list[float]], source: Any, out: Any) -> Any:
-    def emit(emitter: Emitter, load: Any, store: Any) -> None:
-        values = [load(k) for k in range(len(matrix[0]))]
-        groups = list(range(POINTS // 2))
-        for point, (value, _) in emitter.paired_rows(matrix, values.__getitem__, groups):
-            store(point, value)
-
+def _to_points(matrix: list[list[float]], source: Any, out: Any, *total: Any) -> Any:
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        return _each_tile(cgctx, builder, sig, values, (STEP, 0), emit)
+        vectors = make_emitter(cgctx, builder, source.types[0])
+        held = cgutils.alloca_once(builder, vectors.vector)
+        if total:
+            (place,) = _operand(cgctx, builder, total[0], values[3])
+            builder.store(vectors.load_vector(place), held)
 
-    return types.void(types.int64, source, out), codegen
+        def emit(emitter: Emitter, load: Any, store: Any) -> None:
+            inputs = [load(k) for k in range(len(matrix[0]))]
+            groups = list(range(POINTS // 2))
+            for point, (value, _) in emitter.paired_rows(matrix, inputs.__getitem__, groups):
+                store(point, value)
+                if total and point == _ONE:
+                    builder.store(builder.fadd(builder.load(held), value), held)
+
+        _each_tile(cgctx, builder, sig, values, (STEP, 0), emit)
+        if total:
+            vectors.store_vector(builder.load(held), place)
+        return cgctx.get_dummy_value()
+
+    return types.void(types.int64, source, out, *total), codegen
 
 
 @intrinsic
@@ -126,9 +138,13 @@ def _transform_inputs(typingctx: Any, tiles: Any, source: Any, out: Any) -> Any:
 
 
 @intrinsic
-def _transform_gradients(typingctx: Any, tiles: Any, source: Any, out: Any) -> Any:
-    """``out[p, tile] = (A source[4 tile : 4 tile + 4])[p]``, as `_transform_inputs`."""
-    return _to_points(transposed(_MATRICES.output), source, out)
+def _transform_gradients(typingctx: Any, tiles: Any, source: Any, out: Any, total: Any) -> Any:
+    """``out[p, tile] = (A source[4 tile : 4 tile + 4])[p]``, as `_transform_inputs`.
+
+    The sum of the source, which is that of the point 1, is added to the vector at ``total = (array,
+    offset)``.
+    """
+    return _to_points(transposed(_MATRICES.output), source, out, total)
 
 
 @intrinsic
@@ -143,8 +159,8 @@ def _transform_outputs(
             shift, low = emitter.splat(values[3]), emitter.splat(values[4])
             columns = emitter.paired_columns(_MATRICES.output, points.__getitem__, [0, 1])
             for i, (value, scale) in columns:
-                value = emitter.multiply_add(scale, value, shift)
-                store(i, builder.select(builder.fcmp_ordered("<", value, low), low, value))
+                y = emitter.multiply_add(scale, value, shift)
+                store(i, builder.select(builder.fcmp_ordered("<", y, low), low, y))
 
         return _each_tile(cgctx, builder, sig, values, (0, STEP), emit)
 
@@ -153,7 +169,11 @@ def _transform_outputs(
 
 
 def _sum_loop(
-    builder: Any, emitter: Emitter, last: Any, step: int, body: Callable[[Any, list[Any]], list[Any]]
+    builder: Any,
+    emitter: Emitter,
+    last: Any,
+    step: int,
+    body: Callable[[Any, list[Any]], list[Any]],
 ) -> list[Any]:
     """Emit ``sums = body(at, sums)`` for ``at in range(0, last, step)``, the sums a whole tile."""
     before = builder.block
@@ -291,7 +311,7 @@ def _forward_block(
     """The output of one block of images."""
     ((images, _, _, _), (oh, ow, m)), _, tiles, (point, z_point, z_row), starts = form
     lanes = VECTOR_BYTES // x.itemsize
-    at = worker * starts[3]
+    at = worker * starts[4]
     z, row = at + starts[0], at + starts[2]
     _transform_images(block, x, planar, form, work, at)
     groups = (m + ROWS - 1) // ROWS
@@ -328,7 +348,6 @@ def _transform_weight(weight, shape, strides, u):
     """
     filters, depth, rows = shape
     start, of_filter, of_channel, of_row, tap = strides
-    groups = (filters + ROWS - 1) // ROWS
     point = u.size // POINTS
     clear_run(u, 0, u.size)
     for f in range(filters):
@@ -345,7 +364,6 @@ def _transform_weight(weight, shape, strides, u):
                 u[(2 * i + 1) * point + to] = even + odd
                 u[(2 * i + 2) * point + to] = even - odd
             u[(POINTS - 1) * point + to] = w4
-    return groups
 
 
 @kernel
@@ -368,13 +386,15 @@ def _weight_chunk(chunk, worker, x, planar, dy, form, pieces, table, chunks, wor
     """Sums of products of a chunk of blocks, for all points."""
     ((images, _, _, _), (oh, ow, m)), _, tiles, (point, z_point, z_row), starts = form
     lanes = VECTOR_BYTES // x.itemsize
-    at = worker * starts[3]
+    at = worker * starts[4]
     z, row = at + starts[0], at + starts[2]
+    totals = at + starts[3]
     groups = (m + ROWS - 1) // ROWS
     blocks = (images + lanes - 1) // lanes
     size = parts.size // chunks
-    tile = size // (POINTS * groups * (table.size // VECTORS))
+    tile = (size - m) // (POINTS * groups * (table.size // VECTORS))
     clear_run(parts, chunk * size, size)
+    clear_run(work, totals, m * lanes)
     clear_run(work, row, STEP * tiles * m * lanes)
     for block in range(blocks * chunk // chunks, blocks * (chunk + 1) // chunks):
         _transform_images(block, x, planar, form, work, at)
@@ -388,7 +408,7 @@ def _weight_chunk(chunk, worker, x, planar, dy, form, pieces, table, chunks, wor
                 for channel in range(m):
                     source = (work, row + channel * lanes, m * lanes)
                     to = (work, z + channel * z_row + r * tiles * lanes, z_point)
-                    _transform_gradients(tiles, source, to)
+                    _transform_gradients(tiles, source, to, (work, totals + channel * lanes))
             for p in range(POINTS):
                 b = (work, at + p * point + i * tiles * lanes)
                 for g in range(groups):
@@ -397,6 +417,10 @@ def _weight_chunk(chunk, worker, x, planar, dy, form, pieces, table, chunks, wor
                         column = (p * groups + g) * (table.size // VECTORS) + k // VECTORS
                         c = (parts, chunk * size + column * tile)
                         _dot_tile(rows * tiles * lanes, a, b, (table, k), c)
+    for channel in range(m):
+        for lane in range(lanes):
+            total = work[totals + channel * lanes + lane]
+            parts[(chunk + 1) * size - m + channel] += total
 
 
 @kernel
@@ -429,9 +453,9 @@ def _untransform_weight(parts, shape, table, tile, dw):
 
 @kernel
 def conv2d_winograd_rows_backward_weight(
-    x, planar, dy, shape, form, pieces, tables, chunks, workers, work, parts, dw
+    x, planar, dy, shape, form, pieces, tables, chunks, workers, work, parts, dw, db
 ):
-    """Gradient of dy by the weight, dw; arguments as in `conv2d_winograd_rows`.
+    """Gradients of dy by weight and bias, dw and db; arguments as in `conv2d_winograd_rows`.
 
     Each of the `chunks` of blocks has its sums in `parts`, so that the order of additions does not
     depend on the number of threads.
@@ -442,5 +466,6 @@ def conv2d_winograd_rows_backward_weight(
     for chunk in range(1, chunks):
         add_run(parts, 0, parts, chunk * size, size)
     groups = (shape[0] + ROWS - 1) // ROWS
-    tile = size // (POINTS * groups * (tables[0].size // VECTORS))
+    tile = (size - db.size) // (POINTS * groups * (tables[0].size // VECTORS))
+    copy_run(db, 0, parts, size - db.size, db.size)
     _untransform_weight(parts, shape, tables[0], tile, dw)

@@ -139,7 +139,7 @@ class Convolution:
         """The weight's gradient, and that of the bias where it costs no other pass."""
         shape = self.shape
         if self.rows:
-            return winograd_rows.backward_weight(input, dy, shape.weight, self.rows), None
+            return winograd_rows.backward_weight(input, dy, self.rows)
         x = to_channels_last(input)
         if self.tile:
             return winograd.backward_weight(x, dy, shape.padding, shape.dilation, self.tile), None

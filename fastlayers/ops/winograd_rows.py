@@ -42,7 +42,9 @@ class Plan:
         self.shape = (filters, depth, kh)
         lanes, tiles = cpu.lanes(shape.itemsize), -(-ow // rows.STEP)
         most = max(1, PIECE_BYTES // (rows.ROWS * tiles * lanes * shape.itemsize))
-        pieces, tables, starts = [], ([], []), {}
+        pieces: list[tuple[int, ...]] = []
+        tables: tuple[list[int], list[int]] = ([], [])
+        starts: dict[tuple[int, int], int] = {}
         i = 0
         while i < oh:
             reach = _reach(i, top, kh, height)
@@ -73,18 +75,19 @@ class Plan:
         z = rows.POINTS * point + rows.VECTORS * lanes
         in_row = z + rows.POINTS * z_point
         out_row = in_row + (rows.STEP * tiles + taps - 1) * depth * lanes
-        end = out_row + rows.STEP * tiles * filters * lanes
+        totals = out_row + rows.STEP * tiles * filters * lanes
         self.form = (
             ((n, height, width, depth), (oh, ow, filters)),
             left,
             tiles,
             (point, z_point, z_row),
-            (z, in_row, out_row, end),
+            (z, in_row, out_row, totals, totals + filters * lanes),
         )
         self.out_shape = (n, oh, ow, filters)
         blocks = -(-n // lanes)
         self.chunks = min(CHUNKS, blocks)
         self.parts = rows.POINTS * groups * (len(tables[0]) // rows.VECTORS) * rows.slots(lanes)
+        self.parts += filters
         self.work = blocks * oh * tiles * rows.POINTS * depth * kh * filters
         self.serves = 8 * point * shape.itemsize <= IMAGES_BYTES and 0.75 * blocks * lanes <= n
 
@@ -128,7 +131,7 @@ def _convolve(
 ) -> np.ndarray:
     dtype, workers = x.dtype, threads.workers_for(plan.work)
     y = memory.empty(plan.out_shape, dtype)
-    u, work = memory.scratch((plan.filter_size, workers * plan.form[4][3]), dtype)
+    u, work = memory.scratch((plan.filter_size, workers * plan.form[4][4]), dtype)
     kernels.winograd_rows.conv2d_winograd_rows(
         x,
         planar,
@@ -148,12 +151,15 @@ def _convolve(
     return y
 
 
-def backward_weight(x: np.ndarray, dy: np.ndarray, weight: tuple[int, ...], plan: Plan) -> np.ndarray:
-    """Gradient of dy (N, OH, OW, M) by the weight, of images (N, C, H, W)."""
+def backward_weight(x: np.ndarray, dy: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients of dy (N, OH, OW, M) by weight and bias, of images (N, C, H, W)."""
     dtype, workers = dy.dtype, threads.workers_for(plan.work)
     flat, planar = raw_images(x)
-    dw = memory.empty(weight, dtype)
-    sizes = (workers * plan.form[4][3], plan.chunks * plan.parts)
+    dw, db = (
+        memory.empty((*plan.shape, kernels.winograd_rows.TAPS), dtype),
+        memory.empty(plan.shape[0], dtype),
+    )
+    sizes = (workers * plan.form[4][4], plan.chunks * plan.parts)
     work, parts = memory.scratch(sizes, dtype)
     kernels.winograd_rows.conv2d_winograd_rows_backward_weight(
         flat,
@@ -168,5 +174,6 @@ def backward_weight(x: np.ndarray, dy: np.ndarray, weight: tuple[int, ...], plan
         work,
         parts,
         dw.reshape(-1),
+        db,
     )
-    return dw
+    return dw, db
