@@ -8,10 +8,10 @@ are the vectors of (output row, tile of the row). They are contiguous, so no pla
 A block is as many images as a vector has lanes. Its transformed rows are
 ``v[point, channel, row, tile, lane]`` and ``z[point, filter, row of a piece, tile, lane]``; a piece
 is a few output rows that reach the same rows of the kernel, so that zeros above and below the image
-are left out. ``form = (sizes, left, tiles, strides, starts)``, with ``sizes = ((N, H, W, C), (OH,
-OW, M))``: the columns of zeros on the left; the tiles of a row; the elements from point to point of v,
-from point to point and from filter to filter of z; and where in a worker's memory z begins, a row of
-inputs, a row of outputs, the filters' sums and the next worker's.
+are left out. ``form = (sizes, left, tiles, strides, starts)`` has ``sizes = ((N, H, W, C), (OH, OW,
+M))``; the columns of zeros on the left; the tiles of a row; the elements from point to point of v,
+from point to point and from filter to filter of z; and where in a worker's memory z begins, a row
+of inputs, a row of outputs, the filters' sums and the next worker's.
 """
 
 from __future__ import annotations

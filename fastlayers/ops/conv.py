@@ -217,7 +217,8 @@ def conv2d(
         "direct" sums the products as they stand: exact for integers, and an image's output has
         the same bits in every batch. "winograd" needs a third or less of the products of 3x3
         kernels at stride 1, for an error of up to 20 times that of "direct", about 1e-6 of the
-        largest output in float32. "auto" takes whichever should be faster.
+        largest output in float32. "auto" takes whichever should be faster, and for batches of
+        few channels and kernels 5 wide a Winograd transform of the rows.
     activation : {None, "relu"}
         What is applied to the output before it is written.
 

@@ -16,10 +16,10 @@ from fastlayers.runtime import cpu, memory, threads
 
 __all__ = ["Plan", "backward_input", "backward_weight", "forward", "plan"]
 
-# Of the filters of a tile that meet one piece of rows, which L1 keeps beside the inputs, and of the
-# transformed rows of a block of images, which L2 keeps.
+# Of the filters of a tile that meet one piece of rows, which L1 keeps beside the inputs, and of all
+# that is transformed of a block of images, which L2 keeps.
 PIECE_BYTES = 18 * 1024
-IMAGES_BYTES = 768 * 1024
+BLOCK_BYTES = 896 * 1024
 # Partial sums of the weight's gradient.
 CHUNKS = 16
 
@@ -89,7 +89,11 @@ class Plan:
         self.parts = rows.POINTS * groups * (len(tables[0]) // rows.VECTORS) * rows.slots(lanes)
         self.parts += filters
         self.work = blocks * oh * tiles * rows.POINTS * depth * kh * filters
-        self.serves = 8 * point * shape.itemsize <= IMAGES_BYTES and 0.75 * blocks * lanes <= n
+        self.serves = (
+            in_row * shape.itemsize <= BLOCK_BYTES
+            and 0.75 * blocks * lanes <= n
+            and rows.POINTS * tiles <= 0.8 * taps * ow
+        )
 
 
 def _reach(i: int, top: int, kernel: int, height: int) -> tuple[int, int]:
