@@ -8,10 +8,11 @@ are the vectors of (output row, tile of the row). They are contiguous, so no pla
 A block is as many images as a vector has lanes. Its transformed rows are
 ``v[point, channel, row, tile, lane]`` and ``z[point, filter, row of a piece, tile, lane]``; a piece
 is a few output rows that reach the same rows of the kernel, so that zeros above and below the image
-are left out. ``form = (sizes, left, tiles, strides, starts)`` has ``sizes = ((N, H, W, C), (OH, OW,
-M))``; the columns of zeros on the left; the tiles of a row; the elements from point to point of v,
-from point to point and from filter to filter of z; and where in a worker's memory z begins, a row
-of inputs, a row of outputs, the filters' sums and the next worker's.
+are left out. ``form = (sizes, left, tiles, strides, starts, pooled)`` has ``sizes = ((N, H, W, C),
+(OH, OW, M))``; the columns of zeros on the left; the tiles of a row; the elements from point to
+point of v, from point to point and from filter to filter of z; where in a worker's memory z begins,
+a row of inputs, rows of outputs, the filters' sums and the next worker's; and 2 for a max pooling
+of 2x2 that follows, or 1.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from fastlayers.kernels.layout import NO_TABLE
 from fastlayers.kernels.linear_tile import _sum_lanes as sum_lanes
 from fastlayers.kernels.runs import add_run, clear_run, copy_run, transpose_block
 from fastlayers.kernels.toom_cook import Emitter, make_emitter, matrices, transposed
-from fastlayers.kernels.vectors import element_pointer
+from fastlayers.kernels.vectors import Vectors, element_pointer
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.threads import parallel_for
@@ -168,6 +169,54 @@ def _transform_outputs(
     return types.void(types.int64, source, out, dtype, dtype), codegen
 
 
+@intrinsic
+def _pool_rows(
+    typingctx: Any, windows: Any, channels: Any, rows: Any, marks: Any, marks_at: Any
+) -> Any:
+    """Maxima of the 2x2 windows of two rows, written over the first, and their cells.
+
+    ``rows = (array, offset, elements from row to row)``; a NaN is a maximum, and the first of
+    equal ones.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        emitter = make_emitter(cgctx, builder, rows.types[0])
+        upper, stride = _operand(cgctx, builder, rows, values[2])
+        holders = element_pointer(cgctx, builder, marks, values[3], values[4])
+        numbers = Vectors(builder, holders.type.pointee, emitter.lanes)
+        pixel = builder.mul(values[1], _i64(emitter.lanes))
+        with cgutils.for_range(builder, values[0]) as window:
+            first = builder.mul(builder.mul(window.index, _i64(2)), pixel)
+            place = builder.mul(window.index, pixel)
+            with cgutils.for_range_slice(builder, _i64(0), pixel, _i64(emitter.lanes), _i64) as (
+                at,
+                _,
+            ):
+                start = builder.gep(upper, [builder.add(first, at)])
+                below = builder.gep(start, [stride])
+                best, *others = [
+                    emitter.load_vector(builder.gep(line, [step]))
+                    for line in (start, below)
+                    for step in (_i64(0), pixel)
+                ]
+                holder = ir.Constant(numbers.vector, None)
+                for cell, new in enumerate(others, 1):
+                    better = builder.and_(
+                        builder.fcmp_unordered("ugt", new, best),
+                        builder.fcmp_ordered("ord", best, best),
+                    )
+                    best = builder.select(better, new, best)
+                    number = ir.Constant(numbers.vector, [cell] * emitter.lanes)
+                    holder = builder.select(better, number, holder)
+                to = builder.add(place, at)
+                emitter.store_vector(best, builder.gep(upper, [to]))
+                numbers.store_vector(holder, builder.gep(holders, [to]))
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(i8, i8, rows, marks, i8), codegen
+
+
 def _sum_loop(
     builder: Any,
     emitter: Emitter,
@@ -288,7 +337,7 @@ def _gather_row(x, at, image, count, elements, row, row_at):
 @kernel
 def _transform_images(block, x, planar, form, work, at):
     """The transformed rows of a block of images, v."""
-    ((images, height, width, channels), _), left, tiles, strides, starts = form
+    ((images, height, width, channels), _), left, tiles, strides, starts, _ = form
     lanes = VECTOR_BYTES // x.itemsize
     first, image = block * lanes, height * width * channels
     count = min(lanes, images - first)
@@ -306,10 +355,10 @@ def _transform_images(block, x, planar, form, work, at):
 
 @kernel
 def _forward_block(
-    block, worker, x, planar, u, bias, floor, form, pieces, table_a, table_b, work, y
+    block, worker, x, planar, u, bias, floor, form, pieces, table_a, table_b, work, marks, y, cells
 ):
     """The output of one block of images."""
-    ((images, _, _, _), (oh, ow, m)), _, tiles, (point, z_point, z_row), starts = form
+    ((images, _, _, _), (oh, ow, m)), _, tiles, (point, z_point, z_row), starts, pooled = form
     lanes = VECTOR_BYTES // x.itemsize
     at = worker * starts[4]
     z, row = at + starts[0], at + starts[2]
@@ -327,15 +376,26 @@ def _forward_block(
                     b = (work, at + p * point + i * tiles * lanes + j)
                     c = (work, z + p * z_point + g * ROWS * z_row + j, z_row)
                     _product_tile(a, b, tables, c)
-        for r in range(rows):
+        for r in range(i, i + rows):
+            line = row + r % pooled * STEP * tiles * m * lanes
             for channel in range(m):
-                source = (work, z + channel * z_row + r * tiles * lanes, z_point)
-                to = (work, row + channel * lanes, m * lanes)
+                source = (work, z + channel * z_row + (r - i) * tiles * lanes, z_point)
+                to = (work, line + channel * lanes, m * lanes)
                 _transform_outputs(tiles, source, to, bias[channel], floor)
-            out = (first * oh + i + r) * ow * m
-            for e in range(0, ow * m, lanes):
-                some = min(lanes, ow * m - e)
-                target = (y, out + e, oh * ow * m, some, NO_TABLE)
+            if r % pooled + 1 < pooled:
+                continue
+            length, image = ow // pooled * m, oh // pooled * (ow // pooled) * m
+            out = first * image + r // pooled * length
+            if pooled == 2:
+                mark = worker * length * lanes
+                rows_of_two = (work, row, STEP * tiles * m * lanes)
+                _pool_rows(ow // 2, m, rows_of_two, marks, mark)
+                for n in range(count):
+                    for e in range(length):
+                        cells[out + n * image + e] = marks[mark + e * lanes + n]
+            for e in range(0, length, lanes):
+                some = min(lanes, length - e)
+                target = (y, out + e, image, some, NO_TABLE)
                 transpose_block(some, count, (work, row + e * lanes, lanes), target)
 
 
@@ -368,23 +428,39 @@ def _transform_weight(weight, shape, strides, u):
 
 @kernel
 def conv2d_winograd_rows(
-    x, planar, weight, shape, strides, bias, floor, form, pieces, tables, workers, u, work, y
+    x,
+    planar,
+    weight,
+    shape,
+    strides,
+    bias,
+    floor,
+    form,
+    pieces,
+    tables,
+    workers,
+    u,
+    work,
+    marks,
+    y,
+    cells,
 ):
     """``y = max(floor, bias + x * weight)``, x of either memory layout, y channels-last, all flat.
 
+    Where it is pooled, `cells` are those of the maxima, and `marks` has a row of them a worker.
     The integers are those of a `ops.winograd_rows.Plan`; `shape` and `strides` say what a weight's
     elements are, so that turned and transposed ones give the gradient by the input.
     """
     _transform_weight(weight, shape, strides, u)
     lanes = VECTOR_BYTES // x.itemsize
-    arguments = (x, planar, u, bias, floor, form, pieces, tables[0], tables[1], work, y)
+    arguments = (x, planar, u, bias, floor, form, pieces, *tables, work, marks, y, cells)
     parallel_for(_forward_block, (form[0][0][0] + lanes - 1) // lanes, workers, arguments)
 
 
 @kernel
 def _weight_chunk(chunk, worker, x, planar, dy, form, pieces, table, chunks, work, parts):
     """Sums of products of a chunk of blocks, for all points."""
-    ((images, _, _, _), (oh, ow, m)), _, tiles, (point, z_point, z_row), starts = form
+    ((images, _, _, _), (oh, ow, m)), _, tiles, (point, z_point, z_row), starts, _ = form
     lanes = VECTOR_BYTES // x.itemsize
     at = worker * starts[4]
     z, row = at + starts[0], at + starts[2]

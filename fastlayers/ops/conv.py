@@ -82,7 +82,7 @@ class Convolution:
             input = input[None]
         w = kernel_ready(weight)
         if self.rows:
-            y = winograd_rows.forward(input, w, bias, self.rows, relu)
+            y, _ = winograd_rows.forward(input, w, bias, self.rows, relu)
         elif self.planes:
             y, _ = planar.forward(input, w, bias, self.planes, relu)
         elif self.tile:

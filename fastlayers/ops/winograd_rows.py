@@ -22,12 +22,16 @@ PIECE_BYTES = 18 * 1024
 BLOCK_BYTES = 896 * 1024
 # Partial sums of the weight's gradient.
 CHUNKS = 16
+_NO_CELLS = np.empty(0, np.uint8)
 
 
 class Plan:
-    """How a convolution or, `transposed`, the gradient by its input is cut into pieces."""
+    """How a convolution or, `transposed`, the gradient by its input is cut into pieces.
 
-    def __init__(self, shape: ConvShape, transposed: bool) -> None:
+    Or a convolution with the max pooling of 2x2 that follows, for `pooled` of 2 instead of 1.
+    """
+
+    def __init__(self, shape: ConvShape, transposed: bool, pooled: int) -> None:
         rows = kernels.winograd_rows
         n, height, width, depth = shape.images
         filters, (oh, ow), (top, left) = shape.out_channels, shape.out_size, shape.padding
@@ -75,15 +79,17 @@ class Plan:
         z = rows.POINTS * point + rows.VECTORS * lanes
         in_row = z + rows.POINTS * z_point
         out_row = in_row + (rows.STEP * tiles + taps - 1) * depth * lanes
-        totals = out_row + rows.STEP * tiles * filters * lanes
+        totals = out_row + pooled * rows.STEP * tiles * filters * lanes
         self.form = (
             ((n, height, width, depth), (oh, ow, filters)),
             left,
             tiles,
             (point, z_point, z_row),
             (z, in_row, out_row, totals, totals + filters * lanes),
+            pooled,
         )
-        self.out_shape = (n, oh, ow, filters)
+        self.out_shape = (n, oh // pooled, ow // pooled, filters)
+        self.marks = self.out_shape[2] * filters * lanes if pooled == 2 else 0
         blocks = -(-n // lanes)
         self.chunks = min(CHUNKS, blocks)
         self.parts = rows.POINTS * groups * (len(tables[0]) // rows.VECTORS) * rows.slots(lanes)
@@ -103,7 +109,7 @@ def _reach(i: int, top: int, kernel: int, height: int) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=256)
-def plan(shape: ConvShape, transposed: bool = False) -> Plan | None:
+def plan(shape: ConvShape, transposed: bool = False, pooled: int = 1) -> Plan | None:
     """Plan of a convolution, or of the gradient by its input; None where others are as fast."""
     rows = kernels.winograd_rows
     if (
@@ -113,28 +119,31 @@ def plan(shape: ConvShape, transposed: bool = False) -> Plan | None:
         or any(p >= k for p, k in zip(shape.padding, shape.kernel, strict=True))
     ):
         return None
-    made = Plan(shape, transposed)
+    made = Plan(shape, transposed, pooled)
     return made if made.serves else None
 
 
 def forward(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, plan: Plan, relu: bool
-) -> np.ndarray:
-    """Output (N, OH, OW, M) of images (N, C, H, W)."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Output (N, OH, OW, M) of images (N, C, H, W), and the cells of what was pooled."""
     return _convolve(*raw_images(x), weight, bias, plan, 0.0 if relu else -np.inf)
 
 
 def backward_input(dy: np.ndarray, weight: np.ndarray, plan: Plan) -> np.ndarray:
     """Gradient of dy (N, OH, OW, M) by the input (N, H, W, C)."""
     zeros = memory.zeros(plan.shape[0], dy.dtype)
-    return _convolve(dy.reshape(-1), 0, weight, zeros, plan, -np.inf)
+    return _convolve(dy.reshape(-1), 0, weight, zeros, plan, -np.inf)[0]
 
 
 def _convolve(
     x: np.ndarray, planar: int, weight: np.ndarray, bias: np.ndarray, plan: Plan, floor: float
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     dtype, workers = x.dtype, threads.workers_for(plan.work)
-    y = memory.empty(plan.out_shape, dtype)
+    y, cells, marks = memory.empty(plan.out_shape, dtype), _NO_CELLS, _NO_CELLS
+    if plan.marks:
+        cells = memory.empty(plan.out_shape, np.uint8)
+        marks = memory.empty(workers * plan.marks, np.uint8)
     u, work = memory.scratch((plan.filter_size, workers * plan.form[4][4]), dtype)
     kernels.winograd_rows.conv2d_winograd_rows(
         x,
@@ -150,9 +159,11 @@ def _convolve(
         workers,
         u,
         work,
+        marks,
         y.reshape(-1),
+        cells.reshape(-1),
     )
-    return y
+    return y, cells
 
 
 def backward_weight(x: np.ndarray, dy: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
