@@ -170,51 +170,74 @@ def _transform_outputs(
 
 
 @intrinsic
-def _pool_rows(
-    typingctx: Any, windows: Any, channels: Any, rows: Any, marks: Any, marks_at: Any
-) -> Any:
-    """Maxima of the 2x2 windows of two rows, written over the first, and their cells.
+def _pool_rows(typingctx: Any, windows: Any, channels: Any, rows: Any) -> Any:
+    """Maxima of the 2x2 windows of two rows, written over the first, and cells over the second.
 
     ``rows = (array, offset, elements from row to row)``; a NaN is a maximum, and the first of
-    equal ones.
+    equal ones. Cells are integers of the elements' size.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         emitter = make_emitter(cgctx, builder, rows.types[0])
+        numbers = Vectors(builder, ir.IntType(rows.types[0].dtype.bitwidth), emitter.lanes)
         upper, stride = _operand(cgctx, builder, rows, values[2])
-        holders = element_pointer(cgctx, builder, marks, values[3], values[4])
-        numbers = Vectors(builder, holders.type.pointee, emitter.lanes)
+        lower = builder.gep(upper, [stride])
         pixel = builder.mul(values[1], _i64(emitter.lanes))
-        with cgutils.for_range(builder, values[0]) as window:
-            first = builder.mul(builder.mul(window.index, _i64(2)), pixel)
-            place = builder.mul(window.index, pixel)
-            with cgutils.for_range_slice(builder, _i64(0), pixel, _i64(emitter.lanes), _i64) as (
-                at,
-                _,
-            ):
-                start = builder.gep(upper, [builder.add(first, at)])
-                below = builder.gep(start, [stride])
-                best, *others = [
-                    emitter.load_vector(builder.gep(line, [step]))
-                    for line in (start, below)
-                    for step in (_i64(0), pixel)
-                ]
-                holder = ir.Constant(numbers.vector, None)
-                for cell, new in enumerate(others, 1):
-                    better = builder.and_(
-                        builder.fcmp_unordered("ugt", new, best),
-                        builder.fcmp_ordered("ord", best, best),
-                    )
-                    best = builder.select(better, new, best)
-                    number = ir.Constant(numbers.vector, [cell] * emitter.lanes)
-                    holder = builder.select(better, number, holder)
-                to = builder.add(place, at)
-                emitter.store_vector(best, builder.gep(upper, [to]))
-                numbers.store_vector(holder, builder.gep(holders, [to]))
+        step = _i64(emitter.lanes)
+        with (
+            cgutils.for_range(builder, values[0]) as window,
+            cgutils.for_range_slice(builder, _i64(0), pixel, step, _i64) as (at, _),
+        ):
+            place = builder.add(builder.mul(window.index, pixel), at)
+            first = builder.add(place, builder.mul(window.index, pixel))
+            best, *others = [
+                emitter.load_vector(builder.gep(row, [cell]))
+                for row in (upper, lower)
+                for cell in (first, builder.add(first, pixel))
+            ]
+            holder = ir.Constant(numbers.vector, None)
+            for cell, new in enumerate(others, 1):
+                better = builder.and_(
+                    builder.fcmp_unordered("ugt", new, best),
+                    builder.fcmp_ordered("ord", best, best),
+                )
+                best = builder.select(better, new, best)
+                number = ir.Constant(numbers.vector, [cell] * emitter.lanes)
+                holder = builder.select(better, number, holder)
+            emitter.store_vector(best, builder.gep(upper, [place]))
+            holder = builder.bitcast(holder, emitter.vector)
+            emitter.store_vector(holder, builder.gep(lower, [place]))
+        return cgctx.get_dummy_value()
+
+    return types.void(types.int64, types.int64, rows), codegen
+
+
+@intrinsic
+def _write_cells(
+    typingctx: Any, rows: Any, images: Any, source: Any, cells: Any, at: Any, image: Any
+) -> Any:
+    """``cells[at + n * image + e] = source[e, n]``, integers in vectors, for e < rows, n < images.
+
+    ``source = (array, offset)`` has a vector of vectors that can be read.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        bits = source.types[0].dtype.bitwidth
+        numbers = Vectors(builder, ir.IntType(bits), cpu.lanes(bits // 8))
+        (start,) = _operand(cgctx, builder, source, values[2])
+        out = element_pointer(cgctx, builder, cells, values[3], values[4])
+        bytes_ = Vectors(builder, out.type.pointee, numbers.lanes)
+        start = builder.bitcast(start, numbers.element.as_pointer())
+        mask = numbers.first_lanes(values[0])
+        lines = [numbers.load_vector(start, e) for e in range(numbers.lanes)]
+        for n, line in enumerate(numbers.transpose(lines)):
+            with builder.if_then(builder.icmp_signed("<", _i64(n), values[1])):
+                place = builder.gep(out, [builder.mul(values[5], _i64(n))])
+                bytes_.store_vector(builder.trunc(line, bytes_.vector), place, mask=mask)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    return types.void(i8, i8, rows, marks, i8), codegen
+    return types.void(i8, i8, source, cells, i8, i8), codegen
 
 
 def _sum_loop(
@@ -355,7 +378,7 @@ def _transform_images(block, x, planar, form, work, at):
 
 @kernel
 def _forward_block(
-    block, worker, x, planar, u, bias, floor, form, pieces, table_a, table_b, work, marks, y, cells
+    block, worker, x, planar, u, bias, floor, form, pieces, table_a, table_b, work, y, cells
 ):
     """The output of one block of images."""
     ((images, _, _, _), (oh, ow, m)), _, tiles, (point, z_point, z_row), starts, pooled = form
@@ -386,17 +409,15 @@ def _forward_block(
                 continue
             length, image = ow // pooled * m, oh // pooled * (ow // pooled) * m
             out = first * image + r // pooled * length
+            below = row + STEP * tiles * m * lanes
             if pooled == 2:
-                mark = worker * length * lanes
-                rows_of_two = (work, row, STEP * tiles * m * lanes)
-                _pool_rows(ow // 2, m, rows_of_two, marks, mark)
-                for n in range(count):
-                    for e in range(length):
-                        cells[out + n * image + e] = marks[mark + e * lanes + n]
+                _pool_rows(ow // 2, m, (work, row, below - row))
             for e in range(0, length, lanes):
                 some = min(lanes, length - e)
                 target = (y, out + e, image, some, NO_TABLE)
                 transpose_block(some, count, (work, row + e * lanes, lanes), target)
+                if pooled == 2:
+                    _write_cells(some, count, (work, below + e * lanes), cells, out + e, image)
 
 
 @kernel
@@ -441,19 +462,18 @@ def conv2d_winograd_rows(
     workers,
     u,
     work,
-    marks,
     y,
     cells,
 ):
     """``y = max(floor, bias + x * weight)``, x of either memory layout, y channels-last, all flat.
 
-    Where it is pooled, `cells` are those of the maxima, and `marks` has a row of them a worker.
+    Where it is pooled, `cells` are those of the maxima.
     The integers are those of a `ops.winograd_rows.Plan`; `shape` and `strides` say what a weight's
     elements are, so that turned and transposed ones give the gradient by the input.
     """
     _transform_weight(weight, shape, strides, u)
     lanes = VECTOR_BYTES // x.itemsize
-    arguments = (x, planar, u, bias, floor, form, pieces, *tables, work, marks, y, cells)
+    arguments = (x, planar, u, bias, floor, form, pieces, *tables, work, y, cells)
     parallel_for(_forward_block, (form[0][0][0] + lanes - 1) // lanes, workers, arguments)
 
 

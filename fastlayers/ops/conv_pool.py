@@ -43,7 +43,8 @@ class PooledConvolution:
         self.out_shape: tuple[int, ...] = (*shape.out_shape[:2], *size)
         if convolution.unbatched:
             self.out_shape = self.out_shape[1:]
-        # Batches of few channels, or few output channels, with windows of 2x2; images that are pooled from L2; the gradients.
+        # Windows of 2x2 for batches of few channels, and for few output channels; images that are
+        # pooled from L2; the gradients.
         self.rows: winograd_rows.Plan | None = None
         self.planes: planar.Planes | None = None
         self.pooled: Pooled | None = None

@@ -89,7 +89,6 @@ class Plan:
             pooled,
         )
         self.out_shape = (n, oh // pooled, ow // pooled, filters)
-        self.marks = self.out_shape[2] * filters * lanes if pooled == 2 else 0
         blocks = -(-n // lanes)
         self.chunks = min(CHUNKS, blocks)
         self.parts = rows.POINTS * groups * (len(tables[0]) // rows.VECTORS) * rows.slots(lanes)
@@ -140,10 +139,8 @@ def _convolve(
     x: np.ndarray, planar: int, weight: np.ndarray, bias: np.ndarray, plan: Plan, floor: float
 ) -> tuple[np.ndarray, np.ndarray]:
     dtype, workers = x.dtype, threads.workers_for(plan.work)
-    y, cells, marks = memory.empty(plan.out_shape, dtype), _NO_CELLS, _NO_CELLS
-    if plan.marks:
-        cells = memory.empty(plan.out_shape, np.uint8)
-        marks = memory.empty(workers * plan.marks, np.uint8)
+    y = memory.empty(plan.out_shape, dtype)
+    cells = memory.empty(plan.out_shape, np.uint8) if plan.form[5] == 2 else _NO_CELLS
     u, work = memory.scratch((plan.filter_size, workers * plan.form[4][4]), dtype)
     kernels.winograd_rows.conv2d_winograd_rows(
         x,
@@ -159,7 +156,6 @@ def _convolve(
         workers,
         u,
         work,
-        marks,
         y.reshape(-1),
         cells.reshape(-1),
     )
