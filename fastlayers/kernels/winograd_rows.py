@@ -170,30 +170,28 @@ def _transform_outputs(
 
 
 @intrinsic
-def _pool_rows(typingctx: Any, windows: Any, channels: Any, rows: Any) -> Any:
-    """Maxima of the 2x2 windows of two rows, written over the first, and cells over the second.
+def _pool_rows(typingctx: Any, windows: Any, rows: Any, out: Any, cells: Any) -> Any:
+    """Maxima of the 2x2 windows of two rows of one channel, and their cells.
 
-    ``rows = (array, offset, elements from row to row)``; a NaN is a maximum, and the first of
-    equal ones. Cells are integers of the elements' size.
+    ``rows = (array, offset, elements from row to row)``, `out` and `cells` have elements from pixel
+    to pixel. A NaN is a maximum, and the first of equal ones; cells are integers of the elements'
+    size.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         emitter = make_emitter(cgctx, builder, rows.types[0])
         numbers = Vectors(builder, ir.IntType(rows.types[0].dtype.bitwidth), emitter.lanes)
-        upper, stride = _operand(cgctx, builder, rows, values[2])
+        (upper, stride), (best_at, pixel), (cell_at, _) = (
+            _operand(cgctx, builder, kind, value)
+            for kind, value in zip((rows, out, cells), values[1:], strict=True)
+        )
         lower = builder.gep(upper, [stride])
-        pixel = builder.mul(values[1], _i64(emitter.lanes))
-        step = _i64(emitter.lanes)
-        with (
-            cgutils.for_range(builder, values[0]) as window,
-            cgutils.for_range_slice(builder, _i64(0), pixel, step, _i64) as (at, _),
-        ):
-            place = builder.add(builder.mul(window.index, pixel), at)
-            first = builder.add(place, builder.mul(window.index, pixel))
+        with cgutils.for_range(builder, values[0]) as window:
+            first = builder.mul(window.index, _i64(2 * emitter.lanes))
             best, *others = [
-                emitter.load_vector(builder.gep(row, [cell]))
+                emitter.load_vector(builder.gep(row, [first]), v)
                 for row in (upper, lower)
-                for cell in (first, builder.add(first, pixel))
+                for v in (0, 1)
             ]
             holder = ir.Constant(numbers.vector, None)
             for cell, new in enumerate(others, 1):
@@ -204,12 +202,13 @@ def _pool_rows(typingctx: Any, windows: Any, channels: Any, rows: Any) -> Any:
                 best = builder.select(better, new, best)
                 number = ir.Constant(numbers.vector, [cell] * emitter.lanes)
                 holder = builder.select(better, number, holder)
-            emitter.store_vector(best, builder.gep(upper, [place]))
+            place = builder.mul(window.index, pixel)
+            emitter.store_vector(best, builder.gep(best_at, [place]))
             holder = builder.bitcast(holder, emitter.vector)
-            emitter.store_vector(holder, builder.gep(lower, [place]))
+            emitter.store_vector(holder, builder.gep(cell_at, [place]))
         return cgctx.get_dummy_value()
 
-    return types.void(types.int64, types.int64, rows), codegen
+    return types.void(types.int64, rows, out, cells), codegen
 
 
 @intrinsic
@@ -385,6 +384,8 @@ def _forward_block(
     lanes = VECTOR_BYTES // x.itemsize
     at = worker * starts[4]
     z, row = at + starts[0], at + starts[2]
+    wide = STEP * tiles * lanes
+    pair = at + starts[3] - 2 * wide  # two rows of one channel
     _transform_images(block, x, planar, form, work, at)
     groups = (m + ROWS - 1) // ROWS
     first = block * lanes
@@ -399,25 +400,25 @@ def _forward_block(
                     b = (work, at + p * point + i * tiles * lanes + j)
                     c = (work, z + p * z_point + g * ROWS * z_row + j, z_row)
                     _product_tile(a, b, tables, c)
-        for r in range(i, i + rows):
-            line = row + r % pooled * STEP * tiles * m * lanes
+        for r in range(0, rows - pooled + 1, pooled):
             for channel in range(m):
-                source = (work, z + channel * z_row + (r - i) * tiles * lanes, z_point)
-                to = (work, line + channel * lanes, m * lanes)
-                _transform_outputs(tiles, source, to, bias[channel], floor)
-            if r % pooled + 1 < pooled:
-                continue
+                to, step = row + channel * lanes, m * lanes
+                for half in range(pooled):
+                    at_row = z + channel * z_row + (r + half) * tiles * lanes
+                    target = (work, to, step) if pooled == 1 else (work, pair + half * wide, lanes)
+                    _transform_outputs(tiles, (work, at_row, z_point), target, bias[channel], floor)
+                if pooled == 2:
+                    cell = (work, to + wide * m, step)
+                    _pool_rows(ow // 2, (work, pair, wide), (work, to, step), cell)
             length, image = ow // pooled * m, oh // pooled * (ow // pooled) * m
-            out = first * image + r // pooled * length
-            below = row + STEP * tiles * m * lanes
-            if pooled == 2:
-                _pool_rows(ow // 2, m, (work, row, below - row))
+            out = first * image + (i + r) // pooled * length
             for e in range(0, length, lanes):
                 some = min(lanes, length - e)
                 target = (y, out + e, image, some, NO_TABLE)
                 transpose_block(some, count, (work, row + e * lanes, lanes), target)
                 if pooled == 2:
-                    _write_cells(some, count, (work, below + e * lanes), cells, out + e, image)
+                    source = (work, row + wide * m + e * lanes)
+                    _write_cells(some, count, source, cells, out + e, image)
 
 
 @kernel

@@ -63,7 +63,7 @@ class Plan:
                 offsets = [(c * height + r - top) * tiles * lanes for c, r in entries]
                 tables[1].extend(offsets + offsets[-1:] * missing)
             for k in range(parts := -(-count // most)):
-                first, last = i + count * k // parts, i + count * (k + 1) // parts
+                first, last = (i + self._cut(count, k + j, parts, pooled) for j in (0, 1))
                 size = depth * max(0, reach[1] - reach[0])
                 pieces.append((first, last - first, starts[reach], size))
             i += count
@@ -79,7 +79,10 @@ class Plan:
         z = rows.POINTS * point + rows.VECTORS * lanes
         in_row = z + rows.POINTS * z_point
         out_row = in_row + (rows.STEP * tiles + taps - 1) * depth * lanes
-        totals = out_row + pooled * rows.STEP * tiles * filters * lanes
+        wide = rows.STEP * tiles
+        totals = out_row + wide * filters * lanes
+        if pooled == 2:  # their cells, of which whole squares are read, and two rows before
+            totals += (wide * filters + lanes + 2 * wide) * lanes
         self.form = (
             ((n, height, width, depth), (oh, ow, filters)),
             left,
@@ -98,7 +101,13 @@ class Plan:
             in_row * shape.itemsize <= BLOCK_BYTES
             and 0.75 * blocks * lanes <= n
             and rows.POINTS * tiles <= 0.8 * taps * ow
+            and (pooled == 1 or len(starts) == 1)  # a window's rows are of one piece
         )
+
+    @staticmethod
+    def _cut(count: int, k: int, parts: int, pooled: int) -> int:
+        """Where the k-th part of rows begins, which is not inside of a window."""
+        return count if k == parts else count * k // parts // pooled * pooled
 
 
 def _reach(i: int, top: int, kernel: int, height: int) -> tuple[int, int]:

@@ -84,3 +84,25 @@ def test_error_is_a_few_times_that_of_direct():
         for algorithm in ("auto", "direct")
     ]
     assert errors[0] < 5 * errors[1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        CASES[0],
+        conv((31, 6, 9, 15), (13, 6, 2, 5), padding=(0, 1)),
+        conv((32, 2, 40, 9), (3, 2, 5, 5)),
+    ],
+    ids=lambda case: case.id,
+)
+def test_pools_what_it_computes(case, activation, dtype):
+    arrays = case.arrays(dtype)
+    arrays["input"][:, :, :6, :7] = 0  # equal outputs
+    arrays["input"][2, 0, -1, 3] = np.nan
+    options = {**case.options, "activation": activation}
+    got = ops.conv2d_max_pool2d(**arrays, **options, pool=(2, None, 0, 1, False))
+    want = ops.max_pool2d_forward(ops.conv2d(**arrays, **options), 2)
+    for value, expected in zip(got, want, strict=True):
+        np.testing.assert_array_equal(value, expected)
