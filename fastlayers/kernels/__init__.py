@@ -50,6 +50,7 @@ _MODULES = (
     "windows_mean",
     "winograd",
     "winograd_gradient",
+    "winograd_rows",
 )
 
 __all__ = [*_MODULES, *_HOMES]  # noqa: PLE0604

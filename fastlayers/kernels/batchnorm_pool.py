@@ -39,14 +39,69 @@ class _Windows(Vectors):
         super().__init__(builder, cgctx.get_data_type(element), lanes)
         self.width, self.channels, self.height, self.columns = cgutils.unpack_tuple(builder, sizes)
         self.zero = ir.Constant(self.vector, None)
+        self.two_columns = False
+
+    def each_form(self, emit: Callable[[], None]) -> None:
+        """Emit for windows of 2 x 2 of few channels, a row of which fits a vector, and for others.
+
+        There the lanes from `channels` on are the second column's: a loop of 6 channels then has
+        two loads and stores of 12 lanes instead of four of 6.
+        """
+        builder = self.builder
+        fits = builder.icmp_signed("<=", builder.mul(self.channels, _i64(2)), _i64(self.lanes))
+        with builder.if_else(builder.and_(fits, self._square())) as (few, many):
+            with few:
+                self.two_columns = True
+                self.first_column = self.first_lanes(self.channels)
+                both = self.first_lanes(builder.mul(self.channels, _i64(2)))
+                self.second_column = builder.and_(both, builder.not_(self.first_column))
+                self.both_columns = both
+                emit()
+            with many:
+                self.two_columns = False
+                emit()
+
+    def _square(self) -> Any:
+        builder, two = self.builder, _i64(2)
+        return builder.and_(
+            builder.icmp_signed("==", self.height, two),
+            builder.icmp_signed("==", self.columns, two),
+        )
+
+    def pooled(self, vectors: Vectors, pointer: Any, *offsets: Any, mask: Any) -> Any:
+        """Load channels of a window, for each of its columns that a vector holds."""
+        for offset in offsets:
+            pointer = self.builder.gep(pointer, [offset])
+        if not self.two_columns:
+            return vectors.load_vector(pointer, mask=mask)
+        second = self.builder.gep(pointer, [self.builder.neg(self.channels)])
+        return self.builder.select(
+            self.first_column,
+            vectors.load_vector(pointer, mask=self.first_column),
+            vectors.load_vector(second, mask=self.second_column),
+        )
+
+    def holds(self, numbers: Vectors, cell: Any, cell_of: Any) -> Any:
+        """Where the cell that holds the maximum is `cell`, or the one beside it."""
+        number = numbers.splat(self.builder.trunc(cell, numbers.element))
+        if self.two_columns:
+            one = ir.Constant(numbers.vector, [1] * self.lanes)
+            right = self.builder.add(number, one)
+            number = self.builder.select(self.first_column, number, right)
+        return self.builder.icmp_unsigned("==", cell_of, number)
 
     def channel_vectors(self) -> Any:
         return cgutils.for_range_slice(self.builder, _i64(0), self.channels, _i64(self.lanes), _i64)
 
+    def mask(self, at: Any) -> Any:
+        if self.two_columns:
+            return self.both_columns
+        return self.first_lanes(self.builder.sub(self.channels, at))
+
     def factors(self, pointer: Any, at: Any, count: int, mask: Any) -> list[Any]:
         """Vectors of `count` rows of factors."""
         rows = (self.builder.mul(self.channels, _i64(k)) for k in range(count))
-        return [self.load(pointer, row, at, mask=mask) for row in rows]
+        return [self.pooled(self, pointer, row, at, mask=mask) for row in rows]
 
     def load(self, pointer: Any, *offsets: Any, mask: Any) -> Any:
         for offset in offsets:
@@ -59,13 +114,13 @@ class _Windows(Vectors):
 
     def each_cell(self, visit: Callable[[Any, Any], None]) -> None:
         """Call ``visit(cell, its distance from the window's first)``, unrolled for 2 x 2 cells."""
-        builder, two = self.builder, _i64(2)
+        builder = self.builder
         row = builder.mul(self.width, self.channels)
-        square = builder.and_(
-            builder.icmp_signed("==", self.height, two),
-            builder.icmp_signed("==", self.columns, two),
-        )
-        with builder.if_else(square) as (unrolled, looped):
+        if self.two_columns:
+            visit(_i64(0), _i64(0))
+            visit(_i64(2), row)
+            return
+        with builder.if_else(self._square()) as (unrolled, looped):
             with unrolled:
                 for r, below in enumerate((_i64(0), row)):
                     visit(_i64(2 * r), below)
@@ -85,6 +140,11 @@ class _Windows(Vectors):
             pointer = self.builder.gep(pointer, [offset])
         prefetch(self.builder, self.builder.gep(pointer, [_i64(AHEAD // self._align)]))
         return self.load_vector(pointer, mask=mask)
+
+    def add_to(self, pointer: Any, value: Any, mask: Any) -> None:
+        """Add the lanes of a mask to memory."""
+        total = self.builder.fadd(self.load_vector(pointer, mask=mask), value)
+        self.store_vector(total, pointer, mask=mask)
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         name = self.declare("llvm.fma.{}", self.vector, [self.vector] * 3)
@@ -184,40 +244,53 @@ def _add_row(
         emit = _Windows(cgctx, builder, x.dtype, values[6])
         numbers = Vectors(builder, holders.type.pointee, emit.lanes)
         held, total, dot = (cgutils.alloca_once(builder, emit.vector) for _ in range(3))
+        of_cell = cgutils.alloca_once(builder, emit.vector)
         relu = builder.icmp_signed("!=", values[8], _i64(0))
-        with emit.channel_vectors() as (at, _):
-            mask = emit.first_lanes(builder.sub(emit.channels, at))
-            (mean,) = emit.factors(table, at, 1, mask)
-            rows = [
-                builder.gep(target, [at]),
-                builder.gep(target, [builder.add(at, emit.channels)]),
-            ]
-            for place, row in zip((total, dot), rows, strict=True):
-                builder.store(emit.load(row, mask=mask), place)
-            with emit.windows() as window:
-                first = builder.mul(builder.mul(window.index, emit.columns), emit.channels)
-                origin = builder.gep(builder.gep(source, [first]), [at])
-                place = builder.add(builder.mul(window.index, emit.channels), at)
-                g = emit.gradient(
-                    emit.load(gradients, place, mask=mask),
-                    emit.load(outputs, place, mask=mask),
-                    relu,
-                )
-                cell_of = numbers.load_vector(builder.gep(holders, [place]), mask=mask)
-                builder.store(mean, held)
 
-                def visit(cell: Any, offset: Any) -> None:
-                    number = numbers.splat(builder.trunc(cell, numbers.element))
-                    here = builder.icmp_unsigned("==", cell_of, number)
-                    value = emit.read(origin, offset, mask=mask)
-                    builder.store(builder.select(here, value, builder.load(held)), held)
+        def add_window(window: Any, at: Any, mean: Any, mask: Any) -> None:
+            first = builder.mul(builder.mul(window.index, emit.columns), emit.channels)
+            origin = builder.gep(builder.gep(source, [first]), [at])
+            place = builder.add(builder.mul(window.index, emit.channels), at)
+            g = emit.gradient(
+                emit.pooled(emit, gradients, place, mask=mask),
+                emit.pooled(emit, outputs, place, mask=mask),
+                relu,
+            )
+            cell_of = emit.pooled(numbers, holders, place, mask=mask)
+            builder.store(mean, held)
+            builder.store(emit.zero, of_cell)
 
-                emit.each_cell(visit)
-                delta = builder.fsub(builder.load(held), mean)
-                builder.store(builder.fadd(builder.load(total), g), total)
-                builder.store(emit.fma(g, delta, builder.load(dot)), dot)
-            for place, row in zip((total, dot), rows, strict=True):
-                emit.store_vector(builder.load(place), row, mask=mask)
+            def visit(cell: Any, offset: Any) -> None:
+                here = emit.holds(numbers, cell, cell_of)
+                value = emit.read(origin, offset, mask=mask)
+                builder.store(builder.select(here, value, builder.load(held)), held)
+                if emit.two_columns:  # the other column's lanes have another window's cell, or none
+                    builder.store(builder.select(here, g, builder.load(of_cell)), of_cell)
+
+            emit.each_cell(visit)
+            delta = builder.fsub(builder.load(held), mean)
+            builder.store(builder.fadd(builder.load(total), g), total)
+            factor = builder.load(of_cell) if emit.two_columns else g
+            builder.store(emit.fma(factor, delta, builder.load(dot)), dot)
+
+        def add_all() -> None:
+            with emit.channel_vectors() as (at, _):
+                mask = emit.mask(at)
+                (mean,) = emit.factors(table, at, 1, mask)
+                builder.store(emit.zero, total)
+                builder.store(emit.zero, dot)
+                with emit.windows() as window:
+                    add_window(window, at, mean, mask)
+                column = emit.first_column if emit.two_columns else mask
+                row = builder.gep(target, [at])
+                emit.add_to(row, builder.load(total), column)
+                row = builder.gep(row, [emit.channels])
+                emit.add_to(row, builder.load(dot), column)
+                if emit.two_columns:
+                    row = builder.gep(row, [builder.neg(emit.channels)])
+                    emit.add_to(row, builder.load(dot), emit.second_column)
+
+        emit.each_form(add_all)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
@@ -255,36 +328,46 @@ def _spread_row(
         numbers = Vectors(builder, holders.type.pointee, emit.lanes)
         relu = builder.icmp_signed("!=", values[8], _i64(0))
         past = builder.icmp_signed("!=", values[10], _i64(0))
-        with emit.channel_vectors() as (at, _):
-            mask = emit.first_lanes(builder.sub(emit.channels, at))
-            mean, scale, _, slope, constant = emit.factors(table, at, 5, mask)
-            with emit.windows() as window:
-                first = builder.mul(builder.mul(window.index, emit.columns), emit.channels)
-                first = builder.add(first, at)
-                place = builder.add(builder.mul(window.index, emit.channels), at)
-                g = emit.gradient(
-                    emit.load(gradients, place, mask=mask),
-                    emit.load(outputs, place, mask=mask),
-                    relu,
-                )
-                g = builder.fmul(g, scale)
-                cell_of = numbers.load_vector(builder.gep(holders, [place]), mask=mask)
 
-                def visit(cell: Any, offset: Any) -> None:
-                    number = numbers.splat(builder.trunc(cell, numbers.element))
-                    here = builder.icmp_unsigned("==", cell_of, number)
-                    offset = builder.add(first, offset)
-                    delta = builder.fsub(emit.read(source, offset, mask=mask), mean)
-                    value = emit.fma(delta, slope, constant)
-                    value = builder.fadd(builder.select(here, g, emit.zero), value)
-                    target = builder.gep(out, [offset])
-                    with builder.if_else(past) as (streamed, stored):
-                        with streamed:
-                            emit.stream_vector(value, target)
-                        with stored:
-                            emit.store_vector(value, target, mask=mask)
+        def spread_window(window: Any, at: Any, factors: list[Any], mask: Any) -> None:
+            mean, scale, _, slope, constant = factors
+            first = builder.mul(builder.mul(window.index, emit.columns), emit.channels)
+            first = builder.add(first, at)
+            place = builder.add(builder.mul(window.index, emit.channels), at)
+            g = emit.gradient(
+                emit.pooled(emit, gradients, place, mask=mask),
+                emit.pooled(emit, outputs, place, mask=mask),
+                relu,
+            )
+            g = builder.fmul(g, scale)
+            cell_of = emit.pooled(numbers, holders, place, mask=mask)
 
-                emit.each_cell(visit)
+            def visit(cell: Any, offset: Any) -> None:
+                here = emit.holds(numbers, cell, cell_of)
+                offset = builder.add(first, offset)
+                delta = builder.fsub(emit.read(source, offset, mask=mask), mean)
+                value = emit.fma(delta, slope, constant)
+                value = builder.fadd(builder.select(here, g, emit.zero), value)
+                target = builder.gep(out, [offset])
+                if emit.two_columns:
+                    emit.store_vector(value, target, mask=mask)
+                    return
+                with builder.if_else(past) as (streamed, stored):
+                    with streamed:
+                        emit.stream_vector(value, target)
+                    with stored:
+                        emit.store_vector(value, target, mask=mask)
+
+            emit.each_cell(visit)
+
+        def spread_all() -> None:
+            with emit.channel_vectors() as (at, _):
+                mask = emit.mask(at)
+                factors = emit.factors(table, at, 5, mask)
+                with emit.windows() as window:
+                    spread_window(window, at, factors, mask)
+
+        emit.each_form(spread_all)
         return cgctx.get_dummy_value()
 
     i8 = types.int64

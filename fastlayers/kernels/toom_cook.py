@@ -34,10 +34,15 @@ __all__ = [
 
 _i64 = ir.IntType(64)
 
-# The pairs of points, by the tile's size. RMS error in units of direct convolution's: F(4) with
-# sqrt(1/2) and sqrt(2) 1.7-2.3, with 3/4 and 3/2 1.8-2.3, with the customary 1 and 2 3.6-4.6;
-# F(2) 0.6-0.7. All but two coefficients of the input's transform are exact in float32.
-_POINTS = {2: (1.0,), 4: (math.sqrt(0.5), math.sqrt(2.0))}
+# The pairs of points, by a tile's outputs and taps. RMS error in units of direct convolution's:
+# F(4x4) with sqrt(1/2) and sqrt(2) 1.7-2.3, with 3/4 and 3/2 1.8-2.3, with the customary 1 and 2
+# 3.6-4.6; F(2x2) 0.6-0.7. All but two coefficients of the input's transform are exact in float32.
+# F(4, 5), of rows alone, 2.4-2.8.
+_POINTS = {
+    (2, 3): (1.0,),
+    (4, 3): (math.sqrt(0.5), math.sqrt(2.0)),
+    (4, 5): (0.5, 1.0, 2.0),
+}
 
 Matrix = list[list[float]]
 # An element of a transform: the vector, and the factor that is still to be multiplied.
@@ -46,17 +51,18 @@ Scaled = tuple[Any, float]
 
 @dataclass(frozen=True)
 class Matrices:
-    """The transforms of F(m, 3): rows or columns are the points 0, +p, -p, ..., infinity."""
+    """The transforms of F(m, taps): rows or columns are the points 0, +p, -p, ..., infinity."""
 
     data: Matrix  # B^T, n x n
-    filter: Matrix  # G, n x 3
+    filter: Matrix  # G, n x taps
     output: Matrix  # A^T, m x n
 
 
 @functools.cache
-def matrices(m: int) -> Matrices:
-    squares = [p * p for p in _POINTS[m]]
-    signed = [sign * p for p in _POINTS[m] for sign in (1.0, -1.0)]
+def matrices(m: int, taps: int = 3) -> Matrices:
+    pairs = _POINTS[m, taps]
+    squares = [p * p for p in pairs]
+    signed = [sign * p for p in pairs for sign in (1.0, -1.0)]
 
     def product(roots: list[float]) -> list[float]:
         """Coefficients of the product of (x^2 - root), from the lowest, zeros between."""
@@ -74,7 +80,7 @@ def matrices(m: int) -> Matrices:
     for p in signed:
         others = product([square for square in squares if abs(square - p * p) > 1e-9])
         # x (x + p) times the other pairs
-        row = [0.0] * (m + 2)
+        row = [0.0] * (m + taps - 1)
         for k, value in enumerate(others):
             row[k + 1] += p * value
             row[k + 2] += value
@@ -82,9 +88,9 @@ def matrices(m: int) -> Matrices:
         norms.append(sum(value * p**k for k, value in enumerate(row)))
     data.append([0.0, *whole])
     points = [0.0, *signed]
-    filters = [[p**k / norm for k in range(3)] for p, norm in zip(points, norms, strict=True)]
+    filters = [[p**k / norm for k in range(taps)] for p, norm in zip(points, norms, strict=True)]
     output = [[p**k for p in points] + [float(k == m - 1)] for k in range(m)]
-    return Matrices(data, [*filters, [0.0, 0.0, 1.0]], output)
+    return Matrices(data, [*filters, [0.0] * (taps - 1) + [1.0]], output)
 
 
 def transposed(matrix: Matrix) -> Matrix:

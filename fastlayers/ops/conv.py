@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers.ops import _check, depthwise, direct, planar, winograd
+from fastlayers.ops import _check, depthwise, direct, planar, winograd, winograd_rows
 from fastlayers.ops.conv_shape import ConvShape, conv_shape
 from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_last
 from fastlayers.ops.reduce import column_sums
@@ -59,7 +59,10 @@ class Convolution:
         self.input_tile = _winograd_tile(op, algorithm, shape, transposed=True)
         # Whether the channels of a group are so few that GEMM would waste most lanes.
         self.few = groups > 1 and depthwise.suits(c, m, groups, dtype.itemsize)
-        self.planes = None if self.tile else planar.planes(shape, 1)
+        auto = algorithm == "auto"
+        self.rows = winograd_rows.plan(shape) if auto else None
+        self.input_rows = winograd_rows.plan(shape, transposed=True) if auto else None
+        self.planes = None if self.tile or self.rows else planar.planes(shape, 1)
 
     def bias(self, op: str, bias: Any) -> np.ndarray:
         """The bias as kernels take it, zeros for None."""
@@ -78,7 +81,9 @@ class Convolution:
         if self.unbatched:
             input = input[None]
         w = kernel_ready(weight)
-        if self.planes:
+        if self.rows:
+            y, _ = winograd_rows.forward(input, w, bias, self.rows, relu)
+        elif self.planes:
             y, _ = planar.forward(input, w, bias, self.planes, relu)
         elif self.tile:
             options = (shape.padding, shape.dilation, relu, self.tile)
@@ -102,14 +107,14 @@ class Convolution:
         shape = self.shape
         if self.unbatched:
             grad_output, input = grad_output[None], input[None]
-        dy, x, w = to_channels_last(grad_output), to_channels_last(input), kernel_ready(weight)
+        dy, w = to_channels_last(grad_output), kernel_ready(weight)
         dx = dw = db = None
         if needs[0]:
             dx = self._input_gradient(dy, w)
             if self.unbatched:
                 dx = dx[0]
         if needs[1]:
-            dw, db = self._weight_gradient(x, dy)
+            dw, db = self._weight_gradient(input, dy)
         if needs[2] and db is None:
             db = column_sums(dy.reshape(shape.pixels, shape.out_channels))
         return dx, dw, db if needs[2] else None
@@ -119,6 +124,8 @@ class Convolution:
         if self.input_tile:
             options = (shape.padding, shape.dilation, self.input_tile)
             dx = winograd.backward_input(dy, weight, *options)
+        elif self.input_rows:
+            dx = winograd_rows.backward_input(dy, weight, self.input_rows)
         elif self.few:
             size = (shape.images[1], shape.images[2])
             dx = depthwise.input_gradient(dy, weight, shape.geometry, size, shape.groups)
@@ -127,10 +134,13 @@ class Convolution:
         return from_channels_last(dx)
 
     def _weight_gradient(
-        self, x: np.ndarray, dy: np.ndarray
+        self, input: np.ndarray, dy: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """The weight's gradient, and that of the bias where it costs no other pass."""
         shape = self.shape
+        if self.rows:
+            return winograd_rows.backward_weight(input, dy, self.rows)
+        x = to_channels_last(input)
         if self.tile:
             return winograd.backward_weight(x, dy, shape.padding, shape.dilation, self.tile), None
         if self.few:
@@ -207,7 +217,8 @@ def conv2d(
         "direct" sums the products as they stand: exact for integers, and an image's output has
         the same bits in every batch. "winograd" needs a third or less of the products of 3x3
         kernels at stride 1, for an error of up to 20 times that of "direct", about 1e-6 of the
-        largest output in float32. "auto" takes whichever should be faster.
+        largest output in float32. "auto" takes whichever should be faster, and for batches of
+        few channels and kernels 5 wide a Winograd transform of the rows.
     activation : {None, "relu"}
         What is applied to the output before it is written.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers import kernels
-from fastlayers.ops import _check, planar
+from fastlayers.ops import _check, planar, winograd_rows
 from fastlayers.ops.conv import Convolution, Grads, Padding, prepare
 from fastlayers.ops.conv_pool_plan import Pooled, Routes
 from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_last
@@ -43,7 +43,9 @@ class PooledConvolution:
         self.out_shape: tuple[int, ...] = (*shape.out_shape[:2], *size)
         if convolution.unbatched:
             self.out_shape = self.out_shape[1:]
-        # Few output channels with windows of 2x2; images that are pooled from L2; the gradients.
+        # Windows of 2x2 for batches of few channels, and for few output channels; images that are
+        # pooled from L2; the gradients.
+        self.rows: winograd_rows.Plan | None = None
         self.planes: planar.Planes | None = None
         self.pooled: Pooled | None = None
         self.routes: Routes | None = None
@@ -52,6 +54,8 @@ class PooledConvolution:
         halved = (shape.out_size[0] // 2, shape.out_size[1] // 2)
         if self.window.geometry == ((2, 2), (2, 2), (0, 0), (1, 1)) and size == halved:
             self.planes = planar.planes(shape, 2)
+            if convolution.rows and min(halved):
+                self.rows = winograd_rows.plan(shape, pooled=2)
         pooled, routes = Pooled(shape, self.window, size), Routes(shape, self.window, size)
         self.pooled = pooled if pooled.serves else None
         self.routes = routes if routes.serves else None
@@ -61,12 +65,14 @@ class PooledConvolution:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Outputs and their cells, of arrays that were checked."""
         convolution = self.convolution
-        if not (self.planes or self.pooled):
+        if not (self.rows or self.planes or self.pooled):
             return max_pool2d_forward(
                 convolution.forward(input, weight, bias, self.relu), *self.pool
             )
         x, w = input[None] if convolution.unbatched else input, kernel_ready(weight)
-        if self.planes:
+        if self.rows:
+            y, cells = winograd_rows.forward(x, w, bias, self.rows, self.relu)
+        elif self.planes:
             y, cells = planar.forward(x, w, bias, self.planes, self.relu)
         else:
             y, cells = self._pooled(x, w, bias)
