@@ -32,7 +32,7 @@ from fastlayers.kernels.toom_cook import Emitter, make_emitter, matrices, transp
 from fastlayers.kernels.vectors import Vectors, element_pointer
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.threads import parallel_for
+from fastlayers.runtime.parallel import parallel_for
 
 __all__ = [
     "POINTS",

@@ -106,7 +106,7 @@ class Normalisation:
                 self.weight,
                 self.bias,
                 self.of_batch,
-                form.stream,
+                form.stream_back,
                 threads.workers_for(form.size),
                 memory.scratch(((5 + 2 * form.chunks) * form.period,), dtype)[0],
                 masked,

@@ -183,7 +183,7 @@ def batch_norm_max_pool2d_backward(
         optional(op, "weight", weight, form, dtype),
         int(relu),
         training,
-        int(form.stream and tiles[2] * x.itemsize % memory.ALIGNMENT == 0),
+        int(form.stream_back and tiles[2] * x.itemsize % memory.ALIGNMENT == 0),
         threads.workers_for(form.size),
         memory.empty((5 + 2 * max(chunks, 1)) * tiles[2], dtype),
         flat,
