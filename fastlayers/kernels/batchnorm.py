@@ -53,7 +53,7 @@ def _chunk_count(form):
     return max(1, (rows // folds + span - 1) // span)
 
 
-@kernel
+@kernel(inner=True)
 def mirrored(chunk, chunks, workers):
     """The chunk that stands as far from the end of its worker's share as `chunk` from the start.
 

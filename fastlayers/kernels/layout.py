@@ -15,13 +15,13 @@ VECTOR_BYTES = cpu.vector_bytes()
 NO_TABLE = np.empty(0, np.int64)
 
 
-@kernel
+@kernel(inner=True)
 def square_side(x):
     """Side of the square that `transpose_block` takes."""
     return min(16, VECTOR_BYTES // x.itemsize)
 
 
-@kernel
+@kernel(inner=True)
 def swap_axes_image(n, worker, x, shape, side, out):
     rows, columns = shape
     base = n * rows * columns
@@ -39,7 +39,7 @@ def swap_axes(x, workers, out):
     parallel_for(swap_axes_image, x.shape[0], workers, arguments)
 
 
-@kernel
+@kernel(inner=True)
 def inside(first, dilation, cells, size):
     """Range of a window's cells for which ``0 <= first + cell * dilation < size``."""
     low = min(max(0, -(first // dilation)), cells)

@@ -42,7 +42,7 @@ def gradient_row(channels, lanes):
     return (channels + width - 1) // width * width
 
 
-@kernel
+@kernel(inner=True)
 def gradient_blocks(sizes, lanes):
     """Blocks of filters and panels of channels of a weight gradient."""
     channels, filters = sizes

@@ -42,7 +42,7 @@ __all__ = [
 TRANSFORM_TILES = 8
 
 
-@kernel
+@kernel(inner=True)
 def borrow(array):
     """Give the same array without an owner, so that calls count no references.
 
@@ -51,7 +51,7 @@ def borrow(array):
     return view(array, 0, array.size)
 
 
-@kernel
+@kernel(inner=True)
 def row_length(channels, lanes):
     """Elements from one tile to the next in a transformed matrix: whole panels.
 
@@ -333,7 +333,7 @@ def prepare_gradients(typingctx: Any, array: Any) -> Any:
     return _prepare(_shared_gradients[array.dtype], array)
 
 
-@kernel
+@kernel(inner=True)
 def transform_task(
     task, worker, tile, x, dy, sizes, geometry, tiles, lanes, zeros, work, share, v, w
 ):

@@ -195,19 +195,20 @@ def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     """Compile `function` by ``numba.njit`` and keep its machine code in `cache_dir`.
 
     Division follows NumPy's rules (no zero-division check), the GIL is released, and contraction
-    to fused multiply-add is allowed; no other liberty is taken with floating point. A function
-    whose name begins with an underscore is for other kernels to call, not for Python.
+    to fused multiply-add is allowed; no other liberty is taken with floating point. With `inner`,
+    and where its name begins with an underscore, a function is for kernels to call, not for Python.
     """
     if function is None:
         return functools.partial(kernel, **options)
     progress()
+    inner = options.pop("inner", function.__name__.startswith("_"))
     options = {
         "error_model": "numpy",
         "nogil": True,
         "fastmath": {"contract"},
         "no_cfunc_wrapper": True,
     } | options
-    if function.__name__.startswith("_"):
+    if inner:
         return InnerKernel(function, options)
     dispatcher = numba.njit(**options)(function)
     folder = cache_dir()
