@@ -22,7 +22,11 @@ class _LinkedLibrary(JITCodeLibrary):
     """Code to be linked into others, which is optimised there and never loaded by itself."""
 
     def _optimize_final_module(self) -> None:
-        """Leave it to the callers: 16.5 to 14.6 s for that step, and no kernel is slower."""
+        """Leave it to the callers: 16.5 to 14.6 s for that step.
+
+        Of 150 timings of ops the geometric mean stays, sigmoid takes 13 % more. Without the passes
+        over single functions too, small linear maps would take 20 % more.
+        """
 
     def _finalize_final_module(self) -> None:
         self._finalize_dynamic_globals()
