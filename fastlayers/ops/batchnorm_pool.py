@@ -15,7 +15,7 @@ from fastlayers.ops.layout import from_channels_last, to_channels_last
 from fastlayers.ops.pool import max_pool2d_backward, max_pool2d_forward
 from fastlayers.ops.window import Window
 from fastlayers.ops.window import window as checked_window
-from fastlayers.runtime import memory, threads
+from fastlayers.runtime import backend, memory, threads
 
 __all__ = ["batch_norm_max_pool2d", "batch_norm_max_pool2d_backward"]
 
@@ -33,6 +33,8 @@ def _images(op: str, input: Any) -> tuple[np.ndarray, Form]:
 
 def _tiles(shape: tuple[int, ...], window: Window, size: tuple[int, int]) -> tuple[int, ...] | None:
     """The kernels' form of an image in whole windows that touch; None for all other windows."""
+    if backend.NUMPY:
+        return None
     n, channels, height, width = shape
     (kh, kw), touching = window.kernel, (window.kernel, (0, 0), (1, 1))
     whole = size == (height // kh, width // kw) and kh * kw <= 256
