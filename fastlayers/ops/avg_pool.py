@@ -129,9 +129,7 @@ def _mean(op: str, x: np.ndarray, plan: _Plan, ndim: int, *options: Any) -> np.n
     return restored(y, ndim)
 
 
-def _mean_backward(
-    op: str, dy: np.ndarray, plan: _Plan, ndim: int, *options: Any
-) -> np.ndarray:
+def _mean_backward(op: str, dy: np.ndarray, plan: _Plan, ndim: int, *options: Any) -> np.ndarray:
     if dy.shape != plan.out_shape:
         n, h, w, c = plan.out_shape
         raise ValueError(

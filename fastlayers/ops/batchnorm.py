@@ -121,7 +121,6 @@ class Normalisation:
             )
         return dx, grads[0] if needs[1] else None, grads[1] if needs[2] else None, dresidual
 
-
     def _affine(self) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Weight and bias, None for none."""
         return self.weight if self.weight.size else None, self.bias if self.bias.size else None

@@ -81,7 +81,7 @@ class Convolution:
     ) -> np.ndarray:
         """Output of arrays that were checked."""
         if backend.NUMPY:
-            y = backend.reference("conv2d", input, weight, bias, *self.options)
+            y: np.ndarray = backend.reference("conv2d", input, weight, bias, *self.options)
             return np.maximum(y, 0, out=y) if relu else y
         shape = self.shape
         if self.unbatched:

@@ -158,7 +158,7 @@ def linear_rows(
 ) -> np.ndarray:
     """`linear` of a matrix, with arguments that were checked."""
     if backend.NUMPY:
-        y = backend.reference("linear", x, weight, bias)
+        y: np.ndarray = backend.reference("linear", x, weight, bias)
         return np.maximum(y, 0, out=y) if relu else y
     (rows, k), n, dtype = x.shape, weight.shape[0], x.dtype
     run, options, size, zeros, nothing = _forward_plan(rows, k, n, dtype, threads.get_num_threads())

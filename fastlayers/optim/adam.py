@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers.optim import checks
-from fastlayers.optim.optimizer import Group, Optimizer, Parameter, Params
+from fastlayers.optim.optimizer import Group, Optimizer, Parameter, Params, updates
 
 __all__ = ["Adam", "AdamW"]
 
