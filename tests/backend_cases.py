@@ -22,6 +22,9 @@ def ops_results() -> Results:
         for name, arguments, options in _calls(np.dtype(dtype)):
             fl.manual_seed(len(results))
             found = getattr(ops, name)(*arguments, **options)
+            if name in ("batch_norm_max_pool2d", "conv2d_max_pool2d"):
+                # Of a window without outputs above 0 any cell will do: no gradient passes.
+                found = found[0], np.where(found[0] > 0, found[1], 0)
             for i, value in enumerate(found if isinstance(found, tuple) else (found,)):
                 if value is not None:
                     results[f"{name} {dtype} {len(results)} {i}"] = np.asarray(value)
@@ -167,7 +170,8 @@ def training_results(folder: Path) -> Results:
     labels = generator.integers(0, 10, 4)
     makers: dict[str, Any] = {
         "sgd": lambda p: optim.SGD(p, 0.05, momentum=0.9, weight_decay=1e-3, nesterov=True),
-        "adamw": lambda p: optim.AdamW(p, 1e-3, amsgrad=True),
+        # The gradient of a bias before batch norm is rounding; a smaller eps would make steps of it.
+        "adamw": lambda p: optim.AdamW(p, 1e-3, eps=1e-3, amsgrad=True),
     }
     for name, maker in makers.items():
         fl.manual_seed(1)

@@ -132,7 +132,7 @@ def _cross_entropy(
         weight = memory.writable_view(_check.vector(op, "weight", weight, classes, dtype))
     smoothing = dtype.type(_check.probability(op, "label_smoothing", label_smoothing))
     if backend.NUMPY:
-        target = _check.labels(op, target, shape, classes, ignored)
+        target = _check.labels(op, target, shape, classes, ignored).reshape(shape)
         arguments = (x, target, weight, ignored, reduction, float(smoothing))
         found = np.asarray(backend.reference("cross_entropy", *arguments), dtype)
         if not needs_grad:
