@@ -84,16 +84,17 @@ def batch_norm_max_pool2d(
     x, form = _images(op, input)
     window = checked_window(op, kernel_size, stride, padding, dilation)
     size = window.out_size(op, x.shape[2:], ceil_mode)
-    tiles = _tiles(x.shape, window, size)
-    if tiles is None:
-        y = batch_norm_apply(x, mean, invstd, weight, bias, activation=activation)
-        return max_pool2d_forward(y, kernel_size, stride, padding, dilation, ceil_mode)
     vectors = (
         vector(op, "mean", mean, form, x.dtype),
         vector(op, "invstd", invstd, form, x.dtype),
         optional(op, "weight", weight, form, x.dtype),
         optional(op, "bias", bias, form, x.dtype),
     )
+    relu = _check.is_relu(op, activation)
+    tiles = _tiles(x.shape, window, size)
+    if tiles is None:
+        y = batch_norm_apply(x, mean, invstd, weight, bias, activation=activation)
+        return max_pool2d_forward(y, kernel_size, stride, padding, dilation, ceil_mode)
     n, channels = x.shape[:2]
     y = memory.empty((n, *size, channels), x.dtype)
     offsets = memory.empty(y.shape, np.uint8)
@@ -102,7 +103,7 @@ def batch_norm_max_pool2d(
         tiles,
         n,
         *vectors,
-        _check.is_relu(op, activation),
+        relu,
         threads.workers_for(form.size),
         memory.empty(3 * channels, x.dtype),
         y.reshape(-1),
@@ -163,6 +164,11 @@ def batch_norm_max_pool2d_backward(
         )
     relu = _check.is_relu(op, activation)
     window = checked_window(op, kernel_size, stride, padding, dilation)
+    vectors = (
+        vector(op, "mean", mean, form, dtype),
+        vector(op, "invstd", invstd, form, dtype),
+        optional(op, "weight", weight, form, dtype),
+    )
     tiles = _tiles(x.shape, window, y.shape[2:])
     if tiles is None:
         arguments = (grad_output, offsets, x.shape, kernel_size, stride, padding, dilation)
@@ -180,9 +186,7 @@ def batch_norm_max_pool2d_backward(
         form.flat(x),
         tiles,
         n,
-        vector(op, "mean", mean, form, dtype),
-        vector(op, "invstd", invstd, form, dtype),
-        optional(op, "weight", weight, form, dtype),
+        *vectors,
         int(relu),
         training,
         int(form.stream_back and tiles[2] * x.itemsize % memory.ALIGNMENT == 0),
