@@ -170,7 +170,7 @@ def training_results(folder: Path) -> Results:
     labels = generator.integers(0, 10, 4)
     makers: dict[str, Any] = {
         "sgd": lambda p: optim.SGD(p, 0.05, momentum=0.9, weight_decay=1e-3, nesterov=True),
-        # The gradient of a bias before batch norm is rounding; a smaller eps would make steps of it.
+        # Gradients of biases before batch norm are rounding; a small eps would make steps of it.
         "adamw": lambda p: optim.AdamW(p, 1e-3, eps=1e-3, amsgrad=True),
     }
     for name, maker in makers.items():
