@@ -174,7 +174,8 @@ class Optimizer(ABC):
                 if some and backend.NUMPY:
                     names = self._arrays(group)
                     arrays = [(p.data, p.grad, *(self.state[p][n] for n in names)) for p in some]
-                    self._update(group, key, some, _LIKE[dtype][1], arrays, 1)
+                    with np.errstate(all="ignore"):  # as kernels do
+                        self._update(group, key, some, _LIKE[dtype][1], arrays, 1)
                     continue
                 table = self._table(group, some) if some else None
                 if table is not None:

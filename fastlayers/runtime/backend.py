@@ -2,7 +2,7 @@
 
 ``FASTLAYERS_BACKEND`` names one: ``numba``, the default where it is installed, or ``numpy``. It is
 decided when the ops are imported. Arguments, checks, results and dropout masks are the same but for
-rounding.
+rounding. NumPy's BLAS has threads of its own, which `set_num_threads` does not reach.
 """
 
 from __future__ import annotations
