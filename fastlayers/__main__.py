@@ -17,7 +17,7 @@ import numpy as np
 import fastlayers as fl
 from fastlayers import precompile
 from fastlayers.data import Dataset
-from fastlayers.runtime import cpu
+from fastlayers.runtime import backend, cpu
 
 __all__ = ["main"]
 
@@ -205,6 +205,9 @@ def _warmup(options: argparse.Namespace) -> int:
         os.environ["FASTLAYERS_CPU"] = (
             options.cpu
         )  # before the first kernel, with which Numba loads
+    if backend.NUMPY:
+        print("0 kernels compiled: fastlayers runs on NumPy alone")
+        return 0
     from fastlayers.runtime import cache
 
     channels, size = 3, CIFAR_SIZE
@@ -226,6 +229,22 @@ def _warmup(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
+    rows = {
+        "fastlayers": fl.__version__,
+        "Python": f"{platform.python_version()} on {platform.platform()}",
+        "NumPy": np.__version__,
+        "backend": backend.name(),
+    } | ({} if backend.NUMPY else _compiled_info())
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+    return 0
+
+
+def _compiled_info() -> dict[str, Any]:
     import llvmlite
     import numba
 
@@ -233,10 +252,7 @@ def _info(options: argparse.Namespace) -> int:
     from fastlayers.runtime.parallel import threading_layer
 
     folder = cache.cache_dir()
-    rows = {
-        "fastlayers": fl.__version__,
-        "Python": f"{platform.python_version()} on {platform.platform()}",
-        "NumPy": np.__version__,
+    return {
         "Numba": numba.__version__,
         "llvmlite": llvmlite.__version__,
         "CPU": cpu.fleet() or cpu.cpu_name(),
@@ -246,13 +262,6 @@ def _info(options: argparse.Namespace) -> int:
         "cache folder": str(folder or "none can be written"),
         "cached kernels": len(list(folder.glob("*.nbc"))) if folder else 0,
     }
-    if options.json:
-        print(json.dumps(rows, indent=2))
-        return 0
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        print(f"{name:<{width}}  {value}")
-    return 0
 
 
 if __name__ == "__main__":

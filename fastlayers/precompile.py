@@ -11,6 +11,7 @@ import numpy as np
 
 from fastlayers import nn, optim, random
 from fastlayers.autograd import Tensor, no_grad
+from fastlayers.runtime import backend
 
 __all__ = ["Compiled", "everything", "warmup"]
 
@@ -28,7 +29,7 @@ def warmup(model: nn.Module, input_shape: Sequence[int]) -> Compiled:
     A copy of the model takes a training step by each optimiser (`SGD`, `Adam`, `AdamW`) of its
     loss, cross-entropy for outputs (N, classes, ...), and is evaluated; model and random state stay
     as they are. A kernel serves all sizes, but other sizes may take other kernels: give the batch
-    size that will be used.
+    size that will be used. Where ops run on NumPy alone nothing is compiled or run.
 
     Parameters
     ----------
@@ -47,13 +48,15 @@ def warmup(model: nn.Module, input_shape: Sequence[int]) -> Compiled:
         If `model` is no module, `input_shape` holds other than positive integers, or the model
         does not take such inputs.
     """
-    from fastlayers.runtime.cache import progress  # loads Numba
-
     if not isinstance(model, nn.Module):
         raise TypeError(f"warmup: model must be a Module, got {type(model).__name__}")
     shape = tuple(input_shape)
     if not shape or not all(type(size) is int and size > 0 for size in shape):
         raise ValueError(f"warmup: input_shape must be positive integers, got {input_shape!r}")
+    if backend.NUMPY:
+        return Compiled(0, 0.0)
+    from fastlayers.runtime.cache import progress  # loads Numba
+
     before = progress().kernels, progress().seconds
     with random.preserved():
         _use(copy.deepcopy(model), shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from fastlayers import kernels
 from fastlayers.ops import _check
 from fastlayers.ops.layout import kernel_ready, like, raveled
-from fastlayers.runtime import memory, threads
+from fastlayers.runtime import backend, memory, threads
 
 __all__ = [
     "gelu",
@@ -33,23 +32,26 @@ __all__ = [
 EXP_WORK = 10
 
 
-def _forward(op: str, kernel: Callable[..., None], input: Any, *options: Any) -> np.ndarray:
+def _forward(op: str, input: Any, *options: Any) -> np.ndarray:
+    """What the kernel of the op's name gives, or the reference."""
     x = _check.array(op, "input", input)
+    if backend.NUMPY:
+        return np.asarray(backend.reference(op, x, *options), x.dtype)
     y, flat = like(x)
     work = x.size if op.endswith("relu") else EXP_WORK * x.size
-    kernel(raveled(x), *options, threads.workers_for(work), flat)
+    getattr(kernels.activation, op)(raveled(x), *options, threads.workers_for(work), flat)
     return y
 
 
-def _backward(
-    op: str, kernel: Callable[..., None], grad_output: Any, name: str, saved: Any, *options: Any
-) -> np.ndarray:
+def _backward(op: str, grad_output: Any, name: str, saved: Any, *options: Any) -> np.ndarray:
     """Gradient by the input, of the input or the output that was saved."""
     saved = _check.array(op, name, saved)
     dy = _check.gradient(op, grad_output, saved.shape, saved.dtype)
+    if backend.NUMPY:
+        return np.asarray(backend.reference(op, dy, saved, *options), saved.dtype)
     dx, flat = like(saved)
-    work = saved.size if options == () else EXP_WORK * saved.size
-    kernel(raveled(dy), raveled(saved), *options, threads.workers_for(work), flat)
+    workers = threads.workers_for(saved.size if options == () else EXP_WORK * saved.size)
+    getattr(kernels.activation, op)(raveled(dy), raveled(saved), *options, workers, flat)
     return dx
 
 
@@ -60,14 +62,12 @@ def relu(input: np.ndarray) -> np.ndarray:
     ----------
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.relu.html
     """
-    return _forward("relu", kernels.activation.relu, input)
+    return _forward("relu", input)
 
 
 def relu_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
     """Gradient of `relu` by its input: `grad_output` where the output is not 0."""
-    return _backward(
-        "relu_backward", kernels.activation.relu_backward, grad_output, "output", output
-    )
+    return _backward("relu_backward", grad_output, "output", output)
 
 
 def _slope(op: str, x: np.ndarray, negative_slope: Any) -> Any:
@@ -83,7 +83,7 @@ def leaky_relu(input: np.ndarray, negative_slope: float = 0.01) -> np.ndarray:
     """
     op = "leaky_relu"
     x = _check.array(op, "input", input)
-    return _forward(op, kernels.activation.leaky_relu, x, _slope(op, x, negative_slope))
+    return _forward(op, x, _slope(op, x, negative_slope))
 
 
 def leaky_relu_backward(
@@ -93,7 +93,7 @@ def leaky_relu_backward(
     op = "leaky_relu_backward"
     x = _check.array(op, "input", input)
     slope = _slope(op, x, negative_slope)
-    return _backward(op, kernels.activation.leaky_relu_backward, grad_output, "input", x, slope)
+    return _backward(op, grad_output, "input", x, slope)
 
 
 def sigmoid(input: np.ndarray) -> np.ndarray:
@@ -103,14 +103,12 @@ def sigmoid(input: np.ndarray) -> np.ndarray:
     ----------
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.sigmoid.html
     """
-    return _forward("sigmoid", kernels.activation.sigmoid, input)
+    return _forward("sigmoid", input)
 
 
 def sigmoid_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
     """Gradient of `sigmoid` by its input: ``grad_output * y * (1 - y)``."""
-    return _backward(
-        "sigmoid_backward", kernels.activation.sigmoid_backward, grad_output, "output", output
-    )
+    return _backward("sigmoid_backward", grad_output, "output", output)
 
 
 def tanh(input: np.ndarray) -> np.ndarray:
@@ -120,14 +118,18 @@ def tanh(input: np.ndarray) -> np.ndarray:
     ----------
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.tanh.html
     """
-    return _forward("tanh", kernels.activation.tanh, input)
+    return _forward("tanh", input)
 
 
 def tanh_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
     """Gradient of `tanh` by its input: ``grad_output * (1 - y^2)``."""
-    return _backward(
-        "tanh_backward", kernels.activation.tanh_backward, grad_output, "output", output
-    )
+    return _backward("tanh_backward", grad_output, "output", output)
+
+
+def _approximation(op: str, approximate: Any) -> Any:
+    """The option as kernels take it, whether it is "tanh", or references."""
+    _check.one_of(op, "approximate", approximate, ("none", "tanh"))
+    return approximate if backend.NUMPY else approximate == "tanh"
 
 
 def gelu(input: np.ndarray, approximate: str = "none") -> np.ndarray:
@@ -144,8 +146,7 @@ def gelu(input: np.ndarray, approximate: str = "none") -> np.ndarray:
     ----------
     Hendrycks and Gimpel, 2016, https://arxiv.org/abs/1606.08415
     """
-    _check.one_of("gelu", "approximate", approximate, ("none", "tanh"))
-    return _forward("gelu", kernels.activation.gelu, input, approximate == "tanh")
+    return _forward("gelu", input, _approximation("gelu", approximate))
 
 
 def gelu_backward(
@@ -153,9 +154,7 @@ def gelu_backward(
 ) -> np.ndarray:
     """Gradient of `gelu` by its input: ``grad_output * (Phi(x) + x * Phi'(x))``."""
     op = "gelu_backward"
-    _check.one_of(op, "approximate", approximate, ("none", "tanh"))
-    kernel = kernels.activation.gelu_backward
-    return _backward(op, kernel, grad_output, "input", input, approximate == "tanh")
+    return _backward(op, grad_output, "input", input, _approximation(op, approximate))
 
 
 def _axis(op: str, x: np.ndarray, dim: Any) -> int:
@@ -165,15 +164,17 @@ def _axis(op: str, x: np.ndarray, dim: Any) -> int:
     return int(dim % x.ndim)
 
 
-def _along(kernel: Callable[..., None], dim: int, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Apply a kernel of rows along one axis."""
+def _along(op: str, dim: int, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Apply the op's kernel of rows along one axis."""
+    if backend.NUMPY and arrays[0].size:
+        return np.asarray(backend.reference(op, *arrays, dim))
     moved = [kernel_ready(np.moveaxis(a, dim, -1)) for a in arrays]
     shape = moved[0].shape
     out = memory.empty(shape, moved[0].dtype)
     if out.size:
         rows = [a.reshape(-1, shape[-1]) for a in moved]
         workers = threads.workers_for(EXP_WORK * out.size)
-        kernel(*rows, workers, out.reshape(-1, shape[-1]))
+        getattr(kernels.activation, op)(*rows, workers, out.reshape(-1, shape[-1]))
     return np.moveaxis(out, -1, dim)
 
 
@@ -202,7 +203,7 @@ def softmax(input: np.ndarray, dim: int) -> np.ndarray:
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.softmax.html
     """
     x = _check.array("softmax", "input", input)
-    return _along(kernels.activation.softmax, _axis("softmax", x, dim), (x,))
+    return _along("softmax", _axis("softmax", x, dim), (x,))
 
 
 def softmax_backward(grad_output: np.ndarray, output: np.ndarray, dim: int) -> np.ndarray:
@@ -210,7 +211,7 @@ def softmax_backward(grad_output: np.ndarray, output: np.ndarray, dim: int) -> n
     op = "softmax_backward"
     y = _check.array(op, "output", output)
     dy = _check.gradient(op, grad_output, y.shape, y.dtype)
-    return _along(kernels.activation.softmax_backward, _axis(op, y, dim), (dy, y))
+    return _along(op, _axis(op, y, dim), (dy, y))
 
 
 def log_softmax(input: np.ndarray, dim: int) -> np.ndarray:
@@ -219,7 +220,7 @@ def log_softmax(input: np.ndarray, dim: int) -> np.ndarray:
     Takes the parameters of `softmax`.
     """
     x = _check.array("log_softmax", "input", input)
-    return _along(kernels.activation.log_softmax, _axis("log_softmax", x, dim), (x,))
+    return _along("log_softmax", _axis("log_softmax", x, dim), (x,))
 
 
 def log_softmax_backward(grad_output: np.ndarray, output: np.ndarray, dim: int) -> np.ndarray:
@@ -227,4 +228,4 @@ def log_softmax_backward(grad_output: np.ndarray, output: np.ndarray, dim: int) 
     op = "log_softmax_backward"
     y = _check.array(op, "output", output)
     dy = _check.gradient(op, grad_output, y.shape, y.dtype)
-    return _along(kernels.activation.log_softmax_backward, _axis(op, y, dim), (dy, y))
+    return _along(op, _axis(op, y, dim), (dy, y))

@@ -12,6 +12,7 @@ import numpy as np
 
 from fastlayers import kernels
 from fastlayers.ops import _check
+from fastlayers.ops.layout import from_channels_last
 from fastlayers.ops.window import (
     SPAN,
     IntPair,
@@ -22,7 +23,7 @@ from fastlayers.ops.window import (
     restored,
     window,
 )
-from fastlayers.runtime import memory, threads
+from fastlayers.runtime import backend, memory, threads
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -106,11 +107,14 @@ def _plan(
         n * depth * max(height * width, len(rows) * len(columns)),
         divisor,
         window,
-        math.lcm(depth, kernels.window_loops.COLUMNS) if whole else 0,
+        math.lcm(depth, kernels.window_loops.COLUMNS) if whole and not backend.NUMPY else 0,
     )
 
 
-def _mean(x: np.ndarray, plan: _Plan, ndim: int) -> np.ndarray:
+def _mean(op: str, x: np.ndarray, plan: _Plan, ndim: int, *options: Any) -> np.ndarray:
+    if backend.NUMPY:
+        y = np.asarray(backend.reference(op, from_channels_last(x), *options), x.dtype)
+        return y if ndim == 4 else y[0]
     y = memory.empty(plan.out_shape, x.dtype)
     workers = threads.workers_for(plan.work)
     if plan.whole:
@@ -125,13 +129,18 @@ def _mean(x: np.ndarray, plan: _Plan, ndim: int) -> np.ndarray:
     return restored(y, ndim)
 
 
-def _mean_backward(op: str, dy: np.ndarray, plan: _Plan, ndim: int) -> np.ndarray:
+def _mean_backward(op: str, dy: np.ndarray, plan: _Plan, ndim: int, *options: Any) -> np.ndarray:
     if dy.shape != plan.out_shape:
         n, h, w, c = plan.out_shape
         raise ValueError(
             f"{op}: grad_output must have shape {(n, c, h, w)[4 - ndim :]}, "
             f"got {restored(dy, ndim).shape}"
         )
+    if backend.NUMPY:
+        n, h, w, c = plan.shape
+        arguments = (from_channels_last(dy), (n, c, h, w), *options)
+        dx = np.asarray(backend.reference(op, *arguments), dy.dtype)
+        return dx if ndim == 4 else dx[0]
     dx = memory.empty(plan.shape, dy.dtype)
     workers = threads.workers_for(plan.work)
     if plan.window is not None and not plan.whole:
@@ -220,7 +229,7 @@ def avg_pool2d(
     x = images(op, input)
     options = (kernel_size, stride, padding, bool(ceil_mode), bool(count_include_pad))
     plan = planned(_avg_plan, op, x.shape, x.dtype.char, *options, divisor_override)
-    return _mean(x, plan, input.ndim)
+    return _mean(op, x, plan, input.ndim, *options, divisor_override)
 
 
 def avg_pool2d_backward(
@@ -243,7 +252,7 @@ def avg_pool2d_backward(
     dy = gradient(op, grad_output, ndim)
     options = (kernel_size, stride, padding, bool(ceil_mode), bool(count_include_pad))
     plan = planned(_avg_plan, op, shape, dy.dtype.char, *options, divisor_override)
-    return _mean_backward(op, dy, plan, ndim)
+    return _mean_backward(op, dy, plan, ndim, *options, divisor_override)
 
 
 @functools.lru_cache(maxsize=256, typed=True)
@@ -297,7 +306,7 @@ def adaptive_avg_pool2d(
     op = "adaptive_avg_pool2d"
     x = images(op, input)
     plan = planned(_adaptive_plan, op, x.shape, x.dtype.char, output_size)
-    return _mean(x, plan, input.ndim)
+    return _mean(op, x, plan, input.ndim, output_size)
 
 
 def adaptive_avg_pool2d_backward(

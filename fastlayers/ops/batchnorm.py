@@ -17,7 +17,7 @@ from fastlayers.ops.batchnorm_form import (
     optional,
     vector,
 )
-from fastlayers.runtime import memory, threads
+from fastlayers.runtime import backend, memory, threads
 
 __all__ = [
     "Normalisation",
@@ -53,6 +53,10 @@ class Normalisation:
 
     def forward(self, residual: np.ndarray | None, relu: bool) -> np.ndarray:
         """The input normalised; the residual is flat, in the order of its memory."""
+        if backend.NUMPY:
+            other = None if residual is None else self.form.shaped(residual)
+            arguments = (self.mean, self.invstd, *self._affine(), other, "relu" if relu else None)
+            return np.asarray(backend.reference("batch_norm_apply", self.x, *arguments))
         form, dtype = self.form, self.x.dtype
         y, flat = form.empty(dtype)
         kernels.batchnorm.batch_norm_apply(
@@ -82,6 +86,8 @@ class Normalisation:
 
         `dy` and `output` are flat, in the order of their memory.
         """
+        if backend.NUMPY:
+            return self._reference_backward(dy, needs, relu, output)
         form, x, home = self.form, self.x, kernels.batchnorm
         dtype = x.dtype
         y = masked = flat = nothing = NOTHING[dtype]
@@ -115,6 +121,22 @@ class Normalisation:
             )
         return dx, grads[0] if needs[1] else None, grads[1] if needs[2] else None, dresidual
 
+    def _affine(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Weight and bias, None for none."""
+        return self.weight if self.weight.size else None, self.bias if self.bias.size else None
+
+    def _reference_backward(
+        self, dy: np.ndarray, needs: tuple[bool, ...], relu: bool, output: np.ndarray | None
+    ) -> Grads:
+        dy = self.form.shaped(dy)
+        if output is not None:
+            dy = backend.reference("relu_backward", dy, self.form.shaped(output))
+        elif relu:
+            dy = backend.reference("relu_backward", dy, self.forward(None, False))
+        arguments = (self.x, self._affine()[0], self.mean, self.invstd, self.of_batch, needs[:3])
+        grads = backend.reference("batch_norm_backward", dy, *arguments)
+        return *grads, None if output is None else dy
+
 
 def normalisation(
     op: str,
@@ -142,19 +164,24 @@ def normalisation(
         )
     out = np.empty((2, form.vector[0]), dtype)
     workers, update = threads.workers_for(form.size), training and mean.size
-    parts = (form.chunks + 1) * (2 * form.vector[0] + 1)
-    kernels.batchnorm.batch_norm_statistics(
-        form.flat(x) if of_batch else NOTHING[dtype],
-        form.rows,
-        of_batch,
-        mean,
-        var,
-        momentum if update else -1.0,
-        eps,
-        workers,
-        memory.scratch((parts + workers * 5 * form.period if of_batch else parts,), dtype)[0],
-        out,
-    )
+    if backend.NUMPY:
+        running = (mean, var) if mean.size else (None, None)
+        arguments = (*running, bool(training), momentum, eps)
+        out[:] = backend.reference("batch_norm_statistics", x, *arguments)
+    else:
+        parts = (form.chunks + 1) * (2 * form.vector[0] + 1)
+        kernels.batchnorm.batch_norm_statistics(
+            form.flat(x) if of_batch else NOTHING[dtype],
+            form.rows,
+            of_batch,
+            mean,
+            var,
+            momentum if update else -1.0,
+            eps,
+            workers,
+            memory.scratch((parts + workers * 5 * form.period if of_batch else parts,), dtype)[0],
+            out,
+        )
     if update:
         for given, updated in ((running_mean, mean), (running_var, var)):
             if updated is not given:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastlayers.ops import _check
 from fastlayers.ops.layout import kernel_ready, to_channels_last
-from fastlayers.runtime import cpu, memory, threads
+from fastlayers.runtime import backend, cpu, memory, threads
 
 __all__ = ["NOTHING", "Form", "batch", "elements", "form_of", "optional", "vector"]
 
@@ -53,6 +53,10 @@ class Form:
             return x.ravel("K")
         return (to_channels_last(x) if x.ndim > 2 else kernel_ready(x)).reshape(-1)
 
+    def shaped(self, flat: np.ndarray) -> np.ndarray:
+        """The array whose elements `flat` gives."""
+        return flat.reshape(self.last).transpose(self.axes)
+
     def empty(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         """A new array of this shape, and its memory as a flat array."""
         last = memory.empty(self.last, dtype)
@@ -84,7 +88,11 @@ def form_of(shape: tuple[int, ...], itemsize: int) -> Form:
         axes=(0, rank - 1, *range(1, rank - 1)),
         strides=(strides[0], strides[-1], *strides[1:-1]),
         vector=(channels,),
-        stream=int(2 * size * itemsize > cpu.cache_bytes() and width % memory.ALIGNMENT == 0),
+        stream=int(
+            not backend.NUMPY
+            and 2 * size * itemsize > cpu.cache_bytes()
+            and width % memory.ALIGNMENT == 0
+        ),
         stream_back=int(size * itemsize >= STREAMED and width % memory.ALIGNMENT == 0),
     )
 

@@ -15,7 +15,7 @@ from fastlayers.ops.layout import from_channels_last, to_channels_last
 from fastlayers.ops.pool import max_pool2d_backward, max_pool2d_forward
 from fastlayers.ops.window import Window
 from fastlayers.ops.window import window as checked_window
-from fastlayers.runtime import memory, threads
+from fastlayers.runtime import backend, memory, threads
 
 __all__ = ["batch_norm_max_pool2d", "batch_norm_max_pool2d_backward"]
 
@@ -33,6 +33,8 @@ def _images(op: str, input: Any) -> tuple[np.ndarray, Form]:
 
 def _tiles(shape: tuple[int, ...], window: Window, size: tuple[int, int]) -> tuple[int, ...] | None:
     """The kernels' form of an image in whole windows that touch; None for all other windows."""
+    if backend.NUMPY:
+        return None
     n, channels, height, width = shape
     (kh, kw), touching = window.kernel, (window.kernel, (0, 0), (1, 1))
     whole = size == (height // kh, width // kw) and kh * kw <= 256
@@ -82,16 +84,17 @@ def batch_norm_max_pool2d(
     x, form = _images(op, input)
     window = checked_window(op, kernel_size, stride, padding, dilation)
     size = window.out_size(op, x.shape[2:], ceil_mode)
-    tiles = _tiles(x.shape, window, size)
-    if tiles is None:
-        y = batch_norm_apply(x, mean, invstd, weight, bias, activation=activation)
-        return max_pool2d_forward(y, kernel_size, stride, padding, dilation, ceil_mode)
     vectors = (
         vector(op, "mean", mean, form, x.dtype),
         vector(op, "invstd", invstd, form, x.dtype),
         optional(op, "weight", weight, form, x.dtype),
         optional(op, "bias", bias, form, x.dtype),
     )
+    relu = _check.is_relu(op, activation)
+    tiles = _tiles(x.shape, window, size)
+    if tiles is None:
+        y = batch_norm_apply(x, mean, invstd, weight, bias, activation=activation)
+        return max_pool2d_forward(y, kernel_size, stride, padding, dilation, ceil_mode)
     n, channels = x.shape[:2]
     y = memory.empty((n, *size, channels), x.dtype)
     offsets = memory.empty(y.shape, np.uint8)
@@ -100,7 +103,7 @@ def batch_norm_max_pool2d(
         tiles,
         n,
         *vectors,
-        _check.is_relu(op, activation),
+        relu,
         threads.workers_for(form.size),
         memory.empty(3 * channels, x.dtype),
         y.reshape(-1),
@@ -161,6 +164,11 @@ def batch_norm_max_pool2d_backward(
         )
     relu = _check.is_relu(op, activation)
     window = checked_window(op, kernel_size, stride, padding, dilation)
+    vectors = (
+        vector(op, "mean", mean, form, dtype),
+        vector(op, "invstd", invstd, form, dtype),
+        optional(op, "weight", weight, form, dtype),
+    )
     tiles = _tiles(x.shape, window, y.shape[2:])
     if tiles is None:
         arguments = (grad_output, offsets, x.shape, kernel_size, stride, padding, dilation)
@@ -178,9 +186,7 @@ def batch_norm_max_pool2d_backward(
         form.flat(x),
         tiles,
         n,
-        vector(op, "mean", mean, form, dtype),
-        vector(op, "invstd", invstd, form, dtype),
-        optional(op, "weight", weight, form, dtype),
+        *vectors,
         int(relu),
         training,
         int(form.stream_back and tiles[2] * x.itemsize % memory.ALIGNMENT == 0),

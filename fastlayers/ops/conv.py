@@ -12,7 +12,7 @@ from fastlayers.ops import _check, depthwise, direct, planar, winograd, winograd
 from fastlayers.ops.conv_shape import ConvShape, conv_shape
 from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_last
 from fastlayers.ops.reduce import column_sums
-from fastlayers.runtime import memory
+from fastlayers.runtime import backend, memory
 
 __all__ = ["ALGORITHMS", "Convolution", "conv2d", "conv2d_backward", "prepare"]
 
@@ -54,9 +54,12 @@ class Convolution:
         self.unbatched = len(images) == 3
         self.out_shape = shape.out_shape[1:] if self.unbatched else shape.out_shape
         self.zeros = np.zeros(m, dtype)  # for no bias; nobody writes to them
+        self.options = (stride, padding, dilation, groups)
         # Outputs on a side of Winograd's tiles, or 0 for direct convolution.
         self.tile = _winograd_tile(op, algorithm, shape)
         self.input_tile = _winograd_tile(op, algorithm, shape, transposed=True)
+        if backend.NUMPY:
+            return
         # Whether the channels of a group are so few that GEMM would waste most lanes.
         self.few = groups > 1 and depthwise.suits(c, m, groups, dtype.itemsize)
         auto = algorithm == "auto"
@@ -77,6 +80,9 @@ class Convolution:
         self, input: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool
     ) -> np.ndarray:
         """Output of arrays that were checked."""
+        if backend.NUMPY:
+            y: np.ndarray = backend.reference("conv2d", input, weight, bias, *self.options)
+            return np.maximum(y, 0, out=y) if relu else y
         shape = self.shape
         if self.unbatched:
             input = input[None]
@@ -104,6 +110,9 @@ class Convolution:
         needs: tuple[bool, bool, bool],
     ) -> Grads:
         """Gradients of arrays that were checked."""
+        if backend.NUMPY:
+            arguments = (grad_output, input, weight, *self.options, needs)
+            return backend.reference("conv2d_backward", *arguments)  # type: ignore[no-any-return]
         shape = self.shape
         if self.unbatched:
             grad_output, input = grad_output[None], input[None]
@@ -300,6 +309,8 @@ def _winograd_tile(op: str, algorithm: str, shape: ConvShape, transposed: bool =
             f"least {winograd.LEAST_CHANNELS} channels of input and output, got a weight of "
             f"shape {shape.weight}, stride {shape.stride} and groups {shape.groups}"
         )
+    if backend.NUMPY:
+        return 0
     size, channels = shape.out_size, (shape.channels, shape.out_channels)
     if transposed:
         size, channels = (shape.images[1], shape.images[2]), channels[::-1]

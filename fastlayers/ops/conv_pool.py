@@ -15,7 +15,7 @@ from fastlayers.ops.conv_pool_plan import Pooled, Routes
 from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_last
 from fastlayers.ops.pool import max_pool2d_backward, max_pool2d_forward
 from fastlayers.ops.window import window as checked_window
-from fastlayers.runtime import memory, threads
+from fastlayers.runtime import backend, memory, threads
 
 __all__ = [
     "PooledConvolution",
@@ -49,7 +49,7 @@ class PooledConvolution:
         self.planes: planar.Planes | None = None
         self.pooled: Pooled | None = None
         self.routes: Routes | None = None
-        if convolution.tile:
+        if convolution.tile or backend.NUMPY:
             return
         halved = (shape.out_size[0] // 2, shape.out_size[1] // 2)
         if self.window.geometry == ((2, 2), (2, 2), (0, 0), (1, 1)) and size == halved:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastlayers import kernels
-from fastlayers.runtime import memory, threads
+from fastlayers.runtime import backend, memory, threads
 
 __all__ = ["contiguous", "from_channels_last", "like", "raveled", "to_channels_last"]
 
@@ -30,7 +30,10 @@ def kernel_ready(x: np.ndarray) -> np.ndarray:
 def _swap(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Exchange the last two axes of a contiguous (N, A, B) array, giving it the final `shape`."""
     out = memory.empty((x.shape[0], x.shape[2], x.shape[1]), x.dtype)
-    kernels.layout.swap_axes(x, threads.workers_for(x.size), out)
+    if backend.NUMPY:
+        out[...] = x.swapaxes(1, 2)
+    else:
+        kernels.layout.swap_axes(x, threads.workers_for(x.size), out)
     return out.reshape(shape)
 
 

@@ -11,7 +11,7 @@ from fastlayers import kernels
 from fastlayers.ops import _check
 from fastlayers.ops.layout import kernel_ready
 from fastlayers.ops.reduce import masked_column_sums, sum_chunks
-from fastlayers.runtime import cpu, memory, threads
+from fastlayers.runtime import backend, cpu, memory, threads
 
 __all__ = ["linear", "linear_backward", "linear_rows", "linear_rows_backward", "prepare"]
 
@@ -157,6 +157,9 @@ def linear_rows(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bool
 ) -> np.ndarray:
     """`linear` of a matrix, with arguments that were checked."""
+    if backend.NUMPY:
+        y: np.ndarray = backend.reference("linear", x, weight, bias)
+        return np.maximum(y, 0, out=y) if relu else y
     (rows, k), n, dtype = x.shape, weight.shape[0], x.dtype
     run, options, size, zeros, nothing = _forward_plan(rows, k, n, dtype, threads.get_num_threads())
     work = memory.empty(size, dtype) if size else nothing
@@ -280,6 +283,9 @@ def linear_rows_backward(
     needs: tuple[bool, bool, bool],
 ) -> Grads:
     """`linear_backward` of matrices, behind a ReLU if it gave y; arguments were checked."""
+    if backend.NUMPY:
+        dy = dy if y is None else backend.reference("relu_backward", dy, y)
+        return backend.reference("linear_backward", dy, x, weight, needs)  # type: ignore[no-any-return]
     (rows, k), n, dtype = x.shape, weight.shape[0], x.dtype
     dx_needed, dw_needed, db_needed = needs
     wanted = int(y is not None), int(bool(dx_needed)), int(bool(dw_needed))

@@ -10,7 +10,7 @@ import numpy as np
 from fastlayers import kernels
 from fastlayers.ops import _check
 from fastlayers.ops.layout import kernel_ready, like
-from fastlayers.runtime import memory, threads
+from fastlayers.runtime import backend, memory, threads
 
 __all__ = [
     "binary_cross_entropy_with_logits",
@@ -131,6 +131,14 @@ def _cross_entropy(
     else:
         weight = memory.writable_view(_check.vector(op, "weight", weight, classes, dtype))
     smoothing = dtype.type(_check.probability(op, "label_smoothing", label_smoothing))
+    if backend.NUMPY:
+        target = _check.labels(op, target, shape, classes, ignored).reshape(shape)
+        arguments = (x, target, weight, ignored, reduction, float(smoothing))
+        found = np.asarray(backend.reference("cross_entropy", *arguments), dtype)
+        if not needs_grad:
+            return found, None
+        dy = np.ones(found.shape, dtype)
+        return found, np.asarray(backend.reference("cross_entropy_backward", dy, *arguments))
     last = x if x.ndim <= 2 else np.moveaxis(x, 1, -1)
     workers = threads.workers_for(EXP_WORK * x.size)
     slopes = memory.empty(x.size if needs_grad else 0, dtype)

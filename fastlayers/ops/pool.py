@@ -13,7 +13,7 @@ import numpy as np
 
 from fastlayers import kernels
 from fastlayers.ops import _check
-from fastlayers.ops.layout import to_channels_last
+from fastlayers.ops.layout import from_channels_last, to_channels_last
 from fastlayers.ops.window import (
     SPAN,
     IntPair,
@@ -25,7 +25,7 @@ from fastlayers.ops.window import (
     restored,
 )
 from fastlayers.ops.window import window as checked_window
-from fastlayers.runtime import memory, threads
+from fastlayers.runtime import backend, memory, threads
 
 __all__ = [
     "max_pool2d",
@@ -166,6 +166,10 @@ def max_pool2d_forward(
     options = (kernel_size, stride, padding, dilation)
     plan = planned(_forward_plan, op, x.shape, ceil_mode, *options)
     floor = _floor(op, activation)
+    if backend.NUMPY:
+        arguments = (from_channels_last(x), *options, ceil_mode, activation)
+        y, cells = backend.reference(op + "_forward", *arguments)
+        return (y, cells) if input.ndim == 4 else (y[0], cells[0])
     y = memory.empty(plan.out_shape, x.dtype)
     cells = memory.empty(plan.out_shape, plan.cell_type)
     workers = threads.workers_for(plan.work)
@@ -376,6 +380,12 @@ def max_pool2d_backward(
         _check.same_shape(op, "output", y, grad_output.shape)
         _check.same_dtype(op, "output", y, dy.dtype)
         y, floor = to_channels_last(y if ndim == 4 else y[None]).reshape(-1), 0.0
+    if backend.NUMPY:
+        dy = dy if y is None else backend.reference("relu_backward", dy, y.reshape(dy.shape))
+        places = (from_channels_last(dy), from_channels_last(cells))
+        n, h, w, c = plan.shape
+        dx = backend.reference(op, *places, (n, c, h, w), *options)
+        return np.asarray(dx if ndim == 4 else dx[0])
     dx = memory.empty(plan.shape, dy.dtype)
     workers = threads.workers_for(plan.work)
     if plan.table is None:

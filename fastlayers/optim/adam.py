@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers import kernels
 from fastlayers.optim import checks
-from fastlayers.optim.optimizer import Group, Optimizer, Parameter, Params
+from fastlayers.optim.optimizer import Group, Optimizer, Parameter, Params, updates
 
 __all__ = ["Adam", "AdamW"]
 
@@ -85,14 +84,14 @@ class Adam(Optimizer):
         key: Any,
         params: list[Parameter],
         like: np.ndarray,
-        table: np.ndarray,
+        table: Any,
         workers: int,
     ) -> None:
         lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
         beta1, beta2 = map(float, group["betas"])
         for p in params:
             self.state[p]["step"] = key
-        kernels.optimizer.adam(
+        updates().adam(
             like,
             table,
             key,

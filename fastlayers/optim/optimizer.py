@@ -13,14 +13,14 @@ import numpy as np
 
 from fastlayers import kernels
 from fastlayers.optim import checks
-from fastlayers.runtime import threads
+from fastlayers.runtime import backend, threads
 from fastlayers.runtime.memory import zeros
 
-__all__ = ["Optimizer", "Parameter", "Params"]
+__all__ = ["Optimizer", "Parameter", "Params", "updates"]
 
 T = TypeVar("T")
 Group = dict[str, Any]
-Table = tuple[np.ndarray, np.ndarray, int]
+Table = tuple[np.ndarray, Any, int]
 
 # For each dtype what the kernels are told of it: the object's address, and an array.
 _LIKE = {
@@ -30,6 +30,15 @@ _ARRAY_TYPE = id(np.ndarray)
 _NOTHING: dict[str, Any] = {}
 # Multiply-adds and loads that an element costs.
 ELEMENT_WORK = 4
+
+
+def updates() -> Any:
+    """The module of the updates: kernels, or references that take arrays for their addresses."""
+    if backend.NUMPY:
+        from fastlayers.reference import optimizer
+
+        return optimizer
+    return kernels.optimizer
 
 
 class Parameter(Protocol):
@@ -129,8 +138,8 @@ class Optimizer(ABC):
         for group in self.param_groups:
             self._check_options(group)
         parts = [(g, key, ps) for g, some in due if some for key, ps in self._parts(g, some)]
-        tables = [self._table(group, params) for group, _, params in parts]
-        if any(table is None for table in tables):
+        tables = [] if backend.NUMPY else [self._table(group, ps) for group, _, ps in parts]
+        if backend.NUMPY or any(table is None for table in tables):
             self._step_slowly(parts)
             return result
         for (group, key, params), table in zip(parts, tables, strict=True):
@@ -162,6 +171,12 @@ class Optimizer(ABC):
                         self.state[p][name] = zeros(p.data.shape, p.data.dtype)
             for dtype in _LIKE:
                 some = [p for p in params if p.data.dtype == dtype]
+                if some and backend.NUMPY:
+                    names = self._arrays(group)
+                    arrays = [(p.data, p.grad, *(self.state[p][n] for n in names)) for p in some]
+                    with np.errstate(all="ignore"):  # as kernels do
+                        self._update(group, key, some, _LIKE[dtype][1], arrays, 1)
+                    continue
                 table = self._table(group, some) if some else None
                 if table is not None:
                     self._update(group, key, some, *table)
@@ -245,7 +260,7 @@ class Optimizer(ABC):
         key: Any,
         params: list[Parameter],
         like: np.ndarray,
-        table: np.ndarray,
+        table: Any,
         workers: int,
     ) -> None:
         """Update parameters of one of the `_parts` by the kernel."""

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers import kernels
 from fastlayers.optim import checks
-from fastlayers.optim.optimizer import Group, Optimizer, Parameter, Params
+from fastlayers.optim.optimizer import Group, Optimizer, Parameter, Params, updates
 
 __all__ = ["SGD"]
 
@@ -84,10 +83,10 @@ class SGD(Optimizer):
         key: Any,
         params: list[Parameter],
         like: np.ndarray,
-        table: np.ndarray,
+        table: Any,
         workers: int,
     ) -> None:
-        kernels.optimizer.sgd(
+        updates().sgd(
             like,
             table,
             -1.0 if group["maximize"] else 1.0,

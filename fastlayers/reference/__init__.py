@@ -20,7 +20,13 @@ from fastlayers.reference.activation import (
     tanh,
     tanh_backward,
 )
-from fastlayers.reference.batchnorm import batch_norm, batch_norm_backward, batch_norm_forward
+from fastlayers.reference.batchnorm import (
+    batch_norm,
+    batch_norm_apply,
+    batch_norm_backward,
+    batch_norm_forward,
+    batch_norm_statistics,
+)
 from fastlayers.reference.conv import conv2d, conv2d_backward
 from fastlayers.reference.dropout import (
     dropout,
@@ -40,6 +46,7 @@ from fastlayers.reference.loss import (
     nll_loss,
     nll_loss_backward,
 )
+from fastlayers.reference.philox import kept
 from fastlayers.reference.pool import (
     adaptive_avg_pool2d,
     adaptive_avg_pool2d_backward,
@@ -56,8 +63,10 @@ __all__ = [
     "avg_pool2d",
     "avg_pool2d_backward",
     "batch_norm",
+    "batch_norm_apply",
     "batch_norm_backward",
     "batch_norm_forward",
+    "batch_norm_statistics",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_backward",
     "conv2d",
@@ -72,6 +81,7 @@ __all__ = [
     "flatten_backward",
     "gelu",
     "gelu_backward",
+    "kept",
     "leaky_relu",
     "leaky_relu_backward",
     "linear",

@@ -4,7 +4,13 @@ import numpy as np
 
 from fastlayers.reference.types import Array, Gradients
 
-__all__ = ["batch_norm", "batch_norm_backward", "batch_norm_forward"]
+__all__ = [
+    "batch_norm",
+    "batch_norm_apply",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "batch_norm_statistics",
+]
 
 
 def batch_norm(
@@ -40,7 +46,22 @@ def batch_norm_forward(
     eps: float = 1e-5,
 ) -> tuple[Array, Array, Array]:
     """Give what `batch_norm` gives, and the mean and ``1 / sqrt(var + eps)``, (C,), it used."""
-    axes, channels = _axes(input)
+    arguments = running_mean, running_var, training, momentum, eps
+    mean, invstd = batch_norm_statistics(input, *arguments)
+    y = batch_norm_apply(input, mean, invstd, weight, bias)
+    return y, mean.astype(input.dtype), invstd.astype(input.dtype)
+
+
+def batch_norm_statistics(
+    input: Array,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Array, Array]:
+    """Give the mean and ``1 / sqrt(var + eps)``, (C,) and float64, that `batch_norm` uses."""
+    axes, _ = _axes(input)
     count = input.size // input.shape[1]
     if running_mean is not None and running_var is not None and not training:
         mean, var = running_mean.astype(np.float64), running_var.astype(np.float64)
@@ -51,11 +72,25 @@ def batch_norm_forward(
     if training and running_var is not None:
         unbiased = var * (count / (count - 1))
         running_var[:] = (1 - momentum) * running_var + momentum * unbiased
-    invstd = 1 / np.sqrt(var + eps)
+    return mean, 1 / np.sqrt(var + eps)
+
+
+def batch_norm_apply(
+    input: Array,
+    mean: Array,
+    invstd: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    activation: str | None = None,
+) -> Array:
+    """Give ``y = act((x - mean) * invstd * weight + bias + residual)``."""
+    _, channels = _axes(input)
     y = (input - mean.reshape(channels)) * invstd.reshape(channels)
     y = y if weight is None else y * weight.reshape(channels)
     y = y if bias is None else y + bias.reshape(channels)
-    return y.astype(input.dtype), mean.astype(input.dtype), invstd.astype(input.dtype)
+    y = y if residual is None else y + residual
+    return np.asarray(np.maximum(y, 0) if activation else y, input.dtype)
 
 
 def batch_norm_backward(

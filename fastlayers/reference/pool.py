@@ -47,8 +47,12 @@ def max_pool2d_forward(
     padding: Size = 0,
     dilation: Size = 1,
     ceil_mode: bool = False,
+    activation: str | None = None,
 ) -> tuple[Array, Labels]:
-    """Give what `max_pool2d` gives, and the cell ``r * KW + s`` of each window's maximum."""
+    """Give what `max_pool2d` gives, and the cell ``r * KW + s`` of each window's maximum.
+
+    With the activation "relu", outputs are at least 0, and the cell of a 0 is the largest number.
+    """
     kernel, stride = pair(kernel_size), kernel_size if stride is None else stride
     pads = _pads(input.shape[-2:], kernel, stride, padding, dilation, ceil_mode)
     fields = windows(pad(input, pads, -np.inf), kernel, stride, dilation)
@@ -56,7 +60,11 @@ def max_pool2d_forward(
     y = fields.max((-4, -3))
     hits = valid & ((fields == y[..., None, None, :, :]) | np.isnan(fields))
     cells = hits.reshape(*hits.shape[:-4], kernel[0] * kernel[1], *hits.shape[-2:]).argmax(-3)
-    return y, cells.astype(np.uint8 if kernel[0] * kernel[1] < 256 else np.uint32)
+    cells = cells.astype(np.uint8 if kernel[0] * kernel[1] < 256 else np.uint32)
+    if activation:
+        cells[y <= 0] = np.iinfo(cells.dtype).max
+        y = np.maximum(y, y.dtype.type(0))
+    return y, cells
 
 
 def max_pool2d_backward(

@@ -1,0 +1,66 @@
+import json
+
+import backend_cases
+import numpy as np
+import pytest
+
+from fastlayers import ops
+
+HIDDEN = "import sys; sys.modules['numba'] = sys.modules['llvmlite'] = None\n"
+MAIN = "import backend_cases; backend_cases.main({!r})"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compiled")
+    return backend_cases.ops_results() | backend_cases.training_results(folder)
+
+
+def test_every_op_is_called(compiled):
+    assert {key.split()[0] for key in compiled} >= set(ops.__all__)
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["asked", "missing"])
+def test_results_are_those_of_kernels(run, tmp_path, compiled, missing):
+    code = MAIN.format(str(tmp_path))
+    variables = {"FASTLAYERS_BACKEND": "" if missing else "numpy"}
+    result = run(HIDDEN + code if missing else code, **variables)
+    assert result.returncode == 0, result.stderr
+    reason = "numba is not installed" if missing else "FASTLAYERS_BACKEND is numpy"
+    assert result.stderr.count("Warning") == result.stderr.count(reason) == 1
+    with np.load(tmp_path / "results.npz") as found:
+        assert set(found.files) == set(compiled)
+        for key, expected in compiled.items():
+            value = found[key]
+            assert value.dtype == expected.dtype and value.shape == expected.shape, key
+            tolerance = 1e-12 if expected.dtype == np.float64 else 2e-5
+            scale = max(1.0, np.abs(np.nan_to_num(expected, posinf=0, neginf=0)).max(initial=0))
+            np.testing.assert_allclose(
+                value, expected, rtol=tolerance, atol=tolerance * scale, err_msg=key
+            )
+    for name in ("sgd", "adamw"):
+        with np.load(tmp_path / f"{name}.npz") as state:
+            for key in state.files:
+                np.testing.assert_allclose(
+                    state[key], compiled[f"{name} {key}"], rtol=1e-4, atol=1e-4
+                )
+
+
+def test_info(run):
+    result = run(
+        HIDDEN + "from fastlayers.__main__ import main; main(['info', '--json'])",
+        FASTLAYERS_BACKEND="",
+    )
+    assert json.loads(result.stdout)["backend"] == "numpy"
+
+
+@pytest.mark.parametrize(
+    ("asked", "hidden", "text"),
+    [
+        ("torch", False, "FASTLAYERS_BACKEND: expected numba or numpy, got 'torch'"),
+        ("numba", True, "FASTLAYERS_BACKEND: numba is not installed"),
+    ],
+)
+def test_wrong_backend(run, asked, hidden, text):
+    result = run(HIDDEN * hidden + "import fastlayers.ops", FASTLAYERS_BACKEND=asked)
+    assert result.returncode == 1 and text in result.stderr
