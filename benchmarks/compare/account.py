@@ -81,7 +81,16 @@ def _backward_work(result: Any, convolution: Any, *args: Any) -> float:
     return _forward_work(result, convolution) * sum(map(bool, args[-1][:2]))
 
 
+def _norm_work(result: Any, norm: Any, *args: Any) -> float:
+    return _nbytes(result, norm.x, *args)
+
+
 def _watch_all(found: Account) -> None:
+    for name in ("forward", "backward"):
+        found.watch(ops.batchnorm.Normalisation, name, "memory-bound", _norm_work)
+    read = ops.batchnorm, "normalisation", "memory-bound"
+    found.watch(*read, lambda norm, *_: float(norm.x.nbytes if norm.of_batch else 0))
+    found.watch(ops.arithmetic, "add", "memory-bound", _nbytes)
     for kind in (ops.conv.Convolution, ops.conv_pool.PooledConvolution):
         found.watch(kind, "forward", "convolution", _forward_work)
         found.watch(kind, "backward", "convolution", _backward_work)
