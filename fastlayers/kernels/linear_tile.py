@@ -13,7 +13,17 @@ from numba.np.arrayobj import populate_array
 from fastlayers.kernels.vectors import Vectors, element_pointer, prefetch
 from fastlayers.runtime import cpu
 
-__all__ = ["DOT_ROWS", "FEW", "STRIP", "dot_tile", "flat", "move_run", "rank_update", "sum_strip"]
+__all__ = [
+    "DOT_ROWS",
+    "FEW",
+    "STRIP",
+    "dot_tile",
+    "flat",
+    "move_run",
+    "rank_update",
+    "sum_lanes",
+    "sum_strip",
+]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
 
@@ -61,7 +71,7 @@ def _clamped(builder: Any, count: int, valid: Any) -> list[Any]:
     return [builder.select(inside, _i64(i), last) for i, inside in enumerate(below)]
 
 
-def _sum_lanes(builder: Any, vectors: list[Any], lanes: int) -> list[Any]:
+def sum_lanes(builder: Any, vectors: list[Any], lanes: int) -> list[Any]:
     """Sums of each vector's lanes, as vectors in the order given.
 
     Two vectors are folded into the halves of one: 16 vectors of 16 lanes take 15 additions and
@@ -175,7 +185,7 @@ def dot_tile(
             return [builder.call(fma, [*pair, old]) for pair, old in zip(pairs, sums, strict=True)]
 
         sums = _k_loop(builder, vectors, values[2], height * width, step)
-        totals = _slices(builder, _sum_lanes(builder, sums, lanes), lanes, height)
+        totals = _slices(builder, sum_lanes(builder, sums, lanes), lanes, height)
         line = Vectors(builder, vectors.element, height)
         low = line.splat(values[6])
         before = [builder.gep(init_ptr, [builder.mul(j, init_step)]) for j in j_at]

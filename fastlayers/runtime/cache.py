@@ -157,6 +157,8 @@ class _KernelFiles:
                 stacklevel=2,
             )
             return None
+        # Numba's form, which holds machine code: a file that is loaded is trusted in any case, so
+        # `_private_root` refuses a folder of other users.
         return pickle.loads(data)
 
     def save(self, key: Any, data: Any) -> None:
