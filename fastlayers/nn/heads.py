@@ -141,9 +141,11 @@ class BatchNorm(_Head):
 
         def backward(dy: np.ndarray) -> Any:
             *grads, masked = norm.backward(norm.form.flat(dy), needs, relu, output)
+            if not residual:
+                return *grads, None
             if not relu:  # other leaves may be given dy too
                 masked = dy.copy() if other.is_leaf else dy
-            return *grads, masked if residual else None
+            return *grads, masked
 
         return y, (*self.inputs, other), backward
 
