@@ -202,9 +202,7 @@ def _write_results(folder: Path, history: fl.training.History, options: argparse
 
 def _warmup(options: argparse.Namespace) -> int:
     if options.cpu:
-        os.environ["FASTLAYERS_CPU"] = (
-            options.cpu
-        )  # before the first kernel, with which Numba loads
+        os.environ["FASTLAYERS_CPU"] = options.cpu  # read with the first kernel
     if backend.NUMPY:
         print("0 kernels compiled: fastlayers runs on NumPy alone")
         return 0
