@@ -180,6 +180,7 @@ class InnerKernel(Kernel):
         super().__init__(function, options | {"no_cpython_wrapper": True})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it uncompiled."""
         return self.py_func(*args, **kwargs)
 
     @property

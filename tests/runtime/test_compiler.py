@@ -44,11 +44,6 @@ def test_compiled_code_of_users_calls_them():
     assert numba.njit(lambda x: four_times(x) + 1)(2) == 9
 
 
-def test_options():
-    with pytest.raises(TypeError, match="unroll_loops"):
-        kernel(unroll_loops=True)(four_times.py_func)
-
-
 def test_kernels_call_inner_ones():
     assert four_times(3) == 12
     with pytest.raises(ValueError, match="negative"):
