@@ -62,10 +62,9 @@ def flat(typingctx: Any, array: Any) -> Any:
 
 @intrinsic
 def view(typingctx: Any, array: Any, start: Any, count: Any) -> Any:
-    """``array[start : start + count]`` of a flat array, without counting references.
+    """``array[start : start + count]`` of a flat array, which must outlive the view.
 
-    A slice counts them with atomic operations that threads contend for: 44 ms instead of 5.9 for
-    a convolution of the CIFAR CNN. The array must outlive the view.
+    A slice compiles for 0.1 s, as it also serves negative and missing bounds.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
