@@ -1,0 +1,153 @@
+"""The table of `benchmarks/cases.py`: it has every op, right work, and asv follows all of it."""
+
+import importlib
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import Case as OpCase
+from cases import compare, like
+
+from fastlayers import manual_seed, ops, reference
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from benchmarks.cases import CASES, NEEDS, OPTIMIZERS
+from benchmarks.compare.memory_bound import OPS
+from benchmarks.compare.ops import SETS
+from benchmarks.suite import Pass
+
+BATCH = 2
+NAMES = ("dinput", "dweight", "dbias")
+SMALL = {f"{case.op} {case.name(BATCH)}": case.small() for case in CASES}
+
+
+def of_reference(case, arrays):
+    """Output and gradients of an op with a gradient, by name."""
+    x, o = arrays["input"], dict(case.options)
+    match case.op:
+        case "flatten":
+            y = reference.flatten(x, **o)
+            gradients = (reference.flatten_backward(like(y), x.shape),)
+        case "conv2d_max_pool2d":
+            pool = o.pop("pool")
+            del o["activation"]
+            z = reference.relu(reference.conv2d(x, arrays["weight"], arrays["bias"], **o))
+            y, offsets = reference.max_pool2d_forward(z, *pool)
+            dz = np.where(y > 0, like(y), 0)
+            dz = reference.max_pool2d_backward(dz, offsets, z.shape, *pool[:4])
+            gradients = reference.conv2d_backward(dz, x, arrays["weight"], **o)
+        case "batch_norm_max_pool2d":
+            mean, invstd, weight, bias = (arrays[n] for n in ("mean", "invstd", "weight", "bias"))
+            z = reference.batch_norm_apply(x, mean, invstd, weight, bias)
+            y, offsets = reference.max_pool2d_forward(z, **o)
+            dz = reference.max_pool2d_backward(like(y), offsets, z.shape, **o)
+            gradients = reference.batch_norm_backward(dz, x, weight, mean, invstd, True)
+        case _:
+            shapes = {name: array.shape for name, array in arrays.items()}
+            found = OpCase(case.op, shapes, o).run(reference, arrays)
+            return {name: found[name] for name in ("y", *NAMES) if name in found}
+    return {"y": y, **dict(zip(NAMES, gradients, strict=False))}
+
+
+@pytest.mark.parametrize("name", [n for n, c in SMALL.items() if "forward" in c.passes])
+def test_agrees_with_reference(name):
+    case = SMALL[name]
+    arrays = case.arrays(BATCH)
+    manual_seed(0)
+    given = case.forward(arrays)()
+    y = given[0] if isinstance(given, tuple) else given
+    assert y.shape == case.output(BATCH)
+    if case.passes == ("forward",):
+        if case.op == "add":
+            want = arrays["input"] + arrays["other"]
+        else:
+            want = reference.batch_norm(**arrays, **case.options)
+        return compare({"y": y}, {"y": want})
+    want = of_reference(case, arrays)
+    for which in dict.fromkeys((*case.passes[1:], "backward")):
+        manual_seed(0)
+        gradients = case.backward(arrays, which, like(y))()
+        if not isinstance(gradients, tuple):
+            gradients = (gradients,)
+        needed = [n for n, needs in zip(NAMES, NEEDS[which], strict=True) if needs and n in want]
+        if case.op == "conv2d" and which != "backward_input":
+            assert "dbias" in needed  # of the reference, whether there is a bias or not
+        got = {n: g for n, g in zip(NAMES, gradients, strict=False) if g is not None}
+        compare({"y": y, **got}, {"y": want["y"], **{n: want[n] for n in needed}})
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.op in OPTIMIZERS], ids=lambda c: c.op)
+def test_updates_change_all_parameters(case):
+    arrays = case.arrays(1)
+    before = {name: value.copy() for name, value in arrays.items()}
+    case.forward(arrays)()
+    names = [name for name in arrays if f"{name}.grad" in arrays]
+    assert sum(before[n].size for n in names) * {"SGD": 20}.get(case.op, 28) == case.bytes(
+        1, "step"
+    )
+    for name in names:
+        d = before[f"{name}.grad"]
+        change = d if case.op == "SGD" else d / (np.abs(d) + 1e-8)
+        decay = 1e-2 * before[name] if case.op == "AdamW" else 0
+        want = before[name] - np.float32(1e-4) * (change + decay)
+        np.testing.assert_allclose(arrays[name], want, 1e-4, 1e-6)
+
+
+def test_table_has_every_public_op_forward_and_backward():
+    gradients = {name for name in ops.__all__ if name.endswith("_backward")}
+    table = {case.op for case in CASES}
+    assert {name.removesuffix("_backward") for name in gradients} <= table
+    for op in table - set(OPTIMIZERS) - {"add"}:
+        passes = {which for case in CASES if case.op == op for which in case.passes}
+        assert "forward" in passes
+        assert passes & {"backward", "backward_input"}
+
+
+def test_asv_follows_every_pass_of_the_table():
+    root = Path(__file__).parents[1] / "benchmarks"
+    for path in root.glob("bench_*.py"):
+        importlib.import_module(f"benchmarks.{path.stem}")
+    classes = Pass.__subclasses__()
+    assert {(c.op, c.which) for c in classes} == {(c.op, w) for c in CASES for w in c.passes}
+    for found in classes:
+        [layers] = found.params
+        assert layers and found.marked, found.__name__
+        assert set(found.marked) <= set(layers)
+
+
+def test_names_tell_cases_apart():
+    names = [(case.op, case.name(batch)) for case in CASES for batch in case.batches]
+    assert len(set(names)) == len(names)
+
+
+def test_work_and_traffic():
+    conv, linear = (next(c for c in CASES if c.op == op) for op in ("conv2d", "linear"))
+    (n, *_), pixels = (1, 32), 16 * 16
+    assert conv.flops(n, "forward") == 2 * pixels * 32 * 32 * 9 == conv.flops(n, "backward_input")
+    assert conv.bytes(n, "forward") == 4 * (2 * 32 * pixels + 32 * 32 * 9)
+    assert linear.flops(4, "backward") == 2 * linear.flops(4, "forward") == 2 * 2 * 4 * 400 * 120
+    relu = next(case for case in CASES if case.op == "relu")
+    size = 4 * math.prod(relu.input)
+    assert (relu.bytes(3, "forward"), relu.bytes(3, "backward")) == (3 * 2 * size, 3 * 3 * size)
+    assert relu.flops(3, "forward") == 0
+
+
+def test_comparisons_take_their_rows_from_the_table():
+    assert {name: len(rows) for name, rows in SETS.items()} == {
+        "conv3x3": 14,
+        "conv": 20,
+        "linear": 12,
+    }
+    for row in (row for rows in SETS.values() for row in rows):
+        [case] = [
+            c
+            for c in CASES
+            if (c.op, c.weight, c.input) == (row.op, row.weight, row.input[1:])
+            and row.input[0] in c.batches
+            and row.output == c.output(row.input[0])
+        ]
+        assert row.flops == case.flops(row.input[0], "forward")
+    assert {op.label() for op in OPS} >= {"relu", "max_pool2d kernel_size 2", "dropout2d p 0.5"}
