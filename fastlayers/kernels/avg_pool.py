@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastlayers.kernels.runs import add_run, clear_run, copy_run
+from fastlayers.kernels.runs import add_run, clear_run, copy_run, flat
 from fastlayers.kernels.window_loops import spilled
 from fastlayers.kernels.windows_gradient import gather_window
 from fastlayers.kernels.windows_mean import mean_tiles, mean_window, spread_mean, sum_rows
@@ -38,14 +38,14 @@ def _window_mean_rows(chunk, worker, x, shape, rows, columns, counts, span, y):
                 more = True
 
 
-@kernel
+@kernel(opt=3, unroll=True)
 def window_mean(x, rows, columns, counts, span, workers, y):
     """``y[i, j] = sum(x[rows[i, 0]:rows[i, 1], columns[j, 0]:columns[j, 1]]) / counts[i, j]``.
 
     rows (OH, 2) and columns (OW, 2) hold the windows' bounds within the image; a task takes `span`
     rows of y.
     """
-    arguments = (x.reshape(x.size), x.shape[1:], rows, columns, counts, span, y.reshape(y.size))
+    arguments = (flat(x), x.shape[1:], rows, columns, counts, span, flat(y))
     parallel_for(
         _window_mean_rows, (y.shape[0] * y.shape[1] + span - 1) // span, workers, arguments
     )
@@ -91,12 +91,12 @@ def tile_mean(x, square, divisor, span, workers, y):
     """
     arguments = (
         square,
-        x.reshape(x.size),
+        flat(x),
         x.shape[1:],
         y.shape[1:3],
         x.dtype.type(divisor),
         span,
-        y.reshape(y.size),
+        flat(y),
     )
     rows = y.shape[0] * y.shape[1]
     parallel_for(_tile_rows, (rows + span - 1) // span, workers, arguments)
@@ -127,12 +127,12 @@ def image_mean(x, divisor, width, workers, sums, y):
     """
     shape = (x.shape[1] * x.shape[2], x.shape[3])
     arguments = (
-        x.reshape(x.size),
+        flat(x),
         shape,
         x.dtype.type(divisor),
         width,
         sums,
-        y.reshape(y.size),
+        flat(y),
     )
     parallel_for(_image_mean_image, x.shape[0], workers, arguments)
 
@@ -166,12 +166,12 @@ def tiled_mean_backward(known, dy, window, divisor, span, workers, dx):
     """
     arguments = (
         known,
-        dy.reshape(dy.size),
+        flat(dy),
         dy.shape[1:3],
         window,
         dy.dtype.type(1 / divisor),
         span,
-        dx.reshape(dx.size),
+        flat(dx),
         dx.shape[1:],
     )
     rows = dy.shape[0] * dy.shape[1]
@@ -236,10 +236,10 @@ def window_mean_backward(dy, counts, table, workers, share, dx):
         (N, H, W, C).
     """
     arguments = (
-        dy.reshape(dy.size),
+        flat(dy),
         counts,
         table,
-        dx.reshape(dx.size),
+        flat(dx),
         dx.shape[1:],
         share,
     )

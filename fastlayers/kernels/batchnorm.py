@@ -163,7 +163,7 @@ def _moments_rest(x, form, parts, out):
     parts[out + 2 * channels] = count
 
 
-@kernel
+@kernel(unroll=True)
 def batch_norm_statistics(
     x, form, of_batch, running_mean, running_var, update, eps, workers, work, out
 ):
@@ -245,7 +245,7 @@ def _apply_chunk(chunk, worker, x, residual, form, factors, floor, workers, y, s
             normalise(0, x, residual, at, rows, width, factors, period, floor, y, stream)
 
 
-@kernel
+@kernel(unroll=True)
 def batch_norm_apply(x, residual, form, mean, invstd, weight, bias, relu, stream, workers, work, y):
     """``y = (x - mean) * (invstd * weight) + bias + residual``, or the greater of that and 0.
 

@@ -395,7 +395,7 @@ def _forward_chunk(chunk, worker, x, form, images, factors, floor, y, cells):
             _pool_row(x, at, (width, channels, kh, kw), factors, floor, y, cells, out)
 
 
-@kernel
+@kernel(opt=3)
 def batch_norm_max_pool2d(
     x, form, images, mean, invstd, weight, bias, relu, workers, work, y, cells
 ):
@@ -451,7 +451,7 @@ def _input_chunk(chunk, worker, dy, y, cells, x, form, images, work, relu, worke
         _plain_run(x, row * width * channels, rest * width, channels, work, dx)
 
 
-@kernel
+@kernel(opt=3)
 def batch_norm_max_pool2d_backward(
     dy,
     y,

@@ -13,7 +13,7 @@ import numpy as np
 from fastlayers.kernels.gemm import gemm, gemm_runs, panel_width, prepare_gemm
 from fastlayers.kernels.layout import inside, square_side, swap_axes_image
 from fastlayers.kernels.micro import FETCH, gemm_tile
-from fastlayers.kernels.runs import add_run, clear_run, copy_run, transpose_block, view
+from fastlayers.kernels.runs import add_run, clear_run, copy_run, flat, transpose_block, view
 from fastlayers.kernels.unfold import col2im
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
@@ -66,11 +66,11 @@ def _open_slab(index, worker, x, size, grid, window, work):
     n, images, i, count = _slab(index, grid)
     height, width, channels = size
     if elements == 0:  # nothing is padded: in place
-        return view(x, 0, x.size), ((n * height + i * row_step + top) * width + left) * channels
+        return x, ((n * height + i * row_step + top) * width + left) * channels
     at = worker * elements
     rows = (n, images, i * row_step + top, (count - 1) * row_step + halo)
     _copy_slab(x, size, rows, (left, columns), work, at)
-    return view(work, 0, work.size), at
+    return work, at
 
 
 @kernel
@@ -172,7 +172,7 @@ def _columns_image(n, worker, dy, packed, zeros, geometry, groups, step, lanes, 
     panel, at = panel_width(k, lanes), worker * step * k
     size = (k + panel - 1) // panel * panel * per_group
     clear_run(
-        view(dx.reshape(dx.size), 0, dx.size),
+        flat(dx),
         n * height * width * channels,
         height * width * channels,
     )

@@ -136,7 +136,7 @@ def _planar_image(
     pitch, side = frame[3], square_side(y)
     at = worker * per_worker
     band = at + image
-    rows, columns = view(a_rows, 0, a_rows.size), view(b_runs, 0, 0)
+    rows, columns = a_rows, view(b_runs, 0, 0)
     tile = VECTORS * (VECTOR_BYTES // y.itemsize)
     _load_planes(x, n, planar, size, frame, work, at)
     k = (0, b_runs.size, length[0])

@@ -195,8 +195,8 @@ def _pooled_image(
     at = (m + width - 1) // width * panel + worker * (image_size + oh * ow * m)
     image = at + image_size
     _load_image(x, n, planar, size, frame, work, at)
-    a = (work, at, 0, 1, view(pixels, 0, pixels.size), view(a_runs, 0, a_runs.size))
-    b = (work, 0, panel, width, view(b_runs, 0, b_runs.size))
+    a = (work, at, 0, 1, pixels, a_runs)
+    b = (work, 0, panel, width, b_runs)
     c = (work, image, m, view(pixels, 0, 0))
     gemm_runs(oh * ow, m, (a_runs.size, length), a, b, (bias, 0), c, floor, 0, STORE, lanes)
     for i in range(ph):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastlayers.kernels.philox import GROUP, draw_bits, draw_digits
-from fastlayers.kernels.runs import copy_run, keep_run, scale_run
+from fastlayers.kernels.runs import copy_run, flat, keep_run, scale_run
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
@@ -106,13 +106,13 @@ def scale_channels(x, scale, repeats, pieces, workers, pattern, y):
     `pattern`, a workspace of ``workers * repeats * C`` elements.
     """
     arguments = (
-        x.reshape(x.size),
+        flat(x),
         x.shape,
-        scale.reshape(scale.size),
+        flat(scale),
         repeats,
         pieces,
         pattern,
-        y.reshape(y.size),
+        flat(y),
     )
     parallel_for(_scale_channels_chunk, x.shape[0] * pieces, workers, arguments)
 
@@ -125,7 +125,7 @@ def channel_dropout(
 
     bits are 16 bytes for every `GROUP` factors or part of them, uint8.
     """
-    factors = scale.reshape(scale.size)
+    factors = flat(scale)
     for i in range(factors.size):
         factors[i] = 1
     _draw(bits, 0, (factors.size + GROUP - 1) // GROUP, key, stream, threshold)

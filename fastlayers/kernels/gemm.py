@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
-from fastlayers.kernels.micro import STORE, STREAM, gemm_tile
-from fastlayers.runtime import cpu
+from fastlayers.kernels.micro import STORE, STREAM, gemm_panel
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.linkage import SharedKernel
 
@@ -27,13 +26,12 @@ __all__ = [
     "prepare_gemm",
 ]
 
-ROWS = cpu.tile_rows()
 # Rows of B in one block: 1024 x 32 float32 are 128 KiB of L2; a tile reads them at 5 bytes a cycle,
 # and its sums go to memory and back only once in 1024 steps (2 % faster than 256, which L1 holds).
 BLOCK_K = 1024
 
 
-@kernel
+@kernel(inner=True)
 def panel_width(columns, lanes):
     """Columns of one packed panel: two vectors, or one or half a one for a narrow matrix."""
     if columns > lanes:
@@ -43,40 +41,14 @@ def panel_width(columns, lanes):
     return lanes // 2
 
 
-@kernel
+@kernel(inner=True)
 def packed_size(k, columns, lanes):
     """Elements of a packed `k` x `columns` matrix."""
     width = panel_width(columns, lanes)
     return (columns + width - 1) // width * width * k
 
 
-def _panel(vectors, part, m, k, a, b, init, c, n, floor, add, write):
-    """Multiply all rows of A by one panel of B: loops 2 and 1 of `gemm`."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(_panel, prefer_literal=True, jit_options={"fastmath": {"contract"}})
-def _panel_overload(vectors, part, m, k, a, b, init, c, n, floor, add, write):
-    width, fraction = vectors.literal_value, part.literal_value
-
-    def panel(vectors, part, m, k, a, b, init, c, n, floor, add, write):
-        i = 0
-        # Loop 2: tiles of rows; the last ones are lower, and no element sees the difference.
-        while i < m:
-            if m - i >= ROWS:  # Loop 1 is the k-loop inside the tile.
-                gemm_tile(ROWS, width, fraction, i, k, a, b, init, c, n, floor, add, write)
-                i += ROWS
-            elif m - i >= 4:
-                gemm_tile(4, width, fraction, i, k, a, b, init, c, n, floor, add, write)
-                i += 4
-            else:
-                gemm_tile(1, width, fraction, i, k, a, b, init, c, n, floor, add, write)
-                i += 1
-
-    return panel
-
-
-@kernel
+@kernel(opt=1)
 def shared_gemm(m, n, k, a, b, init, c, floor, add, write, lanes, batch):
     """The body of `gemm_runs` and `gemm_batch`."""
     length = k[1]
@@ -98,19 +70,19 @@ def shared_gemm(m, n, k, a, b, init, c, floor, add, write, lanes, batch):
                 block = (run, min(run + per, runs), min(BLOCK_K, length - p))
                 a_p = (a_array, a_at + p * a_k, a_row, a_k, a_rows, a_runs)
                 follows = add if run + p == 0 else 1
-                # Loop 3: panels of B.
+                # Loop 3: panels of B. Loops 2 and 1 are those of `gemm_panel`.
                 for j in range(0, n, width):
-                    panel = (b_array, b_at + j // width * b_panel + p * b_k, b_k, b_runs)
+                    b_j = (b_array, b_at + j // width * b_panel + p * b_k, b_k, b_runs)
                     init_j = (init[0], init[1] + j)
                     c_j = (c[0], c_at + j, c[2], c[3])
-                    columns = min(width, n - j)
-                    how = STORE if write == STREAM and not (last and columns == width) else write
-                    if columns > lanes:
-                        _panel(2, 1, m, block, a_p, panel, init_j, c_j, columns, low, follows, how)
-                    elif 2 * columns > lanes:
-                        _panel(1, 1, m, block, a_p, panel, init_j, c_j, columns, low, follows, how)
+                    n_j = min(width, n - j)
+                    how = STORE if write == STREAM and not (last and n_j == width) else write
+                    if n_j > lanes:
+                        gemm_panel(2, 1, m, block, a_p, b_j, init_j, c_j, n_j, low, follows, how)
+                    elif 2 * n_j > lanes:
+                        gemm_panel(1, 1, m, block, a_p, b_j, init_j, c_j, n_j, low, follows, how)
                     else:
-                        _panel(1, 2, m, block, a_p, panel, init_j, c_j, columns, low, follows, how)
+                        gemm_panel(1, 2, m, block, a_p, b_j, init_j, c_j, n_j, low, follows, how)
 
 
 def _signature(element: Any) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastlayers.kernels.runs import transpose_block
+from fastlayers.kernels.runs import flat, transpose_block
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
@@ -35,7 +35,7 @@ def swap_axes_image(n, worker, x, shape, side, out):
 @kernel
 def swap_axes(x, workers, out):
     """``out[n, j, i] = x[n, i, j]``: channels-first to channels-last memory, and back."""
-    arguments = (x.reshape(x.size), x.shape[1:], square_side(x), out.reshape(out.size))
+    arguments = (flat(x), x.shape[1:], square_side(x), flat(out))
     parallel_for(swap_axes_image, x.shape[0], workers, arguments)
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from fastlayers.kernels.gemm import gemm, prepare_gemm
-from fastlayers.kernels.linear_tile import DOT_ROWS, FEW, dot_tile, flat, move_run, rank_update
-from fastlayers.kernels.runs import prefetch_run
+from fastlayers.kernels.linear_tile import DOT_ROWS, FEW, dot_tile, move_run, rank_update
+from fastlayers.kernels.runs import flat, prefetch_run
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
@@ -38,14 +38,14 @@ IN_CACHE = 512 << 10
 PAD = 16
 
 
-@kernel
+@kernel(inner=True)
 def dot_block(k, lanes):
     """Elements of k in a block: equal blocks of at most `DOT_VECTORS`, in whole vectors."""
     blocks = max(1, (k + DOT_VECTORS * lanes - 1) // (DOT_VECTORS * lanes))
     return max(1, ((k + blocks - 1) // blocks + lanes - 1) // lanes) * lanes
 
 
-@kernel
+@kernel(inner=True)
 def blocked_size(rows, k, block):
     """Elements of a matrix packed by blocks of columns; 0 where it is read as it is."""
     return (k + block - 1) // block * rows * (block + PAD) if k > block and rows > FEW else 0

@@ -14,10 +14,10 @@ import numpy as np
 
 from fastlayers.kernels.gemm import gemm, gemm_runs, panel_width, prepare_gemm
 from fastlayers.kernels.layout import NO_TABLE, square_side
-from fastlayers.kernels.linear_tile import FEW, flat, rank_update
+from fastlayers.kernels.linear_tile import FEW, rank_update
 from fastlayers.kernels.micro import STORE
 from fastlayers.kernels.reduce import column_sums
-from fastlayers.kernels.runs import clear_run, copy_run, transpose_block, view
+from fastlayers.kernels.runs import clear_run, copy_run, flat, transpose_block, view
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 

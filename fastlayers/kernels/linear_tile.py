@@ -8,7 +8,6 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 
 from fastlayers.kernels.vectors import Vectors, element_pointer, prefetch
 from fastlayers.runtime import cpu
@@ -18,7 +17,6 @@ __all__ = [
     "FEW",
     "STRIP",
     "dot_tile",
-    "flat",
     "move_run",
     "rank_update",
     "sum_lanes",
@@ -31,30 +29,6 @@ _i32, _i64 = ir.IntType(32), ir.IntType(64)
 DOT_ROWS = 4 if cpu.tile_rows() == 12 else 2
 FEW = 4  # batch rows of a dot tile, rows and depth of a rank update
 STRIP = 4  # vectors of a strip of column sums, as many as an addition has cycles of latency
-
-
-@intrinsic
-def flat(typingctx: Any, array: Any) -> Any:
-    """All elements of a contiguous array, which must outlive the view.
-
-    A reshape compiles for 0.1 s, as it also serves other strides.
-    """
-    line = types.Array(array.dtype, 1, "C")
-
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        source = cgctx.make_array(array)(cgctx, builder, values[0])
-        out = cgctx.make_array(line)(cgctx, builder)
-        populate_array(
-            out,
-            data=source.data,
-            shape=[source.nitems],
-            strides=[source.itemsize],
-            itemsize=source.itemsize,
-            meminfo=None,
-        )
-        return out._getvalue()
-
-    return line(array), codegen
 
 
 def _operand(cgctx: Any, builder: Any, tuple_type: Any, value: Any) -> list[Any]:

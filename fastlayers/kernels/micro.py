@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from fastlayers.kernels.vectors import Table, Vectors
 from fastlayers.runtime import cpu
 
-__all__ = ["FETCH", "STORE", "STREAM", "gemm_tile"]
+__all__ = ["FETCH", "STORE", "STREAM", "gemm_panel", "gemm_tile"]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
 
@@ -66,42 +66,103 @@ def gemm_tile(
     if not all(isinstance(size, types.IntegerLiteral) for size in sizes):
         return None
     height, width, divisor = (size.literal_value for size in sizes)
-    lanes = cpu.lanes(c.types[0].dtype.bitwidth // 8) // divisor
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        zero = cgutils.alloca_once_value(builder, _i64(0))
-
-        def operand(index: int) -> list[Any]:
-            """Pointer to the first element, then strides and tables."""
-            kinds = sig.args[index].types
-            parts = cgutils.unpack_tuple(builder, values[index])
-            for i, kind in enumerate(kinds):
-                if isinstance(kind, types.Array):
-                    parts[i] = cgctx.make_array(kind)(cgctx, builder, parts[i])
-            tables = [Table(builder, part, zero) for part in parts[2:] if hasattr(part, "data")]
-            strides = [part for part in parts[2:] if not hasattr(part, "data")]
-            return [builder.gep(parts[0].data, [parts[1]]), *strides, *tables]
-
-        (a_ptr, a_row, a_k, a_rows, a_runs), (b_ptr, b_k, b_runs) = operand(5), operand(6)
-        tile = _Tile(builder, height, width, lanes, a_ptr.type.pointee, values[9])
-        pointers = tile.row_pointers(values[3], a_ptr, a_row, a_rows)
-        targets = tile.row_pointers(values[3], *operand(8))
-        with builder.if_then(builder.icmp_signed("==", values[12], _i64(FETCH))):
-            tile.prefetch(targets)
-        sums = tile.start(values[11], operand(7)[0], targets)
-        runs = cgutils.unpack_tuple(builder, values[4])
-        sums = tile.accumulate(runs, pointers, a_k, a_runs, b_ptr, b_k, b_runs, sums)
-        sums = tile.at_least(values[10], sums)
-        past = builder.icmp_signed("==", values[12], _i64(STREAM))
-        with builder.if_else(past) as (streamed, stored):
-            with streamed:
-                tile.stream(targets, sums)
-            with stored:
-                tile.store(targets, sums)
+        emit_tile(cgctx, builder, (height, width, divisor), sig.args[3:], values[3:])
         return cgctx.get_dummy_value()
 
     element, i8 = c.types[0].dtype, types.int64
     return types.void(*sizes, i8, k, a, b, init, c, i8, element, i8, i8), codegen
+
+
+@intrinsic(prefer_literal=True)
+def gemm_panel(
+    typingctx: Any,
+    vectors: Any,
+    part: Any,
+    m: Any,
+    k: Any,
+    a: Any,
+    b: Any,
+    init: Any,
+    c: Any,
+    columns: Any,
+    floor: Any,
+    add: Any,
+    write: Any,
+) -> Any:
+    """All `m` rows of a product in tiles of `gemm_tile`, the last of which are lower.
+
+    A function of its own in its caller's module, as three tiles are more than a call.
+    """
+    sizes = (vectors, part)
+    if not all(isinstance(size, types.IntegerLiteral) for size in sizes):
+        return None
+    width, divisor = (size.literal_value for size in sizes)
+
+    def codegen(cgctx: Any, caller: Any, sig: Any, values: Any) -> Any:
+        values = values[2:]
+        name = caller.module.get_unique_name(f"{caller.function.name}.panel")
+        kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+        function = ir.Function(caller.module, kind, name)
+        function.linkage = "internal"
+        caller.call(function, values)
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        rows, *operands = function.args
+        first: Any = _i64(0)
+        for height in (cpu.tile_rows(), 4, 1):
+            count = builder.udiv(builder.sub(rows, first), _i64(height))
+            with cgutils.for_range(builder, count) as loop:
+                at = builder.add(first, builder.mul(loop.index, _i64(height)))
+                tile = (height, width, divisor)
+                emit_tile(cgctx, builder, tile, sig.args[2:], [at, *operands])
+            first = builder.add(first, builder.mul(count, _i64(height)))
+        builder.ret_void()
+        return cgctx.get_dummy_value()
+
+    element, i8 = c.types[0].dtype, types.int64
+    return types.void(*sizes, i8, k, a, b, init, c, i8, element, i8, i8), codegen
+
+
+def emit_tile(
+    cgctx: Any, builder: Any, size: tuple[int, int, int], kinds: Any, values: Any
+) -> None:
+    """Emit a tile of ``size = (rows, vectors, part)``; `values` are `first` and those after it."""
+    height, width, divisor = size
+    first, runs, _, _, _, _, columns, floor, add, write = values
+    zero = cgutils.alloca_once_value(builder, _i64(0))
+
+    def operand(index: int) -> list[Any]:
+        """Pointer to the first element, then strides and tables."""
+        parts = cgutils.unpack_tuple(builder, values[index])
+        for i, kind in enumerate(kinds[index].types):
+            if isinstance(kind, types.Array):
+                parts[i] = cgctx.make_array(kind)(cgctx, builder, parts[i])
+        tables = [Table(builder, part, zero) for part in parts[2:] if hasattr(part, "data")]
+        strides = [part for part in parts[2:] if not hasattr(part, "data")]
+        return [builder.gep(parts[0].data, [parts[1]]), *strides, *tables]
+
+    (a_ptr, a_row, a_k, a_rows, a_runs), (b_ptr, b_k, b_runs) = operand(2), operand(3)
+    element = a_ptr.type.pointee
+    lanes = cpu.lanes(cgctx.get_abi_sizeof(element)) // divisor
+    tile = _Tile(builder, height, width, lanes, element, columns)
+    pointers = tile.row_pointers(first, a_ptr, a_row, a_rows)
+    targets = tile.row_pointers(first, *operand(5))
+    with builder.if_then(builder.icmp_signed("==", write, _i64(FETCH))):
+        tile.prefetch(targets)
+    sums = tile.start(add, operand(4)[0], targets)
+    runs = cgutils.unpack_tuple(builder, runs)
+    sums = tile.accumulate(runs, pointers, a_k, a_runs, b_ptr, b_k, b_runs, sums)
+    sums = tile.at_least(floor, sums)
+    if height < cpu.tile_rows():  # the last rows of a panel go through the caches
+        tile.store(targets, sums)
+        return
+    past = builder.icmp_signed("==", write, _i64(STREAM))
+    with builder.if_else(past) as (streamed, stored):
+        with streamed:
+            tile.stream(targets, sums)
+        with stored:
+            tile.store(targets, sums)
 
 
 class _Tile(Vectors):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastlayers.kernels.layout import inside
-from fastlayers.kernels.runs import clear_run
+from fastlayers.kernels.runs import clear_run, flat
 from fastlayers.kernels.window_loops import spilled
 from fastlayers.kernels.windows import max_window, max_windows
 from fastlayers.kernels.windows_gradient import gather_pairs, gather_window, spread_windows
@@ -110,7 +110,7 @@ def _max_pool2d_rows(
         row += count
 
 
-@kernel
+@kernel(unroll=True)
 def max_pool2d(x, square, sizes, table, floor, workers, y, cells):
     """Maximum of each window, and the window's cell ``r * KW + s`` that holds it.
 
@@ -142,7 +142,7 @@ def max_pool2d(x, square, sizes, table, floor, workers, y, cells):
     # Flat views made here: reshaping in a task counts references, with atomics that the
     # threads contend for.
     arguments = (
-        x.reshape(x.size),
+        flat(x),
         x.shape[1:],
         y.shape[1:3],
         geometry,
@@ -152,8 +152,8 @@ def max_pool2d(x, square, sizes, table, floor, workers, y, cells):
         g[10],
         table,
         x.dtype.type(floor),
-        y.reshape(y.size),
-        cells.reshape(y.size),
+        flat(y),
+        flat(cells),
     )
     parallel_for(_max_pool2d_rows, (rows + span - 1) // span, workers, arguments)
 
@@ -224,15 +224,15 @@ def max_pool2d_backward(known, dy, cells, y, window, span, table, floor, workers
     """
     arguments = (
         known,
-        dy.reshape(dy.size),
-        cells.reshape(dy.size),
+        flat(dy),
+        flat(cells),
         y,
         dy.shape[1:3],
         window,
         span,
         table,
         dy.dtype.type(floor),
-        dx.reshape(dx.size),
+        flat(dx),
         dx.shape[1:],
     )
     rows = dy.shape[0] * dy.shape[1]
@@ -261,14 +261,14 @@ def max_pool2d_gather(dy, cells, y, span, table, floor, workers, dx):
     ``(distance, number of the cell in its row)`` of the output columns alike.
     """
     arguments = (
-        dy.reshape(dy.size),
-        cells.reshape(dy.size),
+        flat(dy),
+        flat(cells),
         y,
         dy.shape[1] * dy.shape[2] * dy.shape[3],
         span,
         table,
         dy.dtype.type(floor),
-        dx.reshape(dx.size),
+        flat(dx),
         dx.shape[1:],
     )
     rows = dx.shape[0] * dx.shape[1]
@@ -291,13 +291,13 @@ def _paired_rows(chunk, worker, dy, cells, y, out_size, span, floor, dx, shape):
 def max_pool2d_pairs(dy, cells, y, span, floor, workers, dx):
     """As `max_pool2d_backward`, for windows of 3 x 3 in steps of 2 with a padding of 1."""
     arguments = (
-        dy.reshape(dy.size),
-        cells.reshape(dy.size),
+        flat(dy),
+        flat(cells),
         y,
         dy.shape[1:3],
         span,
         dy.dtype.type(floor),
-        dx.reshape(dx.size),
+        flat(dx),
         dx.shape[1:],
     )
     rows = dy.shape[0] * dy.shape[1]

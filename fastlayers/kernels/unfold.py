@@ -9,7 +9,7 @@ channels innermost. A `geometry` is the tuple ``(kernel, stride, padding, dilati
 from __future__ import annotations
 
 from fastlayers.kernels.layout import inside
-from fastlayers.kernels.runs import add_run, clear_run, copy_run
+from fastlayers.kernels.runs import add_run, clear_run, copy_run, flat
 from fastlayers.runtime.cache import kernel
 
 __all__ = ["col2im", "im2col"]
@@ -23,10 +23,10 @@ def im2col(x, geometry, channels, first, count, out, out_at, out_row):
     starts at ``out[out_at + i * out_row]`` of the flat `out` and is ordered (R, S, C); cells in
     the padding are 0.
     """
+    image = flat(x)
     _, height, width, all_channels = x.shape
     (kh, kw), (sh, sw), (ph, pw), (dh, dw), (oh, ow) = geometry
     c0, depth = channels
-    flat = x.reshape(x.size)
     n, rest = divmod(first, oh * ow)
     i, j = divmod(rest, ow)
     for row in range(count):
@@ -40,12 +40,12 @@ def im2col(x, geometry, channels, first, count, out, out_at, out_row):
             elif dw == 1 and depth == all_channels:  # the kernel's row is one contiguous run
                 clear_run(out, at, low * depth)
                 run = (high - low) * depth
-                copy_run(out, at + low * depth, flat, cell + low * depth, run)
+                copy_run(out, at + low * depth, image, cell + low * depth, run)
                 clear_run(out, at + high * depth, (kw - high) * depth)
             else:
                 for s in range(kw):
                     if low <= s < high:
-                        copy_run(out, at + s * depth, flat, cell + s * dw * all_channels, depth)
+                        copy_run(out, at + s * depth, image, cell + s * dw * all_channels, depth)
                     else:
                         clear_run(out, at + s * depth, depth)
             at += kw * depth
@@ -55,10 +55,10 @@ def im2col(x, geometry, channels, first, count, out, out_at, out_row):
 @kernel
 def col2im(columns, columns_at, columns_row, geometry, channels, first, count, x):
     """Add rows of receptive fields back onto the images `x`: the adjoint of `im2col`."""
+    image = flat(x)
     _, height, width, all_channels = x.shape
     (kh, kw), (sh, sw), (ph, pw), (dh, dw), (oh, ow) = geometry
     c0, depth = channels
-    flat = x.reshape(x.size)
     n, rest = divmod(first, oh * ow)
     i, j = divmod(rest, ow)
     for row in range(count):
@@ -70,11 +70,11 @@ def col2im(columns, columns_at, columns_row, geometry, channels, first, count, x
             if 0 <= y < height:
                 if dw == 1 and depth == all_channels:
                     run = (high - low) * depth
-                    add_run(flat, cell + low * depth, columns, at + low * depth, run)
+                    add_run(image, cell + low * depth, columns, at + low * depth, run)
                 else:
                     for s in range(low, high):
                         tap = cell + s * dw * all_channels
-                        add_run(flat, tap, columns, at + s * depth, depth)
+                        add_run(image, tap, columns, at + s * depth, depth)
             at += kw * depth
         n, i, j = _next_pixel(n, i, j, oh, ow)
 

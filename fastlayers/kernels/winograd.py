@@ -11,7 +11,6 @@ from fastlayers.kernels.gemm import gemm_batch, packed_size, panel_width, prepar
 from fastlayers.kernels.runs import clear_run
 from fastlayers.kernels.winograd_tiles import (
     TRANSFORM_TILES,
-    borrow,
     matrix_stride,
     patch_size,
     prepare_inputs,
@@ -125,7 +124,6 @@ def _winograd_block(
 ):
     """All of the convolution for one block of `step` tiles."""
     channels, filters = sizes
-    u, zeros, work = borrow(u), borrow(zeros), borrow(work)
     points = (tile + 2) * (tile + 2)
     first = block * step
     count = min(step, tiles - first)
@@ -236,7 +234,6 @@ def _winograd_panel(
 ):
     """Convolution with one panel of filters, whose transform need not leave the cache."""
     channels, filters = sizes
-    v, zeros, work = borrow(v), borrow(zeros), borrow(work)
     points, width = (tile + 2) * (tile + 2), panel_width(filters, lanes)
     first = panel * width
     columns = min(width, filters - first)

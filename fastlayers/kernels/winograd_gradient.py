@@ -10,7 +10,6 @@ from fastlayers.kernels.gemm import gemm_batch, panel_width, prepare_gemm
 from fastlayers.kernels.runs import add_run, clear_run
 from fastlayers.kernels.winograd_tiles import (
     TRANSFORM_TILES,
-    borrow,
     matrix_stride,
     patch_size,
     prepare_gradients,
@@ -90,7 +89,6 @@ def _gradient_chunk(
 ):
     """Weight gradient of tiles ``[chunk * span, (chunk + 1) * span)``, into its part."""
     channels, filters = sizes
-    zeros, work = borrow(zeros), borrow(work)
     points = (tile + 2) * (tile + 2)
     v_row, w_row = row_length(channels, lanes), row_length(filters, lanes)
     v_xi, w_xi = matrix_stride(step, channels, lanes), matrix_stride(step, filters, lanes)
@@ -157,7 +155,6 @@ def winograd_backward_weight(
 def _gradient_panel(task, worker, tile, sizes, tiles, lanes, zeros, v, w, work, sums):
     """Weight gradient of one block of filters and panel of channels."""
     channels, filters = sizes
-    v, w, zeros, work = borrow(v), borrow(w), borrow(zeros), borrow(work)
     blocks, _ = gradient_blocks(sizes, lanes)
     i, j = task % blocks, task // blocks
     row, width = gradient_row(channels, lanes), panel_width(channels, lanes)

@@ -18,14 +18,12 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastlayers.kernels.gemm import panel_width
-from fastlayers.kernels.runs import view
 from fastlayers.kernels.transform import transform_input, transform_output, untransform_output
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.linkage import SharedKernel
 
 __all__ = [
     "TRANSFORM_TILES",
-    "borrow",
     "matrix_stride",
     "patch_size",
     "prepare_gradients",
@@ -40,15 +38,6 @@ __all__ = [
 
 # Tiles of a task that only transforms.
 TRANSFORM_TILES = 8
-
-
-@kernel(inner=True)
-def borrow(array):
-    """Give the same array without an owner, so that calls count no references.
-
-    A call of `gemm` counts those of its operands with atomic operations that threads contend for.
-    """
-    return view(array, 0, array.size)
 
 
 @kernel(inner=True)

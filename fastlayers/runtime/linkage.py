@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from fastlayers.runtime.inner import InnerKernel
+from fastlayers.runtime.compiler import InnerKernel
 
 __all__ = ["SharedKernel"]
 

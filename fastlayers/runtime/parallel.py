@@ -78,7 +78,8 @@ def parallel_for(typingctx: Any, task: Any, count: Any, workers: Any, args: Any)
     of your own pass 1 worker, since a foreign parallel region cannot be seen from here.
     """
     task_sig = task.get_call_type(typingctx, (types.int64, types.int64, *args.types), {})
-    compiled = task.dispatcher.get_compile_result(task_sig)
+    dispatcher = getattr(task.dispatcher, "linked", task.dispatcher)
+    compiled = dispatcher.get_compile_result(task_sig)
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         _, n, threads, packed = values

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import llvmlite.binding as llvm
 import pytest
-from numba import njit, types
+from numba import types
 
 from fastlayers.kernels import gemm
 from fastlayers.kernels.micro import gemm_tile
 from fastlayers.runtime import cpu
+from fastlayers.runtime.compiler import Kernel
 
 ELEMENTS = (types.float32, types.float64)
 # Bytes of the widest vectors and rows of the tallest tile, as `runtime.cpu` has them.
@@ -110,12 +111,9 @@ def tile_signature(element):
 
 
 def compiled(function, signature):
-    """Compile as `runtime.cache.kernel` does, but keep no copy on the disk: it has no assembly.
-
-    Without reference counts, which are instructions of this machine in the intermediate code.
-    """
-    options = {"error_model": "numpy", "nogil": True, "fastmath": {"contract"}, "_nrt": False}
-    dispatcher = njit(**options)(function)
+    """Compile as `runtime.cache.kernel` does, but keep no copy on the disk: it has no assembly."""
+    options = {"error_model": "numpy", "nogil": True, "fastmath": {"contract"}, "opt": 1}
+    dispatcher = Kernel(function, options)
     dispatcher.compile(signature)
     return dispatcher
 
@@ -149,7 +147,7 @@ def test_no_tile_of_gemm_spills(element):
     (assembly,) = (
         compiled(gemm.shared_gemm.py_func, gemm._signature(element)).inspect_asm().values()
     )
-    check_loops(assembly, cpu.vector_bytes(), gemm.ROWS)
+    check_loops(assembly, cpu.vector_bytes(), cpu.tile_rows())
 
 
 on_machines = pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine[1])

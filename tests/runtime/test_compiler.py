@@ -1,5 +1,6 @@
-"""Functions that only kernels call."""
+"""How kernels are compiled."""
 
+import numba
 import numpy as np
 import pytest
 
@@ -20,15 +21,39 @@ def four_times(x):
     return _twice(_twice(x))
 
 
-def test_kernels_call_them():
+@kernel
+def half(x):
+    return x / 2
+
+
+@kernel
+def halve(x, out):
+    for i in range(x.size):
+        out[i] = half(x[i])
+
+
+def test_kernels_call_kernels():
+    x = np.arange(3.0)
+    out = np.empty_like(x)
+    halve(x, out)
+    assert out.tolist() == [0, 0.5, 1]
+    assert not half.overloads  # linked, so that no machine code was made of it alone
+
+
+def test_compiled_code_of_users_calls_them():
+    assert numba.njit(lambda x: four_times(x) + 1)(2) == 9
+
+
+def test_kernels_call_inner_ones():
     assert four_times(3) == 12
     with pytest.raises(ValueError, match="negative"):
         four_times(-1)
 
 
-def test_python_cannot():
-    with pytest.raises(TypeError, match="^_twice: only kernels can call it"):
-        _twice(3)
+def test_from_python_they_run_uncompiled():
+    assert _twice(3) == 6
+    with pytest.raises(ValueError, match="negative"):
+        _twice(-1)
     with pytest.raises(TypeError, match="cannot be called by address"):
         SharedKernel("a_symbol", _twice, ())
 
