@@ -48,7 +48,7 @@ def packed_size(k, columns, lanes):
     return (columns + width - 1) // width * width * k
 
 
-@kernel(opt=1)
+@kernel(opt=1, shared=True)
 def shared_gemm(m, n, k, a, b, init, c, floor, add, write, lanes, batch):
     """The body of `gemm_runs` and `gemm_batch`."""
     length = k[1]

@@ -26,7 +26,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
 from numba.core.serialize import dumps
 
 from fastlayers.runtime import cpu
-from fastlayers.runtime.compiler import InnerKernel, Kernel
+from fastlayers.runtime.compiler import InnerKernel, Kernel, SharedCode
 from fastlayers.runtime.progress import Progress
 
 __all__ = ["cache_dir", "kernel", "progress", "sources_hash"]
@@ -207,11 +207,13 @@ def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     Division follows NumPy's rules (no zero-division check), the GIL is released, and contraction
     to fused multiply-add is allowed; no other liberty is taken with floating point. With `inner`,
     and where its name begins with an underscore, a function is for kernels to call: from Python it
-    runs uncompiled. `opt` and `unroll` are those of `Kernel`.
+    runs uncompiled. With `shared` it is called by its address. `opt` and `unroll` are those of
+    `Kernel`.
     """
     if function is None:
         return functools.partial(kernel, **options)
     progress()
+    kind = SharedCode if options.pop("shared", False) else Kernel
     inner = options.pop("inner", function.__name__.startswith("_"))
     options = {
         "error_model": "numpy",
@@ -221,10 +223,7 @@ def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     } | options
     if inner:
         return InnerKernel(function, options)
-    if options.get("parallel"):
-        dispatcher = numba.njit(**options)(function)
-    else:
-        dispatcher = Kernel(function, options)
+    dispatcher = kind(function, options)
     folder = cache_dir()
     dispatcher._cache = _KernelCache(function, folder) if folder else NullCache()
     return dispatcher

@@ -14,7 +14,7 @@ a small network takes 7 s instead of 17, and 150 timings of ops stay the same (g
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NoReturn
 
 import llvmlite.binding as llvm
 from numba.core.codegen import JITCodeLibrary
@@ -30,7 +30,7 @@ from numba.core.untyped_passes import (
     WithLifting,
 )
 
-__all__ = ["InnerKernel", "Kernel"]
+__all__ = ["InnerKernel", "Kernel", "SharedCode"]
 
 
 # Passes for what kernels do not do: `with`, closures, arithmetic on whole arrays. 5 % of the time,
@@ -123,6 +123,8 @@ class _KernelCompiler(Compiler):
 
     def define_pipelines(self) -> list[Any]:
         managers: list[Any] = super().define_pipelines()
+        if self.state.flags.auto_parallel.enabled:  # `parallel.driver`, as Numba does it
+            return managers
         for manager in managers:
             manager.passes = [
                 (self.lowering, text) if kind is NativeLowering else (kind, text)
@@ -171,13 +173,29 @@ class Kernel(CPUDispatcher):
         return self.linked.get_overload(sig)
 
 
-class InnerKernel(Kernel):
-    """A function for compiled code; from Python it runs as it is written."""
-
-    _compiler_class = _InnerCompiler
+class _UnwrappedKernel(Kernel):
+    """A function of which Python has no machine code."""
 
     def __init__(self, function: Any, options: dict[str, Any]) -> None:
         super().__init__(function, options | {"no_cpython_wrapper": True})
+
+    def add_overload(self, compiled: Any) -> None:
+        """Keep compiled code; the table that calls from Python look into stays empty."""
+        self.overloads[tuple(compiled.signature.args)] = compiled
+
+
+class SharedCode(_UnwrappedKernel):
+    """A function that compiled code calls by its address, through `linkage.SharedKernel`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse."""
+        raise TypeError(f"{self.py_func.__name__}: only compiled code can call it")
+
+
+class InnerKernel(_UnwrappedKernel):
+    """A function for compiled code; from Python it runs as it is written."""
+
+    _compiler_class = _InnerCompiler
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it uncompiled."""
@@ -195,7 +213,3 @@ class InnerKernel(Kernel):
     def get_overload(self, sig: Any) -> Any:
         """What the caller finds the code by."""
         return CPUDispatcher.get_overload(self, sig)
-
-    def add_overload(self, compiled: Any) -> None:
-        """Keep compiled code; the table that calls from Python look into stays empty."""
-        self.overloads[tuple(compiled.signature.args)] = compiled

@@ -50,7 +50,7 @@ def _run_worker(typingctx: Any, task: Any, context: Any, worker: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, shared=True)
 def driver(task: int, context: int, workers: int) -> None:
     for worker in numba.prange(workers):
         _run_worker(task, context, worker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import sys
@@ -63,7 +64,9 @@ class Progress(event.Listener):
             text = f"compiling kernels for this CPU, {self._kept} (FASTLAYERS_QUIET=1 hides this)"
         else:
             text = f"{self.kernels} kernels compiled in {seconds:.0f} s"
-        print(f"fastlayers: {text}", file=sys.stderr, flush=True)
+        bars = sys.modules.get("tqdm")  # its bars would be torn apart by a line
+        write = bars.tqdm.write if bars else functools.partial(print, flush=True)
+        write(f"fastlayers: {text}", file=sys.stderr)
 
 
 def _is_kernel(event: Any) -> bool:

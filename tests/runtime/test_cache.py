@@ -34,6 +34,27 @@ def test_second_process_finds_the_kernels(run, tmp_path):
     assert run_relu(run, FASTLAYERS_CACHE_DIR=tmp_path / "cache")[1] == 0
 
 
+CONV = """
+import numpy as np
+import fastlayers as fl
+from fastlayers import ops
+from fastlayers.runtime.cache import progress
+fl.set_num_threads(2)
+x, w = np.ones((8, 3, 32, 32), np.float32), np.ones((16, 3, 3, 3), np.float32)
+assert (ops.conv2d(x, w) == 27).all()
+print(progress().kernels)
+"""
+
+
+def test_second_process_runs_parallel_kernels_and_shared_code(run, tmp_path):
+    counts = []
+    for _ in range(2):
+        result = run(CONV, FASTLAYERS_CACHE_DIR=tmp_path, FASTLAYERS_QUIET=1)
+        assert result.returncode == 0, result.stderr
+        counts.append(int(result.stdout))
+    assert counts[0] > 3 and counts[1] == 0
+
+
 def test_unwritable_folder_falls_back_to_the_temporary_one(run, tmp_path):
     file, temporary = tmp_path / "file", tmp_path / "temporary"
     file.touch()

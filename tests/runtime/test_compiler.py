@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import pytest
 
-from fastlayers.kernels import batchnorm
+from fastlayers.kernels import batchnorm, gemm
 from fastlayers.runtime.cache import cache_dir, kernel
 from fastlayers.runtime.linkage import SharedKernel
 
@@ -54,6 +54,11 @@ def test_from_python_they_run_uncompiled():
     assert _twice(3) == 6
     with pytest.raises(ValueError, match="negative"):
         _twice(-1)
+
+
+def test_shared_code():
+    with pytest.raises(TypeError, match="^shared_gemm: only compiled code can call it"):
+        gemm.shared_gemm(1)
     with pytest.raises(TypeError, match="cannot be called by address"):
         SharedKernel("a_symbol", _twice, ())
 

@@ -1,4 +1,6 @@
 import gc
+import sys
+from types import SimpleNamespace
 
 from numba.core import event
 from numba.core.caching import NullCache
@@ -35,6 +37,7 @@ def listener(monkeypatch, folder="the folder"):
             return cls.now
 
     monkeypatch.setattr(progress, "time", Clock)
+    monkeypatch.delitem(sys.modules, "tqdm", raising=False)
     return Progress(folder), Clock
 
 
@@ -88,3 +91,13 @@ def test_garbage_is_collected_again_afterwards(monkeypatch):
             assert gc.isenabled() is before
         finally:
             gc.enable()
+
+
+def test_leaves_progress_bars_whole(monkeypatch):
+    monkeypatch.delenv("FASTLAYERS_QUIET", raising=False)
+    counter, clock = listener(monkeypatch)
+    written = []
+    bar = SimpleNamespace(write=lambda text, file: written.append(text))
+    monkeypatch.setitem(sys.modules, "tqdm", SimpleNamespace(tqdm=bar))
+    compiled(counter, 2, clock)
+    assert len(written) == 1
