@@ -1,0 +1,251 @@
+"""The regression gate: is a commit slower than its base by more than the noise?
+
+    python -m benchmarks.gate BASE [HEAD] [--factor F] [--bench REGEX] [--threads N] [--rounds N]
+
+Exits with 1 if a benchmark of the asv suite is slower in HEAD, with 0 if none is. The marked layers
+are measured, or all parameters whose name `--bench` matches.
+
+Of both commits only the library is taken, the benchmarks are those of the working tree, and both
+run in the present environment: a virtual environment a commit, as `asv continuous` makes it, takes
+minutes to build and alternates once in a round of the whole suite, in which time the host's speed
+changes. Here processes of BASE, of HEAD and again of BASE take turns of 20 ms at one benchmark,
+and a ratio is the median of the turns' ratios. Compiled kernels are kept by a hash of the sources,
+so no commit can run another's.
+
+What the two processes of BASE differ by is the noise. The factor is 1 and twice what 19 of 20
+benchmarks stay below, and at least 1.1: code of one commit was seen to differ by 5 % from process
+to process. HEAD is compared with the slower one of BASE, in three groups of new processes: only
+what is slower by the factor in all three is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import itertools
+import math
+import re
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare.harness import Contestant, table
+
+__all__ = ["Benchmark", "Result", "factor_of", "find", "main", "measure"]
+
+ROOT = Path(__file__).resolve().parent
+# Seconds of a turn, and of the turn before the first.
+TURN, WARM_UP = 0.02, 0.05
+# Least factor, and how often suspects are measured again.
+LEAST, AGAIN = 1.1, 2
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark of the suite with parameters, as asv knows it."""
+
+    name: str
+    index: int
+    parameters: tuple[Any, ...]
+    marked: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(map(str, self.parameters))})"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Seconds in BASE, and what a second process of BASE and HEAD took as multiples of them."""
+
+    benchmark: Benchmark
+    seconds: float
+    again: float
+    head: float
+
+    @property
+    def ratio(self) -> float:
+        """HEAD's time over that of the slower process of BASE."""
+        return self.head / max(self.again, 1.0)
+
+    @property
+    def noise(self) -> float:
+        """How far the two processes of BASE are apart."""
+        return math.exp(abs(math.log(self.again))) - 1
+
+
+def find(pattern: str | None) -> list[Benchmark]:
+    """The timings of the suite that match, or the marked ones."""
+    from asv_runner.discovery import disc_benchmarks
+
+    found = []
+    for benchmark in disc_benchmarks(str(ROOT)):
+        if benchmark.type != "time" or ".timeraw_" in benchmark.name:
+            continue
+        suite = benchmark.func.__self__
+        marked = [m if isinstance(m, tuple) else (m,) for m in getattr(suite, "marked", [])]
+        for index, values in enumerate(itertools.product(*getattr(suite, "params", []))):
+            found.append(Benchmark(benchmark.name, index, values, values in marked))
+    if pattern is None:
+        return [b for b in found if b.marked]
+    return [b for b in found if re.search(pattern, str(b))]
+
+
+@functools.cache
+def _of_asv(name: str) -> Any:
+    from asv_runner.discovery import get_benchmark_from_name
+
+    return get_benchmark_from_name(str(ROOT), name)
+
+
+def prepare(threads: int, folder: str, name: str, index: int) -> tuple[Callable[[], Any], str]:
+    """The benchmark in a process of its own with the library of `folder`, and why it failed."""
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    import fastlayers as fl
+    from fastlayers.runtime import memory
+
+    if not Path(fl.__file__).is_relative_to(folder):
+        raise RuntimeError(f"{fl.__file__} was loaded before the library of {folder}")
+    fl.set_num_threads(threads)
+    memory.empty_cache()
+    try:
+        benchmark = _of_asv(name)
+        benchmark.set_param_idx(index)
+        benchmark.do_setup()
+        work = functools.partial(benchmark.func, *benchmark._current_params)
+        work()
+    except Exception:  # an op that BASE does not have
+        return lambda: None, traceback.format_exc(limit=-3)
+    return work, ""
+
+
+def _turn(contestant: Contestant) -> float:
+    """Median time of a turn, without its first call, before which others used the caches."""
+    before = len(contestant.times)
+    contestant.run(2, TURN)
+    return statistics.median(contestant.times[before + 1 :])
+
+
+def measure(contestants: list[Contestant], benchmark: Benchmark, rounds: int) -> Result | str:
+    """Alternate BASE, BASE again and HEAD; or what went wrong in HEAD, or is missing in BASE."""
+    for contestant in contestants:
+        contestant.prepare(benchmark.name, benchmark.index)
+    base, _, head = (contestant.value for contestant in contestants)
+    if base or head:
+        return f"not in BASE: {base}" if base else f"failed in HEAD: {head}"
+    for contestant in contestants:
+        contestant.run(1, WARM_UP)
+    times: list[list[float]] = [[] for _ in contestants]
+    order = list(zip(contestants, times, strict=True))
+    for _ in range(rounds):
+        for contestant, found in order:
+            found.append(_turn(contestant))
+        order.append(order.pop(0))  # no one always follows the same
+    first, *others = times
+    ratios = (
+        statistics.median(t / b for t, b in zip(other, first, strict=True)) for other in others
+    )
+    return Result(benchmark, statistics.median(first), *ratios)
+
+
+def factor_of(results: Iterable[Result]) -> float:
+    """1 and twice the noise that 19 of 20 benchmarks stay below, at least `LEAST`."""
+    noises = sorted(result.noise for result in results)
+    typical = noises[math.ceil(0.95 * len(noises)) - 1] if noises else 0.0
+    return max(LEAST, 1 + 2 * typical)
+
+
+def _export(commit: str, folder: Path) -> None:
+    """The library at a commit."""
+    command = ["git", "-C", str(ROOT.parent), "archive", commit, "fastlayers"]
+    archive = subprocess.run(command, check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(folder, filter="data")
+
+
+def _run(
+    benchmarks: list[Benchmark], base: Path, head: Path, threads: int, rounds: int
+) -> tuple[list[Result], list[str]]:
+    """Measure in three new processes; results, and errors of HEAD."""
+    results, errors = [], []
+    names = {"BASE": base, "BASE again": base, "HEAD": head}
+    contestants = [Contestant(n, prepare, threads, str(path)) for n, path in names.items()]
+    try:
+        for benchmark in benchmarks:
+            found = measure(contestants, benchmark, rounds)
+            if isinstance(found, Result):
+                results.append(found)
+                continue
+            print(f"{benchmark}: {found}", file=sys.stderr)
+            if found.startswith("failed"):
+                errors.append(str(benchmark))
+    finally:
+        for contestant in contestants:
+            contestant.close()
+    return results, errors
+
+
+def _table(results: list[Result]) -> str:
+    lines = [
+        [str(r.benchmark), f"{1e3 * r.seconds:.3f}", f"{r.again:.3f}", f"{r.head:.3f}"]
+        for r in sorted(results, key=lambda r: -r.ratio)
+    ]
+    return table(["benchmark", "BASE ms", "BASE again", "HEAD"], lines)
+
+
+def main() -> int:
+    """Measure, measure suspects again, and report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("base", help="the commit to compare with")
+    parser.add_argument("head", nargs="?", default="HEAD")
+    parser.add_argument("--factor", type=float, help="instead of that of the measured noise")
+    parser.add_argument("--bench", metavar="REGEX", help="all benchmarks with such a name")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each process")
+    options = parser.parse_args()
+    benchmarks = find(options.bench)
+    if not benchmarks:
+        parser.error(f"no benchmark matches {options.bench!r}")
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        base, head = Path(folder, "base").resolve(), Path(folder, "head").resolve()
+        _export(options.base, base)
+        _export(options.head, head)
+        results, errors = _run(benchmarks, base, head, options.threads, options.rounds)
+        print(_table(results))
+        noises = [result.noise for result in results] or [0.0]
+        factor = options.factor or factor_of(results)
+        print(
+            f"\nnoise, BASE against BASE: {statistics.median(noises):.1%} in the median, "
+            f"{max(noises):.1%} at most; factor {factor:.2f}"
+        )
+        slower = [r for r in results if r.ratio > factor]
+        for _ in range(AGAIN):
+            if not slower:
+                break
+            print(f"\n{len(slower)} above the factor, measured again:")
+            suspects = [r.benchmark for r in slower]
+            again, failed = _run(suspects, base, head, options.threads, 2 * options.rounds)
+            print(_table(again))
+            slower, errors = [r for r in again if r.ratio > factor], errors + failed
+    print(f"\n{len(results)} benchmarks in {time.perf_counter() - begin:.0f} s")
+    for result in slower:
+        print(f"SLOWER: {result.benchmark}: {result.ratio:.2f} times as long")
+    for name in errors:
+        print(f"FAILED: {name}")
+    if not slower and not errors:
+        print("no benchmark is slower")
+    return 1 if slower or errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
