@@ -12,10 +12,12 @@ changes. Here processes of BASE, of HEAD and again of BASE take turns of 20 ms a
 and a ratio is the median of the turns' ratios. Compiled kernels are kept by a hash of the sources,
 so no commit can run another's.
 
-What the two processes of BASE differ by is the noise. The factor is 1 and twice what 19 of 20
-benchmarks stay below, and at least 1.1: code of one commit was seen to differ by 5 % from process
-to process. HEAD is compared with the slower one of BASE, in three groups of new processes: only
-what is slower by the factor in all three is reported.
+What the two processes of BASE differ by is the noise. The factor is 1 and six times its median
+over the benchmarks, which are four standard deviations of a normal distribution, and at least 1.1:
+code of one commit was seen to differ by 5 % from process to process. HEAD is compared with the
+slower process of BASE. What is slower by the factor is measured again in new processes, and
+reported if it is slower in three groups of them; a measurement counts neither way if the processes
+of BASE are apart by the factor themselves.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ import tarfile
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,13 +43,15 @@ from typing import Any
 
 from benchmarks.compare.harness import Contestant, table
 
-__all__ = ["Benchmark", "Result", "factor_of", "find", "main", "measure"]
+__all__ = ["Benchmark", "Result", "Verdict", "factor_of", "find", "main", "measure"]
 
 ROOT = Path(__file__).resolve().parent
 # Seconds of a turn, and of the turn before the first.
 TURN, WARM_UP = 0.02, 0.05
-# Least factor, and how often suspects are measured again.
-LEAST, AGAIN = 1.1, 2
+# Least factor, and multiple of the median noise.
+LEAST, MEDIANS = 1.1, 6
+# Groups of processes in which a benchmark has to be slower, and that are started at most.
+TIMES, GROUPS = 3, 6
 
 
 @dataclass(frozen=True)
@@ -158,10 +163,45 @@ def measure(contestants: list[Contestant], benchmark: Benchmark, rounds: int) ->
 
 
 def factor_of(results: Iterable[Result]) -> float:
-    """1 and twice the noise that 19 of 20 benchmarks stay below, at least `LEAST`."""
-    noises = sorted(result.noise for result in results)
-    typical = noises[math.ceil(0.95 * len(noises)) - 1] if noises else 0.0
-    return max(LEAST, 1 + 2 * typical)
+    """What a ratio has to be above, by the noise of all benchmarks."""
+    noises = [result.noise for result in results]
+    return max(LEAST, 1 + MEDIANS * statistics.median(noises)) if noises else LEAST
+
+
+class Verdict:
+    """What is known of benchmarks that were measured in groups of processes.
+
+    Parameters
+    ----------
+    factor : float
+        What a ratio has to be above to be a suspicion.
+
+    Attributes
+    ----------
+    slower : list of Result
+        Confirmed; the last measurement of each.
+    suspects : list of Benchmark
+        To be measured again.
+    """
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.slower: list[Result] = []
+        self.suspects: list[Benchmark] = []
+        self._times: Counter[Benchmark] = Counter()
+
+    def add(self, results: list[Result]) -> None:
+        """Take in a group's measurements of the suspects, or at first of all."""
+        self.suspects = []
+        for result in results:
+            settled = 1 + result.noise <= self.factor
+            if settled and result.ratio <= self.factor:
+                continue
+            self._times[result.benchmark] += settled
+            if self._times[result.benchmark] == TIMES:
+                self.slower.append(result)
+            else:
+                self.suspects.append(result.benchmark)
 
 
 def _export(commit: str, folder: Path) -> None:
@@ -228,23 +268,26 @@ def main() -> int:
             f"\nnoise, BASE against BASE: {statistics.median(noises):.1%} in the median, "
             f"{max(noises):.1%} at most; factor {factor:.2f}"
         )
-        slower = [r for r in results if r.ratio > factor]
-        for _ in range(AGAIN):
-            if not slower:
+        verdict = Verdict(factor)
+        verdict.add(results)
+        for _ in range(GROUPS - 1):
+            if not verdict.suspects:
                 break
-            print(f"\n{len(slower)} above the factor, measured again:")
-            suspects = [r.benchmark for r in slower]
-            again, failed = _run(suspects, base, head, options.threads, 2 * options.rounds)
+            print(f"\n{len(verdict.suspects)} to be measured again:", flush=True)
+            again, failed = _run(verdict.suspects, base, head, options.threads, options.rounds)
             print(_table(again))
-            slower, errors = [r for r in again if r.ratio > factor], errors + failed
+            verdict.add(again)
+            errors += failed
     print(f"\n{len(results)} benchmarks in {time.perf_counter() - begin:.0f} s")
-    for result in slower:
+    for benchmark in verdict.suspects:
+        print(f"UNSETTLED: {benchmark}")
+    for result in verdict.slower:
         print(f"SLOWER: {result.benchmark}: {result.ratio:.2f} times as long")
     for name in errors:
         print(f"FAILED: {name}")
-    if not slower and not errors:
+    if not verdict.slower and not errors:
         print("no benchmark is slower")
-    return 1 if slower or errors else 0
+    return 1 if verdict.slower or errors else 0
 
 
 if __name__ == "__main__":
