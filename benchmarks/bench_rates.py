@@ -4,6 +4,7 @@ The marked layers of the table. Op and yardstick alternate in one process, which
 all of them, since the host's speed changes from one minute to the next.
 """
 
+import functools
 import itertools
 import statistics
 import time
@@ -16,14 +17,17 @@ ROUNDS, TURN = 5, 0.01
 
 
 def _layers(products):
-    """Marked layers by a name with op and pass, of ops with products or of the others."""
+    """Marked layers by op, pass and name: of ops with products, or of others that move data."""
     passes = dict.fromkeys((case.op, which) for case in CASES for which in case.passes)
-    return {
-        f"{op} {which} {layer}": (op, which, layer)
-        for op, which in passes
-        for layer in marked(op, which)
-        if bool(tracked(op, which)[layer][0].flops(1, which)) == products
-    }
+    found = {}
+    for op, which in passes:
+        cases = tracked(op, which)
+        for layer in marked(op, which):
+            case, batch = cases[layer]
+            counted = case.flops(batch, which) if products else not case.flops(batch, which)
+            if counted and case.bytes(batch, which):
+                found[f"{op} {which} {layer}"] = op, which, layer
+    return found
 
 
 PRODUCTS, MOVES = _layers(True), _layers(False)
@@ -95,8 +99,8 @@ class Moves(Attributes):
         for name, (op, which, layer) in MOVES.items():
             case, batch, work = _work(op, which, layer)
             moved = case.bytes(batch, which)
-            source, out = (memory.zeros(max(moved // 8, 1), np.float32) for _ in range(2))
-            ours, theirs = _alternating(work, lambda pair=(source, out): copy(*pair, threads))
+            source, out = (memory.zeros(moved // 8, np.float32) for _ in range(2))
+            ours, theirs = _alternating(work, functools.partial(copy, source, threads, out))
             found[name] = moved / ours / 1e9, theirs / ours
         return found
 

@@ -14,6 +14,7 @@ from fastlayers import manual_seed, ops, reference
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+from benchmarks import gate
 from benchmarks.cases import CASES, NEEDS, OPTIMIZERS
 from benchmarks.compare.memory_bound import OPS
 from benchmarks.compare.ops import SETS
@@ -151,3 +152,83 @@ def test_comparisons_take_their_rows_from_the_table():
         ]
         assert row.flops == case.flops(row.input[0], "forward")
     assert {op.label() for op in OPS} >= {"relu", "max_pool2d kernel_size 2", "dropout2d p 0.5"}
+
+
+RELU, TANH = (gate.Benchmark(f"bench.{n}.time_run", 0, (n,), True) for n in ("relu", "tanh"))
+
+
+def result(benchmark, head, again=1.0):
+    return gate.Result(benchmark, 1e-3, again, head)
+
+
+def test_gate_reports_what_is_slower_in_three_groups_of_processes():
+    verdict = gate.Verdict(1.2)
+    verdict.add([result(RELU, 1.3), result(TANH, 1.25)])
+    assert verdict.suspects == [RELU, TANH]
+    verdict.add([result(RELU, 1.4), result(TANH, 1.1)])  # once was not enough
+    assert verdict.suspects == [RELU]
+    assert not verdict.slower
+    verdict.add([result(RELU, 1.35)])
+    assert [found.benchmark for found in verdict.slower] == [RELU]
+    assert not verdict.suspects
+
+
+def test_gate_measures_again_what_its_base_disagrees_about():
+    verdict = gate.Verdict(1.2)
+    verdict.add([result(RELU, 2.0, again=1.7), result(TANH, 1.0, again=0.7)])
+    assert verdict.suspects == [RELU, TANH]  # neither slower nor cleared
+    verdict.add([result(RELU, 1.3), result(TANH, 1.0)])
+    verdict.add([result(RELU, 1.3)])
+    assert not verdict.slower
+    verdict.add([result(RELU, 1.3)])
+    assert [found.benchmark for found in verdict.slower] == [RELU]
+
+
+def test_gate_compares_with_the_slower_process_of_its_base():
+    assert result(RELU, 1.3, again=1.3).ratio == 1
+    assert result(RELU, 1.3, again=0.8).ratio == 1.3
+    assert result(RELU, 1.0, again=0.8).noise == pytest.approx(0.25)
+
+
+def test_gate_factor_follows_the_noise():
+    quiet = [result(RELU, 1.0, 1.001)] * 9
+    assert gate.factor_of(quiet) == gate.LEAST
+    noisy = [result(RELU, 1.0, 1.05)] * 5 + [result(RELU, 1.0, 3.0)] * 4
+    assert gate.factor_of(noisy) == pytest.approx(1.3)
+
+
+class Scripted:
+    """A contestant whose turns take the times that are told, beginning with a slow call."""
+
+    def __init__(self, clock, share, error=""):
+        self.clock, self.share, self.value, self.times = clock, share, error, []
+
+    def prepare(self, *work):
+        self.times.clear()
+
+    def run(self, repetitions, seconds):
+        self.clock[0] *= 1.1  # the host slows down
+        self.times += [100.0] + [self.clock[0] * self.share] * repetitions
+
+
+def test_gate_is_not_misled_by_a_host_that_slows_down():
+    clock = [1.0]
+    found = gate.measure([Scripted(clock, share) for share in (1.0, 1.0, 1.5)], RELU, 9)
+    assert found.again == pytest.approx(1, rel=0.2)
+    assert found.ratio == pytest.approx(1.5, rel=0.2)
+
+
+def test_gate_tells_new_benchmarks_from_broken_ones():
+    clock = [1.0]
+    new = [Scripted(clock, 1.0, "no such op"), Scripted(clock, 1.0), Scripted(clock, 1.0)]
+    broken = [Scripted(clock, 1.0), Scripted(clock, 1.0), Scripted(clock, 1.0, "TypeError")]
+    assert gate.measure(new, RELU, 3) == "not in BASE: no such op"
+    assert gate.measure(broken, RELU, 3) == "failed in HEAD: TypeError"
+
+
+def test_gate_finds_benchmarks_as_asv_does():
+    pytest.importorskip("asv_runner")
+    marked, every = gate.find(None), gate.find("")
+    assert set(marked) < set(every)
+    assert {b.name.split(".")[0] for b in marked} >= {"bench_conv", "bench_models", "bench_pool"}
+    assert all("ReLUForward" in str(b) for b in gate.find(r"\.ReLUForward\."))
