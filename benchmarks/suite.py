@@ -2,12 +2,14 @@
 
 asv starts a process for each benchmark and parameter, and calls `setup` before each sample; what
 `prepared` returns is kept, so that only the first call draws arrays and warms up. There are no
-samples of more than one call: a call of 10 us is timed to 1 %.
+samples of more than one call: a call of 10 us is timed to 1 %. With FASTLAYERS_BENCHMARKS=marked
+the passes have but the layers of the quick subset.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -56,8 +58,9 @@ class Pass(ABC, Attributes):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls.params = [list(tracked(cls.op, cls.which))]
         cls.marked = marked(cls.op, cls.which)
+        few = os.environ.get("FASTLAYERS_BENCHMARKS") == "marked"
+        cls.params = [cls.marked if few else list(tracked(cls.op, cls.which))]
 
     def setup(self, layer: str) -> None:
         """Bind the pass to its arrays."""
