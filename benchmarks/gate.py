@@ -215,23 +215,35 @@ def _export(commit: str, folder: Path) -> None:
 def _run(
     benchmarks: list[Benchmark], base: Path, head: Path, threads: int, rounds: int
 ) -> tuple[list[Result], list[str]]:
-    """Measure in three new processes; results, and errors of HEAD."""
-    results, errors = [], []
+    """Measure in new processes; results, and the names of those that fail in HEAD."""
     names = {"BASE": base, "BASE again": base, "HEAD": head}
-    contestants = [Contestant(n, prepare, threads, str(path)) for n, path in names.items()]
-    try:
-        for benchmark in benchmarks:
+
+    def start() -> list[Contestant]:
+        return [Contestant(n, prepare, threads, str(path)) for n, path in names.items()]
+
+    results, failed, contestants = [], [], start()
+    for benchmark in benchmarks:
+        try:
             found = measure(contestants, benchmark, rounds)
-            if isinstance(found, Result):
-                results.append(found)
-                continue
-            print(f"{benchmark}: {found}", file=sys.stderr)
-            if found.startswith("failed"):
-                errors.append(str(benchmark))
-    finally:
-        for contestant in contestants:
-            contestant.close()
-    return results, errors
+        except RuntimeError as error:  # a process ended
+            _close(contestants)
+            contestants = start()
+            found = (
+                f"{'failed in HEAD' if str(error).startswith('HEAD') else 'not in BASE'}: {error}"
+            )
+        if isinstance(found, Result):
+            results.append(found)
+            continue
+        print(f"{benchmark}: {found}", file=sys.stderr)
+        if found.startswith("failed"):
+            failed.append(str(benchmark))
+    _close(contestants)
+    return results, failed
+
+
+def _close(contestants: list[Contestant]) -> None:
+    for contestant in contestants:
+        contestant.close()
 
 
 def _table(results: list[Result]) -> str:

@@ -226,6 +226,30 @@ def test_gate_tells_new_benchmarks_from_broken_ones():
     assert gate.measure(broken, RELU, 3) == "failed in HEAD: TypeError"
 
 
+def test_gate_goes_on_behind_a_crash(monkeypatch, tmp_path):
+    started, closed = [], []
+
+    class Process:
+        def __init__(self, name, *rest):
+            started.append(name)
+
+        def close(self):
+            closed.append(self)
+
+    def measure(contestants, benchmark, rounds):
+        if benchmark is RELU:
+            raise RuntimeError("HEAD failed: its process ended, code -11")
+        return result(benchmark, 1.0)
+
+    monkeypatch.setattr(gate, "Contestant", Process)
+    monkeypatch.setattr(gate, "measure", measure)
+    results, failed = gate._run([RELU, TANH], tmp_path, tmp_path, 1, 1)
+    assert failed == [str(RELU)]
+    assert [found.benchmark for found in results] == [TANH]
+    assert started == ["BASE", "BASE again", "HEAD"] * 2
+    assert len(closed) == len(started)
+
+
 def test_gate_finds_benchmarks_as_asv_does():
     pytest.importorskip("asv_runner")
     marked, every = gate.find(None), gate.find("")
