@@ -2,8 +2,8 @@
 
     python -m benchmarks.gate BASE [HEAD] [--factor F] [--bench REGEX] [--threads N] [--rounds N]
 
-Exits with 1 if a benchmark of the asv suite is slower in HEAD, with 0 if none is. The marked layers
-are measured, or all parameters whose name `--bench` matches.
+Exits with 1 if a benchmark of the asv suite is slower in HEAD, with 0 if none is, and with 2 if the
+machine is too busy to tell. The marked layers are measured, or all whose name `--bench` matches.
 
 Of both commits only the library is taken, the benchmarks are those of the working tree, and both
 run in the present environment: a virtual environment a commit, as `asv continuous` makes it, takes
@@ -50,6 +50,8 @@ ROOT = Path(__file__).resolve().parent
 TURN, WARM_UP = 0.02, 0.05
 # Least factor, and multiple of the median noise.
 LEAST, MEDIANS = 1.1, 6
+# Above it nothing is told of a commit.
+MOST = 1.3
 # Groups of processes in which a benchmark has to be slower, and that are started at most.
 TIMES, GROUPS = 3, 6
 
@@ -297,9 +299,13 @@ def main() -> int:
         print(f"SLOWER: {result.benchmark}: {result.ratio:.2f} times as long")
     for name in errors:
         print(f"FAILED: {name}")
-    if not verdict.slower and not errors:
-        print("no benchmark is slower")
-    return 1 if verdict.slower or errors else 0
+    if verdict.slower or errors:
+        return 1
+    if factor > MOST and options.factor is None:
+        print(f"too noisy to tell: the factor is above {MOST}")
+        return 2
+    print("no benchmark is slower")
+    return 0
 
 
 if __name__ == "__main__":

@@ -250,6 +250,39 @@ def test_gate_goes_on_behind_a_crash(monkeypatch, tmp_path):
     assert len(closed) == len(started)
 
 
+@pytest.mark.parametrize(
+    ("groups", "code", "told"),
+    [
+        ([[1.0, 1.05]], 0, "no benchmark is slower"),
+        ([[1.4, 1.0], [1.3], [1.35]], 1, "SLOWER: bench.relu.time_run(relu): 1.35 times"),
+        ([[1.4, 1.0], [1.05]], 0, "no benchmark is slower"),
+    ],
+)
+def test_gate_s_exit_code(monkeypatch, capsys, groups, code, told):
+    groups = iter(groups)
+
+    def run(benchmarks, *rest):
+        return [result(b, head) for b, head in zip(benchmarks, next(groups), strict=True)], []
+
+    monkeypatch.setattr(gate, "_run", run)
+    monkeypatch.setattr(gate, "_export", lambda commit, folder: None)
+    monkeypatch.setattr(gate, "find", lambda pattern: [RELU, TANH])
+    monkeypatch.setattr(sys, "argv", ["gate", "main"])
+    assert gate.main() == code
+    assert told in capsys.readouterr().out
+    assert next(groups, None) is None
+
+
+def test_gate_does_not_clear_a_commit_on_a_busy_machine(monkeypatch, capsys):
+    noisy = [result(RELU, 1.0, 1.5), result(TANH, 1.0, 0.7)]
+    monkeypatch.setattr(gate, "_run", lambda *rest: (noisy, []))
+    monkeypatch.setattr(gate, "_export", lambda commit, folder: None)
+    monkeypatch.setattr(gate, "find", lambda pattern: [RELU, TANH])
+    monkeypatch.setattr(sys, "argv", ["gate", "main"])
+    assert gate.main() == 2
+    assert "too noisy" in capsys.readouterr().out
+
+
 def test_gate_finds_benchmarks_as_asv_does():
     pytest.importorskip("asv_runner")
     marked, every = gate.find(None), gate.find("")
