@@ -79,8 +79,8 @@ class Case:
         Shape of the weight of a convolution or linear map.
     options : mapping
         The op's other arguments by name.
-    set : str
-        The set of `benchmarks.compare.ops` that it belongs to.
+    group : str
+        The set of `benchmarks.compare.ops` that it belongs to, if any.
     marked : bool
         Whether the quick subset has it, at the last of its batches.
     """
@@ -91,7 +91,7 @@ class Case:
     batches: tuple[int, ...]
     weight: Shape = ()
     options: Mapping[str, Any] = field(default_factory=dict)
-    set: str = ""
+    group: str = ""
     marked: bool = False
 
     @property
@@ -116,7 +116,7 @@ class Case:
         usual = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "dim": 1, "training": True}
         for key, value in self.options.items():
             if value != usual.get(key):
-                text += f" {key} {value}".replace("pool (2, None, 0, 1, False)", "pool 2")
+                text += f" {key} {value[0] if key == 'pool' else value}"
         return f"{self.network} {text}"
 
     def output(self, batch: int) -> Shape:
@@ -229,13 +229,13 @@ class Case:
     ) -> Work:
         """The backward pass, or one of `passes` of it, after one forward.
 
-        `dy` is the gradient by the output; by default the output itself.
+        `dy` is the gradient by the output; by default a copy of the output.
         """
         from fastlayers import ops
 
         results, x, o = self.forward(arrays)(), arrays["input"], self.options
         y, *saved = results if isinstance(results, tuple) else (results,)
-        dy, needs = y if dy is None else dy, NEEDS[which]
+        dy, needs = _own(y) if dy is None else dy, NEEDS[which]
         function = partial(getattr(ops, f"{self.op}_backward"), dy)
         match self.op:
             case "conv2d" | "linear":
@@ -261,8 +261,10 @@ class Case:
         return partial(function, **arrays, **o)
 
     def work(self, batch: int, which: str) -> Work:
-        """One of the `passes` on arrays of its own."""
+        """One of the `passes` on arrays of its own, as the layers beside it would give them."""
         arrays = self.arrays(batch)
+        if self.input and self.input[0] != 3:
+            arrays["input"] = _own(arrays["input"])
         if which in NEEDS:
             return self.backward(arrays, which)
         return self.forward(arrays)
@@ -292,6 +294,16 @@ def images(shape: Shape, seed: int = 0) -> np.ndarray:
     return np.moveaxis(values, -1, 1)
 
 
+def _own(values: np.ndarray) -> np.ndarray:
+    """A copy in memory of the library's own, which is aligned; images are channels-last."""
+    from fastlayers.runtime import memory
+
+    last = np.moveaxis(values, 1, -1) if values.ndim > 2 else values
+    out = memory.empty(last.shape, last.dtype)
+    out[...] = last
+    return np.moveaxis(out, -1, 1) if values.ndim > 2 else out
+
+
 def _window(options: Mapping[str, Any]) -> dict[str, int]:
     return {k: v for k, v in options.items() if k in ("stride", "padding", "dilation")}
 
@@ -312,27 +324,27 @@ def _conv(
     channels: int,
     kernel: int,
     *batches: int,
-    set: str = "conv",
+    group: str = "conv",
     marked: bool = False,
     **options: int,
 ) -> Case:
     """A convolution; by default the padding keeps the size at stride 1."""
     options = {"padding": options.get("dilation", 1) * (kernel // 2)} | options
     weight = (channels, input[0] // options.get("groups", 1), kernel, kernel)
-    return Case(network, "conv2d", input, batches, weight, options, set, marked)
+    return Case(network, "conv2d", input, batches, weight, options, group, marked)
 
 
 def _conv3x3(
     network: str, input: tuple[int, int, int], channels: int, *batches: int, marked: bool = False
 ) -> Case:
-    return _conv(network, input, channels, 3, *batches, set="conv3x3", marked=marked)
+    return _conv(network, input, channels, 3, *batches, group="conv3x3", marked=marked)
 
 
 def _linear(
-    network: str, inputs: int, outputs: int, *batches: int, set: str = "", marked: bool = False
+    network: str, inputs: int, outputs: int, *batches: int, group: str = "", marked: bool = False
 ) -> Case:
     weight = (outputs, inputs)
-    return Case(network, "linear", (inputs,), batches, weight, set=set, marked=marked)
+    return Case(network, "linear", (inputs,), batches, weight, group=group, marked=marked)
 
 
 def _same(op: str, *layers: tuple[str, Shape, int], **options: Any) -> list[Case]:
@@ -384,12 +396,12 @@ CASES: tuple[Case, ...] = (
     _conv("MobileNet", (128, 28, 28), 128, 3, 16, groups=128, marked=True),
     _conv("MobileNet", (64, 56, 56), 64, 3, 16, stride=2, groups=64),
     _conv("dilated", (64, 28, 28), 64, 3, 16, dilation=2),
-    _conv("MobileNet", (64, 56, 56), 128, 1, 4, set="", marked=True),  # pointwise
-    _conv("MobileNet", (256, 14, 14), 512, 1, 16, set=""),
-    _linear("CIFAR CNN", 400, 120, 4, 32, 128, set="linear", marked=True),
-    _linear("VGG-small", 2048, 256, 4, 32, 128, set="linear"),
-    _linear("VGG-16", 4096, 4096, 4, 32, 128, set="linear"),
-    _linear("VGG-16 head", 25088, 4096, 4, 32, 128, set="linear"),
+    _conv("MobileNet", (64, 56, 56), 128, 1, 4, group="", marked=True),  # pointwise
+    _conv("MobileNet", (256, 14, 14), 512, 1, 16, group=""),
+    _linear("CIFAR CNN", 400, 120, 4, 32, 128, group="linear", marked=True),
+    _linear("VGG-small", 2048, 256, 4, 32, 128, group="linear"),
+    _linear("VGG-16", 4096, 4096, 4, 32, 128, group="linear"),
+    _linear("VGG-16 head", 25088, 4096, 4, 32, 128, group="linear"),
     _linear("CIFAR CNN", 84, 10, 4, 128),
     _linear("MLP", 784, 256, 64),
     _linear("ResNet-18", 512, 1000, 16),

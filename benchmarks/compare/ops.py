@@ -110,7 +110,9 @@ def _row(case: cases.Case, batch: int) -> Case:
 
 
 SETS = {
-    name: [_row(case, batch) for case in cases.CASES if case.set == name for batch in case.batches]
+    name: [
+        _row(case, batch) for case in cases.CASES if case.group == name for batch in case.batches
+    ]
     for name in ("conv3x3", "conv", "linear")
 }
 
