@@ -145,7 +145,7 @@ class Case:
     def flops(self, batch: int, which: str) -> int:
         """Multiplications and additions of the products, in direct arithmetic, of a pass.
 
-        0 for an op without products: memory bounds it, so `bytes` is its measure.
+        0 for an op without products, whose measure is `bytes`.
         """
         if self.op not in PRODUCTS:
             return 0
