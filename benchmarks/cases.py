@@ -21,6 +21,7 @@ __all__ = [
     "NETWORKS",
     "TRAFFIC",
     "Case",
+    "Work",
     "images",
     "marked",
     "of",
