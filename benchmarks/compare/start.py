@@ -178,7 +178,9 @@ class Probe:
 
 def environment(cache: str) -> dict[str, str]:
     """The variables of a user's process that keeps kernels in this folder."""
-    kept = {k: v for k, v in os.environ.items() if k not in DROPPED and k[:10] != "FASTLAYERS"}
+    kept = {
+        k: v for k, v in os.environ.items() if k not in DROPPED and not k.startswith("FASTLAYERS")
+    }
     paths = [str(ROOT), *filter(None, [kept.get("PYTHONPATH")])]
     return kept | {
         "FASTLAYERS_CACHE_DIR": cache,
