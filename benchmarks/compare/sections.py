@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,11 +186,12 @@ def _draw_nothing(record: Record, folder: Path) -> None:
 
 
 def _measure_start(threads: list[int], quick: bool) -> Rows:
-    return start.rows(2 if quick else 10)
+    return [start.record([sys.executable], 2 if quick else 10)]
 
 
 def _report_start(record: Record) -> str:
-    return f"{start.summary(record['rows'])}\n\n{_conditions(record)}"
+    [measured] = record["rows"]
+    return f"{start.report(*start.read(measured))}\n{_conditions(record)}"
 
 
 SECTIONS = {
