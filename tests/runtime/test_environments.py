@@ -69,7 +69,7 @@ shift
 "$@"
 "$@"
 ls -AR "$folder" >&2
-mount -o remount,size=16m "$folder"
+mount -o remount,size=16m fastlayers "$folder"
 "$@"
 "$@"
 """
@@ -77,15 +77,13 @@ mount -o remount,size=16m "$folder"
 
 @functools.cache
 def works(*command):
-    """Whether this user may run a command."""
+    """Whether this user may begin Python by a command, whose script is given a folder."""
+    if not shutil.which(command[0]):
+        return False
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (
-            [*command, "sh", folder, "true"] if command[0] == "unshare" else [*command, "true"]
-        )
-        return bool(
-            shutil.which(command[0])
-            and subprocess.run(arguments, capture_output=True, check=False).returncode == 0
-        )
+        arguments = ["sh", folder] if command[0] == NAMESPACE[0] else []
+        arguments = [*command, *arguments, sys.executable, "-c", ""]
+        return subprocess.run(arguments, capture_output=True, check=False).returncode == 0
 
 
 class Place(NamedTuple):
