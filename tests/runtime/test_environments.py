@@ -62,8 +62,14 @@ exec "$@"
 """
 # Takes from root what lets it write regardless of rights.
 MORTAL = ("setpriv", "--bounding-set=-dac_override")
+# Of two kernels each is too large for the disk at first.
+TWO = """
+import numpy as np, fastlayers as fl
+fl.set_num_threads(2)
+fl.ops.relu(np.ones(1 << 18, np.float32))
+"""
 SMALL = """
-mount -t tmpfs -o size=16k fastlayers "$1"
+mount -t tmpfs -o size=4k fastlayers "$1"
 folder="$1"
 shift
 "$@"
@@ -154,8 +160,8 @@ def test_full_disk(run, tmp_path):
     if not works(*NAMESPACE, SMALL):
         pytest.skip("this user may not mount; test_cache.py has a limit of file sizes instead")
     command = [*NAMESPACE, SMALL, "sh", tmp_path]
-    result = run(RELU, command=command, FASTLAYERS_CACHE_DIR=tmp_path)
-    assert [one.kernels for one in found(result, 4)] == [1, 1, 1, 0]
+    result = run(TWO + RELU, command=command, FASTLAYERS_CACHE_DIR=tmp_path)
+    assert [one.kernels for one in found(result, 4)] == [2, 2, 2, 0]
     assert result.stderr.count("Warning: ") == result.stderr.count("cannot be saved") == 2
     assert ".nbc" not in result.stderr  # in the list of what is left
 
@@ -215,3 +221,57 @@ def test_changed_helper(run, tmp_path):
     assert changed.stdout.split() == ["3.0", "2.0", str(first.kernels)], changed.stderr
     path.write_text(source)  # the kernels of before are still there
     assert found(run(RELU, **start)).kernels == 0
+
+
+def test_edit_while_a_process_runs(run, tmp_path):
+    """What was compiled from the edited file is not found when the edit is taken back."""
+    start = {"paths": [copied_package(tmp_path)], "options": {"cwd": tmp_path}}
+    start["FASTLAYERS_CACHE_DIR"] = tmp_path / "cache"
+    path = tmp_path / "fastlayers" / HELPER[0]
+    source = path.read_text()
+    edit = f"""
+from fastlayers.runtime.cache import cache_dir
+cache_dir()
+path = {str(path)!r}
+source = open(path).read()
+open(path, "w").write(source.replace({HELPER[1]!r}, {CHANGED!r}))
+"""
+    result = run(edit + RELU, **start)
+    assert result.stdout.split() == ["3.0", "2.0", "1"], result.stderr
+    path.write_text(source)
+    assert found(run(RELU, **start)).kernels == 1
+
+
+def test_warmed_folder_that_is_read_only(run, place):
+    variables = {"FASTLAYERS_CACHE_DIR": place.home / "cache", "TMPDIR": place.temporary}
+    place.home.chmod(0o755)
+    built = found(run(RELU, paths=place.start["paths"], options={"cwd": place.home}, **variables))
+    assert built.kernels == 1
+    for path in (place.home, *place.home.rglob("*")):
+        path.chmod(0o555)
+    result = found(run(UNWRITABLE + RELU, **place.start, **variables))
+    assert result.kernels == 0 and not result.stderr
+    result = found(run(TWO + RELU, **place.start, **variables))  # the driver is new
+    assert result.kernels == 1 and not result.stderr
+    result = found(run(TWO + RELU, **place.start, **variables))
+    assert result.kernels == 0 and not result.stderr
+    place.temporary.chmod(0o555)
+    for path in (place.home, *place.home.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def test_other_users_can_read_the_files(run, tmp_path):
+    found(run(RELU, FASTLAYERS_CACHE_DIR=tmp_path, options={"umask": 0o027}))
+    (file,) = tmp_path.glob("*/*.nbc")
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_abandoned_files_are_removed(run, tmp_path):
+    folder = tmp_path / cache.sources_hash()
+    folder.mkdir()
+    old, new = folder / "a.nbc.00", folder / "b.nbc.00"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
+    found(run(RELU, FASTLAYERS_CACHE_DIR=tmp_path))
+    assert new.exists() and not old.exists()
