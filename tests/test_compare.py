@@ -12,7 +12,8 @@ import fastlayers as fl
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks.compare import curve, models, start
+from benchmarks.compare import curve, models, record, sections, start
+from benchmarks.compare.__main__ import main, publish
 from benchmarks.compare.cases import CASES, initial_value
 from benchmarks.compare.contestants import Start
 from benchmarks.compare.harness import Contestant
@@ -224,3 +225,72 @@ def test_programs_of_a_first_step(library, tmp_path):
         [sys.executable, script], env=variables, capture_output=True, text=True, check=False
     )
     assert 1.5 < float(process.stdout) < 4, process.stderr
+
+
+def op_row(group, which, ratio, **more):
+    row = {"group": group, "shape": "2x3", "pass": which, "threads": 1, "ratio": ratio}
+    row |= {"seconds": {"fastlayers": 1e-3, "torch": 1e-3 * ratio}, "bytes": 4e6}
+    return row | more
+
+
+def model_row(batch, seconds):
+    contestants = {
+        name: {"seconds": s, "spread": 0.1, "images_per_second": batch / s}
+        | {"peak_bytes": 3e8, "bytes_before": 1e8}
+        for name, s in seconds.items()
+    }
+    row = {"model": "MLP", "batch": batch, "threads": 2, "errors": {}}
+    return row | {"contestants": contestants}
+
+
+def test_sections_show_what_was_recorded(tmp_path):
+    rows = {
+        "ops": [
+            op_row("3x3", "forward", 2.0, flops=2e8, peak=1e11),
+            op_row("3x3", "forward", 8.0, flops=2e8, peak=1e11),
+            op_row("relu", "backward", 0.5, copy_seconds=4e-4),
+        ],
+        "models": [model_row(4, {"fastlayers": 1e-3, "torch": 3e-3, "channels_last": 2e-3})],
+        "memory": [model_row(4, {"fastlayers": 1e-3})],
+        "start": [{"facts": {}, "probes": []}],
+    }
+    shown = {
+        "ops": ("| 3x3 | 4.00 (2.00) | - |", "200.0 GFLOP/s (200% of the peak)", "4.0 GB/s"),
+        "models": ("| MLP | 4 | 2 | 1 (10%) | 3 (10%) | 2 (10%) | 4000 | 2.00 |",),
+        "memory": ("| MLP | 4 | 2 | 300 (200) |",),
+        "start": ("of 0 processes",),
+    }
+    assert set(rows) == set(sections.SECTIONS)
+    for name, section in sections.SECTIONS.items():
+        record.save(tmp_path, name, record.conditions("the command") | {"rows": rows[name]})
+        found = record.read(tmp_path, name)
+        report = section.report(found)
+        for text in shown[name]:
+            assert text in report
+        assert "`the command`" in section.summary(found)
+        section.draw(found, tmp_path)
+    assert {p.name for p in tmp_path.glob("*.png")} == {"models.png", "ops.png", "roofline.png"}
+
+
+def test_publish_replaces_what_is_between_the_marks():
+    page = "a\n<!-- ops -->\nold\n<!-- end ops -->\nb\n<!-- models -->\n<!-- end models -->\n"
+    new = publish(page, {"ops": "| 1 |", "models": "2"})
+    assert new == page.replace("old", "| 1 |").replace("<!-- models -->\n", "<!-- models -->\n2\n")
+    assert publish(new, {"ops": "old"}) == page.replace("<!-- models -->\n", "<!-- models -->\n2\n")
+    with pytest.raises(ValueError, match="expected one pair of <!-- start --> and <!-- end start"):
+        publish(page, {"start": ""})
+
+
+def test_readme_has_a_place_for_every_section():
+    page = (Path(__file__).parents[1] / "README.md").read_text()
+    publish(page, dict.fromkeys(sections.SECTIONS, ""))
+
+
+def test_command_refuses_what_it_does_not_know(tmp_path, capsys):
+    for arguments, text in (
+        (["speed"], "a section is one of models, ops, memory, start, got speed"),
+        (["ops", "--render", "--results", str(tmp_path)], "ops.json does not exist"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert text in capsys.readouterr().err

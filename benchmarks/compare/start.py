@@ -33,7 +33,7 @@ from typing import Any
 from benchmarks.compare.harness import spread, table
 from benchmarks.compare.torch_models import torch_source
 
-__all__ = ["Probe", "environment", "facts", "main", "measure", "report"]
+__all__ = ["Probe", "environment", "facts", "main", "measure", "read", "record", "report"]
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = ("fastlayers", "numpy", "numba", "torch", "jax")
@@ -345,6 +345,25 @@ def _ratio(one: Probe | None, other: Probe | None) -> float:
     return statistics.median(one.times) / statistics.median(other.times)
 
 
+def record(pythons: list[str], processes: int) -> dict[str, Any]:
+    """Measure all that these interpreters have: ``{"facts": of libraries, "probes": times}``."""
+    homes: dict[str, str] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for python in pythons:
+        for name, fact in _ask(python).items():
+            if name not in found:
+                homes[name], found[name] = python, fact
+    probes = _probes(homes)
+    measure(probes, processes)
+    kept = ("row", "library", "times", "error")  # not the paths of this machine
+    return {"facts": found, "probes": [{k: vars(p)[k] for k in kept} for p in probes]}
+
+
+def read(measured: dict[str, Any]) -> tuple[list[Probe], dict[str, dict[str, Any]]]:
+    """The programs and facts of a `record`, for `report`."""
+    return [Probe(code="", python="", **p) for p in measured["probes"]], measured["facts"]
+
+
 def main() -> None:
     """Measure, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -355,21 +374,13 @@ def main() -> None:
     add("--markdown", type=Path, help="a file for the table")
     add("--json", type=Path, help="a file for all that was measured")
     options = parser.parse_args()
-    homes: dict[str, str] = {}
-    found: dict[str, dict[str, Any]] = {}
-    for python in [sys.executable, *options.python]:
-        for name, fact in _ask(python).items():
-            if name not in found:
-                homes[name], found[name] = python, fact
-    probes = _probes(homes)
-    measure(probes, 2 if options.quick else options.processes)
-    text = report(probes, found)
+    measured = record([sys.executable, *options.python], 2 if options.quick else options.processes)
+    text = report(*read(measured))
     print(text, end="")
     if options.markdown:
         options.markdown.write_text(text)
     if options.json:
-        record = {"facts": found, "probes": [vars(probe) for probe in probes]}
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+        options.json.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":
