@@ -1,6 +1,7 @@
 """The comparisons of `benchmarks/compare`: same work everywhere, and no row lost."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import fastlayers as fl
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks.compare import curve, models
+from benchmarks.compare import curve, models, record, sections, start
+from benchmarks.compare.__main__ import main, publish
 from benchmarks.compare.cases import CASES, initial_value
 from benchmarks.compare.contestants import Start
 from benchmarks.compare.harness import Contestant
+from benchmarks.compare.torch_models import torch_source
 
 # Those of 224x224 pixels take gigabytes.
 SMALL = list({c.factory + str(c.options): c for c in CASES if c.shape[-1] < 224}.values())
@@ -116,3 +119,178 @@ def test_batches_of_digits():
     batches = curve.make_batches("digits", 50, 0)
     assert len(batches) == 50
     assert {x.shape for x, _ in batches} == {(32, 3, 32, 32)}
+
+
+def test_processes_are_started_as_a_user_s(monkeypatch):
+    for name in (*start.DROPPED, "FASTLAYERS_BACKEND"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("PYTHONPATH", "others")
+    variables = start.environment("kernels")
+    assert not {*start.DROPPED, "FASTLAYERS_BACKEND"} & set(variables)
+    assert variables["FASTLAYERS_CACHE_DIR"] == "kernels"
+    assert variables["PYTHONPATH"] == f"{start.ROOT}{os.pathsep}others"
+    assert variables["PATH"] == os.environ["PATH"]
+
+
+def write_distribution(folder, name, files, requires=()):
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    lines = [f"Name: {name}", "Version: 1.0", *(f"Requires-Dist: {line}" for line in requires)]
+    (info / "METADATA").write_text("\n".join(["Metadata-Version: 2.1", *lines, ""]))
+    for file, size in files.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_bytes(b"#" * size)
+    (info / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+
+
+def test_sizes_count_each_dependency_once(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    requires = ["size_b>=1", "size.c; python_version > '3'", "size-d; python_version < '3'"]
+    write_distribution(tmp_path, "size_a", {"size_a/__init__.py": 1000}, requires)
+    write_distribution(tmp_path, "size_b", {"size_b.py": 200}, ["size-c", "size-d; extra == 'x'"])
+    write_distribution(tmp_path, "size_c", {"size_c.py": 30, "gone.py": 0}, ["size-a", "missing"])
+    write_distribution(tmp_path, "size_d", {"size_d.py": 4})
+    (tmp_path / "gone.py").unlink()
+    found = start.facts(["size_a", "size_b", "size_z"])
+    assert found["size_a"] == {"version": "1.0", "bytes": 1000, "all": 1230}
+    assert set(found) == {"size_a", "size_b"}
+
+
+def test_a_package_that_runs_from_its_source_has_a_size_too():
+    package = Path(fl.__file__).parent
+    size = sum(p.stat().st_size for p in package.rglob("*.py"))
+    assert start.facts(["fastlayers"])["fastlayers"]["bytes"] >= size
+
+
+def test_cold_programs_find_an_empty_folder_each_time(tmp_path):
+    code = """
+import os, pathlib
+folder = pathlib.Path(os.environ["FASTLAYERS_CACHE_DIR"])
+assert not folder.exists() or not list(folder.iterdir()), "kernels of another process"
+folder.mkdir(exist_ok=True)
+(folder / "kernel").touch()
+"""
+    cold = start.Probe("row", "fastlayers", code, sys.executable, cold=True)
+    warm = start.Probe("row", "fastlayers", code, sys.executable)
+    for _ in range(2):
+        assert cold.run(tmp_path, tmp_path / "kernels") > 0
+    warm.run(tmp_path, tmp_path / "kernels")
+    with pytest.raises(RuntimeError, match="kernels of another process"):
+        warm.run(tmp_path, tmp_path / "kernels")
+
+
+def test_programs_that_fail_are_told_and_not_timed():
+    programs = {"good": "print(2.3)", "wrong": "print('nan')", "bad": "raise OSError('gone')"}
+    probes = [start.Probe("row", name, code, sys.executable) for name, code in programs.items()]
+    start.measure(probes, 2)
+    assert [len(probe.times) for probe in probes] == [2, 0, 0]
+    assert [probe.error for probe in probes] == ["", "the result is nan", "OSError: gone"]
+
+
+def probe(row, library, *times, error=""):
+    return start.Probe(row, library, "", "", times=list(times), error=error)
+
+
+def test_start_s_table_has_ratios_and_says_what_is_missing():
+    probes = [
+        probe(start.IMPORT, "fastlayers", 0.03, 0.05, 0.04),
+        probe(start.IMPORT, "numpy", 0.1, 0.1, 0.1),
+        probe(start.WARM, "fastlayers", 0.5),
+        probe(start.WARM, "torch", 2.0),
+        probe(start.COLD, "fastlayers", error="no space left"),
+    ]
+    found = {"fastlayers": {"version": "1.0", "bytes": 1.2e6, "all": 2.4e8}}
+    found["torch"] = {"version": "2.9", "bytes": 7e8, "all": 8e8}
+    text = start.report(probes, found)
+    header = "|  | python | fastlayers 1.0 | numpy | numba | torch 2.9 | jax |"
+    assert header in text
+    assert "| import, ms | - | 40 (25%) | 100 (0%) | - | - | not installed |" in text
+    assert "| the same, empty cache, ms | - | failed | - | - | - | not installed |" in text
+    assert "| - | 240 | - | - | 800 | - |" in text
+    assert "import fastlayers / import numpy: 0.40" in text
+    assert "first step / torch's: 0.25" in text
+    assert "empty cache / torch's: nan" in text
+    assert "fastlayers: no space left" in text
+
+
+@pytest.mark.parametrize("library", start.STEPS)
+def test_programs_of_a_first_step(library, tmp_path):
+    pytest.importorskip(library)
+    (tmp_path / "torch_network.py").write_text(torch_source("cnn"))
+    script = tmp_path / "program.py"
+    script.write_text(start.STEPS[library])
+    # the references need no compilation
+    variables = start.environment(str(tmp_path)) | {"FASTLAYERS_BACKEND": "numpy"}
+    process = subprocess.run(
+        [sys.executable, script], env=variables, capture_output=True, text=True, check=False
+    )
+    assert 1.5 < float(process.stdout) < 4, process.stderr
+
+
+def op_row(group, which, ratio, **more):
+    row = {"group": group, "shape": "2x3", "pass": which, "threads": 1, "ratio": ratio}
+    row |= {"seconds": {"fastlayers": 1e-3, "torch": 1e-3 * ratio}, "bytes": 4e6}
+    return row | more
+
+
+def model_row(batch, seconds):
+    contestants = {
+        name: {"seconds": s, "spread": 0.1, "images_per_second": batch / s}
+        | {"peak_bytes": 3e8, "bytes_before": 1e8}
+        for name, s in seconds.items()
+    }
+    row = {"model": "MLP", "batch": batch, "threads": 2, "errors": {}}
+    return row | {"contestants": contestants}
+
+
+def test_sections_show_what_was_recorded(tmp_path):
+    rows = {
+        "ops": [
+            op_row("3x3", "forward", 2.0, flops=2e8, peak=1e11),
+            op_row("3x3", "forward", 8.0, flops=2e8, peak=1e11),
+            op_row("relu", "backward", 0.5, copy_seconds=4e-4),
+        ],
+        "models": [model_row(4, {"fastlayers": 1e-3, "torch": 3e-3, "channels_last": 2e-3})],
+        "memory": [model_row(4, {"fastlayers": 1e-3})],
+        "start": [{"facts": {}, "probes": []}],
+    }
+    shown = {
+        "ops": ("| 3x3 | 4.00 (2.00) | - |", "200.0 GFLOP/s (200% of the peak)", "4.0 GB/s"),
+        "models": ("| MLP | 4 | 2 | 1 (10%) | 3 (10%) | 2 (10%) | 4000 | 2.00 |",),
+        "memory": ("| MLP | 4 | 2 | 300 (200) |",),
+        "start": ("of 0 processes",),
+    }
+    assert set(rows) == set(sections.SECTIONS)
+    for name, section in sections.SECTIONS.items():
+        record.save(tmp_path, name, record.conditions("the command") | {"rows": rows[name]})
+        found = record.read(tmp_path, name)
+        report = section.report(found)
+        for text in shown[name]:
+            assert text in report
+        assert "`the command`" in section.summary(found)
+        section.draw(found, tmp_path)
+    assert {p.name for p in tmp_path.glob("*.png")} == {"models.png", "ops.png", "roofline.png"}
+
+
+def test_publish_replaces_what_is_between_the_marks():
+    page = "a\n<!-- ops -->\nold\n<!-- end ops -->\nb\n<!-- models -->\n<!-- end models -->\n"
+    new = publish(page, {"ops": "| 1 |", "models": "2"})
+    assert new == page.replace("old", "| 1 |").replace("<!-- models -->\n", "<!-- models -->\n2\n")
+    assert publish(new, {"ops": "old"}) == page.replace("<!-- models -->\n", "<!-- models -->\n2\n")
+    with pytest.raises(ValueError, match="expected one pair of <!-- start --> and <!-- end start"):
+        publish(page, {"start": ""})
+
+
+def test_readme_has_a_place_for_every_section():
+    page = (Path(__file__).parents[1] / "README.md").read_text()
+    publish(page, dict.fromkeys(sections.SECTIONS, ""))
+
+
+def test_command_refuses_what_it_does_not_know(tmp_path, capsys):
+    for arguments, text in (
+        (["speed"], "a section is one of models, ops, memory, start, got speed"),
+        (["ops", "--render", "--results", str(tmp_path)], "ops.json does not exist"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert text in capsys.readouterr().err

@@ -16,7 +16,15 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-__all__ = ["Contestant", "alternate", "alternate_for", "peak_memory", "resident_memory", "table"]
+__all__ = [
+    "Contestant",
+    "alternate",
+    "alternate_for",
+    "peak_memory",
+    "resident_memory",
+    "spread",
+    "table",
+]
 
 # Seconds of steps before any are timed by `alternate_for`.
 WARM_UP = 2.0
@@ -77,10 +85,7 @@ class Contestant:
     @property
     def spread(self) -> float:
         """Distance of the quartiles of the times, as a share of the median."""
-        if len(self.times) < 2:
-            return 0.0
-        low, _, high = statistics.quantiles(self.times, n=4, method="inclusive")
-        return (high - low) / self.median
+        return spread(self.times)
 
     def close(self) -> None:
         """End the process."""
@@ -179,6 +184,14 @@ def table(header: list[str], lines: list[list[str]]) -> str:
     """A table in Markdown."""
     cells = [header, ["---"] * len(header), *lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def spread(times: list[float]) -> float:
+    """Distance of the quartiles, as a share of the median."""
+    if len(times) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+    return (high - low) / statistics.median(times)
 
 
 def _status(field: str) -> int:

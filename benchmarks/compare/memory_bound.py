@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ from fastlayers.kernels.runs import copy_run
 from fastlayers.runtime import memory
 from fastlayers.runtime.parallel import parallel_for
 
-__all__ = ["OPS", "SHAPES", "Op", "compare", "main"]
+__all__ = ["OPS", "SHAPES", "Op", "compare", "main", "measure"]
 
 # Seconds of a contestant's turn; it holds at least one repetition.
 TURN = 0.04
@@ -243,6 +243,39 @@ def _line(op: Op, which: str, shape: tuple[int, ...], threads: int, row: Row) ->
     return f"| {' | '.join(cells)} | {row.ours / row.copy:.2f} |"
 
 
+def _start(threads: int, stack: ExitStack) -> list[Contestant]:
+    """The contestants of `compare`, which end with the stack."""
+    contestants = [
+        Contestant("fastlayers", prepare_fastlayers, threads),
+        Contestant("copy", prepare_copy, threads),
+        Contestant("torch", prepare_torch, threads, False),
+        Contestant("torch channels_last", prepare_torch, threads, True),
+    ]
+    for contestant in contestants:
+        stack.callback(contestant.close)
+    return contestants
+
+
+def measure(threads: int, quick: bool) -> Iterator[dict[str, Any]]:
+    """Rows of all operations; `quick` takes one shape and one round."""
+    with ExitStack() as stack:
+        contestants = _start(threads, stack)
+        for op in OPS:
+            for which in ("forward", "backward") if op.backward != (0, 0) else ("forward",):
+                for shape in SHAPES[1:2] if quick else SHAPES:
+                    row = compare(op, shape, which, contestants, 1 if quick else 3)
+                    yield {
+                        "group": op.label(),
+                        "shape": "x".join(map(str, shape)),
+                        "pass": which,
+                        "threads": threads,
+                        "seconds": {c.name: c.median for c in contestants if c.name != "copy"},
+                        "bytes": row.copied * 2,
+                        "copy_seconds": row.copy,
+                        "ratio": row.ratio,
+                    }
+
+
 def main() -> None:
     """Print a line for each operation, pass, shape and number of threads."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -263,14 +296,7 @@ def main() -> None:
         parser.error(f"no operation, pass and shape contains {options.only!r}")
     for threads in options.threads:
         with ExitStack() as stack:
-            contestants = [
-                Contestant("fastlayers", prepare_fastlayers, threads),
-                Contestant("copy", prepare_copy, threads),
-                Contestant("torch", prepare_torch, threads, False),
-                Contestant("torch channels_last", prepare_torch, threads, True),
-            ]
-            for contestant in contestants:
-                stack.callback(contestant.close)
+            contestants = _start(threads, stack)
             lines = [HEADER] if threads == options.threads[0] else []
             for op, which, shape in rows:
                 row = compare(op, shape, which, contestants, options.rounds)

@@ -12,6 +12,7 @@ algorithm, and the ratio is torch's faster memory format over fastlayers.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import statistics
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ import numpy as np
 from benchmarks import cases
 from benchmarks.compare.harness import Contestant, alternate
 
-__all__ = ["SETS", "Case", "compare", "conv", "linear", "main"]
+__all__ = ["SETS", "TITLES", "Case", "compare", "conv", "linear", "main", "measure"]
 
 # Seconds of a contestant's turn; it holds at least one repetition.
 TURN = 0.08
@@ -44,6 +45,11 @@ class Case:
     weight: tuple[int, ...]
     output: tuple[int, ...]
     options: tuple[int, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of input, weight and output, once each, as the forward pass moves them at least."""
+        return 4 * sum(math.prod(shape) for shape in (self.input, self.weight, self.output))
 
     @property
     def flops(self) -> int:
@@ -116,6 +122,12 @@ SETS = {
     for name in ("conv3x3", "conv", "linear")
 }
 
+TITLES = {
+    "conv3x3": "3x3 at stride 1",
+    "conv": "other convolutions",
+    "linear": "linear maps",
+}
+
 Samples = list[tuple[np.ndarray, float]]
 
 
@@ -184,6 +196,57 @@ def prepare_torch(
     return run, _samples(tuple(result.detach().numpy() for result in run()))
 
 
+def prepare_jax(threads: int, case: Case, step: bool) -> tuple[Callable[[], Any], Samples]:
+    """A function that runs the case once in JAX, compiled, and samples of its results.
+
+    Images are (N, H, W, C) and weights (R, S, C, M), as XLA has them on a CPU.
+    """
+    import jax
+    from jax import lax
+
+    arrays = case.arrays()
+    if case.op == "conv2d":
+        stride, padding, dilation, groups = case.options
+        images, kernel = (0, 2, 3, 1), (2, 3, 1, 0)
+        layouts = (images, kernel, (0,), images)
+
+        def forward(x: Any, weight: Any, bias: Any) -> Any:
+            y = lax.conv_general_dilated(
+                x,
+                weight,
+                (stride, stride),
+                [(padding, padding)] * 2,
+                rhs_dilation=(dilation, dilation),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=groups,
+            )
+            return y + bias
+
+    else:
+        layouts = ((0, 1), (0, 1), (0,), (0, 1))
+
+        def forward(x: Any, weight: Any, bias: Any) -> Any:
+            return x @ weight.T + bias
+
+    def both(x: Any, weight: Any, bias: Any, dy: Any) -> Any:
+        y, pull = jax.vjp(forward, x, weight, bias)
+        return (y, *pull(dy))
+
+    moved = (a.transpose(axes) for a, axes in zip(arrays, layouts, strict=True))
+    *operands, dy = (jax.numpy.asarray(np.ascontiguousarray(a)) for a in moved)
+    called = jax.jit(both if step else forward)
+    operands += [dy] if step else []
+
+    def run() -> tuple[Any, ...]:
+        results = jax.block_until_ready(called(*operands))
+        return results if step else (results,)
+
+    back = [layouts[-1], *layouts[:3]]
+    results = (np.asarray(a) for a in run())
+    theirs = tuple(a.transpose(np.argsort(axes)) for a, axes in zip(results, back, strict=False))
+    return run, _samples(theirs)
+
+
 def prepare_peak(threads: int, case: Case, step: bool) -> tuple[Callable[[], Any], int]:
     """A function that runs nothing but fused multiply-adds, and its operations."""
     from benchmarks.compare import peak
@@ -211,7 +274,9 @@ def compare(case: Case, step: bool, contestants: list[Contestant], rounds: int) 
     """Time one case and pass; the contestants are fastlayers, the FMA peak and torch's formats."""
     ours, peak, *theirs = contestants
     if case.op == "linear":  # there is but one memory format of matrices
-        theirs = theirs[:1]
+        theirs = [c for c in theirs if c.name != "torch channels_last"]
+    for contestant in contestants:
+        contestant.times.clear()
     contestants = [ours, peak, *theirs]
     for contestant in contestants:
         contestant.prepare(case, step)
@@ -221,11 +286,40 @@ def compare(case: Case, step: bool, contestants: list[Contestant], rounds: int) 
     alternate(contestants, rounds, seconds=TURN)
     return Row(
         ours.median,
-        [c.median for c in theirs],
+        [c.median for c in theirs if c.name.startswith("torch")],
         (3 if step else 1) * case.flops / ours.median,
         peak.value / peak.median,
         gap,
     )
+
+
+def measure(threads: int, quick: bool) -> Iterator[dict[str, Any]]:
+    """Rows of all sets; `quick` takes the first two cases of each and one round."""
+    with ExitStack() as stack:
+        contestants = _start(threads, "auto", stack)
+        if importlib.util.find_spec("jax"):
+            contestants.append(Contestant("jax", prepare_jax, threads))
+            stack.callback(contestants[-1].close)
+        for name, cases in SETS.items():
+            for case in cases[:2] if quick else cases:
+                for step in (False, True):
+                    row = compare(case, step, contestants, 1 if quick else 5)
+                    yield {
+                        "group": TITLES[name],
+                        "shape": case.name,
+                        "pass": "step" if step else "forward",
+                        "threads": threads,
+                        "seconds": {
+                            c.name: c.median
+                            for c in contestants
+                            if c.name != "FMA peak" and c.times
+                        },
+                        "flops": (3 if step else 1) * case.flops,
+                        "bytes": (3 if step else 1) * case.bytes,
+                        "peak": row.peak,
+                        "gap": row.gap,
+                        "ratio": row.ratio,
+                    }
 
 
 HEADER = (

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["torch_models"]
+__all__ = ["torch_models", "torch_source"]
 
 _CHANGES = [
     (r"from fastlayers\.autograd import", "from torch import"),
@@ -18,18 +18,26 @@ _CHANGES = [
 ]
 
 
-def torch_models() -> dict[str, Callable[..., Any]]:
-    """Factories by their names; `fastlayers` itself is not imported."""
+def _folder() -> Path:
     spec = find_spec("fastlayers")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("fastlayers is not installed")
-    folder = Path(spec.submodule_search_locations[0]) / "models"
+    return Path(spec.submodule_search_locations[0]) / "models"
+
+
+def torch_source(stem: str) -> str:
+    """A module of `fastlayers.models` as a source that imports torch alone."""
+    source = (_folder() / f"{stem}.py").read_text()
+    for pattern, replacement in _CHANGES:
+        source = re.sub(pattern, replacement, source)
+    return source
+
+
+def torch_models() -> dict[str, Callable[..., Any]]:
+    """Factories by their names; `fastlayers` itself is not imported."""
     found: dict[str, Callable[..., Any]] = {}
-    for path in sorted(folder.glob("[!_]*.py")):
-        source = path.read_text()
-        for pattern, replacement in _CHANGES:
-            source = re.sub(pattern, replacement, source)
+    for path in sorted(_folder().glob("[!_]*.py")):
         namespace = types.ModuleType(f"torch_{path.stem}").__dict__
-        exec(compile(source, str(path), "exec"), namespace)
+        exec(compile(torch_source(path.stem), str(path), "exec"), namespace)
         found |= {name: namespace[name] for name in namespace["__all__"]}
     return found

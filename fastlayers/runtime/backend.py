@@ -1,14 +1,16 @@
 """Whether ops run compiled kernels, or their NumPy references where Numba is missing.
 
-``FASTLAYERS_BACKEND`` names one: ``numba``, the default where it is installed, or ``numpy``. It is
-decided when the ops are imported. Arguments, checks, results and dropout masks are the same but for
-rounding. NumPy's BLAS has threads of its own, which `set_num_threads` does not reach.
+``FASTLAYERS_BACKEND`` names one: ``numba``, the default where it works, or ``numpy``. It is decided
+when the ops are imported; where Numba is installed, its import with the first op has the last word.
+Arguments, checks, results and dropout masks are the same but for rounding. NumPy's BLAS has threads
+of its own, which `set_num_threads` does not reach.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import warnings
 from typing import Any
 
@@ -19,32 +21,77 @@ __all__ = ["NUMPY", "name", "reference"]
 INSTALL = "python -m pip install numba"
 
 
-def _decide() -> bool:
-    """Whether the references are used; warns of it, once for a process."""
+# Whether ops run on NumPy; read where they have checked their arguments, in 15 ns.
+NUMPY: bool
+
+
+def _asked() -> str | None:
+    """What ``FASTLAYERS_BACKEND`` names."""
     asked = os.environ.get("FASTLAYERS_BACKEND") or None
     if asked not in (None, "numba", "numpy"):
         raise ValueError(f"FASTLAYERS_BACKEND: expected numba or numpy, got {asked!r}")
-    missing = [name for name in ("numba", "llvmlite") if importlib.util.find_spec(name) is None]
+    return asked
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # a finder that hides it, a module without a specification
+        return False
+
+
+def _decide() -> bool | None:
+    """Whether the references are used, or None where Numba's import will tell."""
+    asked = _asked()
+    missing = not (_is_installed("numba") and _is_installed("llvmlite"))
     if asked == "numba" and missing:
         raise ModuleNotFoundError(f"FASTLAYERS_BACKEND: numba is not installed; {INSTALL}")
-    if asked != "numpy" and not missing:
-        return False
-    reason = "FASTLAYERS_BACKEND is numpy" if asked else f"numba is not installed; {INSTALL}"
+    if asked == "numpy":
+        return _on_numpy("FASTLAYERS_BACKEND is numpy")
+    return _on_numpy(f"numba is not installed; {INSTALL}") if missing else None
+
+
+def _on_numpy(reason: str) -> bool:
+    """Warn, once for a process."""
     warnings.warn(
         f"fastlayers runs on NumPy alone, many times slower than compiled: {reason}",
         RuntimeWarning,
-        stacklevel=2,
+        stacklevel=3,
     )
     return True
 
 
-# Read once, where ops have checked their arguments; 15 ns.
-NUMPY = _decide()
+def _fails() -> bool:
+    """Whether Numba is installed and does not work, as beside a NumPy that it does not know yet."""
+    try:
+        import numba
+
+        from fastlayers.runtime import compiler  # noqa: F401 (what it takes of Numba's inside)
+
+        if numba.config.DISABLE_JIT:
+            raise RuntimeError("NUMBA_DISABLE_JIT is set")
+    except Exception as error:
+        if _asked() == "numba":
+            raise
+        return _on_numpy(f"numba does not work here: {type(error).__name__}: {error}")
+    return False
+
+
+def __getattr__(attribute: str) -> Any:
+    global NUMPY
+    if attribute != "NUMPY":
+        raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
+    NUMPY = _fails()
+    return NUMPY
+
+
+if (_decided := _decide()) is not None:
+    NUMPY = _decided
 
 
 def name() -> str:
     """Name of the backend, ``numba`` or ``numpy``."""
-    return "numpy" if NUMPY else "numba"
+    return "numpy" if sys.modules[__name__].NUMPY else "numba"
 
 
 def reference(op: str, *arguments: Any) -> Any:

@@ -7,13 +7,16 @@ that can change a kernel, so a stale kernel cannot be found.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import pickle
 import platform
+import secrets
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +36,9 @@ __all__ = ["cache_dir", "kernel", "progress", "sources_hash"]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _DIGEST = hashlib.sha256().digest_size
+# Seconds after which a file that nobody finished is what a killed process has left.
+_ABANDONED = 3600
+_warned: set[str] = set()
 if cpu.fleet():  # Numba builds for the host's name and features otherwise
     numba.config.CPU_NAME, numba.config.CPU_FEATURES = cpu.fleet(), ""
 
@@ -92,6 +98,7 @@ def cache_dir() -> Path | None:
         except (OSError, RuntimeError):  # RuntimeError: there is no home folder
             continue
         return folder
+    _warned.add("saving")
     warnings.warn(
         "fastlayers: no cache folder can be written, so kernels are compiled in every process; "
         "set FASTLAYERS_CACHE_DIR to a folder that can be written",
@@ -99,6 +106,23 @@ def cache_dir() -> Path | None:
         stacklevel=2,
     )
     return None
+
+
+@functools.cache
+def _warmed_dir() -> Path | None:
+    """The user's folder where it can only be read, as in an image that was warmed up."""
+    try:
+        folder = _cache_root() / sources_hash()
+    except RuntimeError:  # there is no home folder
+        return None
+    return folder if folder != cache_dir() and os.path.isdir(folder) else None
+
+
+def _warn(topic: str, text: str) -> None:
+    """Warn once for a process: what Python remembers is lost where Numba changes its filters."""
+    if topic not in _warned:
+        _warned.add(topic)
+        warnings.warn(f"fastlayers: {text}", RuntimeWarning, stacklevel=3)
 
 
 class _Locator:
@@ -115,7 +139,7 @@ class _Locator:
         Path(self.get_cache_path()).mkdir(parents=True, exist_ok=True)
 
     def get_cache_path(self) -> str:
-        return str(cache_dir())
+        return str(cache_dir() or _warmed_dir())
 
     def get_source_stamp(self) -> str:
         return sources_hash()
@@ -138,24 +162,20 @@ class _KernelFiles:
     def __init__(self, folder: Path, base: str) -> None:
         self._folder, self._base = folder, base
 
-    def _path(self, key: Any) -> Path:
-        name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-        return self._folder / f"{self._base}-{name}.nbc"
+    def _name(self, key: Any) -> str:
+        return f"{self._base}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.nbc"
 
     def load(self, key: Any) -> Any:
         """What was saved; None if nothing was, or it is damaged."""
-        path = self._path(key)
-        try:
-            content = path.read_bytes()
-        except OSError:
+        name = self._name(key)
+        content = _content(self._folder / name)
+        if content is None and (warmed := _warmed_dir()):
+            content = _content(warmed / name)
+        if content is None:
             return None
         digest, data = content[:_DIGEST], content[_DIGEST:]
         if hashlib.sha256(data).digest() != digest:
-            warnings.warn(
-                f"fastlayers: {path} is damaged, its kernel is compiled anew",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            _warn("damage", f"{self._folder / name} is damaged, its kernel is compiled anew")
             return None
         # Numba's form, which holds machine code: a file that is loaded is trusted in any case, so
         # `_private_root` refuses a folder of other users.
@@ -163,15 +183,32 @@ class _KernelFiles:
 
     def save(self, key: Any, data: Any) -> None:
         """Keep what a later process can load."""
-        path, content = self._path(key), dumps(data)
-        handle, unfinished = tempfile.mkstemp(dir=self._folder, prefix=path.name)
+        _remove_abandoned(self._folder)
+        path, content = self._folder / self._name(key), dumps(data)
+        unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(unfinished, "xb") as file:  # with the rights that the user gives new files
                 file.write(hashlib.sha256(content).digest() + content)
             os.replace(unfinished, path)
         except BaseException:  # an interrupt too leaves nothing behind
-            Path(unfinished).unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
             raise
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+@functools.cache
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes have left, once for a process that saves."""
+    for path in folder.glob("*.nbc.*"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < time.time() - _ABANDONED:
+                path.unlink()
 
 
 class _KernelCache(FunctionCache):
@@ -190,15 +227,17 @@ class _KernelCache(FunctionCache):
             return self._load_overload(sig, target_context)
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Save a compiled kernel; where the disk is full it works all the same."""
+        """Save a compiled kernel; where the disk is full it works all the same.
+
+        Not where a source was edited since the process began, whose code would be another's.
+        """
+        if sources_hash.__wrapped__() != sources_hash():
+            return
         try:
             super().save_overload(sig, data)
         except OSError as error:
-            warnings.warn(
-                f"fastlayers: kernels cannot be saved in {cache_dir()}: {error.strerror}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            folder = self._impl.locator.get_cache_path()
+            _warn("saving", f"kernels cannot be saved in {folder}: {error.strerror}")
 
 
 def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -224,7 +263,7 @@ def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     if inner:
         return InnerKernel(function, options)
     dispatcher = kind(function, options)
-    folder = cache_dir()
+    folder = cache_dir() or _warmed_dir()
     dispatcher._cache = _KernelCache(function, folder) if folder else NullCache()
     return dispatcher
 

@@ -18,6 +18,7 @@ import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 from fastlayers.runtime import threads
@@ -61,10 +62,17 @@ _shared_driver = SharedKernel("fastlayers_driver", driver, (types.int64,) * 3)
 
 def _after_fork() -> None:
     _busy.value = 1
+    global_compiler_lock.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    # A fork waits for the end of another thread's compilation. In the child, which has no such
+    # thread, nobody would give back the lock that every compilation and load takes.
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=_after_fork,
+    )
 
 
 @intrinsic

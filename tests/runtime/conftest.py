@@ -1,8 +1,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -20,18 +22,28 @@ def restored_threads() -> Iterator[None]:
 
 @pytest.fixture
 def run() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Give a function that runs Python code in a new process with changed variables."""
+    """Give a function that runs Python code in a new process with changed variables.
 
-    def run(code: str, **variables: object) -> subprocess.CompletedProcess[str]:
-        paths = os.pathsep.join(map(str, PATHS))
-        env = os.environ | {"PYTHONPATH": paths} | {k: str(v) for k, v in variables.items()}
+    A variable that is None is removed, `paths` are those of the modules, and `command` begins the
+    command line; the rest goes to `subprocess.run`.
+    """
+
+    def run(
+        code: str,
+        paths: Sequence[object] = PATHS,
+        command: Sequence[object] = (),
+        options: Mapping[str, Any] = MappingProxyType({}),
+        **variables: object,
+    ) -> subprocess.CompletedProcess[str]:
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))} | variables
         return subprocess.run(
-            [sys.executable, "-c", code],
-            env=env,
+            [*map(str, command), sys.executable, "-c", code],
+            env={name: str(value) for name, value in env.items() if value is not None},
             capture_output=True,
             text=True,
             timeout=300,
             check=False,
+            **options,
         )
 
     return run

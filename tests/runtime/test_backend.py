@@ -46,6 +46,67 @@ def test_results_are_those_of_kernels(run, tmp_path, compiled, missing):
                 )
 
 
+HIDING = """
+import sys
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == "numba":
+            raise ModuleNotFoundError("numba is hidden")
+sys.meta_path.insert(0, Finder)
+"""
+RELU = """
+import numpy as np, fastlayers as fl
+from fastlayers.runtime import backend
+for _ in range(2):
+    assert fl.ops.relu(np.array([-1, 2], np.float32)).tolist() == [0, 2]
+x = fl.tensor(np.ones((2, 3, 8, 8), np.float32))
+assert fl.nn.Conv2d(3, 4, 3)(x).shape == (2, 4, 6, 6)
+assert backend.name() == "numpy" and backend.NUMPY
+"""
+
+
+def test_hidden_by_a_finder(run):
+    result = run(HIDING + RELU, FASTLAYERS_BACKEND="")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("Warning") == result.stderr.count("numba is not installed") == 1
+
+
+BROKEN = {
+    "ImportError": "raise ImportError('needs another NumPy')",
+    "OSError": "raise OSError('libllvmlite.so: cannot open shared object file')",
+    "AttributeError": "import numpy\nnumpy.removed",
+    "empty": "class config: DISABLE_JIT = 0",  # what is left of a package that was removed by hand
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_installed_but_broken(run, tmp_path, how):
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text(BROKEN[how])
+    path = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+    result = run(path + RELU, FASTLAYERS_BACKEND="")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("Warning") == result.stderr.count("numba does not work here") == 1
+    error = "ModuleNotFoundError: No module named 'numba.core'" if how == "empty" else f"{how}: "
+    assert error in result.stderr
+    result = run(path + RELU, FASTLAYERS_BACKEND="numba")
+    assert result.returncode == 1 and "fastlayers runs on NumPy" not in result.stderr
+    assert error in result.stderr.splitlines()[-1]
+
+
+def test_compilation_turned_off(run):
+    result = run(RELU, FASTLAYERS_BACKEND="", NUMBA_DISABLE_JIT=1)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("Warning") == result.stderr.count("NUMBA_DISABLE_JIT is set") == 1
+
+
+def test_numba_is_imported_by_the_first_op_alone(run):
+    code = "import sys\nfrom fastlayers import data, models, nn, ops, optim, training\n"
+    code += "assert not {'numba', 'llvmlite'} & set(sys.modules)\n"
+    result = run(code, FASTLAYERS_BACKEND="")
+    assert result.returncode == 0 and not result.stderr, result.stderr
+
+
 def test_info(run):
     result = run(
         HIDDEN + "from fastlayers.__main__ import main; main(['info', '--json'])",

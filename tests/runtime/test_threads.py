@@ -156,3 +156,35 @@ def test_child_processes(run, code):
         pytest.skip("needs os.fork")
     result = run(CONV + code)
     assert result.returncode == 0, result.stderr
+
+
+COMPILING = """
+import os, signal, sys, threading, time
+import numpy as np
+from fastlayers import kernels, ops
+from numba.core.compiler_lock import global_compiler_lock
+
+kernels.activation.relu  # the code that is to be compiled or loaded
+held = threading.Event()
+
+def compilation():
+    with global_compiler_lock:
+        held.set()
+        time.sleep(0.2)
+
+thread = threading.Thread(target=compilation)
+thread.start()
+held.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    os._exit(ops.relu(np.array([-1, 2], np.float32)).tolist() != [0, 2])
+thread.join()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_fork_while_another_thread_compiles(run):
+    result = run(COMPILING)
+    assert result.returncode == 0, result.stderr

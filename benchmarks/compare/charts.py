@@ -1,0 +1,96 @@
+"""Charts of what the comparisons measured, as PNG files."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+__all__ = ["model_chart", "op_chart", "roofline"]
+
+OURS, OTHERS, LEVEL = "#1b6ca8", "#b9c4cc", "#8a1c1c"
+Rows = list[dict[str, Any]]
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any, Any]:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    return pyplot, figure, axes
+
+
+def _save(pyplot: Any, figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=144)
+    pyplot.close(figure)
+
+
+def _ratio_bars(axes: Any, names: list[str], ratios: list[float]) -> None:
+    places = range(len(names))
+    axes.barh(places, ratios, color=OURS, height=0.7)
+    axes.axvline(1, color=LEVEL, linewidth=1)
+    for place, ratio in zip(places, ratios, strict=True):
+        axes.text(ratio, place, f" {ratio:.2f}", va="center", fontsize=8)
+    axes.set_yticks(places, names, fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+
+
+def model_chart(rows: Rows, ratio: Any, path: Path) -> None:
+    """Bars: PyTorch's fastest time of a training step over fastlayers', model by model."""
+    rows = [row for row in rows if row["threads"] == max(r["threads"] for r in rows)]
+    names = [f"{row['model']}, batch {row['batch']}" for row in rows]
+    pyplot, figure, axes = _figure(7, 0.8 + 0.32 * len(rows))
+    _ratio_bars(axes, names, [ratio(row) for row in rows])
+    axes.set_xlabel("time of a training step, PyTorch's fastest mode over fastlayers")
+    _save(pyplot, figure, path)
+
+
+def op_chart(rows: Rows, path: Path) -> None:
+    """Bars: PyTorch's faster memory format over fastlayers, op by op, geometric means."""
+    rows = [row for row in rows if row["threads"] == max(r["threads"] for r in rows)]
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        groups.setdefault(f"{row['group']}, {row['pass']}", []).append(row["ratio"])
+    pyplot, figure, axes = _figure(7, 0.8 + 0.25 * len(groups))
+    _ratio_bars(axes, list(groups), [statistics.geometric_mean(r) for r in groups.values()])
+    for place, ratios in enumerate(groups.values()):
+        axes.plot(ratios, [place] * len(ratios), "|", color="black", markersize=5, alpha=0.5)
+    axes.set_xlabel("PyTorch's time over fastlayers'; strokes are shapes")
+    _save(pyplot, figure, path)
+
+
+def roofline(rows: Rows, bandwidth: float | None, path: Path) -> None:
+    """Operations a second over operations a byte, below the measured peak and bandwidth."""
+    rows = [r for r in rows if r.get("flops") and r["threads"] == max(s["threads"] for s in rows)]
+    peak = statistics.median(row["peak"] for row in rows) / 1e9
+    pyplot, figure, axes = _figure(7, 4.5)
+    kinds = dict.fromkeys((row["group"], row["pass"]) for row in rows)
+    for marker, kind in zip("osD^vP*Xdph", kinds, strict=False):
+        chosen = [row for row in rows if (row["group"], row["pass"]) == kind]
+        axes.plot(
+            [row["flops"] / row["bytes"] for row in chosen],
+            [row["flops"] / row["seconds"]["fastlayers"] / 1e9 for row in chosen],
+            marker,
+            label=", ".join(kind),
+            markersize=5,
+            alpha=0.8,
+        )
+    low, high = axes.get_xlim()
+    low = max(low, min(row["flops"] / row["bytes"] for row in rows) / 2)
+    axes.axhline(peak, color=LEVEL, linewidth=1, label=f"FMA peak, {peak:.0f} GFLOP/s")
+    if bandwidth:
+        edge = [low, peak * 1e9 / bandwidth]
+        label = f"copy from memory, {bandwidth / 1e9:.0f} GB/s"
+        line = [intensity * bandwidth / 1e9 for intensity in edge]
+        axes.plot(edge, line, "--", color=LEVEL, linewidth=1, label=label)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(low, high * 2)
+    axes.set_xlabel("operations of direct arithmetic a byte of input, weight and output")
+    axes.set_ylabel("GFLOP/s of direct arithmetic")
+    axes.legend(fontsize=7, frameon=False)
+    _save(pyplot, figure, path)
