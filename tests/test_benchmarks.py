@@ -158,7 +158,7 @@ RELU, TANH = (gate.Benchmark(f"bench.{n}.time_run", 0, (n,), True) for n in ("re
 
 
 def result(benchmark, head, again=1.0):
-    return gate.Result(benchmark, 1e-3, again, head)
+    return gate.Result(benchmark, 1e-3, again, (head, head))
 
 
 def test_gate_reports_what_is_slower_in_three_groups_of_processes():
@@ -184,7 +184,8 @@ def test_gate_measures_again_what_its_base_disagrees_about():
     assert [found.benchmark for found in verdict.slower] == [RELU]
 
 
-def test_gate_compares_with_the_slower_process_of_its_base():
+def test_gate_compares_the_faster_process_with_the_slower_one_of_its_base():
+    assert gate.Result(RELU, 1e-3, 1.0, (1.3, 1.0)).ratio == 1
     assert result(RELU, 1.3, again=1.3).ratio == 1
     assert result(RELU, 1.3, again=0.8).ratio == 1.3
     assert result(RELU, 1.0, again=0.8).noise == pytest.approx(0.25)
@@ -213,15 +214,15 @@ class Scripted:
 
 def test_gate_is_not_misled_by_a_host_that_slows_down():
     clock = [1.0]
-    found = gate.measure([Scripted(clock, share) for share in (1.0, 1.0, 1.5)], RELU, 9)
+    found = gate.measure([Scripted(clock, share) for share in (1.0, 1.5, 1.0, 1.5)], RELU, 9)
     assert found.again == pytest.approx(1, rel=0.2)
     assert found.ratio == pytest.approx(1.5, rel=0.2)
 
 
 def test_gate_tells_new_benchmarks_from_broken_ones():
     clock = [1.0]
-    new = [Scripted(clock, 1.0, "no such op"), Scripted(clock, 1.0), Scripted(clock, 1.0)]
-    broken = [Scripted(clock, 1.0), Scripted(clock, 1.0), Scripted(clock, 1.0, "TypeError")]
+    new = [Scripted(clock, 1.0, error) for error in ("no such op", "", "no such op", "")]
+    broken = [Scripted(clock, 1.0, error) for error in ("", "TypeError", "", "TypeError")]
     assert gate.measure(new, RELU, 3) == "not in BASE: no such op"
     assert gate.measure(broken, RELU, 3) == "failed in HEAD: TypeError"
 
@@ -246,7 +247,7 @@ def test_gate_goes_on_behind_a_crash(monkeypatch, tmp_path):
     results, failed = gate._run([RELU, TANH], tmp_path, tmp_path, 1, 1)
     assert failed == [str(RELU)]
     assert [found.benchmark for found in results] == [TANH]
-    assert started == ["BASE", "BASE again", "HEAD"] * 2
+    assert started == ["BASE", "HEAD"] * 4  # two of each, and anew
     assert len(closed) == len(started)
 
 
