@@ -156,7 +156,7 @@ def measure(contestants: list[Contestant], benchmark: Benchmark, rounds: int) ->
     for _ in range(rounds):
         for contestant, found in order:
             found.append(_turn(contestant))
-        order.append(order.pop(0))  # no one always follows the same
+        order.reverse()  # so that a drift of the host's speed cancels
     first, *others = times
     head, again, head_again = (
         statistics.median(t / b for t, b in zip(other, first, strict=True)) for other in others
@@ -264,7 +264,7 @@ def main() -> int:
     parser.add_argument("--factor", type=float, help="instead of that of the measured noise")
     parser.add_argument("--bench", metavar="REGEX", help="all benchmarks with such a name")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each process")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of each process")
     options = parser.parse_args()
     benchmarks = find(options.bench)
     if not benchmarks:

@@ -214,9 +214,9 @@ class Scripted:
 
 def test_gate_is_not_misled_by_a_host_that_slows_down():
     clock = [1.0]
-    found = gate.measure([Scripted(clock, share) for share in (1.0, 1.5, 1.0, 1.5)], RELU, 9)
-    assert found.again == pytest.approx(1, rel=0.2)
-    assert found.ratio == pytest.approx(1.5, rel=0.2)
+    found = gate.measure([Scripted(clock, share) for share in (1.0, 1.5, 1.0, 1.5)], RELU, 10)
+    assert found.again == pytest.approx(1, rel=0.05)
+    assert found.ratio == pytest.approx(1.5, rel=0.05)
 
 
 def test_gate_tells_new_benchmarks_from_broken_ones():
