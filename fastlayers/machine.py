@@ -1,0 +1,73 @@
+"""What this machine can do at most: multiply-adds a second in registers, bytes a second in copies.
+
+Measured by kernels, on as many threads as asked for, and kept for the process.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from fastlayers.runtime import cpu, memory
+
+__all__ = ["copy_rate", "copy_size", "multiply_adds", "peak"]
+
+# Repetitions, of which the fastest counts: the machine's best, not that of a busy moment.
+ROUNDS = 10
+# Bytes that a measured copy reads and writes: at least and at most. Smaller ones are calls more
+# than copies, and larger ones as fast as this.
+LEAST, MOST = 1 << 16, 1 << 28
+
+
+def multiply_adds(
+    threads: int, dtype: type | np.dtype = np.float32
+) -> tuple[Callable[[], None], int]:
+    """A function of nothing but fused multiply-adds in registers, and how many operations it does.
+
+    A multiply-add is two operations; a call takes some 4 ms.
+    """
+    from fastlayers.kernels import speed  # loads Numba
+
+    width = 2 * cpu.lanes(np.dtype(dtype).itemsize)
+    factors = np.full(max(speed.DEPTH, width), 0.5, dtype)
+    none = np.empty(0, np.int64)
+    sums = np.zeros(threads * speed.ROWS * width, dtype)
+    count = 2 * speed.ROWS * width * speed.DEPTH * speed.TILES * speed.CHUNKS * threads
+    return lambda: speed.multiply_adds(threads, factors, none, width, sums), count
+
+
+@functools.cache
+def peak(threads: int, dtype: type | np.dtype = np.float32) -> float:
+    """Floating point operations a second of fused multiply-adds in registers."""
+    work, operations = multiply_adds(threads, dtype)
+    return operations / _fastest(work)
+
+
+def copy_size(nbytes: int) -> int:
+    """Bytes of the copy to compare with: the next power of two, from 64 KiB to 256 MiB."""
+    return min(max(1 << (max(nbytes, 1) - 1).bit_length(), LEAST), MOST)
+
+
+@functools.cache
+def copy_rate(nbytes: int, threads: int) -> float:
+    """Bytes a second, read and written, of a copy that moves so many, half of them each way.
+
+    Within the caches it is several times what it is in memory.
+    """
+    from fastlayers.kernels import speed
+
+    source, out = (memory.zeros(nbytes // 8, np.float32) for _ in range(2))
+    return nbytes / _fastest(lambda: speed.copy(source, threads, out))
+
+
+def _fastest(work: Callable[[], None]) -> float:
+    """Seconds of the fastest of some calls, behind two that compile and warm up."""
+    times = []
+    for _ in range(ROUNDS + 2):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return min(times[2:])
