@@ -15,8 +15,8 @@ from fastlayers.runtime import cpu, memory
 
 __all__ = ["copy_rate", "copy_size", "multiply_adds", "peak"]
 
-# Repetitions, of which the fastest counts: the machine's best, not that of a busy moment.
-ROUNDS = 10
+# Repetitions and seconds, of which the fastest counts: the machine's best, not a busy moment's.
+ROUNDS, SECONDS = 5, 0.03
 # Bytes that a measured copy reads and writes: at least and at most. Smaller ones are calls more
 # than copies, and larger ones as fast as this.
 LEAST, MOST = 1 << 16, 1 << 28
@@ -27,7 +27,7 @@ def multiply_adds(
 ) -> tuple[Callable[[], None], int]:
     """A function of nothing but fused multiply-adds in registers, and how many operations it does.
 
-    A multiply-add is two operations; a call takes some 4 ms.
+    A multiply-add is two operations; a call takes about a millisecond.
     """
     from fastlayers.kernels import speed  # loads Numba
 
@@ -65,8 +65,9 @@ def copy_rate(nbytes: int, threads: int) -> float:
 
 def _fastest(work: Callable[[], None]) -> float:
     """Seconds of the fastest of some calls, behind two that compile and warm up."""
-    times = []
-    for _ in range(ROUNDS + 2):
+    times: list[float] = []
+    end = time.perf_counter() + SECONDS
+    while len(times) < ROUNDS + 2 or time.perf_counter() < end:
         begin = time.perf_counter()
         work()
         times.append(time.perf_counter() - begin)

@@ -1,4 +1,4 @@
-"""The FMA peak as a contestant: the library's own measure of it, which `fastlayers.profile` uses."""
+"""The FMA peak as a contestant, by the work with which `fastlayers.profile` measures it."""
 
 from __future__ import annotations
 

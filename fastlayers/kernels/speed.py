@@ -14,7 +14,7 @@ __all__ = ["copy", "multiply_adds"]
 
 ROWS = cpu.tile_rows()
 DEPTH = 256
-TILES = 256  # of a chunk, about 0.5 ms
+TILES = 64  # of a chunk, about 0.1 ms
 CHUNKS = 8  # of a thread
 # Elements of a copy that a thread takes at a time.
 SPAN = 16384
