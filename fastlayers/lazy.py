@@ -72,7 +72,7 @@ class _State(threading.local):
 
 
 state = _State()
-# Asked for wherever an op runs: 2 ns of a call where it is None.
+# Asked for wherever an op runs: 7 ns of a call where it is None.
 watcher: Watcher | None = None
 _enabled = os.environ.get("FASTLAYERS_FUSION", "1") != "0"
 

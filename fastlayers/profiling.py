@@ -247,7 +247,7 @@ def profile(
         repeats = _check.integer("profile", "repeats", repeats, 1)
     if file is not None and not hasattr(file, "write"):
         raise TypeError(f"profile: file must be a text file, got {_check.describe(file)}")
-    batch = Tensor(x)
+    batch = Tensor(x, isinstance(x, Tensor) and x.requires_grad)
     if batch.dtype.kind not in "fiub":
         raise TypeError(f"profile: x must hold numbers, got {_check.describe(batch.data)}")
     gradients = [(p, p.grad) for p in model.parameters()]
@@ -370,9 +370,9 @@ def _rows(
     for line in lines:
         (key, direction), seconds, work = line, took[line], watch.work[line]
         of_peak = of_copy = None
-        if work.flops and peak:
+        if work.flops and peak and seconds:
             of_peak = work.flops / seconds / 1e9 / peak
-        elif work.nbytes and (copied := rate(work.nbytes / work.calls)):
+        elif work.nbytes and seconds and (copied := rate(work.nbytes / work.calls)):
             of_copy = work.nbytes / seconds / copied
         layers, types = zip(*key, strict=True)
         figures = (work.calls, seconds, seconds / total, work.flops, work.nbytes, of_peak, of_copy)

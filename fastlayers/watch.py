@@ -131,7 +131,11 @@ class Watch:
         self._charge(_key(REST), "backward", self._switch(_Account()))
 
     def _timed_forward(self, name: str, module: nn.Module) -> Callable[..., Any]:
-        forward, kind, leaf = module.forward, type(module).__name__, not module._modules
+        forward, kind, leaf = (
+            module.forward,
+            type(module).__name__,
+            next(module.children(), None) is None,
+        )
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             account = _Account(name, kind, leaf)
@@ -159,7 +163,7 @@ class Watch:
         label = self._account.label(_FUNCTIONS.get(kind, kind))
         part = _Part(label, next(self._numbers), self._lap())
         # The output that the step follows is alive, an argument of the call.
-        before = call.between[-1]().deferred.parts if call.between else ()
+        before = getattr(call.between[-1]().deferred, "parts", ()) if call.between else ()
         call.parts = (*before, part)
 
     def run(self, call: Any) -> Recording:
@@ -254,8 +258,7 @@ class Watch:
             kept = _kept(backward)
             flops, twice = _flops(head), _read_twice(head)
             wanted = sum(t is not None and t.requires_grad for t in inputs[:2])
-            own = [a for a in kept if not any(a is b for b in (*values, output))]
-            moved = 0 if _is_view(output, values) else _nbytes([output, *values, *own])
+            moved = 0 if _is_view(output, values) else _nbytes([output, *values, *kept])
             self._count(key, "forward", flops, moved + twice)
 
         def timed(dy: np.ndarray) -> Gradients:
@@ -290,7 +293,7 @@ def _key(name: str) -> _Key:
 def _function(head: Any, backward: Any) -> str:
     """Name of the op that is recorded, as its way back tells."""
     if head is not None:
-        return _FUNCTIONS.get(head.kind, head.kind)
+        return str(_FUNCTIONS.get(head.kind, head.kind))
     inner = dict(zip(*_free(backward), strict=True)).get("backward")
     if inner is not None:  # of several ops that are recorded in one place
         return str(getattr(inner, "__name__", "op")).removesuffix("_backward")
@@ -327,7 +330,8 @@ def _read_twice(head: Any) -> int:
 
 
 def _nbytes(arrays: list[np.ndarray]) -> int:
-    return sum(a.nbytes for a in {id(a): a for a in arrays}.values())
+    """Of arrays, views of one memory once."""
+    return sum(a.nbytes for i, a in enumerate(arrays) if not _is_view(a, arrays[:i]))
 
 
 def _is_view(array: np.ndarray, others: list[np.ndarray]) -> bool:
