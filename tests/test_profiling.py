@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import fastlayers as fl
-from fastlayers import lazy, nn
+from fastlayers import kernels, lazy, machine, nn
 from fastlayers.nn import functional as F
 
 X = np.linspace(-1, 1, 3 * 2 * 6 * 6, dtype=np.float32).reshape(3, 2, 6, 6)
 LABELS = np.array([0, 4, 1])
-LINEAR, ROWS = nn.Linear(6, 5), X[:, 0, 0]
+LINEAR, ROWS = nn.Linear(6, 5), X[:, 0, 0].copy()
 
 
 def profiled(model, x=X, target=LABELS, **options):
@@ -263,6 +263,26 @@ def test_record_in_json(found):
     assert first["name"] == CHAINS[0] and first["layers"] == ["conv", "relu()", "pool"]
     assert first["gflops"] == found.rows[0].gflops and first["direction"] == "forward"
     assert record["seconds"] == found.seconds and record["steps"] == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_operations_of_the_peak_are_done(dtype):
+    speed, threads = kernels.speed, 2
+    operations = machine.multiply_adds(threads, dtype)[1]
+    width = 2 * fl.runtime.cpu.lanes(np.dtype(dtype).itemsize)
+    factors, none = np.full(speed.DEPTH, 0.5, dtype), np.empty(0, np.int64)
+    sums = np.zeros(threads * speed.ROWS * width, dtype)
+    speed.multiply_adds(threads, factors, none, width, sums)
+    assert sums.sum(dtype=np.float64) == operations / 2 * 0.25
+
+
+def test_copies_are_whole_and_of_the_size_that_was_asked_for():
+    source = np.random.default_rng(0).random(3 * kernels.speed.SPAN + 5, np.float32)
+    out = np.zeros_like(source)
+    kernels.speed.copy(source, 2, out)
+    np.testing.assert_array_equal(out, source)
+    sizes = [machine.copy_size(n) for n in (0, 1 << 16, (1 << 20) + 1, 1 << 21, 1 << 40)]
+    assert sizes == [1 << 16, 1 << 16, 1 << 21, 1 << 21, 1 << 28]
 
 
 class Two(nn.Module):
