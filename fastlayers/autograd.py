@@ -364,8 +364,8 @@ def record(
     the gradients have the shapes and dtypes of the inputs, which is checked otherwise. Whether
     the output requires a gradient follows from the inputs, unless an earlier call has found it out.
     """
-    if lazy.watcher is not None:
-        backward = lazy.watcher.recorded(data, inputs, backward)
+    if (watcher := lazy.watcher) is not None:
+        backward = watcher.recorded(data, inputs, backward)
     if requires_grad is None:
         requires_grad = wants_grad(inputs)
     out = _output(requires_grad, fresh)
@@ -379,8 +379,8 @@ def defer(deferred: lazy.Deferred, requires_grad: bool) -> Tensor:
     out = _output(requires_grad, True)
     out._array, out._node, out.deferred = None, None, deferred
     lazy.state.waiting.append(weakref.ref(out))
-    if lazy.watcher is not None:
-        lazy.watcher.deferred(deferred)
+    if (watcher := lazy.watcher) is not None:
+        watcher.deferred(deferred)
     return out
 
 
@@ -461,7 +461,8 @@ def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
                 leaves[key] = target, part
             elif below.number in nodes:
                 # By a kernel, into memory of the pool: NumPy's sums took 10 of ResNet-20's 106 ms.
-                add = arithmetic.add if lazy.watcher is None else lazy.watcher.summed
+                watcher = lazy.watcher
+                add = arithmetic.add if watcher is None else watcher.summed
                 nodes[below.number] = below, add(nodes[below.number][1], part)
             else:
                 nodes[below.number] = below, part

@@ -99,6 +99,7 @@ class Watch:
         if lazy.watcher is not None:
             raise RuntimeError("profile: another profile is running")
         lazy.run_waiting()
+        own = [(module, module.__dict__.get("forward")) for module in model.modules()]
         # An attribute of the copy hides the method of its class.
         for name, module in model.named_modules():
             module.__dict__["forward"] = self._timed_forward(name, module)
@@ -107,8 +108,10 @@ class Watch:
             yield
         finally:
             lazy.watcher = None
-            for module in model.modules():
-                module.__dict__.pop("forward", None)
+            for module, forward in own:
+                del module.__dict__["forward"]
+                if forward is not None:  # a user's
+                    module.__dict__["forward"] = forward
 
     # What a step tells.
 

@@ -213,6 +213,13 @@ def test_the_copy_is_trained_or_evaluated_as_the_model_is():
     assert seen and not any(seen)
 
 
+def test_a_forward_that_is_an_attribute_stays_in_use():
+    net, calls = nn.Sequential(nn.Linear(6, 5), nn.Identity()), []
+    net._modules["1"].forward = lambda x: calls.append(1) or F.relu(x)
+    assert layers(profiled(net, ROWS)) == ["0 + 1", *REST]
+    assert len(calls) == 4 and "forward" in vars(net._modules["1"])
+
+
 def test_losses():
     net = nn.Sequential(nn.Linear(6, 5), nn.ReLU())
     profiled(net, ROWS, LABELS, loss=nn.CrossEntropyLoss())

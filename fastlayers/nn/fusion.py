@@ -83,8 +83,8 @@ def start(head: Any) -> Tensor:
     if not lazy.is_fusion_enabled() or not (
         lazy.state.depth or all(t is None or t.is_own for t in inputs)
     ):
-        if lazy.watcher is not None:
-            lazy.watcher.started(head)
+        if (watcher := lazy.watcher) is not None:
+            watcher.started(head)
         return record(*head.run(()), requires_grad=requires_grad, fresh=True)
     kind = head.kind
     chain = Chain(head, (), (), kind, head.shape, inputs[0].dtype, requires_grad)
