@@ -12,11 +12,12 @@ from collections.abc import Callable
 import numpy as np
 
 from fastlayers.runtime import cpu, memory
+from fastlayers.runtime.threads import SERIAL_WORK
 
 __all__ = ["copy_rate", "copy_size", "multiply_adds", "peak"]
 
 # Repetitions and seconds, of which the fastest counts: the machine's best, not a busy moment's.
-ROUNDS, SECONDS = 5, 0.03
+ROUNDS, SECONDS = 5, 0.05
 # Bytes that a measured copy reads and writes: at least and at most. Smaller ones are calls more
 # than copies, and larger ones as fast as this.
 LEAST, MOST = 1 << 16, 1 << 28
@@ -55,12 +56,14 @@ def copy_size(nbytes: int) -> int:
 def copy_rate(nbytes: int, threads: int) -> float:
     """Bytes a second, read and written, of a copy that moves so many, half of them each way.
 
-    Within the caches it is several times what it is in memory.
+    Within the caches it is several times what it is in memory. Small ones run on one thread, as ops
+    of so many elements do.
     """
     from fastlayers.kernels import speed
 
     source, out = (memory.zeros(nbytes // 8, np.float32) for _ in range(2))
-    return nbytes / _fastest(lambda: speed.copy(source, threads, out))
+    workers = 1 if out.size < SERIAL_WORK else threads
+    return nbytes / _fastest(lambda: speed.copy(source, workers, out))
 
 
 def _fastest(work: Callable[[], None]) -> float:

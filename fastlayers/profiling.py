@@ -142,14 +142,13 @@ class Profile:
         return "\n".join([*map(str.rstrip, table), "", *self._remarks()])
 
     def _line(self, i: int) -> list[str]:
-        row, types = self.rows[i], ", ".join(self.rows[i].types)
-        name = row.name
+        row, name = self.rows[i], self.rows[i].name
+        # Of ops that no layer of their own calls, the names say it all.
+        types = "" if all(layer.endswith(")") for layer in row.layers) else ", ".join(row.types)
         if i and self.rows[i - 1].layers == row.layers:  # the second line of the same layers
             name = f"  {types}" if row.types != row.layers else ""
-        elif row.types != row.layers and {r.layers for r in self.rows[i + 1 : i + 2]} != {
-            row.layers
-        }:
-            name += f" ({types})"
+        elif self.rows[i + 1].layers != row.layers and row.types != row.layers and types:
+            name += f" ({types})"  # there is none
         cells = [name, row.direction, f"{1e3 * row.seconds:.3f}", f"{row.share:.1%}"]
         cells += [_figure(row.gflops), _share(row.of_peak)]
         cells += [_figure(row.gbs), _share(row.of_copy)]
