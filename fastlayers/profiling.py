@@ -19,7 +19,7 @@ from fastlayers.ops import _check
 from fastlayers.precompile import any_loss
 from fastlayers.runtime import backend, cpu
 from fastlayers.runtime.threads import get_num_threads
-from fastlayers.watch import LOSS, REST, SUMS, Line, Watch
+from fastlayers.watch import Line, Watch
 
 __all__ = ["Profile", "Row", "profile"]
 
@@ -360,8 +360,7 @@ def _rows(
     peak: float | None,
     rate: Callable[[float], float | None],
 ) -> Iterator[Row]:
-    last = {LOSS: 1, SUMS: 2, REST: 3}
-    keys = sorted(watch.order, key=lambda key: (last.get(key[0][0], 0), watch.order[key]))
+    keys = sorted(watch.order, key=watch.order.__getitem__)
     both = itertools.product(keys, ("forward", "backward"))
     lines = [line for line in both if any(line in spent for spent in steps)]
     took = {line: statistics.median(spent.get(line, 0.0) for spent in steps) for line in lines}

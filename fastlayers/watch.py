@@ -40,6 +40,7 @@ _FUNCTIONS = {
 # The layers that run as one op: a name and a class, or an op, of each.
 _Key = tuple[tuple[str, str], ...]
 Line = tuple[_Key, str]
+_LOSS, _SUMS, _REST = (((name, name),) for name in (LOSS, SUMS, REST))
 
 
 class _Part(NamedTuple):
@@ -62,21 +63,17 @@ class Work:
 class _Account:
     """Time that no row has yet: of a module's call, or, with a key, of a row's own ops."""
 
-    __slots__ = ("head", "key", "leaf", "name", "seconds", "type")
+    __slots__ = ("head", "key", "layer", "name", "seconds")
 
     def __init__(
-        self, name: str = "", kind: str = "", leaf: bool = False, key: _Key | None = None
+        self, name: str = "", layer: tuple[str, str] | None = None, key: _Key | None = None
     ) -> None:
-        self.name, self.type, self.leaf, self.key = name, kind, leaf, key
+        self.name, self.layer, self.key = name, layer, key
         self.seconds = 0.0
         self.head: Any = None
 
     def label(self, op: str) -> tuple[str, str]:
-        """The layer, or the op that a module of modules calls itself."""
-        if self.key is not None:
-            return self.key[0]
-        if self.leaf:
-            return self.name or self.type, self.type
+        """Of an op that a module of modules calls itself."""
         return f"{self.name}.{op}()".lstrip("."), op
 
 
@@ -87,7 +84,8 @@ class Watch:
         self.counting = False
         self.spent: dict[Line, float] = defaultdict(float)
         self.work: dict[Line, Work] = defaultdict(Work)
-        self.order: dict[_Key, int] = {}
+        # Where a row belongs: the number of its first call, and at the end what is no layer.
+        self.order: dict[_Key, float] = {_LOSS: math.inf, _SUMS: math.inf, _REST: math.inf}
         self._numbers = itertools.count()
         self._thread = threading.get_ident()
         self._account = _Account()
@@ -123,31 +121,28 @@ class Watch:
 
     def enter_loss(self) -> None:
         """The forward pass has ended."""
-        self._charge(_key(REST), "forward", self._switch(_Account(key=_key(LOSS))))
+        self.spent[_REST, "forward"] += self._switch(_Account(layer=_LOSS[0], key=_LOSS)).seconds
 
     def enter_backward(self) -> None:
         """The loss is known."""
-        self._charge(_key(LOSS), "forward", self._switch(_Account()))
+        self.spent[_LOSS, "forward"] += self._switch(_Account()).seconds
 
     def end(self) -> None:
         """The gradients are known."""
-        self._charge(_key(REST), "backward", self._switch(_Account()))
+        self.spent[_REST, "backward"] += self._switch(_Account()).seconds
 
     def _timed_forward(self, name: str, module: nn.Module) -> Callable[..., Any]:
-        forward, kind, leaf = (
-            module.forward,
-            type(module).__name__,
-            next(module.children(), None) is None,
-        )
+        forward, kind = module.forward, type(module).__name__
+        layer = (name or kind, kind) if next(module.children(), None) is None else None
 
         def watched(*args: Any, **kwargs: Any) -> Any:
-            account = _Account(name, kind, leaf)
+            account = _Account(name, layer)
             outer = self._switch(account)
             try:
                 return forward(*args, **kwargs)
             finally:
                 self._switch(outer)
-                self._charge(_key(REST), "forward", account)
+                self.spent[_REST, "forward"] += account.seconds
 
         return watched
 
@@ -162,8 +157,9 @@ class Watch:
         """A call waits: keep what it took so far with those that it follows."""
         if not self._is_mine():
             return
+        account = self._account
         kind = (call.steps[-1] if call.steps else call.head).kind
-        label = self._account.label(_FUNCTIONS.get(kind, kind))
+        label = account.layer or account.label(_FUNCTIONS.get(kind, kind))
         part = _Part(label, next(self._numbers), self._lap())
         # The output that the step follows is alive, an argument of the call.
         before = getattr(call.between[-1]().deferred, "parts", ()) if call.between else ()
@@ -189,7 +185,7 @@ class Watch:
             backward = self._follow(account, head, output, inputs, backward)
         finally:
             self._switch(outer)
-        self._charge(key, "forward", account)
+        self.spent[key, "forward"] += account.seconds
         return output, inputs, backward
 
     def recorded(
@@ -205,7 +201,7 @@ class Watch:
         head, account.head = account.head, None
         if account.key is not None:  # of a chain that runs, or of the loss
             return self._follow(account, head, output, inputs, backward)
-        key = (account.label(_function(head, backward)),)
+        key = (account.layer or account.label(_function(head, backward)),)
         self.order.setdefault(key, next(self._numbers))
         self.spent[key, "forward"] += self._lap()
         return self._follow(_Account(key=key), head, output, inputs, backward)
@@ -214,12 +210,12 @@ class Watch:
         """Add two gradients of one tensor."""
         if not self._is_mine():
             return arithmetic.add(a, b)
-        account = _Account(key=_key(SUMS))
+        account = _Account(key=_SUMS)
         outer = self._switch(account)
         total = arithmetic.add(a, b)
         self._switch(outer)
-        self._count(_key(SUMS), "backward", 0.0, 3 * total.nbytes)
-        self._charge(_key(SUMS), "backward", account)
+        self._count((_SUMS, "backward"), 0.0, 3 * total.nbytes)
+        self.spent[_SUMS, "backward"] += account.seconds
         return total
 
     # The clock.
@@ -240,10 +236,6 @@ class Watch:
         seconds, account.seconds = account.seconds, 0.0
         return seconds
 
-    def _charge(self, key: _Key, direction: str, account: _Account) -> None:
-        self.order.setdefault(key, 0)
-        self.spent[key, direction] += account.seconds
-
     def _follow(
         self,
         account: _Account,
@@ -255,14 +247,14 @@ class Watch:
         """The way back with a clock; count the work of an op that ran."""
         key = account.key
         assert key is not None
-        counting = self.counting
+        counting, line = self.counting, (key, "backward")
         if counting:
             values = [t.array() for t in inputs if t is not None and t.deferred is None]
             kept = _kept(backward)
             flops, twice = _flops(head), _read_twice(head)
             wanted = sum(t is not None and t.requires_grad for t in inputs[:2])
             moved = 0 if _is_view(output, values) else _nbytes([output, *values, *kept])
-            self._count(key, "forward", flops, moved + twice)
+            self._count((key, "forward"), flops, moved + twice)
 
         def timed(dy: np.ndarray) -> Gradients:
             if lazy.watcher is not self:
@@ -271,26 +263,22 @@ class Watch:
             outer = self._switch(mine)
             gradients = backward(dy)
             self._switch(outer)
-            self._charge(key, "backward", mine)
+            self.spent[line] += mine.seconds
             if counting:
                 new = [g for g in gradients if g is not None and not _is_view(g, [dy])]
                 moved = _nbytes([dy, *new, *kept]) if new else 0
                 again = twice + dy.nbytes if twice else 0
-                self._count(key, "backward", flops * wanted, moved + again)
+                self._count(line, flops * wanted, moved + again)
             return gradients
 
         return timed
 
-    def _count(self, key: _Key, direction: str, flops: float, nbytes: float) -> None:
+    def _count(self, line: Line, flops: float, nbytes: float) -> None:
         if self.counting:
-            work = self.work[key, direction]
+            work = self.work[line]
             work.calls += 1
             work.flops += flops
             work.nbytes += nbytes
-
-
-def _key(name: str) -> _Key:
-    return ((name, name),)
 
 
 def _function(head: Any, backward: Any) -> str:
