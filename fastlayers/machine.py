@@ -17,7 +17,7 @@ from fastlayers.runtime.threads import SERIAL_WORK
 __all__ = ["copy_rate", "copy_size", "multiply_adds", "peak"]
 
 # Repetitions and seconds, of which the fastest counts: the machine's best, not a busy moment's.
-ROUNDS, SECONDS = 5, 0.05
+ROUNDS, SECONDS = 5, 0.1
 # Bytes that a measured copy reads and writes: at least and at most. Smaller ones are calls more
 # than copies, and larger ones as fast as this.
 LEAST, MOST = 1 << 16, 1 << 28

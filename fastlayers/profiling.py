@@ -106,7 +106,8 @@ class Profile:
     steps : int
         Of either kind.
     machine : dict
-        ``cpu``, ``threads``, ``dtype`` and the measured ``peak_gflops``; None on NumPy alone.
+        ``backend``, ``cpu``, ``threads``, ``dtype``, the measured ``peak_gflops``, and ``copies``,
+        GB/s by the bytes that are read and written; no figures on NumPy alone.
     """
 
     rows: tuple[Row, ...]
@@ -118,11 +119,11 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it in types that JSON has."""
-        out = dataclasses.asdict(self)
-        for row, one in zip(self.rows, out["rows"], strict=True):
-            one |= {"name": row.name, "gflops": row.gflops, "gbs": row.gbs}
-            one["layers"], one["types"] = list(row.layers), list(row.types)
-        return out | {"rows": list(out["rows"])}
+        rows = [
+            dataclasses.asdict(row) | {"name": row.name, "gflops": row.gflops, "gbs": row.gbs}
+            for row in self.rows
+        ]
+        return dataclasses.asdict(self) | {"rows": rows}
 
     def __repr__(self) -> str:
         return f"<Profile: {len(self.rows)} rows, {1e3 * self.seconds:.3g} ms a step>"
