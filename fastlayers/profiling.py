@@ -323,6 +323,8 @@ def _measure(step: _Step, repeats: int | None) -> Profile:
         with watch.watching(step.model):
             watched.append(step.run(watch))
         steps.append(watch.spent)
+        if not backend.NUMPY:
+            machine.peak(get_num_threads(), step.dtype)
     about, rate = _machine(step.dtype)
     rows = tuple(_rows(watch, steps, about["peak_gflops"], rate))
     seconds = sum(row.seconds for row in rows)
