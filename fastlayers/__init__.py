@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastlayers.checkpoint import load, save
     from fastlayers.lazy import is_fusion_enabled, set_fusion_enabled
     from fastlayers.precompile import warmup
+    from fastlayers.profiling import profile
     from fastlayers.random import manual_seed
     from fastlayers.runtime.threads import get_num_threads, set_num_threads
 
@@ -36,6 +37,7 @@ __all__ = [
     "no_grad",
     "ops",
     "optim",
+    "profile",
     "save",
     "set_fusion_enabled",
     "set_num_threads",
@@ -51,6 +53,7 @@ _HOMES = {
     "load": "checkpoint",
     "manual_seed": "random",
     "no_grad": "autograd",
+    "profile": "profiling",
     "save": "checkpoint",
     "set_fusion_enabled": "lazy",
     "set_num_threads": "runtime.threads",

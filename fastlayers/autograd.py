@@ -142,7 +142,8 @@ class Tensor:
     def array(self) -> np.ndarray:
         """The values, for ops that only read them: other calls that wait go on waiting."""
         if self.deferred is not None:
-            self._array, inputs, backward = self.deferred.run()
+            watcher, call = lazy.watcher, self.deferred
+            self._array, inputs, backward = call.run() if watcher is None else watcher.run(call)
             if self.deferred.requires_grad:
                 self._node = _Node(inputs, backward, fresh=True)
             self.deferred = None
@@ -363,6 +364,8 @@ def record(
     the gradients have the shapes and dtypes of the inputs, which is checked otherwise. Whether
     the output requires a gradient follows from the inputs, unless an earlier call has found it out.
     """
+    if (watcher := lazy.watcher) is not None:
+        backward = watcher.recorded(data, inputs, backward)
     if requires_grad is None:
         requires_grad = wants_grad(inputs)
     out = _output(requires_grad, fresh)
@@ -376,6 +379,8 @@ def defer(deferred: lazy.Deferred, requires_grad: bool) -> Tensor:
     out = _output(requires_grad, True)
     out._array, out._node, out.deferred = None, None, deferred
     lazy.state.waiting.append(weakref.ref(out))
+    if (watcher := lazy.watcher) is not None:
+        watcher.deferred(deferred)
     return out
 
 
@@ -456,7 +461,9 @@ def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
                 leaves[key] = target, part
             elif below.number in nodes:
                 # By a kernel, into memory of the pool: NumPy's sums took 10 of ResNet-20's 106 ms.
-                nodes[below.number] = below, arithmetic.add(nodes[below.number][1], part)
+                watcher = lazy.watcher
+                add = arithmetic.add if watcher is None else watcher.summed
+                nodes[below.number] = below, add(nodes[below.number][1], part)
             else:
                 nodes[below.number] = below, part
                 heapq.heappush(order, -below.number)

@@ -11,14 +11,14 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from fastlayers.autograd import Recording, Tensor
+    from fastlayers.autograd import Backward, Recording, Tensor
 
-__all__ = ["Deferred", "is_fusion_enabled", "run_waiting", "set_fusion_enabled", "state"]
+__all__ = ["Deferred", "Watcher", "is_fusion_enabled", "run_waiting", "set_fusion_enabled", "state"]
 
 
 class Deferred(Protocol):
@@ -35,6 +35,27 @@ class Deferred(Protocol):
         """``output + other`` as a part of the call of `output`, where it can be one."""
 
 
+class Watcher(Protocol):
+    """Who is told of what runs (`fastlayers.profiling`)."""
+
+    def started(self, head: Any) -> None:
+        """The head of a chain is about to run by itself, and to be recorded."""
+
+    def deferred(self, call: Any) -> None:
+        """A call waits."""
+
+    def run(self, call: Any) -> Recording:
+        """Run a call that waited."""
+
+    def recorded(
+        self, output: np.ndarray, inputs: tuple[Tensor | None, ...], backward: Backward
+    ) -> Backward:
+        """An op ran; what the tape shall keep as its way back."""
+
+    def summed(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """``a + b`` of two gradients."""
+
+
 class _State(threading.local):
     """This thread's outputs that wait, and how many modules deep its calls are."""
 
@@ -44,6 +65,9 @@ class _State(threading.local):
 
 
 state = _State()
+# Asked for wherever an op runs, 7 ns of a call where it is None. It is read once in each place, as
+# another thread may set it.
+watcher: Watcher | None = None
 _enabled = os.environ.get("FASTLAYERS_FUSION", "1") != "0"
 
 

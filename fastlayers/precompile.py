@@ -13,7 +13,7 @@ from fastlayers import nn, optim, random
 from fastlayers.autograd import Tensor, no_grad
 from fastlayers.runtime import backend
 
-__all__ = ["Compiled", "everything", "warmup"]
+__all__ = ["Compiled", "any_loss", "everything", "warmup"]
 
 
 class Compiled(NamedTuple):
@@ -72,7 +72,7 @@ def _use(model: nn.Module, shape: tuple[int, ...]) -> None:
         output = model(Tensor(values))
         if not output.requires_grad:
             break
-        loss = _loss(output)
+        loss = any_loss(output)
         loss.backward()
         kind([p for p in parameters if p.requires_grad], lr=0.0).step()
         model.zero_grad()
@@ -81,7 +81,8 @@ def _use(model: nn.Module, shape: tuple[int, ...]) -> None:
         model(Tensor(values))
 
 
-def _loss(output: Tensor) -> Tensor:
+def any_loss(output: Tensor) -> Tensor:
+    """Cross-entropy of the first class for outputs (N, classes, ...), the sum of others."""
     if output.ndim < 2:
         return output.sum()
     labels = np.zeros((output.shape[0], *output.shape[2:]), np.int64)

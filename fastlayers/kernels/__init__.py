@@ -41,6 +41,7 @@ _MODULES = (
     "pool",
     "reduce",
     "runs",
+    "speed",
     "transform",
     "unfold",
     "vectors",

@@ -42,7 +42,9 @@ class Chain:
     ``fits(chain)``, ``shape(before)`` and ``alone(x)``; both runs return what the tape records.
     """
 
-    __slots__ = ("between", "dtype", "head", "requires_grad", "shape", "state", "steps")
+    __slots__ = ("between", "dtype", "head", "parts", "requires_grad", "shape", "state", "steps")
+    # Who called the head and the steps; known to a `lazy.Watcher` alone.
+    parts: tuple[Any, ...]
 
     def __init__(
         self,
@@ -81,6 +83,8 @@ def start(head: Any) -> Tensor:
     if not lazy.is_fusion_enabled() or not (
         lazy.state.depth or all(t is None or t.is_own for t in inputs)
     ):
+        if (watcher := lazy.watcher) is not None:
+            watcher.started(head)
         return record(*head.run(()), requires_grad=requires_grad, fresh=True)
     kind = head.kind
     chain = Chain(head, (), (), kind, head.shape, inputs[0].dtype, requires_grad)

@@ -129,7 +129,8 @@ class _Locator:
     """Tells Numba's cache to keep a kernel in `cache_dir`."""
 
     def __init__(self, py_func: Callable[..., Any]) -> None:
-        self._lineno = py_func.__code__.co_firstlineno
+        # By these names Numba tells of a function that cannot be cached.
+        self._py_file, self._lineno = py_func.__code__.co_filename, py_func.__code__.co_firstlineno
 
     @classmethod
     def from_function(cls, py_func: Callable[..., Any], py_file: str) -> _Locator:
