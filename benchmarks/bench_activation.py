@@ -1,26 +1,59 @@
-"""Activations, forward and backward."""
+"""Activations and softmax."""
 
-from benchmarks.layers import IMAGES, images
-from fastlayers import ops
-
-# Name, and whether the gradient is a function of the output.
-ACTIVATIONS = {"relu": True, "leaky_relu": False, "sigmoid": True, "tanh": True, "gelu": False}
+from benchmarks.suite import Pass
 
 
-class Activation:
-    params = (list(ACTIVATIONS), list(IMAGES))
-    param_names = ["op", "images"]
-    timeout = 120
+class ReLUForward(Pass):
+    op, which = "relu", "forward"
 
-    def setup(self, op, name):
-        self.x = images(IMAGES[name])
-        self.forward, self.backward = getattr(ops, op), getattr(ops, f"{op}_backward")
-        self.dy = self.forward(self.x)
-        self.saved = self.dy if ACTIVATIONS[op] else self.x
-        self.time_backward(op, name)
 
-    def time_forward(self, op, name):
-        self.forward(self.x)
+class ReLUBackward(Pass):
+    op, which = "relu", "backward"
 
-    def time_backward(self, op, name):
-        self.backward(self.dy, self.saved)
+
+class LeakyReLUForward(Pass):
+    op, which = "leaky_relu", "forward"
+
+
+class LeakyReLUBackward(Pass):
+    op, which = "leaky_relu", "backward"
+
+
+class SigmoidForward(Pass):
+    op, which = "sigmoid", "forward"
+
+
+class SigmoidBackward(Pass):
+    op, which = "sigmoid", "backward"
+
+
+class TanhForward(Pass):
+    op, which = "tanh", "forward"
+
+
+class TanhBackward(Pass):
+    op, which = "tanh", "backward"
+
+
+class GELUForward(Pass):
+    op, which = "gelu", "forward"
+
+
+class GELUBackward(Pass):
+    op, which = "gelu", "backward"
+
+
+class SoftmaxForward(Pass):
+    op, which = "softmax", "forward"
+
+
+class SoftmaxBackward(Pass):
+    op, which = "softmax", "backward"
+
+
+class LogSoftmaxForward(Pass):
+    op, which = "log_softmax", "forward"
+
+
+class LogSoftmaxBackward(Pass):
+    op, which = "log_softmax", "backward"

@@ -1,30 +1,19 @@
-"""Batch normalisation, training and evaluation, forward and backward."""
+"""Batch normalisation, alone and with max pooling behind it."""
 
-import numpy as np
-
-from benchmarks.layers import IMAGES, images
-from fastlayers import ops
+from benchmarks.suite import Pass
 
 
-class BatchNorm:
-    params = list(IMAGES)
-    param_names = ["images"]
-    timeout = 120
+class BatchNormForward(Pass):
+    op, which = "batch_norm", "forward"
 
-    def setup(self, name):
-        self.x = images(IMAGES[name])
-        channels = self.x.shape[1]
-        self.running = np.zeros(channels, np.float32), np.ones(channels, np.float32)
-        self.affine = np.ones(channels, np.float32), np.zeros(channels, np.float32)
-        forward = ops.batch_norm_forward(self.x, *self.running, *self.affine, training=True)
-        self.dy, self.mean, self.invstd = forward
-        self.time_backward(name)
 
-    def time_forward(self, name):
-        ops.batch_norm(self.x, *self.running, *self.affine, training=True)
+class BatchNormBackward(Pass):
+    op, which = "batch_norm", "backward"
 
-    def time_forward_eval(self, name):
-        ops.batch_norm(self.x, *self.running, *self.affine)
 
-    def time_backward(self, name):
-        ops.batch_norm_backward(self.dy, self.x, self.affine[0], self.mean, self.invstd, True)
+class BatchNormMaxPool2dForward(Pass):
+    op, which = "batch_norm_max_pool2d", "forward"
+
+
+class BatchNormMaxPool2dBackward(Pass):
+    op, which = "batch_norm_max_pool2d", "backward"

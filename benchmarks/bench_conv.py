@@ -1,36 +1,23 @@
-"""Convolution, forward and each gradient."""
+"""Convolution, alone and with ReLU and max pooling behind it."""
 
-import numpy as np
-
-from benchmarks.layers import CONVOLUTIONS, images
-from fastlayers import ops
+from benchmarks.suite import Pass
 
 
-class Conv2d:
-    params = list(CONVOLUTIONS)
-    param_names = ["layer"]
-    timeout = 120
+class Conv2dForward(Pass):
+    op, which = "conv2d", "forward"
 
-    def setup(self, layer):
-        shape, m, kernel, *options, groups = CONVOLUTIONS[layer]
-        stride, padding = options
-        self.options = (stride, padding, 1, groups)
-        self.x = images(shape)
-        self.weight = np.random.default_rng(1).standard_normal(
-            (m, shape[1] // groups, kernel, kernel), np.float32
-        )
-        self.dy = ops.conv2d(self.x, self.weight, None, *self.options)
-        for needs in np.eye(3, dtype=bool):  # compiles
-            self._backward(tuple(needs))
 
-    def _backward(self, needs):
-        ops.conv2d_backward(self.dy, self.x, self.weight, *self.options, needs)
+class Conv2dBackwardInput(Pass):
+    op, which = "conv2d", "backward_input"
 
-    def time_forward(self, layer):
-        ops.conv2d(self.x, self.weight, None, *self.options)
 
-    def time_backward_input(self, layer):
-        self._backward((True, False, False))
+class Conv2dBackwardWeight(Pass):
+    op, which = "conv2d", "backward_weight"
 
-    def time_backward_weight(self, layer):
-        self._backward((False, True, False))
+
+class Conv2dMaxPool2dForward(Pass):
+    op, which = "conv2d_max_pool2d", "forward"
+
+
+class Conv2dMaxPool2dBackward(Pass):
+    op, which = "conv2d_max_pool2d", "backward"

@@ -1,41 +1,19 @@
-"""Dropout of elements and channels, forward and backward."""
+"""Dropout of elements and of channels."""
 
-import fastlayers as fl
-from benchmarks.layers import IMAGES, images
-from fastlayers import ops
+from benchmarks.suite import Pass
 
 
-class Dropout:
-    params = list(IMAGES)
-    param_names = ["images"]
-    timeout = 120
-
-    def setup(self, name):
-        fl.manual_seed(0)
-        self.x = images(IMAGES[name])
-        self.dy, self.mask = ops.dropout_forward(self.x, 0.5)
-        self.time_backward(name)
-
-    def time_forward(self, name):
-        ops.dropout(self.x, 0.5)
-
-    def time_backward(self, name):
-        ops.dropout_backward(self.dy, self.mask, 0.5)
+class DropoutForward(Pass):
+    op, which = "dropout", "forward"
 
 
-class Dropout2d:
-    params = list(IMAGES)
-    param_names = ["images"]
-    timeout = 120
+class DropoutBackward(Pass):
+    op, which = "dropout", "backward"
 
-    def setup(self, name):
-        fl.manual_seed(0)
-        self.x = images(IMAGES[name])
-        self.dy, self.scale = ops.feature_dropout_forward(self.x, 0.5)
-        self.time_backward(name)
 
-    def time_forward(self, name):
-        ops.dropout2d(self.x, 0.5)
+class FeatureDropoutForward(Pass):
+    op, which = "feature_dropout", "forward"
 
-    def time_backward(self, name):
-        ops.feature_dropout_backward(self.dy, self.scale)
+
+class FeatureDropoutBackward(Pass):
+    op, which = "feature_dropout", "backward"

@@ -1,25 +1,35 @@
-"""Cross entropy, forward and backward."""
+"""Losses."""
 
-import numpy as np
-
-from fastlayers import ops
+from benchmarks.suite import Pass
 
 
-class CrossEntropy:
-    params = ([128, 1024], [10, 1000])
-    param_names = ["samples", "classes"]
-    timeout = 120
+class CrossEntropyForward(Pass):
+    op, which = "cross_entropy", "forward"
 
-    def setup(self, samples, classes):
-        generator = np.random.default_rng(0)
-        self.x = generator.standard_normal((samples, classes), np.float32)
-        self.target = generator.integers(0, classes, samples)
-        self.dy = np.ones((), np.float32)
-        self.time_forward(samples, classes)
-        self.time_backward(samples, classes)
 
-    def time_forward(self, samples, classes):
-        ops.cross_entropy(self.x, self.target)
+class CrossEntropyBackward(Pass):
+    op, which = "cross_entropy", "backward"
 
-    def time_backward(self, samples, classes):
-        ops.cross_entropy_backward(self.dy, self.x, self.target)
+
+class NLLLossForward(Pass):
+    op, which = "nll_loss", "forward"
+
+
+class NLLLossBackward(Pass):
+    op, which = "nll_loss", "backward"
+
+
+class MSELossForward(Pass):
+    op, which = "mse_loss", "forward"
+
+
+class MSELossBackward(Pass):
+    op, which = "mse_loss", "backward"
+
+
+class BinaryCrossEntropyWithLogitsForward(Pass):
+    op, which = "binary_cross_entropy_with_logits", "forward"
+
+
+class BinaryCrossEntropyWithLogitsBackward(Pass):
+    op, which = "binary_cross_entropy_with_logits", "backward"

@@ -1,35 +1,73 @@
-"""Whole training steps: forward, loss, backward and SGD with momentum."""
+"""Whole training steps, and networks in evaluation."""
 
-import numpy as np
+import functools
 
-import fastlayers as fl
-from benchmarks.layers import images
+from benchmarks.compare.cases import CASES
+from benchmarks.suite import Attributes
 
-MODELS = {
-    "cifar-cnn-batch-4": (fl.models.CifarCNN, (4, 3, 32, 32)),
-    "cifar-cnn-batch-128": (fl.models.CifarCNN, (128, 3, 32, 32)),
-    "cifar-cnn-bn-batch-128": (lambda: fl.models.CifarCNN(batch_norm=True), (128, 3, 32, 32)),
-    "mlp-batch-64": (fl.models.MLP, (64, 1, 28, 28)),
-    "vgg-small-batch-32": (fl.models.vgg_small, (32, 3, 32, 32)),
-    "resnet20-batch-32": (fl.models.resnet20, (32, 3, 32, 32)),
-}
+# The comparison's models by name; those of 224x224 pixels take gigabytes at more than its batch.
+MODELS = {case.name: case for case in CASES if case.shape[-1] < 224}
+LARGE = {case.name: case for case in CASES if case.shape[-1] >= 224}
 
 
-class TrainingStep:
-    params = list(MODELS)
-    param_names = ["model"]
-    timeout = 180
+@functools.lru_cache(maxsize=1)
+def _step(name, batch):
+    """A function that makes a step: forward, loss, backward and SGD with momentum."""
+    import fastlayers as fl
+    from benchmarks.compare.contestants import prepare_fastlayers
 
-    def setup(self, name):
-        fl.manual_seed(0)
-        factory, shape = MODELS[name]
-        self.model, self.loss = factory(), fl.nn.CrossEntropyLoss()
-        self.optimizer = fl.optim.SGD(self.model.parameters(), lr=0.001, momentum=0.9)
-        self.x = fl.tensor(np.ascontiguousarray(images(shape)))
-        self.y = fl.tensor(np.arange(shape[0]) % 10)
-        self.time_step(name)
+    case = (MODELS | LARGE)[name]
+    step, _ = prepare_fastlayers(fl.get_num_threads(), case.at(batch or case.batch))
+    return step
 
-    def time_step(self, name):
-        self.optimizer.zero_grad()
-        self.loss(self.model(self.x), self.y).backward()
-        self.optimizer.step()
+
+@functools.lru_cache(maxsize=1)
+def _forward(name, batch):
+    import fastlayers as fl
+
+    case = MODELS[name].at(batch)
+    model = getattr(fl.models, case.factory)(**case.options).eval()
+    x = fl.tensor(case.batches(1)[0][0])
+
+    def forward():
+        with fl.no_grad():
+            return model(x)
+
+    forward()
+    return forward
+
+
+class TrainingStep(Attributes):
+    params = [list(MODELS), [4, 32, 128]]
+    param_names = ("model", "batch")
+    marked = [("CIFAR CNN", 128), ("CIFAR CNN, batch norm", 128)]
+
+    def setup(self, model, batch):
+        self.step = _step(model, batch)
+
+    def time_step(self, model, batch):
+        self.step()
+
+
+class LargeTrainingStep(Attributes):
+    params = [list(LARGE)]
+    param_names = ("model",)
+    repeat = (3, 5, 4.0)
+    rounds = 1
+
+    def setup(self, model):
+        self.step = _step(model, 0)
+
+    def time_step(self, model):
+        self.step()
+
+
+class Evaluation(Attributes):
+    params = [list(MODELS), [1, 128]]
+    param_names = ("model", "batch")
+
+    def setup(self, model, batch):
+        self.forward = _forward(model, batch)
+
+    def time_forward(self, model, batch):
+        self.forward()

@@ -21,8 +21,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from benchmarks.cases import IMAGES, TRAFFIC, images
 from benchmarks.compare.harness import Contestant, alternate
-from benchmarks.layers import images
 from fastlayers.kernels.runs import copy_run
 from fastlayers.runtime import memory
 from fastlayers.runtime.parallel import parallel_for
@@ -36,9 +36,8 @@ GAP = 1e-4
 # Elements of a copy that a thread takes at a time.
 SPAN = 16384
 
-SHAPES = ((128, 6, 28, 28), (128, 16, 32, 32), (32, 64, 56, 56), (64, 128, 16, 16))
+SHAPES = IMAGES
 BATCH_NORM = (None, None, "weight", "bias", True)
-RESNET = {"kernel_size": 3, "stride": 2, "padding": 1}
 
 
 @dataclass(frozen=True)
@@ -56,19 +55,22 @@ class Op:
         return " ".join([self.name, *(f"{k} {v}" for k, v in self.options.items())])
 
 
-# Batch statistics are another pass over the input; the gradient's sums one over input and dy. The
-# gradient of a maximum reads dy and a byte, that of ReLU dy and y.
+def _op(name: str, **options: Any) -> Op:
+    table = "feature_dropout" if name == "dropout2d" else name
+    return Op(name, options, *TRAFFIC[table], random="dropout" in name)
+
+
 OPS = (
-    Op("batch_norm", {}, (8, 4), (16, 4)),
-    Op("max_pool2d", {"kernel_size": 2}, (4, 5), (4, 5)),
-    Op("max_pool2d", RESNET, (4, 5), (4, 5)),
-    Op("avg_pool2d", {"kernel_size": 2}, (4, 4), (4, 4)),
-    Op("adaptive_avg_pool2d", {"output_size": 1}, (4, 4), (4, 4)),
-    Op("relu", {}, (4, 4), (8, 4)),
-    Op("dropout", {"p": 0.5}, (4, 4), (4, 4), random=True),
-    Op("dropout", {"p": 0.1}, (4, 4), (4, 4), random=True),
-    Op("dropout2d", {"p": 0.5}, (4, 4), (4, 4), random=True),
-    Op("add", {}, (8, 4), (0, 0)),
+    _op("batch_norm"),
+    _op("max_pool2d", kernel_size=2),
+    _op("max_pool2d", kernel_size=3, stride=2, padding=1),
+    _op("avg_pool2d", kernel_size=2),
+    _op("adaptive_avg_pool2d", output_size=1),
+    _op("relu"),
+    _op("dropout", p=0.5),
+    _op("dropout", p=0.1),
+    _op("dropout2d", p=0.5),
+    _op("add"),
 )
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import cases
 from benchmarks.compare.harness import Contestant, alternate
 
 __all__ = ["SETS", "TITLES", "Case", "compare", "conv", "linear", "main", "measure"]
@@ -75,7 +76,7 @@ def _channels_last(images: np.ndarray) -> np.ndarray:
 
 
 def conv(
-    input: tuple[int, int, int, int],
+    input: tuple[int, ...],
     channels: int,
     kernel: int = 3,
     stride: int = 1,
@@ -107,50 +108,18 @@ def linear(rows: int, inputs: int, outputs: int) -> Case:
     return Case(f"{rows}x{inputs}-{outputs}", "linear", *shapes)
 
 
+def _row(case: cases.Case, batch: int) -> Case:
+    """The case of the common table at a batch."""
+    if case.op == "linear":
+        return linear(batch, *reversed(case.weight))
+    return conv((batch, *case.input), *case.weight[::3], **case.options)
+
+
 SETS = {
-    "conv3x3": [
-        conv((64, 32, 16, 16), 32),
-        conv((64, 64, 8, 8), 64),
-        conv((32, 64, 32, 32), 64),
-        conv((64, 16, 32, 32), 16),  # ResNet-20
-        conv((128, 128, 8, 8), 128),
-        conv((16, 64, 56, 56), 64),  # ResNet-18, its four sizes
-        conv((16, 128, 28, 28), 128),
-        conv((16, 256, 14, 14), 256),
-        conv((16, 512, 7, 7), 512),
-        conv((4, 128, 56, 56), 256),  # VGG-16, from 56 pixels on
-        conv((4, 256, 56, 56), 256),
-        conv((4, 256, 28, 28), 512),
-        conv((4, 512, 28, 28), 512),
-        conv((4, 512, 14, 14), 512),
-    ],
-    "conv": [
-        conv((32, 64, 28, 28), 256, 1),  # ResNet's bottlenecks and a shortcut
-        conv((32, 256, 28, 28), 64, 1),
-        conv((16, 512, 14, 14), 128, 1),
-        conv((16, 128, 28, 28), 256, 1, stride=2),
-        conv((16, 64, 56, 56), 128, stride=2),  # first layers of ResNet's stages
-        conv((16, 128, 28, 28), 256, stride=2),
-        conv((64, 16, 32, 32), 32, stride=2),
-        conv((4, 3, 224, 224), 64, 7, stride=2),  # first layers of networks
-        conv((2, 3, 224, 224), 64),
-        conv((64, 3, 32, 32), 32),
-        conv((4, 3, 32, 32), 6, 5, padding=0),  # the CIFAR CNN
-        conv((4, 6, 14, 14), 16, 5, padding=0),
-        conv((128, 3, 32, 32), 6, 5, padding=0),
-        conv((128, 6, 14, 14), 16, 5, padding=0),
-        conv((16, 128, 28, 28), 128, groups=32),  # ResNeXt: groups of 4 and of 8 channels
-        conv((16, 256, 14, 14), 256, groups=32),
-        conv((16, 64, 56, 56), 64, groups=64),  # MobileNet: depthwise
-        conv((16, 128, 28, 28), 128, groups=128),
-        conv((16, 64, 56, 56), 64, stride=2, groups=64),
-        conv((16, 64, 28, 28), 64, dilation=2),
-    ],
-    "linear": [
-        linear(rows, inputs, outputs)
-        for inputs, outputs in ((400, 120), (2048, 256), (4096, 4096), (25088, 4096))
-        for rows in (4, 32, 128)
-    ],
+    name: [
+        _row(case, batch) for case in cases.CASES if case.group == name for batch in case.batches
+    ]
+    for name in ("conv3x3", "conv", "linear")
 }
 
 TITLES = {
