@@ -246,7 +246,8 @@ class Watch:
     ) -> Backward:
         """The way back with a clock; count the work of an op that ran."""
         key = account.key
-        assert key is not None
+        if key is None:  # what is not of any layer has no line
+            return backward
         counting, line = self.counting, (key, "backward")
         if counting:
             values = [t.array() for t in inputs if t is not None and t.deferred is None]

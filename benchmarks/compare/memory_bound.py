@@ -18,14 +18,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 
 from benchmarks.cases import IMAGES, TRAFFIC, images
 from benchmarks.compare.harness import Contestant, alternate
-from fastlayers.kernels.runs import copy_run
+from fastlayers.kernels.speed import copy
 from fastlayers.runtime import memory
-from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["OPS", "SHAPES", "Op", "compare", "main", "measure"]
 
@@ -33,8 +31,6 @@ __all__ = ["OPS", "SHAPES", "Op", "compare", "main", "measure"]
 TURN = 0.04
 # Results differ by at most so much of their largest value.
 GAP = 1e-4
-# Elements of a copy that a thread takes at a time.
-SPAN = 16384
 
 SHAPES = IMAGES
 BATCH_NORM = (None, None, "weight", "bias", True)
@@ -175,17 +171,6 @@ def prepare_torch(
     return work, np.ascontiguousarray(_first(work()).detach().numpy())
 
 
-@numba.njit(nogil=True, error_model="numpy")
-def _copy_chunk(chunk, worker, source, out):
-    first = chunk * SPAN
-    copy_run(out, first, source, first, min(SPAN, out.size - first))
-
-
-@numba.njit(nogil=True, error_model="numpy")
-def _copy(source, workers, out):
-    parallel_for(_copy_chunk, (out.size + SPAN - 1) // SPAN, workers, (source, out))
-
-
 def prepare_copy(
     threads: int, shape: tuple[int, ...], op: Op, which: str
 ) -> tuple[Callable[[], Any], int]:
@@ -197,7 +182,7 @@ def prepare_copy(
     of_input, of_output = op.forward if which == "forward" else op.backward
     size = (of_input * math.prod(shape) + of_output * y.size) // 8
     source, out = (memory.zeros(size, np.float32) for _ in range(2))
-    return lambda: _copy(source, threads, out), 4 * size
+    return lambda: copy(source, threads, out), 4 * size
 
 
 @dataclass(frozen=True)
