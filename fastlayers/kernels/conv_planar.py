@@ -132,11 +132,11 @@ def _planar_image(
     """One image, band by band of its output's rows."""
     size, (oh, ow, m), pooled, _ = sizes
     step, plane, image, per_worker, length = cut
-    a_rows, a_runs, b_runs = tables
+    rows, a_runs, b_runs = tables
     pitch, side = frame[3], square_side(y)
     at = worker * per_worker
     band = at + image
-    rows, columns = a_rows, view(b_runs, 0, 0)
+    columns = view(b_runs, 0, 0)
     tile = VECTORS * (VECTOR_BYTES // y.itemsize)
     _load_planes(x, n, planar, size, frame, work, at)
     k = (0, b_runs.size, length[0])

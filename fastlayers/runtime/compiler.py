@@ -1,10 +1,10 @@
 """How kernels are compiled: Numba's compiler with less of what they do not need.
 
-An empty cache costs a user the sum of it all. Against Numba's own ways the first training step of
-a small network takes 7 s instead of 17, and 150 timings of ops stay the same (geometric mean):
+An empty cache costs a user the sum of it all; docs/design.md has what each of these saves in the
+first training step of a small network. 150 timings of ops stay the same in the geometric mean:
 
-- A kernel that another one calls gives it LLVM IR, and nothing else. Of the 73 functions of that
-  step 60 are such: no machine code, wrapper for Python or file in the cache is made of them.
+- A kernel that another one calls gives it LLVM IR, and nothing else. Of the 53 functions of that
+  step 36 are such: no machine code, wrapper for Python or file in the cache is made of them.
 - A kernel allocates nothing and keeps no array, so no references to arrays are counted, and the
   rounds of passes that prune such counts are left out. Nor do threads contend for the counts.
 - LLVM's -O2 without loop unrolling is run once over a kernel and its callees: -O3 makes a copy of
