@@ -29,12 +29,15 @@ def _save(pyplot: Any, figure: Any, path: Path) -> None:
     pyplot.close(figure)
 
 
-def _ratio_bars(axes: Any, names: list[str], ratios: list[float]) -> None:
+def _ratio_bars(
+    axes: Any, names: list[str], ratios: list[float], ends: list[float] | None = None
+) -> None:
+    """Bars with their numbers, which stand right of `ends` where something is drawn up to there."""
     places = range(len(names))
     axes.barh(places, ratios, color=OURS, height=0.7)
     axes.axvline(1, color=LEVEL, linewidth=1)
-    for place, ratio in zip(places, ratios, strict=True):
-        axes.text(ratio, place, f" {ratio:.2f}", va="center", fontsize=8)
+    for place, ratio, end in zip(places, ratios, ends or ratios, strict=True):
+        axes.text(end, place, f"  {ratio:.2f}", va="center", fontsize=8)
     axes.set_yticks(places, names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
 
@@ -56,15 +59,20 @@ def op_chart(rows: Rows, path: Path) -> None:
     for row in rows:
         groups.setdefault(f"{row['group']}, {row['pass']}", []).append(row["ratio"])
     pyplot, figure, axes = _figure(7, 0.8 + 0.25 * len(groups))
-    _ratio_bars(axes, list(groups), [statistics.geometric_mean(r) for r in groups.values()])
+    means = [statistics.geometric_mean(ratios) for ratios in groups.values()]
+    axes.set_xscale("log")  # dropout's are 100 times the others'
+    _ratio_bars(axes, list(groups), means, [max(ratios) for ratios in groups.values()])
     for place, ratios in enumerate(groups.values()):
         axes.plot(ratios, [place] * len(ratios), "|", color="black", markersize=5, alpha=0.5)
+    least = min(min(ratios) for ratios in groups.values())
+    axes.set_xlim(min(0.5, least / 1.2), 2.5 * max(max(ratios) for ratios in groups.values()))
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("PyTorch's time over fastlayers'; strokes are shapes")
     _save(pyplot, figure, path)
 
 
-def roofline(rows: Rows, bandwidth: float | None, path: Path) -> None:
-    """Operations a second over operations a byte, below the measured peak and bandwidth."""
+def roofline(rows: Rows, bandwidths: dict[str, float], path: Path) -> None:
+    """Operations a second over operations a byte, below the measured peak and bandwidths."""
     rows = [r for r in rows if r.get("flops") and r["threads"] == max(s["threads"] for s in rows)]
     peak = statistics.median(row["peak"] for row in rows) / 1e9
     pyplot, figure, axes = _figure(7, 4.5)
@@ -82,13 +90,16 @@ def roofline(rows: Rows, bandwidth: float | None, path: Path) -> None:
     low, high = axes.get_xlim()
     low = max(low, min(row["flops"] / row["bytes"] for row in rows) / 2)
     axes.axhline(peak, color=LEVEL, linewidth=1, label=f"FMA peak, {peak:.0f} GFLOP/s")
-    if bandwidth:
+    for (name, bandwidth), style in zip(bandwidths.items(), ("--", ":"), strict=False):
         edge = [low, peak * 1e9 / bandwidth]
-        label = f"copy from memory, {bandwidth / 1e9:.0f} GB/s"
         line = [intensity * bandwidth / 1e9 for intensity in edge]
-        axes.plot(edge, line, "--", color=LEVEL, linewidth=1, label=label)
+        label = f"{name}, {bandwidth / 1e9:.0f} GB/s"
+        axes.plot(edge, line, style, color=LEVEL, linewidth=1, label=label)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_xlim(low, high * 2)
     axes.set_xlabel("operations of direct arithmetic a byte of input, weight and output")
     axes.set_ylabel("GFLOP/s of direct arithmetic")

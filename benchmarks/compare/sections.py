@@ -122,9 +122,21 @@ def _summary_ops(record: Record) -> str:
 def _draw_ops(record: Record, folder: Path) -> None:
     rows = record["rows"]
     charts.op_chart(rows, folder / "ops.png")
-    # half of the bytes are read and half written, by arrays larger than the caches
-    copies = [row["bytes"] / row["copy_seconds"] for row in rows if "copy_seconds" in row]
-    charts.roofline(rows, statistics.median(copies) if copies else None, folder / "roofline.png")
+    copied = {
+        row["bytes"]: row["bytes"] / row["copy_seconds"] for row in rows if "copy_seconds" in row
+    }
+    charts.roofline(rows, _bandwidths(copied), folder / "roofline.png")
+
+
+def _bandwidths(copied: dict[float, float]) -> dict[str, float]:
+    """Bytes a second of the fastest copy, and of those of at least half of the most bytes."""
+    if not copied:
+        return {}
+    large = [rate for size, rate in copied.items() if 2 * size >= max(copied)]
+    return {
+        "copy within the caches": max(copied.values()),
+        "copy from memory": statistics.median(large),
+    }
 
 
 # Models
