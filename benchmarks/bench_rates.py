@@ -92,7 +92,7 @@ class Moves(Attributes):
         import numpy as np
 
         import fastlayers as fl
-        from benchmarks.compare.memory_bound import _copy as copy
+        from fastlayers.kernels.speed import copy
         from fastlayers.runtime import memory
 
         found, threads = {}, fl.get_num_threads()
