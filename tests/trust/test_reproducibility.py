@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import fastlayers as fl
-from fastlayers import models, nn, ops, optim
+from fastlayers import Tensor, models, nn, ops, optim
 from fastlayers.lazy import set_fusion_enabled
 from fastlayers.nn import functional as F
+from fastlayers.ops.linear import SHORT_DOT
 from fastlayers.runtime.threads import get_num_threads, set_num_threads
 
 Arrays = dict[str, np.ndarray]
@@ -257,3 +258,49 @@ def test_dropout_follows_the_seed(op, shape, p, figures):
     for other in (second, *masks(4)):
         assert (other != first).any()
     figures.count(CHAPTER, "dropout calls x seeds", 2)
+
+
+def of_batch(case: cases.Case, n: int) -> cases.Case | None:
+    """A case of `n` images or rows, of which each has an output of its own; None for others."""
+    shape, o = case.shapes["input"], dict(case.options)
+    if len(shape) < (4 if "2d" in case.op else 2) or not hasattr(F, case.op):
+        return None
+    if case.op in cases.LOSSES and (o.get("reduction") != "none" or case.op == "mse_loss"):
+        return None
+    if case.op == "batch_norm" and (o.get("training") or "running_mean" not in case.shapes):
+        return None
+    if case.op == "dropout" or o.get("dim") == 0:
+        return None
+    if case.op == "linear" and case.shapes["weight"][1] <= SHORT_DOT:
+        return None  # many rows are summed in another order than few
+    if case.op == "conv2d":
+        o["algorithm"] = "direct"
+    batched = {k: (n, *v[1:]) for k, v in case.shapes.items() if k in ("input", "target")}
+    return cases.Case(case.op, {**case.shapes, **batched}, o)
+
+
+BATCHED = {c.id: c for case in TABLE if (c := of_batch(case, 35 if case.size < 50000 else 9))}
+
+
+@pytest.mark.parametrize("case", BATCHED.values(), ids=BATCHED)
+def test_a_slice_of_a_batch_is_as_in_the_batch(case, figures):
+    """Outputs and gradients by the input, alone, in the middle and at the end of a batch."""
+    for dtype in cases.DTYPES:
+        arrays = case.arrays(dtype)
+        n = len(arrays["input"])
+
+        def run(part: slice, dy: np.ndarray | None, arrays: Arrays = arrays) -> Arrays:
+            given = {k: a[part] if k in ("input", "target") else a for k, a in arrays.items()}
+            x = Tensor(given.pop("input"), True)
+            y = getattr(F, case.op)(x, **given, **case.options)
+            y.backward(cases.like(y.data) if dy is None else dy)
+            return {"y": y.data, "dx": x.grad}
+
+        whole = run(slice(None), None)
+        dy = cases.like(whole["y"])
+        parts = [slice(0, 1), slice(1, 4), slice(n // 2, None), slice(n - 1, None), slice(0, 8)]
+        for part, threads in zip(parts, itertools.cycle(THREADS), strict=False):
+            set_num_threads(threads)
+            want = {name: a[part] for name, a in whole.items()}
+            same(bits(run(part, dy[part])), bits(want), f"{part} {dtype.__name__}")
+            figures.count(CHAPTER, "ops x options x slices of a batch")
