@@ -59,6 +59,13 @@ KERNELS = (
     cases.conv((4, 3, 40, 40), (16, 3, 7, 7), stride=2, padding=3),
     cases.conv((4, 64, 14, 14), (64, 8, 3, 3), groups=8, stride=2, padding=1),
     cases.conv((4, 128, 14, 14), (64, 128, 1, 1)),
+    cases.conv((4, 8, 64, 64), (16, 8, 1, 1)),  # sums over many pixels
+    cases.norm((8, 24, 48, 48), training=True),
+    cases.labelled("cross_entropy", (4000, 31), True),
+    cases.labelled("nll_loss", (30000, 5), True),
+    cases.paired("mse_loss", (700, 301)),
+    cases.paired("binary_cross_entropy_with_logits", (700, 301)),
+    cases.Case("linear", {"input": (9000, 12), "weight": (20, 12), "bias": (20,)}),
     *(
         cases.Case("linear", {"input": (n, k), "weight": (m, k), "bias": (m,)})
         for n, k, m in [
