@@ -202,12 +202,12 @@ def _gradients(
         raise ValueError("gradcheck: function must return a floating point tensor, got none")
     rng, found = np.random.default_rng(0), []
     dys: list[np.ndarray | float] = []
-    for y in outputs:
+    for number, y in enumerate(outputs, 1):
         dys.append(rng.standard_normal(y.shape))
         for leaf in leaves.values():
             leaf.grad = None
         if y.requires_grad:
-            y.backward(dys[-1], retain_graph=y is not outputs[-1])
+            y.backward(dys[-1], retain_graph=number < len(outputs))
         for leaf, position in zip(leaves.values(), positions, strict=True):
             gradient = np.zeros(leaf.shape) if leaf.grad is None else leaf.grad
             if gradient.shape != leaf.shape or gradient.dtype != leaf.dtype:

@@ -963,6 +963,7 @@ def base_and_view() -> list[Tensor]:
         (lambda x, a, k, n: x * a * k if n is None else x, [leaf(3), positive(3), 2.5, None]),
         (lambda x, t: F.cross_entropy(x, t), [leaf(4, 3), Tensor(LABELS)]),
         (lambda x, y: (x * y, x.sum(), y.argmax(0), x + 1), [leaf(2, 3), leaf(3)]),
+        (lambda x: [x * 2] * 2, leaf(2, 3)),
         (lambda x: F.max_pool2d(x, 2, return_indices=True), Tensor(distinct(1, 2, 4, 4), True)),
         (lambda x, y: x / y * 2 + F.tanh(y), [leaf(2, 3)] * 2),
         (lambda x, y: x / y, base_and_view()),
