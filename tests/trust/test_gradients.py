@@ -33,6 +33,7 @@ LEAST = 1900
 
 @pytest.fixture(autouse=True)
 def restored():
+    fl.manual_seed(0)
     yield
     set_fusion_enabled(True)
 
