@@ -198,12 +198,18 @@ class Tensor:
         return Tensor(self.data)
 
     def to(self, target: Any) -> Tensor:
-        """This tensor on "cpu", the only device, or converted to a dtype, without history."""
+        """This tensor on "cpu", the only device, or converted to a dtype."""
         if isinstance(target, str) and target == "cpu":
             return self
         if isinstance(target, str) and target.partition(":")[0] in ("cuda", "mps", "xpu"):
             raise ValueError(f"Tensor.to: the only device is 'cpu', got {target!r}")
-        return Tensor(self.data.astype(target, copy=False))
+        x = self.array()
+        out = x.astype(target, copy=False)
+        if out is x:
+            return self
+        if out.dtype.kind != "f":
+            return Tensor(out)
+        return record(out, (self,), lambda dy: (dy.astype(x.dtype),))
 
     def argmax(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
         """Index of the first maximum, over all elements or along an axis."""

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from fastlayers.autograd import Tensor
 
-__all__ = ["gradcheck", "numerical_gradient"]
+__all__ = ["GradcheckError", "gradcheck", "numerical_gradient"]
+
+Arrays = list[np.ndarray]
+
+
+class GradcheckError(AssertionError):
+    """A function's gradient is wrong, or the function gives something else in each call."""
 
 
 def numerical_gradient(
@@ -35,69 +42,197 @@ def numerical_gradient(
     ndarray
         Of the shape of `x`.
     """
-    gradient = np.empty(x.shape)
-    for index in np.ndindex(x.shape):
-        values = []
-        for step in (eps, -eps):
-            moved = x.copy()
-            moved[index] += step
-            values.append(np.sum(np.asarray(function(moved)) * dy))
-        gradient[index] = (values[0] - values[1]) / (2 * eps)
-    return gradient
+
+    def outputs(moved: np.ndarray) -> Arrays:
+        return [np.asarray(function(moved))]
+
+    return _differences(outputs, x, [dy], eps)[0]
 
 
 def gradcheck(
-    function: Callable[..., Tensor],
-    inputs: Sequence[Tensor],
+    function: Callable[..., Tensor | Sequence[Tensor]],
+    inputs: Tensor | Sequence[Any],
     eps: float = 1e-6,
     atol: float = 1e-5,
     rtol: float = 1e-3,
+    *,
+    raise_exception: bool = True,
+    nondet_tol: float = 0.0,
+    fast_mode: bool = False,
 ) -> bool:
     """Compare a function's gradients with central differences.
+
+    Each output that is floating point is differentiated by each input that requires a gradient;
+    an output that requires none must not depend on them.
 
     Parameters
     ----------
     function : callable
-        From tensors to a tensor; the same value for the same inputs.
-    inputs : sequence of Tensor
-        float64; those that require a gradient are checked.
+        From the inputs to a tensor, or a sequence of tensors; the same values for the same inputs.
+    inputs : Tensor or sequence
+        Tensors that require a gradient are checked, and must be float64. All others, of any
+        type, are handed on as they are. The function gets tensors in the place of those checked,
+        with the same memory and strides, so the ones given need not be leaves and keep their
+        `grad`; one that is given twice is one in the function too.
     eps, atol, rtol : float
         Half width of the differences, and the tolerances.
+    raise_exception : bool
+        Otherwise give False where the function fails.
+    nondet_tol : float
+        How much outputs and gradients of two equal calls may differ.
+    fast_mode : bool
+        Compare the derivative along one random direction of each input, which takes two calls
+        instead of two for each element.
 
     Returns
     -------
     bool
-        True.
+        Whether the gradients are right.
 
     Raises
     ------
     TypeError
-        If an input to check is not float64.
-    AssertionError
-        If a gradient differs; it names the input and the largest difference.
+        If an input to check is not float64, or the function returns something else than tensors.
+    ValueError
+        If no input requires a gradient, or no output is floating point.
+    GradcheckError
+        An AssertionError: a gradient differs, which it names with the element that differs most,
+        or two calls do.
 
     References
     ----------
     https://docs.pytorch.org/docs/stable/generated/torch.autograd.gradcheck.gradcheck.html
     """
-    for position, given in enumerate(inputs):
-        if given.requires_grad and given.dtype != np.float64:
-            raise TypeError(f"gradcheck: inputs[{position}] must be float64, got {given.dtype}")
-        given.grad = None
-    output = function(*inputs)
-    dy = np.random.default_rng(0).standard_normal(output.shape)
-    output.backward(dy)
-    for position, given in enumerate(inputs):
-        if not given.requires_grad:
-            continue
-
-        def moved(value: np.ndarray, position: int = position) -> np.ndarray:
-            others = [Tensor(value if i == position else t.data) for i, t in enumerate(inputs)]
-            return function(*others).data
-
-        expected = numerical_gradient(moved, given.data, dy, eps)
-        found = np.zeros(given.shape) if given.grad is None else given.grad
-        np.testing.assert_allclose(
-            found, expected, rtol, atol, err_msg=f"gradcheck: gradient by inputs[{position}]"
-        )
+    given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    positions: dict[int, int] = {}  # of the tensors to check, by identity
+    for position, t in enumerate(given):
+        if isinstance(t, Tensor) and t.requires_grad:
+            if t.dtype != np.float64:
+                raise TypeError(f"gradcheck: inputs[{position}] must be float64, got {t.dtype}")
+            positions.setdefault(id(t), position)
+    if not positions:
+        raise ValueError("gradcheck: inputs must hold a tensor that requires a gradient, got none")
+    try:
+        _check(function, given, list(positions.values()), (eps, atol, rtol, nondet_tol), fast_mode)
+    except GradcheckError:
+        if raise_exception:
+            raise
+        return False
     return True
+
+
+def _check(
+    function: Callable[..., Any],
+    given: tuple[Any, ...],
+    positions: list[int],
+    tolerances: tuple[float, float, float, float],
+    fast: bool,
+) -> None:
+    eps, atol, rtol, nondet = tolerances
+    values, found, dys = _gradients(function, given, positions)
+    others = _gradients(function, given, positions)
+    for what, some, more in (("output", values, others[0]), ("gradient", found, others[1])):
+        if not all(
+            a.shape == b.shape and np.allclose(a, b, rtol=0, atol=nondet, equal_nan=True)
+            for a, b in zip(some, more, strict=True)
+        ):
+            raise GradcheckError(
+                f"gradcheck: function must give the same in each call, got another {what} in the "
+                f"second of two; seed its random numbers in it, and let it change no input"
+            )
+    constants = {id(given[i]): _in_place_of(given[i], given[i].data) for i in positions}
+    for number, position in enumerate(positions):
+        t, direction = given[position], None
+        if fast:
+            direction = np.random.default_rng(position).standard_normal(t.shape)
+            direction /= np.linalg.norm(direction) or 1.0
+
+        def outputs(x: np.ndarray, t: Tensor = t, u: np.ndarray | None = direction) -> Arrays:
+            moved = _in_place_of(t, x if u is None else t.data + x * u)
+            return [y.data for y in _call(function, given, constants | {id(t): moved}) if _real(y)]
+
+        gradients, start = found[number :: len(positions)], t.data
+        if fast:
+            gradients, start = [np.sum(g * direction) for g in gradients], np.zeros(())
+        expected = _differences(outputs, start, dys, eps)
+        for output, (got, want) in enumerate(zip(gradients, expected, strict=True)):
+            wrong = np.abs(got - want)
+            if not np.all(wrong <= atol + rtol * np.abs(want)):
+                at = np.unravel_index(np.argmax(wrong), wrong.shape)
+                raise GradcheckError(
+                    f"gradcheck: gradient of output {output} by inputs[{position}] must be that "
+                    f"of central differences, "
+                    f"{'along a direction' if fast else f'at {tuple(map(int, at))}'} "
+                    f"{want[at]:.8g}, got {got[at]:.8g}"
+                )
+
+
+def _call(
+    function: Callable[..., Any], given: tuple[Any, ...], replaced: Mapping[int, Tensor]
+) -> Sequence[Tensor]:
+    """What the function returns with other tensors in the place of some, by identity."""
+    outputs = function(*(replaced.get(id(t), t) for t in given))
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    if not isinstance(outputs, Sequence) or not all(isinstance(y, Tensor) for y in outputs):
+        raise TypeError(
+            f"gradcheck: function must return a Tensor or a sequence of them, "
+            f"got {type(outputs).__name__}"
+        )
+    return outputs
+
+
+def _real(t: Tensor) -> bool:
+    return t.dtype.kind == "f"
+
+
+def _in_place_of(t: Tensor, values: np.ndarray, requires_grad: bool = False) -> Tensor:
+    """A leaf; ops wait for what follows them where they would with the given one."""
+    leaf = Tensor(values, requires_grad)
+    leaf.is_own = t.is_own
+    return leaf
+
+
+def _gradients(
+    function: Callable[..., Any], given: tuple[Any, ...], positions: list[int]
+) -> tuple[Arrays, Arrays, list[np.ndarray | float]]:
+    """Outputs, for each output in turn its gradients by all inputs, and where they started."""
+    leaves = {id(given[i]): _in_place_of(given[i], given[i].data, True) for i in positions}
+    outputs = [y for y in _call(function, given, leaves) if _real(y)]
+    if not outputs:
+        raise ValueError("gradcheck: function must return a floating point tensor, got none")
+    rng, found = np.random.default_rng(0), []
+    dys: list[np.ndarray | float] = []
+    for number, y in enumerate(outputs, 1):
+        dys.append(rng.standard_normal(y.shape))
+        for leaf in leaves.values():
+            leaf.grad = None
+        if y.requires_grad:
+            y.backward(dys[-1], retain_graph=number < len(outputs))
+        for leaf, position in zip(leaves.values(), positions, strict=True):
+            gradient = np.zeros(leaf.shape) if leaf.grad is None else leaf.grad
+            if gradient.shape != leaf.shape or gradient.dtype != leaf.dtype:
+                raise GradcheckError(
+                    f"gradcheck: gradient by inputs[{position}] must be a float64 array of shape "
+                    f"{leaf.shape}, got {gradient.dtype} of shape {gradient.shape}"
+                )
+            found.append(gradient)
+    return [np.array(y.data) for y in outputs], found, dys
+
+
+def _differences(
+    function: Callable[[np.ndarray], Arrays],
+    x: np.ndarray,
+    dys: Sequence[np.ndarray | float],
+    eps: float,
+) -> Arrays:
+    """For each output and its dy the gradient by x, by central differences."""
+    gradients = [np.empty(x.shape) for _ in dys]
+    for index in np.ndindex(x.shape):
+        sides = []
+        for step in (eps, -eps):
+            moved = x.copy(order="K")
+            moved[index] += step
+            sides.append(function(moved))
+        for gradient, more, less, dy in zip(gradients, *sides, dys, strict=True):
+            gradient[index] = np.sum((more - less) * dy) / (2 * eps)
+    return gradients

@@ -60,25 +60,32 @@ def _tile_rows(chunk, worker, square, x, shape, out_size, divisor, span, y):
     while row < last:
         n, i = row // oh, row % oh
         count, out, at = min(oh - i, last - row), row * ow * depth, (n * height + side * i) * line
-        # Not those rows whose vectors reach over the end of x or of the task's y.
+        # Not those windows whose vectors reach over the end of x or of the task's y: of all rows
+        # but one no window is, of that one the first.
+        whole = ow
         while (
             spill
-            and count > 0
+            and count * whole > 0
             and (
-                out + (count * ow - 1) * depth + spill > end
-                or at + ((count * side - 1) * width + ow * side - 1) * depth + spill > x.size
+                out + ((count - 1) * ow + whole - 1) * depth + spill > end
+                or at + ((count * side - 1) * width + whole * side - 1) * depth + spill > x.size
             )
         ):
-            count -= 1
+            if count > 1:
+                count -= 1
+            else:
+                whole -= 1
+        tiles = (count if whole else 0, whole)
         if depth <= 8:
-            mean_tiles(8, square, y, out, x, at, (count, ow), line, depth, divisor)
+            mean_tiles(8, square, y, out, x, at, tiles, line, depth, divisor)
         else:
-            mean_tiles(16, square, y, out, x, at, (count, ow), line, depth, divisor)
-        if count == 0:
-            count, window = 1, (side, line)
-            for j in range(ow):
-                here, there = out + j * depth, at + j * side * depth
-                mean_window(y, here, x, there, window, side, depth, divisor, False)
+            mean_tiles(16, square, y, out, x, at, tiles, line, depth, divisor)
+        # The others one by one, in the order of additions of tiles: row by row.
+        for j in range(whole, ow):
+            for r in range(side):
+                share = divisor if r == side - 1 else y.dtype.type(1)
+                here, there = out + j * depth, at + r * line + j * side * depth
+                mean_window(y, here, x, there, (1, line), side, depth, share, r > 0)
         row += count
 
 

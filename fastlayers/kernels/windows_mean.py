@@ -52,7 +52,7 @@ def mean_window(
         number, row_step = cgutils.unpack_tuple(builder, values[4])
         columns, depth = values[5:7]
         floats = Vectors(builder, target.type.pointee, LANES)
-        zero = ir.Constant(floats.vector, None)
+        zero = ir.Constant(floats.vector, [-0.0] * LANES)  # which changes no sum, not even of -0
         bits = Vectors(builder, _i1, LANES)
         sums = [cgutils.alloca_once(builder, floats.vector) for _ in range(4)]
         divisor = floats.splat(values[7])
@@ -77,8 +77,9 @@ def mean_window(
                     add(builder.gep(row, [builder.mul(s, depth)]), 0)
             a, b, c_, d = (builder.load(slot) for slot in sums)
             total = builder.fadd(builder.fadd(a, b), builder.fadd(c_, d))
-            held = builder.and_(mask, bits.splat(values[8]))
-            total = builder.fadd(total, floats.load_vector(builder.gep(target, [c]), mask=held))
+            more = bits.splat(values[8])
+            held = floats.load_vector(builder.gep(target, [c]), mask=builder.and_(mask, more))
+            total = builder.select(more, builder.fadd(total, held), total)
             mean = builder.fdiv(total, divisor)
             floats.store_vector(mean, builder.gep(target, [c]), mask=mask)
         return cgctx.get_dummy_value()

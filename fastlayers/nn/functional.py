@@ -50,8 +50,16 @@ def _optional(value: Input | None) -> Tensor | None:
     return None if value is None else _tensor(value)
 
 
-def _array(value: Any) -> Any:
-    return value.array() if isinstance(value, Tensor) else value
+def _constant(op: str, name: str, value: Any) -> Any:
+    """The array of an argument by which no gradient is computed."""
+    if not isinstance(value, Tensor):
+        return value
+    if wants_grad((value,)):
+        raise ValueError(
+            f"{op}: {name} must not require a gradient, which is not computed by it, got a tensor "
+            f"that does; {name}.detach() does not"
+        )
+    return value.array()
 
 
 def conv2d(
@@ -175,8 +183,11 @@ def batch_norm(
 ) -> Tensor:
     """Normalise each channel, updating the running arrays; see `fastlayers.ops.batch_norm`."""
     x, w, b = inputs = _tensor(input), _optional(weight), _optional(bias)
-    running = _array(running_mean), _array(running_var)
-    affine = _array(w), _array(b)
+    running = (
+        _constant("batch_norm", "running_mean", running_mean),
+        _constant("batch_norm", "running_var", running_var),
+    )
+    affine = tuple(None if t is None else t.array() for t in (w, b))
     if x.deferred is not None and not training and running[0] is not None is not running[1]:
         ops.batchnorm.check_channels(x.shape, x.dtype, *running, *affine)
         fixed = ops.batchnorm.running_statistics(*running, eps)
@@ -285,11 +296,11 @@ def _loss(
     input: Input,
     forward: Callable[..., np.ndarray],
     backward: Callable[..., np.ndarray],
-    *arguments: Any,
+    **arguments: Any,
 ) -> Tensor:
     """Record a loss; its gradient reaches the input, not the target or the weights."""
-    x = _tensor(input)
-    data, fixed = x.array(), tuple(_array(a) for a in arguments)
+    x, op = _tensor(input), forward.__name__
+    data, fixed = x.array(), [_constant(op, name, a) for name, a in arguments.items()]
     return record(forward(data, *fixed), (x,), lambda dy: (backward(dy, data, *fixed),))
 
 
@@ -304,7 +315,9 @@ def cross_entropy(
     """Loss of logits against class indices; see `fastlayers.ops.cross_entropy`."""
     x = _tensor(input)
     logits, needs_grad = x.array(), wants_grad((x,))
-    options = (_array(target), _array(weight), ignore_index, reduction, label_smoothing)
+    labels = _constant("cross_entropy", "target", target)
+    weights = _constant("cross_entropy", "weight", weight)
+    options = (labels, weights, ignore_index, reduction, label_smoothing)
     loss, slopes = ops.cross_entropy_forward(logits, *options, needs_grad)
     kept = [] if slopes is None else [slopes]  # until the first backward hands it out
 
@@ -324,8 +337,15 @@ def nll_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """Loss of log-probabilities against class indices; see `fastlayers.ops.nll_loss`."""
-    options = (target, weight, ignore_index, reduction)
-    return _loss(input, ops.nll_loss, ops.nll_loss_backward, *options)
+    return _loss(
+        input,
+        ops.nll_loss,
+        ops.nll_loss_backward,
+        target=target,
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    )
 
 
 def mse_loss(input: Input, target: Input, reduction: str = "mean") -> Tensor:
@@ -352,7 +372,10 @@ def binary_cross_entropy_with_logits(
         input,
         ops.binary_cross_entropy_with_logits,
         ops.binary_cross_entropy_with_logits_backward,
-        *(target, weight, reduction, pos_weight),
+        target=target,
+        weight=weight,
+        reduction=reduction,
+        pos_weight=pos_weight,
     )
 
 

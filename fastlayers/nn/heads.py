@@ -128,11 +128,13 @@ class BatchNorm(_Head):
         if steps and isinstance(steps[0], Add):
             return self._added(steps[0].other, relu)
         norm, needs = self.norm, _needs(self.inputs)
+        y = norm.forward(None, relu)
+        output = norm.form.flat(y) if relu and not norm.of_batch else None
 
         def backward(dy: np.ndarray) -> Any:
-            return norm.backward(norm.form.flat(dy), needs, relu)[:3]
+            return norm.backward(norm.form.flat(dy), needs, relu, output)[:3]
 
-        return norm.forward(None, relu), self.inputs, backward
+        return y, self.inputs, backward
 
     def _added(self, other: Tensor, relu: bool) -> Recording:
         norm, needs, residual = self.norm, _needs(self.inputs), other.requires_grad

@@ -90,6 +90,9 @@ class Normalisation:
             return self._reference_backward(dy, needs, relu, output)
         form, x, home = self.form, self.x, kernels.batchnorm
         dtype = x.dtype
+        if relu and output is None and not self.of_batch:
+            # Not from the input, by which the gradient isn't: infinity * 0 would be added to it.
+            output = form.flat(self.forward(None, True))
         y = masked = flat = nothing = NOTHING[dtype]
         dx = dresidual = None
         mode = home.FROM_INPUT if relu else home.PLAIN

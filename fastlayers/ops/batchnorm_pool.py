@@ -170,7 +170,7 @@ def batch_norm_max_pool2d_backward(
         optional(op, "weight", weight, form, dtype),
     )
     tiles = _tiles(x.shape, window, y.shape[2:])
-    if tiles is None:
+    if tiles is None or not training:  # the kernel's gradient is by the batch's statistics too
         arguments = (grad_output, offsets, x.shape, kernel_size, stride, padding, dilation)
         spread = max_pool2d_backward(*arguments, output=y if relu else None)
         return batch_norm_backward(spread, x, weight, mean, invstd, training, needs)
