@@ -273,7 +273,7 @@ def check(call: Call, given: dict[str, Any], wanted: list[np.ndarray], after: An
     for value in found:
         assert value.dtype.isnative and value.flags.writeable and value.flags.aligned, what
         for name, array in arrays.items():
-            assert not np.may_share_memory(value, np.asarray(array)), f"{what}: {name} is the result's memory"
+            assert not np.may_share_memory(value, np.asarray(array)), f"{what}: {name}"
         value.fill(1)  # what the library keeps is not in its results: later calls are right
 
 
