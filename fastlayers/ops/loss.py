@@ -235,7 +235,8 @@ def cross_entropy(
 
     Logits that hold NaN or infinity, or are all minus infinity, give NaN for their sample. Minus
     infinity is a class that cannot be: infinite loss where it is the target, none elsewhere without
-    smoothing. An ignored sample counts for nothing whatever it holds, and its gradient is 0.
+    smoothing. An ignored sample counts for nothing whatever it holds, and its gradient is 0, where
+    PyTorch's is NaN if its logits are.
 
     Parameters
     ----------
@@ -445,7 +446,7 @@ def binary_cross_entropy_with_logits(
     ``softplus(x) = log(1 + exp(x))``, without overflow.
 
     Of an infinite logit the loss is infinite, or NaN where its target is sure to agree with it, as
-    0 times infinity is; the gradient is finite.
+    0 times infinity is; PyTorch's is NaN for all targets of minus infinity. The gradient is finite.
 
     Parameters
     ----------

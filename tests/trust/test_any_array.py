@@ -262,9 +262,12 @@ def same(found: list[np.ndarray], wanted: list[np.ndarray], what: str) -> None:
         assert bits(value) == bits(want), what
 
 
-def check(call: Call, given: dict[str, Any], wanted: list[np.ndarray], after: Any) -> None:
+def check(
+    call: Call, given: dict[str, Any], wanted: list[np.ndarray], after: Any, form: str
+) -> None:
     """Make the call with some arrays in place of its own; then spoil what it returned."""
-    what = f"{call.op}({', '.join(given)})"
+    options = {n: v for n, v in call.arguments.items() if n not in call.arrays}
+    what = f"{call.op}({', '.join(given)}) as {form}, {options}"
     arrays = {n: a.copy() for n, a in call.arrays.items()} | given
     found = call.run(arrays)
     same(found, wanted, what)
@@ -314,7 +317,7 @@ def test_results_do_not_depend_on_how_an_array_lies_in_memory(dtype, figures):
                 if form in FROZEN and changed & call.updated:
                     refused(call, given, ValueError, "must be writable")
                 else:
-                    check(call, given, wanted, after)
+                    check(call, given, wanted, after, form.__name__)
                 figures.count(CHAPTER, "calls compared with a plain array's")
     figures.most(CHAPTER, "forms of an array", len(FORMS) + 1)
     figures.most(CHAPTER, "public ops", len({call.op for call in calls(dtype)}))
@@ -336,7 +339,7 @@ def test_broadcast_views(dtype, figures):
                 else:
                     repeated = Call(call.op, call.arguments | {name: view.copy()})
                     repeated.result_shares = call.result_shares
-                    check(repeated, {name: view}, *plain(repeated))
+                    check(repeated, {name: view}, *plain(repeated), str(view.strides))
                 figures.count(CHAPTER, "calls compared with a plain array's")
 
 
@@ -376,6 +379,20 @@ def test_other_types_are_refused_by_name(dtype, figures):
             if len(floats) > 1 and array.dtype.kind == "f":  # float32 beside float64
                 other = array.astype("f8" if dtype == "f4" else "f4")
                 refused(call, {name: other}, TypeError, r"^\w+: \w+ must be float")
+
+
+@dtypes
+def test_nan_infinity_and_overflow_give_no_warnings(dtype):
+    """A warning is an error here; kernels give none, and so should what is left to NumPy."""
+    values = np.array([np.nan, np.inf, -np.inf, np.finfo(dtype).max, 1], dtype)
+    for call in calls(dtype):
+        for some in (values, values[1:3], values[3:]):
+            filled = {
+                name: np.resize(some, array.shape)
+                for name, array in call.arrays.items()
+                if array.dtype.kind == "f"
+            }
+            call.run({n: a.copy() for n, a in call.arrays.items()} | filled)
 
 
 DIMENSIONS = {"n": 2, "c": 3, "h": 6, "w": 5, "m": 4, "r": 3, "s": 2}
