@@ -189,7 +189,8 @@ def labels(
 
 def offsets(op: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     """The cells that hold the maxima of windows, as pooling forward gave them."""
-    if not isinstance(value, np.ndarray) or value.dtype.char not in "BI":
+    dtype = getattr(value, "dtype", np.dtype(float))
+    if dtype.kind != "u" or dtype.itemsize not in (1, 4):
         raise TypeError(
             f"{op}: offsets must be uint8 or uint32, as pooling forward gives them, "
             f"got {describe(value)}"

@@ -204,6 +204,18 @@ def listed(dtype: str) -> Iterator[Call]:
     yield call("max_pool2d_forward", x, 3, 2, 1)
     yield call("max_pool2d_backward", y, cells, x.shape, 3, 2, 1)
     yield call("dropout_backward", x, ops.dropout_forward(x)[1], 0.5)
+    wide = random(2, 3, 17, 18)  # windows of so many cells that their numbers are uint32
+    y, cells = ops.max_pool2d_forward(wide, 16, 1)
+    yield call("max_pool2d_backward", y, cells, wide.shape, 16, 1)
+    yield call("max_pool2d_indices", cells, wide.shape, 16, 1)
+    needs = (False, False, True)
+    yield call(
+        "conv2d_backward",
+        random(64, 3, 18, 18),
+        random(64, 2, 18, 18),
+        random(3, 2, 1, 1),
+        needs=needs,
+    )
     # What is documented to give views.
     yield call("batch_norm_backward", x, x, mean, mean, invstd, True, (True,) * 4, shares=True)
     for op, shape in (("dropout", (3, 4)), ("dropout1d", (3, 4, 2)), ("dropout2d", (3, 4, 5))):

@@ -613,11 +613,14 @@ def test_a_chain_of_layers_keeps_nan_in_its_channel():
     with fl.no_grad():
         plain = model(fl.tensor(x)).data.copy()
         for value in VALUES:
-            for buffer in (model[1].running_mean, model[1].running_var):
-                kept = buffer[2]
-                buffer[2] = value
+            mean, var = model[1].running_mean, model[1].running_var
+            for buffers in ((mean,), (var,), (mean, var)):
+                kept = [buffer[2] for buffer in buffers]
+                for buffer in buffers:
+                    buffer[2] = value
                 y = model(fl.tensor(x)).data
-                buffer[2] = kept
+                for buffer, number in zip(buffers, kept, strict=True):
+                    buffer[2] = number
                 assert same_bits(y, plain, (np.arange(4) != 2)[:, None, None])
                 assert np.isnan(y[:, 2]).all() or not np.isnan(value)
 
