@@ -23,7 +23,9 @@ class _Loss(Module):
         self.reduction = reduction
 
     def _register(self, name: str, weight: Weight) -> None:
-        self.register_buffer(name, None if weight is None else np.asarray(weight))
+        if not (weight is None or isinstance(weight, np.ndarray)):
+            weight = np.asarray(weight)
+        self.register_buffer(name, weight)
 
 
 class CrossEntropyLoss(_Loss):

@@ -188,7 +188,7 @@ def normalisation(
     if update:
         for given, updated in ((running_mean, mean), (running_var, var)):
             if updated is not given:
-                given[...] = updated
+                np.asarray(given)[...] = updated
     return Normalisation(x, form, (out[0], out[1]), weight, bias, of_batch)
 
 
@@ -222,8 +222,8 @@ def _running(
             ("running_mean", mean, ready_mean),
             ("running_var", var, ready_var),
         ):
-            if ready is not given and not given.flags.writeable:
-                raise ValueError(f"{op}: {name} must be writable in training")
+            if ready is not given:
+                _check.writable(op, name, given)
     return ready_mean, ready_var
 
 
@@ -241,7 +241,8 @@ def running_statistics(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`batch_norm_statistics` of evaluation, for arrays that were checked."""
     small = running_var.dtype.type(_check.epsilon("batch_norm", "eps", eps))
-    return running_mean.copy(), 1 / np.sqrt(running_var + small)
+    with np.errstate(all="ignore"):
+        return np.array(running_mean), 1 / np.sqrt(np.asarray(running_var) + small)
 
 
 def batch_norm_statistics(
@@ -369,12 +370,16 @@ def batch_norm(
     in training the running arrays are updated in place, ``running = (1 - momentum) * running
     + momentum * batch``, with the unbiased variance. In evaluation they are the running ones.
 
+    NaN or infinity stays in its channel. With the batch's statistics all of the channel is NaN, and
+    so is its gradient; its running statistics are NaN or infinite from then on. In evaluation only
+    the element is NaN or infinite.
+
     Parameters
     ----------
     input : ndarray
         (N, C), (N, C, L) or (N, C, H, W), float32 or float64.
     running_mean, running_var : ndarray, optional
-        (C,), both or none.
+        (C,), both or none; in training any arrays that can be written to.
     weight, bias : ndarray, optional
         (C,); 1 and 0 by default.
     training : bool
@@ -445,7 +450,8 @@ def batch_norm_backward(
     Returns
     -------
     tuple of (ndarray or None)
-        Of the input's shape, (C,), (C,) and, with four needs, the input's shape.
+        Of the input's shape, (C,), (C,) and, with four needs, the input's shape: the residual's
+        gradient, which without an activation may be a view of `grad_output`.
 
     Raises
     ------
@@ -463,4 +469,4 @@ def batch_norm_backward(
     dx, dw, db, masked = found.backward(dy, needs, relu, y)
     if not residual:
         return dx, dw, db
-    return dx, dw, db, (masked if relu else grad_output) if needs[3] else None
+    return dx, dw, db, (masked if relu else found.form.shaped(dy)) if needs[3] else None

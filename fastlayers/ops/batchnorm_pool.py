@@ -131,6 +131,8 @@ def batch_norm_max_pool2d_backward(
 ) -> Grads:
     """Gradients of `batch_norm_max_pool2d` by input, weight and bias, None where not needed.
 
+    What the pooling dropped takes no part in the weight's, also where it is NaN or infinite.
+
     Parameters
     ----------
     grad_output, output, offsets : ndarray
@@ -156,12 +158,14 @@ def batch_norm_max_pool2d_backward(
     x, form = _images(op, input)
     dtype, n = x.dtype, x.shape[0]
     y = _check.array(op, "output", output, (4,))
+    _check.same_dtype(op, "output", y, dtype)
+    if y.shape[:2] != x.shape[:2]:
+        raise ValueError(
+            f"{op}: output must have shape {x.shape[:2]} and pixels, got {_check.describe(y)}"
+        )
     small = form_of(y.shape, y.itemsize)
     dy = elements(op, "grad_output", grad_output, small, y)
-    if not isinstance(offsets, np.ndarray) or offsets.shape != y.shape:
-        raise ValueError(
-            f"{op}: offsets must be an array of shape {y.shape}, got {_check.describe(offsets)}"
-        )
+    offsets = _check.offsets(op, offsets, y.shape)
     relu = _check.is_relu(op, activation)
     window = checked_window(op, kernel_size, stride, padding, dilation)
     vectors = (

@@ -231,7 +231,9 @@ def conv2d_max_pool2d_backward(
 
     Only one pixel of each window has a gradient, so both products are sums over the pooled
     outputs: a quarter of the work for windows of 2x2. Many channels, for which dense arithmetic
-    is as fast, take `max_pool2d_backward` and `conv2d_backward`.
+    is as fast, take `max_pool2d_backward` and `conv2d_backward`. So pixels that the pooling dropped
+    may leave the weight's gradient finite where they are NaN or infinite; a gradient that is NaN
+    reaches all pixels that its pooling window sees.
 
     Parameters
     ----------
@@ -264,7 +266,5 @@ def conv2d_max_pool2d_backward(
     output = _check.array(op, "output", output)
     _check.same_shape(op, "output", output, pooled.out_shape)
     _check.same_dtype(op, "output", output, input.dtype)
-    if not isinstance(offsets, np.ndarray) or offsets.dtype.kind != "u":
-        raise TypeError(f"{op}: offsets must be unsigned, got {_check.describe(offsets)}")
-    _check.same_shape(op, "offsets", offsets, pooled.out_shape)
+    offsets = _check.offsets(op, offsets, pooled.out_shape)
     return pooled.backward(dy, output, offsets, input, weight, needs)

@@ -85,6 +85,8 @@ def dropout_forward(input: np.ndarray, p: float = 0.5) -> tuple[np.ndarray, np.n
 def dropout_backward(grad_output: np.ndarray, mask: np.ndarray, p: float) -> np.ndarray:
     """Gradient of `dropout` by its input: ``grad_output * mask / (1 - p)``.
 
+    It is 0 where the element was dropped, also if `grad_output` is NaN or infinite there.
+
     Parameters
     ----------
     grad_output : ndarray
@@ -99,6 +101,7 @@ def dropout_backward(grad_output: np.ndarray, mask: np.ndarray, p: float) -> np.
     if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8:
         raise TypeError(f"{op}: mask must be a uint8 array, got {_check.describe(mask)}")
     _check.same_shape(op, "mask", mask, (_mask_size(dy.size),))
+    mask = kernel_ready(_check.plain(op, "mask", mask))
     scale = _scale(_check.probability(op, "p", p))
     dx, flat = like(dy)
     if backend.NUMPY:
@@ -123,7 +126,7 @@ def dropout(input: np.ndarray, p: float = 0.5, training: bool = True) -> np.ndar
     p : float
         In [0, 1].
     training : bool
-        Otherwise the input is returned unchanged.
+        Otherwise the input itself is returned.
 
     Returns
     -------
@@ -181,6 +184,8 @@ def feature_dropout_forward(
     input: np.ndarray, p: float = 0.5, channel_axis: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Zero whole channels of each sample, and return the factors of the channels too.
+
+    A dropped channel is 0 also where it was NaN or infinite, and so is its gradient.
 
     Parameters
     ----------
@@ -261,6 +266,8 @@ def dropout1d(input: np.ndarray, p: float = 0.5, training: bool = True) -> np.nd
 def dropout2d(input: np.ndarray, p: float = 0.5, training: bool = True) -> np.ndarray:
     """Zero whole channels of each sample with probability p, scale the rest by ``1 / (1 - p)``.
 
+    A dropped channel is 0 also where it was NaN or infinite.
+
     Parameters
     ----------
     input : ndarray
@@ -268,7 +275,7 @@ def dropout2d(input: np.ndarray, p: float = 0.5, training: bool = True) -> np.nd
     p : float
         In [0, 1].
     training : bool
-        Otherwise the input is returned unchanged.
+        Otherwise the input itself is returned.
 
     Returns
     -------
