@@ -11,6 +11,7 @@ __all__ = [
     "array",
     "describe",
     "epsilon",
+    "float_type",
     "gradient",
     "integer",
     "is_relu",
@@ -67,6 +68,17 @@ def same_dtype(op: str, name: str, value: np.ndarray, dtype: np.dtype) -> None:
 def same_shape(op: str, name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
     if value.shape != shape:
         raise ValueError(f"{op}: {name} must have shape {shape}, got {describe(value)}")
+
+
+def float_type(op: str, name: str, value: Any) -> np.dtype:
+    """The dtype that `value` names, float32 or float64."""
+    try:
+        dtype = None if value is None else np.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype not in _FLOATS:
+        raise TypeError(f"{op}: {name} must be float32 or float64, got {value!r}")
+    return dtype
 
 
 def gradient(op: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

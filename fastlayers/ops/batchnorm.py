@@ -209,7 +209,11 @@ def _running(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The running statistics as kernels take them; copies where they are no plain arrays."""
     if (mean is None) != (var is None):
-        raise ValueError(f"{op}: running_mean and running_var must both be given or both be None")
+        alone = "running_var" if mean is None else "running_mean"
+        raise ValueError(
+            f"{op}: running_mean and running_var must both be given or both be None, "
+            f"got {alone} alone"
+        )
     if mean is None:
         return NOTHING[dtype], NOTHING[dtype]
     ready_mean = vector(op, "running_mean", mean, form, dtype)
@@ -220,7 +224,9 @@ def _running(
             ("running_var", var, ready_var),
         ):
             if ready is not given and not given.flags.writeable:
-                raise ValueError(f"{op}: {name} must be writable in training")
+                raise ValueError(
+                    f"{op}: {name} must be writable in training, got a read-only array"
+                )
     return ready_mean, ready_var
 
 
@@ -455,7 +461,9 @@ def batch_norm_backward(
     relu, residual, y = _check.is_relu(op, activation), len(needs) == 4, None
     if residual and relu:
         if output is None:
-            raise ValueError(f"{op}: output must be given for an activation behind a residual")
+            raise ValueError(
+                f"{op}: output must be given for an activation behind a residual, got None"
+            )
         y = elements(op, "output", output, found.form, found.x)
     dx, dw, db, masked = found.backward(dy, needs, relu, y)
     if not residual:

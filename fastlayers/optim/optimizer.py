@@ -105,7 +105,7 @@ class Optimizer(ABC):
         """
         if not isinstance(param_group, dict) or "params" not in param_group:
             raise TypeError(
-                f"{self._op}: a param group must be a dict with 'params', got {param_group!r}"
+                f"{self._op}: param_group must be a dict with 'params', got {param_group!r}"
             )
         params = param_group["params"]
         params = [params] if checks.is_parameter(params) else self._listed(params)

@@ -139,7 +139,7 @@ def test_bad_parameters():
         with pytest.raises(TypeError, match="SGD: params must hold parameters, got"):
             SGD([p, item])
     for group in (p, {"lr": 1.0}):
-        with pytest.raises(TypeError, match="SGD: a param group must be a dict with 'params'"):
+        with pytest.raises(TypeError, match="SGD: param_group must be a dict with 'params'"):
             SGD([p]).add_param_group(group)
     with pytest.raises(TypeError, match="SGD: params must be float32 or float64, got int64"):
         SGD([Parameter(np.arange(3))])

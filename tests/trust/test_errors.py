@@ -1,0 +1,249 @@
+"""Every error of the library: its type, its message, and that nothing was changed by the call."""
+
+import ast
+import gzip
+import hashlib
+import io
+import re
+import struct
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+
+import fastlayers as fl
+from fastlayers import Tensor, data, models, nn, ops, optim, random, training
+from fastlayers.autograd import record
+from fastlayers.nn import functional as F
+from fastlayers.nn import init
+
+PACKAGE = Path(fl.__file__).parent
+# What users call; `runtime` and the commands have tests of their own.
+CHECKED = ["ops", "autograd.py", "lazy.py", "nn", "optim", "data", "checkpoint.py"]
+CHECKED += ["training.py", "random.py", "models"]
+
+
+class Plain(optim.Optimizer):
+    """An optimiser without momentum."""
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        pass
+
+    def _update(self, *arguments: Any) -> None:
+        raise NotImplementedError
+
+
+class Late(nn.Module):
+    def __init__(self) -> None:
+        self.weight = nn.Parameter([1.0])
+
+
+class Broken:
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        raise LookupError(f"Broken: sample {index}, got none")
+
+
+class World:
+    """What is handed to the bad calls, none of which may change it."""
+
+    def __init__(self, folder: Path) -> None:
+        fl.manual_seed(0)
+        rng = np.random.default_rng(0)
+        self.folder = folder
+        self.x = rng.standard_normal((2, 4, 6, 6), np.float32)
+        self.y = rng.standard_normal((2, 4, 3, 3), np.float32)
+        self.w = rng.standard_normal((4, 4, 3, 3), np.float32)
+        self.m = rng.standard_normal((3, 4), np.float32)
+        self.c = np.ones(4, np.float32)
+        self.offsets = np.zeros((2, 4, 3, 3), np.uint8)
+        self.labels = np.array([0, 1, 3])
+        self.fixed = np.ones(4, np.float32)
+        self.fixed.flags.writeable = False
+        self.t = Tensor(self.m, requires_grad=True)
+        self.spent = (self.t * 2).sum()
+        self.spent.backward()
+        self.net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout())
+        self.norm = nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, 3)
+        self.adam = optim.Adam(self.norm.parameters(), 0.1)
+        self.sgd = optim.SGD(self.net.parameters(), 0.1, momentum=0.9)
+        for p in (*self.net.parameters(), *self.norm.parameters()):
+            p.grad = np.ones_like(p.data)
+        self.sgd.step()
+        self.adam.step()
+        self.step_lr = optim.StepLR(self.sgd, 2)
+        self.outgrown = optim.StepLR(optim.SGD([nn.Parameter([1.0])], 0.1), 2)
+        self.outgrown.optimizer.add_param_group({"params": [nn.Parameter([1.0])]})
+        self.one_cycle = optim.OneCycleLR(optim.SGD([nn.Parameter([1.0])], 0.1), 0.1, 1)
+        self.one_cycle.step()
+        self.readonly, self.listed, self.misshapen = (self.odd(i) for i in range(3))
+        self.loader = data.DataLoader(data.TensorDataset(self.m, self.labels), shuffle=True)
+
+    @staticmethod
+    def odd(kind: int) -> optim.Optimizer:
+        """An optimiser of a read-only parameter, or of one with a gradient that is none."""
+        p = nn.Parameter([1.0, 2.0])
+        grads: Any = [np.ones(2, np.float32), [1.0, 2.0], np.ones(3, np.float32)]
+        p.grad = grads[kind]
+        if kind == 0:
+            p.data = np.broadcast_to(np.float32(1), 2)
+        return optim.SGD([nn.Parameter([3.0]), p], 0.1)
+
+    def path(self, name: str, content: bytes) -> Path:
+        """A file."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    def mnist(self, images: np.ndarray, labels: np.ndarray) -> data.MNIST:
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            self.path(f"mnist/t10k-{name}-ubyte", idx(array))
+        return data.MNIST(self.folder / "mnist", train=False)
+
+    def cifar(self, content: bytes) -> data.CIFAR10:
+        self.path("cifar/cifar-10-batches-bin/test_batch.bin", content)
+        return data.CIFAR10(self.folder / "cifar", train=False)
+
+    def cifar_archive(self) -> data.CIFAR10:
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w:gz"):
+            pass
+        path, md5 = self.path("archive", file.getvalue()), hashlib.md5(file.getvalue()).hexdigest()
+        kind: Any = type("CIFAR10", (data.CIFAR10,), {"_url": path.as_uri(), "_md5": md5})
+        return kind(self.folder / "unpacked", download=True)
+
+    def norm_op(self, x: np.ndarray | None = None, **options: Any) -> Tensor:
+        """Batch normalisation with the layer's running statistics."""
+        norm = self.norm
+        return F.batch_norm(
+            self.x if x is None else x, norm.running_mean, norm.running_var, **options
+        )
+
+    def norm_pool_backward(self, output: np.ndarray, offsets: Any) -> Any:
+        rest = (self.x, None, self.c, self.c, True, (True, True, True), 2)
+        return ops.batch_norm_max_pool2d_backward(output, output, offsets, *rest)
+
+    def fit(self, batches: list[Any], **options: Any) -> training.History:
+        optimizer = optim.SGD(self.linear.parameters())
+        return fl.fit(self.linear, F.cross_entropy, optimizer, batches, progress=False, **options)
+
+    def buffer(self) -> dict[str, np.ndarray]:
+        """The state of the first parameter of the SGD."""
+        return self.sgd.state_dict()["state"][0]
+
+    def fetch(self) -> Path:
+        url = self.path("source", b"content").as_uri()
+        return data.fetch("file", url, "0" * 32, self.folder / "fetched")
+
+
+def idx(array: np.ndarray) -> bytes:
+    shape = struct.pack(f">{array.ndim}I", *array.shape)
+    return bytes([0, 0, 8, array.ndim]) + shape + array.astype(np.uint8).tobytes()
+
+
+def frozen(value: Any) -> Any:
+    """What can be compared with a later state of the same objects."""
+    match value:
+        case np.ndarray():
+            return value.dtype, value.shape, value.tobytes()
+        case Tensor():
+            return frozen(value.data), frozen(value.grad), value.requires_grad
+        case dict():
+            return {key: frozen(item) for key, item in value.items()}
+        case list() | tuple():
+            return [frozen(item) for item in value]
+        case World() | nn.Module() | optim.LRScheduler() | data.DataLoader():
+            return frozen(vars(value))
+        case optim.Optimizer():
+            return frozen(value.state_dict()), frozen(value.param_groups)
+    return value
+
+
+def state(world: World) -> Any:
+    """All that a bad call could have changed, and the numbers that would be drawn next."""
+    with random.preserved():
+        drawn = random.numpy_generator().random(4).tolist(), random.dropout_stream()
+    return drawn, frozen(world)
+
+
+NOWHERE = Path("/nowhere")
+without_safetensors = mock.patch.dict(sys.modules, {"safetensors.numpy": None})
+
+
+def rows() -> list[tuple[str, str, str]]:
+    """The calls of errors.txt, each with its error's type and message, where * is anything."""
+    blocks = Path(__file__).with_name("errors.txt").read_text().split(">>> ")[1:]
+    pattern = re.compile(r"(.+)\n(\w+): (.+)\n")
+    return [pattern.match(block).groups() for block in blocks]  # type: ignore[union-attr]
+
+
+ROWS = rows()
+
+
+def failure(call: str, world: World) -> Exception:
+    """What a call raises."""
+    methods = {name: getattr(world, name) for name in vars(World) if not name.startswith("_")}
+    with pytest.raises(Exception) as raised:
+        eval(call, globals() | methods | vars(world))
+    return raised.value
+
+
+def raise_sites() -> set[tuple[str, int]]:
+    """Files and lines of all that raise an error; a bare raise passes on another's."""
+    paths = [path for name in CHECKED for path in sorted((PACKAGE / name).rglob("*.py"))]
+    paths += [PACKAGE / name for name in CHECKED if name.endswith(".py")]
+    return {
+        (str(path), node.lineno)
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Raise) and node.exc is not None
+    }
+
+
+def lines(error: BaseException | None) -> Iterator[tuple[str, int]]:
+    """Where an error passed through, and where the errors that it came from did."""
+    while error is not None:
+        traceback = error.__traceback__
+        while traceback is not None:
+            yield traceback.tb_frame.f_code.co_filename, traceback.tb_lineno
+            traceback = traceback.tb_next
+        error = error.__cause__ or error.__context__
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("errors"))
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), ROWS, ids=[call for call, _, _ in ROWS])
+def test_message_and_nothing_changed(call: str, kind: str, message: str, world: World) -> None:
+    before = state(world)
+    error = failure(call, world)
+    assert type(error).__name__ == kind
+    assert re.fullmatch(re.escape(message).replace(r"\*", ".*"), str(error), re.DOTALL), str(error)
+    assert state(world) == before
+
+
+def test_messages_name_the_op_and_what_was_given() -> None:
+    for _, kind, message in ROWS:
+        if kind not in ("FileNotFoundError", "ModuleNotFoundError"):
+            assert re.match(r"\*?[A-Za-z][\w.]*: ", message), message
+            assert re.search(r"\bgot\b|damaged npz|neither an npz", message), message
+
+
+def test_every_raise_is_reached(world: World, figures: Any) -> None:
+    sites = raise_sites()
+    reached = {line for call, _, _ in ROWS for line in lines(failure(call, world))}
+    figures.count("errors", "raise statements", len(sites))
+    figures.count("errors", "raise statements reached", len(sites & reached))
+    figures.count("errors", "bad calls, with type and message", len(ROWS))
+    assert sites - reached == set()
