@@ -4,6 +4,7 @@ import ast
 import gzip
 import hashlib
 import io
+import itertools
 import re
 import struct
 import sys
@@ -189,11 +190,18 @@ def rows() -> list[tuple[str, str, str]]:
 ROWS = rows()
 
 
+MODULES = (data, fl, gzip, init, models, nn, np, ops, optim, training)
+NAMES = {module.__name__.rpartition(".")[2]: module for module in MODULES}
+NAMES |= {"fl": fl, "np": np, "F": F, "Tensor": Tensor, "record": record, "NOWHERE": NOWHERE}
+NAMES |= {"Broken": Broken, "Late": Late, "Plain": Plain, "idx": idx}
+NAMES |= {"without_safetensors": without_safetensors}
+
+
 def failure(call: str, world: World) -> Exception:
     """What a call raises."""
     methods = {name: getattr(world, name) for name in vars(World) if not name.startswith("_")}
     with pytest.raises(Exception) as raised:
-        eval(call, globals() | methods | vars(world))
+        eval(call, NAMES | methods | vars(world))
     return raised.value
 
 
@@ -247,3 +255,112 @@ def test_every_raise_is_reached(world: World, figures: Any) -> None:
     figures.count("errors", "raise statements reached", len(sites & reached))
     figures.count("errors", "bad calls, with type and message", len(ROWS))
     assert sites - reached == set()
+
+
+def good_calls(w: World) -> dict[str, dict[str, Any]]:
+    """Arguments with which each op works."""
+    conv = {"input": w.x, "weight": w.w, "stride": 1, "padding": 1, "dilation": 1, "groups": 1}
+    conv |= {"algorithm": "auto"}
+    pool: dict[str, Any] = {"kernel_size": 2, "stride": 2, "padding": 0}
+    spread = pool | {"dilation": 1}
+    means = pool | {"ceil_mode": False, "count_include_pad": True, "divisor_override": 2}
+    window, relu = {"pool": (2, 2, 0, 1, False)}, {"activation": "relu"}
+    needs, shape = {"needs": (True, True, True)}, {"input_shape": w.x.shape}
+    affine = {"weight": w.c, "bias": w.c}
+    norm = {"input": w.x, "mean": w.c, "invstd": w.c} | affine
+    running = {"input": w.x, "running_mean": w.c.copy(), "running_var": w.c.copy()}
+    running |= {"training": True, "momentum": 0.1, "eps": 1e-5}
+    image, pooled = {"grad_output": w.x}, {"grad_output": w.y}
+    kept = pooled | {"output": w.y, "offsets": w.offsets}
+    rows, row = {"input": w.m}, {"grad_output": w.m}
+    scalar = {"grad_output": np.ones((), np.float32)}
+    labelled = rows | {"target": w.labels, "weight": w.c, "ignore_index": 1, "reduction": "mean"}
+    smooth = labelled | {"label_smoothing": 0.1}
+    same = rows | {"target": w.m, "reduction": "sum"}
+    weighted = same | {"weight": w.m, "pos_weight": w.c}
+    output, slope = row | {"output": w.m}, {"negative_slope": 0.1}
+    linear = rows | {"weight": w.m}
+    mask = np.full(16, 255, np.uint8)
+    calls: dict[str, dict[str, Any]] = {
+        "adaptive_avg_pool2d": {"input": w.x, "output_size": 3},
+        "adaptive_avg_pool2d_backward": pooled | shape,
+        "avg_pool2d": {"input": w.x} | means,
+        "avg_pool2d_backward": pooled | shape | means,
+        "batch_norm": running | affine,
+        "batch_norm_apply": norm | {"residual": w.x} | relu,
+        "batch_norm_backward": norm | image | {"training": True, "output": w.x} | needs | relu,
+        "batch_norm_forward": running | affine | {"residual": w.x} | relu,
+        "batch_norm_max_pool2d": norm | spread | {"ceil_mode": False} | relu,
+        "batch_norm_max_pool2d_backward": norm | kept | spread | needs | relu | {"training": True},
+        "batch_norm_statistics": running,
+        "binary_cross_entropy_with_logits": weighted,
+        "binary_cross_entropy_with_logits_backward": scalar | weighted,
+        "conv2d": conv | {"bias": w.c} | relu,
+        "conv2d_backward": conv | image | needs,
+        "conv2d_max_pool2d": conv | {"bias": w.c} | window | relu,
+        "conv2d_max_pool2d_backward": conv | kept | window | relu | needs,
+        "cross_entropy": smooth,
+        "cross_entropy_apply": scalar | {"slopes": w.m, "reuse": False},
+        "cross_entropy_backward": scalar | smooth,
+        "cross_entropy_forward": smooth | {"needs_grad": True},
+        "dropout": rows | {"p": 0.5, "training": True},
+        "dropout1d": rows | {"p": 0.5, "training": True},
+        "dropout2d": {"input": w.x, "p": 0.5, "training": True},
+        "dropout_backward": row | {"mask": mask, "p": 0.5},
+        "dropout_forward": rows | {"p": 0.5},
+        "feature_dropout_backward": row | {"scale": w.m, "channel_axis": 1},
+        "feature_dropout_forward": rows | {"p": 0.5, "channel_axis": 1},
+        "flatten": {"input": w.x, "start_dim": 1, "end_dim": -1},
+        "flatten_backward": image | shape,
+        "linear": linear | {"bias": w.c[:3]} | relu,
+        "linear_backward": linear | {"grad_output": w.m @ w.m.T, "output": w.m @ w.m.T} | needs,
+        "max_pool2d": {"input": w.x} | spread | {"ceil_mode": False, "return_indices": True},
+        "max_pool2d_backward": pooled | {"offsets": w.offsets, "output": w.y} | shape | spread,
+        "max_pool2d_forward": {"input": w.x} | spread | {"ceil_mode": False} | relu,
+        "max_pool2d_indices": {"offsets": w.offsets} | shape | spread,
+        "max_pool2d_shape": shape | spread | {"ceil_mode": False},
+        "mse_loss": same,
+        "mse_loss_backward": scalar | same,
+        "nll_loss": labelled,
+        "nll_loss_backward": scalar | labelled,
+    }
+    calls["batch_norm_max_pool2d_backward"].pop("bias")
+    calls["linear_backward"] |= relu
+    for op in ("gelu", "leaky_relu", "log_softmax", "relu", "sigmoid", "softmax", "tanh"):
+        options = {"gelu": {"approximate": "tanh"}, "leaky_relu": slope}.get(op, {})
+        options = {"dim": 1} if "softmax" in op else options
+        calls[op] = rows | options
+        calls[f"{op}_backward"] = (row | rows if op in ("gelu", "leaky_relu") else output) | options
+    return calls
+
+
+JUNK = [
+    *(None, True, -7, 0, 3, 2**70, 2.5, -1.0, np.nan, 1j, "junk", b"1", object(), int),
+    *([], [1.0], [[1], [2, 3]], (1,), (1, 2, 3), (0, 0), (-1, 2), (2, "2"), {"a": 1}, {1}),
+    *(np.ones(()), np.ones((), int), np.ones(5, np.float32), np.ones((1, 2, 3, 4, 5))),
+    *(np.ones((2, 4, 3, 3)), np.ones((3, 4), np.int8), np.zeros((3, 4), object)),
+    *(np.ones((0, 0, 0, 0), np.float32), np.full(3, 99), np.full((2, 4, 3, 3), 99, np.uint8)),
+]
+
+
+def test_junk_gets_a_named_error_or_a_result(world: World, figures: Any) -> None:
+    calls = good_calls(world)
+    assert calls.keys() == set(ops.__all__)
+    wrong, count = [], 0
+    for op, good in calls.items():
+        getattr(ops, op)(**good)
+        before = state(world)
+        for name, junk in itertools.product(good, JUNK):
+            count += 1
+            try:
+                getattr(ops, op)(**good | {name: junk})
+                before = state(world) if "dropout" in op else before
+            except (TypeError, ValueError) as error:
+                told, _, rest = str(error).partition(": ")
+                named = op.startswith(told) and re.search(rf"\b{name}\b.*\bgot\b", rest, re.DOTALL)
+                if not named or state(world) != before:
+                    wrong.append(f"{op}({name}={junk!r}): {error!r}")
+            except Exception as error:
+                wrong.append(f"{op}({name}={junk!r}): {error!r}")
+    figures.count("errors", "ops called with one bad argument", count)
+    assert not wrong, "\n".join(wrong)
