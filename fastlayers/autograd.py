@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from fastlayers import lazy
 from fastlayers.ops import arithmetic
+from fastlayers.ops._check import plain
 from fastlayers.ops.flatten import flatten, flatten_backward
 from fastlayers.ops.layout import contiguous
 
@@ -105,7 +106,7 @@ class Tensor:
     Raises
     ------
     TypeError
-        If gradients are asked for values that are not floating point.
+        If gradients are asked for values that are not floating point, or the array is masked.
     """
 
     __slots__ = ("__weakref__", "_array", "_node", "deferred", "grad", "is_own", "requires_grad")
@@ -137,6 +138,8 @@ class Tensor:
     def data(self, data: np.ndarray) -> None:
         if lazy.state.waiting:
             lazy.run_waiting()
+        if type(data) is not np.ndarray:
+            data = plain("Tensor", "data", data)
         self._array, self.deferred, self.is_own = data, None, False
 
     def array(self) -> np.ndarray:
@@ -406,9 +409,9 @@ def _as_array(value: Any) -> np.ndarray:
         return value.array()
     if type(value) is np.ndarray:
         return value
-    array = np.asarray(value)
     if isinstance(value, np.ndarray):  # a subclass, such as a memory map
-        return array
+        return plain("Tensor", "data", value)
+    array = np.asarray(value)
     is_python = not isinstance(value, np.generic)
     return array.astype(np.float32) if is_python and array.dtype == np.float64 else array
 

@@ -19,7 +19,7 @@ def ops_results() -> Results:
     """Give the results of all of `ops.__all__`, each under the op's name and a number."""
     results: Results = {}
     for dtype in ("f4", "f8"):
-        for name, arguments, options in _calls(np.dtype(dtype)):
+        for name, arguments, options in calls(np.dtype(dtype)):
             fl.manual_seed(len(results))
             found = getattr(ops, name)(*arguments, **options)
             if name in ("batch_norm_max_pool2d", "conv2d_max_pool2d"):
@@ -31,7 +31,7 @@ def ops_results() -> Results:
     return results
 
 
-def _calls(dtype: np.dtype) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+def calls(dtype: np.dtype) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     generator = np.random.default_rng(5)
 
     def random(*shape: int, last: bool = True) -> np.ndarray:

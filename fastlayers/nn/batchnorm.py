@@ -69,6 +69,8 @@ class _BatchNorm(Module):
                 f"got {shape}"
             )
         tracks = self.training and self.running_mean is not None
+        if tracks and not self.num_batches_tracked.flags.writeable:  # told before others change
+            _check.writable(op, "num_batches_tracked", self.num_batches_tracked)
         momentum = self.momentum
         if momentum is None:  # the plain average over all batches so far
             momentum = 1.0 / (int(self.num_batches_tracked) + 1) if tracks else 0.0

@@ -190,7 +190,8 @@ class Normalise(Step):
     def fold(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weight and bias of the convolution whose output is normalised already."""
         scale, (gamma, beta) = self.invstd, map(_array, self.affine)
-        if gamma is not None:
-            scale = scale * gamma
-        shift = (bias - self.mean) * scale
-        return weight * scale[:, None, None, None], shift if beta is None else shift + beta
+        with np.errstate(all="ignore"):
+            if gamma is not None:
+                scale = scale * gamma
+            shift = (bias - self.mean) * scale
+            return weight * scale[:, None, None, None], shift if beta is None else shift + beta

@@ -23,7 +23,8 @@ class _Loss(Module):
         self.reduction = reduction
 
     def _register(self, name: str, weight: Weight) -> None:
-        self.register_buffer(name, None if weight is None else np.asarray(weight))
+        keep = weight is None or isinstance(weight, np.ndarray)
+        self.register_buffer(name, weight if keep else np.asarray(weight))
 
 
 class CrossEntropyLoss(_Loss):

@@ -91,7 +91,8 @@ class Module:
             object.__setattr__(self, name, value)
             return
         if name in self._buffers and not isinstance(value, (Parameter, Module)):
-            self._keep(self._buffers, name, None if value is None else np.asarray(value))
+            keep = value is None or isinstance(value, np.ndarray)
+            self.register_buffer(name, value if keep else np.asarray(value))
             return
         for table, kind in ((self._parameters, Parameter), (self._modules, Module)):
             if isinstance(value, kind) or (name in table and value is None):
@@ -134,6 +135,8 @@ class Module:
     def register_buffer(self, name: str, array: np.ndarray | None) -> None:
         """Add an array that belongs to the state but is not trained, or a place for one."""
         self._check_kind("register_buffer", "array", array, np.ndarray)
+        if array is not None:
+            array = _check.plain(type(self).__name__, name, array)
         self._keep(self._buffers, name, array)
 
     def add_module(self, name: str, module: Module | None) -> None:

@@ -3,6 +3,17 @@
 Arguments, defaults and shapes are PyTorch's; arrays are float32 or float64. Image arrays come
 back with PyTorch's shape (N, C, H, W) on channels-last memory. An op whose gradient needs more
 than its input or output has an ``*_forward`` that returns that too.
+
+An array may have any order, strides, alignment and byte order, repeat its elements (a broadcast
+view), be read-only, mapped from a file or of a subclass: results have the bits of a plain array's.
+Other dtypes are a TypeError, and so is a masked array, whose mask no op would heed. Arguments are
+never written to, but for running statistics in training, which must be writable, each element in a
+place of its own. Results are plain arrays in native byte order that share no memory with arguments
+or each other, but for views of the input that `flatten` and its gradient, `dropout` in evaluation,
+`cross_entropy_apply` with `reuse` and `batch_norm_backward` for a residual give.
+
+NaN and infinity go through as they do in PyTorch, without warnings; where an op differs, or NaN
+reaches further than one would expect, its docstring says so.
 """
 
 from fastlayers.ops.activation import (

@@ -17,12 +17,15 @@ __all__ = [
     "is_relu",
     "labels",
     "number",
+    "offsets",
     "one_of",
     "pair",
+    "plain",
     "probability",
     "same_dtype",
     "same_shape",
     "vector",
+    "writable",
 ]
 
 IntPair = int | Sequence[int]
@@ -36,19 +39,32 @@ def describe(value: Any) -> str:
     return f"{type(value).__name__} {value!r}"
 
 
-def array(op: str, name: str, value: Any, ndims: Sequence[int] | None = None) -> np.ndarray:
-    """`value` as a plain float32 or float64 array in native byte order."""
+def plain(op: str, name: str, value: Any) -> np.ndarray:
+    """`value` as an array of NumPy's own class, on the same memory."""
+    if type(value) is np.ndarray:
+        return value
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{op}: {name} must be a NumPy array, got {describe(value)}")
+    if isinstance(value, np.ma.MaskedArray):  # nothing here would heed the mask
+        raise TypeError(
+            f"{op}: {name} must have no mask, got a masked {describe(value)}; fill it first"
+        )
+    return np.asarray(value)
+
+
+def array(op: str, name: str, value: Any, ndims: Sequence[int] | None = None) -> np.ndarray:
+    """`value` as a plain float32 or float64 array in native byte order."""
+    if type(value) is not np.ndarray:
+        value = plain(op, name, value)
     if value.dtype not in _FLOATS:
         native = value.dtype.newbyteorder("=")
         if native not in _FLOATS:
             raise TypeError(f"{op}: {name} must be float32 or float64, got {describe(value)}")
-        value = np.asarray(value.astype(native))
+        value = value.astype(native)
     if ndims is not None and value.ndim not in ndims:
         wanted = " or ".join(str(n) for n in ndims)
         raise ValueError(f"{op}: {name} must have {wanted} dimensions, got {describe(value)}")
-    return value if type(value) is np.ndarray else np.asarray(value)
+    return value
 
 
 def vector(op: str, name: str, value: Any, size: int, dtype: np.dtype) -> np.ndarray:
@@ -153,6 +169,16 @@ def epsilon(op: str, name: str, value: Any) -> float:
     return small
 
 
+def writable(op: str, name: str, value: np.ndarray) -> None:
+    """Raise ValueError unless each element has a place of its own that can be written to."""
+    apart = all(stride or size < 2 for size, stride in zip(value.shape, value.strides, strict=True))
+    if not (value.flags.writeable and apart):
+        raise ValueError(
+            f"{op}: {name} must be writable, got a read-only array or one that repeats its "
+            f"elements, {describe(value)}"
+        )
+
+
 def labels(
     op: str, target: Any, shape: tuple[int, ...], classes: int, ignore_index: int
 ) -> np.ndarray:
@@ -161,6 +187,7 @@ def labels(
         raise TypeError(
             f"{op}: target must be an integer array of class indices, got {describe(target)}"
         )
+    target = plain(op, "target", target)
     same_shape(op, "target", target, shape)
     if target.size and (target.min() < 0 or target.max() >= classes):
         # Compared in its own type: a large uint64 would wrap around in int64.
@@ -171,3 +198,15 @@ def labels(
                 f"got {target[wrong].flat[0]}"
             )
     return np.ascontiguousarray(target, np.int64)
+
+
+def offsets(op: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The cells that hold the maxima of windows, as pooling forward gave them."""
+    if not isinstance(value, np.ndarray) or value.dtype.char not in "BI":
+        raise TypeError(
+            f"{op}: offsets must be uint8 or uint32, as pooling forward gives them, "
+            f"got {describe(value)}"
+        )
+    value = plain(op, "offsets", value)
+    same_shape(op, "offsets", value, shape)
+    return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))

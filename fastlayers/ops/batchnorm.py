@@ -185,7 +185,7 @@ def normalisation(
     if update:
         for given, updated in ((running_mean, mean), (running_var, var)):
             if updated is not given:
-                given[...] = updated
+                np.asarray(given)[...] = updated
     return Normalisation(x, form, (out[0], out[1]), weight, bias, of_batch)
 
 
@@ -223,10 +223,8 @@ def _running(
             ("running_mean", mean, ready_mean),
             ("running_var", var, ready_var),
         ):
-            if ready is not given and not given.flags.writeable:
-                raise ValueError(
-                    f"{op}: {name} must be writable in training, got a read-only array"
-                )
+            if ready is not given:
+                _check.writable(op, name, given)
     return ready_mean, ready_var
 
 
@@ -244,7 +242,8 @@ def running_statistics(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`batch_norm_statistics` of evaluation, for arrays that were checked."""
     small = running_var.dtype.type(_check.epsilon("batch_norm", "eps", eps))
-    return running_mean.copy(), 1 / np.sqrt(running_var + small)
+    with np.errstate(all="ignore"):
+        return np.array(running_mean), 1 / np.sqrt(np.asarray(running_var) + small)
 
 
 def batch_norm_statistics(
@@ -448,7 +447,8 @@ def batch_norm_backward(
     Returns
     -------
     tuple of (ndarray or None)
-        Of the input's shape, (C,), (C,) and, with four needs, the input's shape.
+        Of the input's shape, (C,), (C,) and, with four needs, the input's shape: the residual's
+        gradient, which without an activation may be a view of `grad_output`.
 
     Raises
     ------
@@ -468,4 +468,4 @@ def batch_norm_backward(
     dx, dw, db, masked = found.backward(dy, needs, relu, y)
     if not residual:
         return dx, dw, db
-    return dx, dw, db, (masked if relu else grad_output) if needs[3] else None
+    return dx, dw, db, (masked if relu else found.form.shaped(dy)) if needs[3] else None

@@ -156,12 +156,14 @@ def batch_norm_max_pool2d_backward(
     x, form = _images(op, input)
     dtype, n = x.dtype, x.shape[0]
     y = _check.array(op, "output", output, (4,))
+    _check.same_dtype(op, "output", y, dtype)
+    if y.shape[:2] != x.shape[:2]:
+        raise ValueError(
+            f"{op}: output must have shape {x.shape[:2]} and pixels, got {_check.describe(y)}"
+        )
     small = form_of(y.shape, y.itemsize)
     dy = elements(op, "grad_output", grad_output, small, y)
-    if not isinstance(offsets, np.ndarray) or offsets.shape != y.shape:
-        raise ValueError(
-            f"{op}: offsets must be an array of shape {y.shape}, got {_check.describe(offsets)}"
-        )
+    offsets = _check.offsets(op, offsets, y.shape)
     relu = _check.is_relu(op, activation)
     window = checked_window(op, kernel_size, stride, padding, dilation)
     vectors = (

@@ -264,7 +264,5 @@ def conv2d_max_pool2d_backward(
     output = _check.array(op, "output", output)
     _check.same_shape(op, "output", output, pooled.out_shape)
     _check.same_dtype(op, "output", output, input.dtype)
-    if not isinstance(offsets, np.ndarray) or offsets.dtype.kind != "u":
-        raise TypeError(f"{op}: offsets must be unsigned, got {_check.describe(offsets)}")
-    _check.same_shape(op, "offsets", offsets, pooled.out_shape)
+    offsets = _check.offsets(op, offsets, pooled.out_shape)
     return pooled.backward(dy, output, offsets, input, weight, needs)

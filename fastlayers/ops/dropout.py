@@ -99,6 +99,7 @@ def dropout_backward(grad_output: np.ndarray, mask: np.ndarray, p: float) -> np.
     if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8:
         raise TypeError(f"{op}: mask must be a uint8 array, got {_check.describe(mask)}")
     _check.same_shape(op, "mask", mask, (_mask_size(dy.size),))
+    mask = kernel_ready(_check.plain(op, "mask", mask))
     scale = _scale(_check.probability(op, "p", p))
     dx, flat = like(dy)
     if backend.NUMPY:

@@ -37,8 +37,7 @@ def flatten(input: np.ndarray, start_dim: int = 0, end_dim: int = -1) -> np.ndar
     ----------
     https://docs.pytorch.org/docs/stable/generated/torch.flatten.html
     """
-    if not isinstance(input, np.ndarray):
-        raise TypeError(f"flatten: input must be a NumPy array, got {_check.describe(input)}")
+    input = _check.plain("flatten", "input", input)
     ndim = max(input.ndim, 1)
     first = _axis("start_dim", start_dim, ndim, input)
     last = _axis("end_dim", end_dim, ndim, input)

@@ -60,7 +60,7 @@ def contiguous(x: np.ndarray) -> np.ndarray:
     if x.flags.c_contiguous or x.ndim < 3:
         return np.ascontiguousarray(x)
     last = x.transpose(_LAST[x.ndim])
-    if not last.flags.c_contiguous or x.dtype.kind != "f":
+    if not last.flags.c_contiguous or x.dtype.char not in "fd" or not x.dtype.isnative:
         return np.ascontiguousarray(x)
     n, c = x.shape[:2]
     size = x.size // (n * c) if n * c else 0

@@ -260,7 +260,9 @@ def max_pool2d_indices(
     dilation: IntPair = 1,
 ) -> np.ndarray:
     """PyTorch's indices ``h * W + w`` (int64) of the maxima from `max_pool2d_forward`'s offsets."""
-    window = checked_window("max_pool2d_indices", kernel_size, stride, padding, dilation)
+    op = "max_pool2d_indices"
+    window = checked_window(op, kernel_size, stride, padding, dilation)
+    offsets = _check.offsets(op, offsets, getattr(offsets, "shape", ()))
     (sh, sw), (ph, pw), (dh, dw) = window.stride, window.padding, window.dilation
     r, s = np.divmod(offsets.astype(np.int64), window.kernel[1])
     rows = np.arange(offsets.shape[-2])[:, None] * sh - ph + r * dh
@@ -363,14 +365,9 @@ def max_pool2d_backward(
         Of shape `input_shape`.
     """
     op = "max_pool2d_backward"
-    if not isinstance(offsets, np.ndarray) or offsets.dtype.char not in "BI":
-        raise TypeError(
-            f"{op}: offsets must be the second result of max_pool2d_forward, "
-            f"got {_check.describe(offsets)}"
-        )
     ndim = len(input_shape) if isinstance(input_shape, Sequence) else 4
     dy = gradient(op, grad_output, ndim)
-    _check.same_shape(op, "offsets", offsets, grad_output.shape)
+    offsets = _check.offsets(op, offsets, grad_output.shape)
     given, options = tuple(input_shape), (kernel_size, stride, padding, dilation)
     plan = planned(_backward_plan, op, given, offsets.shape, *options)
     cells = to_channels_last(offsets if ndim == 4 else offsets[None])

@@ -55,4 +55,7 @@ def masked_column_sums(x: np.ndarray, y: np.ndarray | None) -> tuple[np.ndarray,
     outputs = flat if y is None else y.reshape(-1)
     layout = int(y is not None), columns, span, chunks, workers
     kernels.reduce.column_sums(flat, outputs, *layout, parts, masked.reshape(-1), out)
-    return masked, out if folds == 1 else out.reshape(folds, -1).sum(axis=0)
+    if folds > 1:
+        with np.errstate(all="ignore"):
+            out = out.reshape(folds, -1).sum(axis=0)
+    return masked, out

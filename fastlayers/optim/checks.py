@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fastlayers.ops._check import plain, writable
+
 __all__ = ["arrays", "flag", "is_number", "is_parameter", "number", "parameter", "whole_number"]
 
 
@@ -54,15 +56,16 @@ def parameter(op: str, item: Any) -> None:
 
 
 def arrays(op: str, p: Any, state: Mapping[str, Any]) -> None:
-    """Raise ValueError unless `p` can be updated by its gradient and the arrays of its state."""
+    """Raise an error unless `p` can be updated by its gradient and the arrays of its state."""
     data = p.data
-    if not data.flags.writeable:
-        raise ValueError(f"{op}: params must be writable, got a read-only array")
-    for name, array in ({"grad": p.grad} | dict(state)).items():
+    for name, array in ({"params": data, "grad": p.grad} | dict(state)).items():
         if name == "step":
             continue
         if not isinstance(array, np.ndarray):
             raise TypeError(f"{op}: {name} must be an array, got {type(array).__name__}")
+        plain(op, name, array)
+        if name != "grad":
+            writable(op, name, array)
         if array.shape != data.shape or array.dtype != data.dtype:
             raise ValueError(
                 f"{op}: {name} must be {data.dtype} of shape {data.shape} as its parameter is, "

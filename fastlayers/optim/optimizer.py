@@ -129,9 +129,10 @@ class Optimizer(ABC):
 
         Raises
         ------
-        ValueError
-            If an option is out of its range, or a gradient differs from its parameter in shape
-            or dtype; no parameter is changed then.
+        TypeError, ValueError
+            If an option is out of its range, a gradient differs from its parameter in shape or
+            dtype, an array is masked, or one that is updated is read-only or repeats its elements;
+            no parameter is changed then.
         """
         result = closure() if closure is not None else None
         due = [(g, [p for p in g["params"] if p.grad is not None]) for g in self.param_groups]
@@ -190,6 +191,7 @@ class Optimizer(ABC):
         for p in params:
             state = self.state[p] if self._arrays(group) else {}
             arrays = [p.data, p.grad, *(state[name] for name in self._arrays(group))]
+            arrays = [np.asarray(array) for array in arrays]  # of no subclass
             flat = [np.array(array, dtype, order="C").reshape(-1) for array in arrays]
             places = [array.__array_interface__["data"][0] for array in flat]
             table = np.array([[*places, p.data.size]], np.int64)

@@ -1,0 +1,55 @@
+"""One NaN or infinity in the input, or in a gradient, against PyTorch."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import DTYPES, compare
+from parity.test_ops import GENERATORS, by_torch
+
+from fastlayers import nn, ops, optim
+
+torch = pytest.importorskip("torch")
+
+VALUES = (np.nan, np.inf, -np.inf)
+
+
+def cases() -> Any:
+    for generator, count in GENERATORS:
+        for seed in range(min(count, 24)):
+            rng = np.random.default_rng(seed)
+            case = generator(lambda *choices, rng=rng: choices[rng.integers(len(choices))])
+            if case.op not in ("dropout", "feature_dropout") and case.size:
+                yield pytest.param(case, rng.integers(1 << 30), id=f"{seed}-{case.id}")
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+@pytest.mark.parametrize(("case", "seed"), cases())
+def test_agrees_with_torch(case, seed, dtype):
+    for k, value in enumerate(VALUES):
+        arrays = case.arrays(dtype)
+        x = arrays["input"]
+        x.flat[(seed + k) % max(x.size, 1)] = value
+        got, want = case.run(ops, arrays), by_torch(case, arrays, None)
+        compare({name: got[name] for name in want}, want)
+
+
+@pytest.mark.parametrize("make", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+def test_a_step_by_such_a_gradient(make, value, dtype):
+    options: Any = {"momentum": 0.9} if make == "SGD" else {"amsgrad": True}
+    data, grad = np.arange(1, 9, dtype=dtype), np.ones(8, dtype)
+    grad[3] = value
+    ours = nn.Parameter(data.copy())
+    theirs = torch.nn.Parameter(torch.tensor(data))
+    ours.grad, theirs.grad = grad, torch.tensor(grad)
+    for module, p in ((optim, ours), (torch.optim, theirs)):
+        optimizer = getattr(module, make)([p], lr=0.1, **options)
+        optimizer.step()
+        if module is optim:
+            state = optimizer.state[p]
+    want = {n: t.numpy() for n, t in optimizer.state[theirs].items() if n != "step"}
+    compare({n: state[n] for n in want}, want)
+    compare({"p": ours.data}, {"p": theirs.detach().numpy()})
