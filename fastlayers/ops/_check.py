@@ -16,6 +16,7 @@ __all__ = [
     "integer",
     "is_relu",
     "labels",
+    "needs",
     "number",
     "offsets",
     "one_of",
@@ -127,6 +128,14 @@ def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
         raise TypeError(f"{op}: {name} must be an integer or a pair, got {describe(value)}")
     return integer(op, name, value[0], least), integer(op, name, value[1], least)
+
+
+def needs(op: str, value: Any, *lengths: int) -> Any:
+    """Which gradients are wanted, for so many arguments."""
+    if not isinstance(value, (tuple, list)) or len(value) not in lengths:
+        wanted = " or ".join(map(str, lengths))
+        raise TypeError(f"{op}: needs must be {wanted} bools, got {describe(value)}")
+    return tuple(map(bool, value))
 
 
 def one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> None:

@@ -458,6 +458,7 @@ def batch_norm_backward(
     op = "batch_norm_backward"
     found = given(op, input, mean, invstd, weight, bias, bool(training))
     dy = elements(op, "grad_output", grad_output, found.form, found.x)
+    needs = _check.needs(op, needs, 3, 4)
     relu, residual, y = _check.is_relu(op, activation), len(needs) == 4, None
     if residual and relu:
         if output is None:
