@@ -48,7 +48,7 @@ def test_dtype(make, value, dtype):
 @pytest.mark.parametrize("value", [1, [1, 2], True, np.zeros(2, np.uint8)])
 @pytest.mark.parametrize("make", [Tensor, fl.tensor])
 def test_integers_have_no_gradient(make, value):
-    with pytest.raises(TypeError, match="requires_grad needs floating point"):
+    with pytest.raises(TypeError, match="floating point for requires_grad"):
         make(value, requires_grad=True)
 
 

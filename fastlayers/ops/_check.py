@@ -25,6 +25,7 @@ __all__ = [
     "probability",
     "same_dtype",
     "same_shape",
+    "shape",
     "vector",
     "writable",
 ]
@@ -95,7 +96,7 @@ def float_type(op: str, name: str, value: Any) -> np.dtype:
         dtype = None
     if dtype not in _FLOATS:
         raise TypeError(f"{op}: {name} must be float32 or float64, got {value!r}")
-    return dtype
+    return np.dtype(dtype)
 
 
 def gradient(op: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -136,6 +137,13 @@ def needs(op: str, value: Any, *lengths: int) -> Any:
         wanted = " or ".join(map(str, lengths))
         raise TypeError(f"{op}: needs must be {wanted} bools, got {describe(value)}")
     return tuple(map(bool, value))
+
+
+def shape(op: str, value: Any) -> tuple[int, ...]:
+    """An input's shape, for the gradient by it."""
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{op}: input_shape must be a tuple of integers, got {describe(value)}")
+    return tuple(integer(op, "input_shape", size, 0) for size in value)
 
 
 def one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> None:

@@ -46,7 +46,8 @@ class LRScheduler:
                 )
         self.optimizer = optimizer
         self.base_lrs: list[float] = [
-            group.get("initial_lr", group["lr"]) for group in optimizer.param_groups
+            group["initial_lr" if "initial_lr" in group else "lr"]
+            for group in optimizer.param_groups
         ]
         self.last_epoch = last_epoch
         self.step()
