@@ -135,6 +135,8 @@ def _approximation(op: str, approximate: Any) -> Any:
 def gelu(input: np.ndarray, approximate: str = "none") -> np.ndarray:
     """Gaussian error linear unit, ``y = x * Phi(x)`` with the normal distribution function.
 
+    Minus infinity gives NaN, and so do the gradients at both infinities.
+
     Parameters
     ----------
     input : ndarray
@@ -180,6 +182,9 @@ def _along(op: str, dim: int, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
 
 def softmax(input: np.ndarray, dim: int) -> np.ndarray:
     """Shares that sum to 1 along an axis: ``y = exp(x) / sum(exp(x))``, without overflow.
+
+    Minus infinity has no share. All is NaN along an axis that holds NaN or infinity, or nothing
+    but minus infinity.
 
     Parameters
     ----------

@@ -198,6 +198,8 @@ def avg_pool2d(
 ) -> np.ndarray:
     """Mean of each window: ``y[i, j] = sum over r, s of input[...] / cells``.
 
+    NaN or infinity reaches the means of the windows that hold it, and no others.
+
     Parameters
     ----------
     input : ndarray
@@ -280,7 +282,8 @@ def adaptive_avg_pool2d(
 ) -> np.ndarray:
     """Means over windows that are chosen so that the output has a given size.
 
-    Row i averages the input's rows ``floor(i * H / OH)`` to ``ceil((i + 1) * H / OH) - 1``.
+    Row i averages the input's rows ``floor(i * H / OH)`` to ``ceil((i + 1) * H / OH) - 1``. NaN or
+    infinity reaches the means of the windows that hold it, and no others.
 
     Parameters
     ----------

@@ -371,12 +371,16 @@ def batch_norm(
     in training the running arrays are updated in place, ``running = (1 - momentum) * running
     + momentum * batch``, with the unbiased variance. In evaluation they are the running ones.
 
+    NaN or infinity stays in its channel. With the batch's statistics all of the channel is NaN, and
+    so is its gradient; its running statistics are NaN or infinite from then on. In evaluation only
+    the element is NaN or infinite.
+
     Parameters
     ----------
     input : ndarray
         (N, C), (N, C, L) or (N, C, H, W), float32 or float64.
     running_mean, running_var : ndarray, optional
-        (C,), both or none.
+        (C,), both or none; in training any arrays that can be written to.
     weight, bias : ndarray, optional
         (C,); 1 and 0 by default.
     training : bool

@@ -242,6 +242,15 @@ def conv2d(
     TypeError, ValueError
         For a wrong rank, dtype, channel count or option, or a kernel larger than the padded input.
 
+    Notes
+    -----
+    NaN or infinity in an image reaches the outputs whose windows see it, and "direct" keeps it
+    there, as PyTorch does. "winograd" spreads it as NaN over the tile, of up to 4 x 4 outputs at
+    the distance of the dilation, and the transform of rows over 4 outputs of a row, of the same
+    image. The gradients alike: by the input over a tile, by the weight over all taps of the channel
+    or, for a gradient that is NaN, of the filter. Where a weight that is NaN or infinite meets the
+    padding, the output may be NaN.
+
     References
     ----------
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.conv2d.html

@@ -231,7 +231,9 @@ def conv2d_max_pool2d_backward(
 
     Only one pixel of each window has a gradient, so both products are sums over the pooled
     outputs: a quarter of the work for windows of 2x2. Many channels, for which dense arithmetic
-    is as fast, take `max_pool2d_backward` and `conv2d_backward`.
+    is as fast, take `max_pool2d_backward` and `conv2d_backward`. So pixels that the pooling dropped
+    may leave the weight's gradient finite where they are NaN or infinite; a gradient that is NaN
+    reaches all pixels that its pooling window sees.
 
     Parameters
     ----------

@@ -85,6 +85,8 @@ def dropout_forward(input: np.ndarray, p: float = 0.5) -> tuple[np.ndarray, np.n
 def dropout_backward(grad_output: np.ndarray, mask: np.ndarray, p: float) -> np.ndarray:
     """Gradient of `dropout` by its input: ``grad_output * mask / (1 - p)``.
 
+    It is 0 where the element was dropped, also if `grad_output` is NaN or infinite there.
+
     Parameters
     ----------
     grad_output : ndarray
@@ -124,7 +126,7 @@ def dropout(input: np.ndarray, p: float = 0.5, training: bool = True) -> np.ndar
     p : float
         In [0, 1].
     training : bool
-        Otherwise the input is returned unchanged.
+        Otherwise the input itself is returned.
 
     Returns
     -------
@@ -183,6 +185,8 @@ def feature_dropout_forward(
     input: np.ndarray, p: float = 0.5, channel_axis: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Zero whole channels of each sample, and return the factors of the channels too.
+
+    A dropped channel is 0 also where it was NaN or infinite, and so is its gradient.
 
     Parameters
     ----------
@@ -263,6 +267,8 @@ def dropout1d(input: np.ndarray, p: float = 0.5, training: bool = True) -> np.nd
 def dropout2d(input: np.ndarray, p: float = 0.5, training: bool = True) -> np.ndarray:
     """Zero whole channels of each sample with probability p, scale the rest by ``1 / (1 - p)``.
 
+    A dropped channel is 0 also where it was NaN or infinite.
+
     Parameters
     ----------
     input : ndarray
@@ -270,7 +276,7 @@ def dropout2d(input: np.ndarray, p: float = 0.5, training: bool = True) -> np.nd
     p : float
         In [0, 1].
     training : bool
-        Otherwise the input is returned unchanged.
+        Otherwise the input itself is returned.
 
     Returns
     -------

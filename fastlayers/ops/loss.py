@@ -239,6 +239,10 @@ def cross_entropy(
     ``loss = (1 - s) * w[t] * -log p[t] + s / C * sum_c w[c] * -log p[c]`` with
     ``p = softmax(input)`` and s the label smoothing; the mean divides by the sum of ``w[t]``.
 
+    Logits that hold NaN or infinity, or are all minus infinity, give NaN for their sample. Minus
+    infinity is a class that cannot be: infinite loss where it is the target, none elsewhere without
+    smoothing. An ignored sample counts for nothing whatever it holds, and its gradient is 0.
+
     Parameters
     ----------
     input : ndarray
@@ -449,6 +453,9 @@ def binary_cross_entropy_with_logits(
 
     ``loss = weight * (pos_weight * t * softplus(-x) + (1 - t) * softplus(x))`` with
     ``softplus(x) = log(1 + exp(x))``, without overflow.
+
+    Of an infinite logit the loss is infinite, or NaN where its target is sure to agree with it, as
+    0 times infinity is; the gradient is finite.
 
     Parameters
     ----------

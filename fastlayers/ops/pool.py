@@ -214,7 +214,8 @@ def max_pool2d(
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """Maximum of each window: ``y[i, j] = max over r, s of input[i * stride + r * dilation, ...]``.
 
-    Padding counts as minus infinity, NaN wins over numbers, and ties go to the first cell.
+    Padding counts as minus infinity, NaN wins over numbers and infinity, and ties go to the first
+    cell, also those of several NaNs, where PyTorch takes the last.
 
     Parameters
     ----------

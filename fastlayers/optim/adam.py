@@ -18,7 +18,8 @@ class Adam(Optimizer):
     With ``d = grad + weight_decay * p``, or ``-grad`` there to `maximize`, step number t does
     ``m = beta1 * m + (1 - beta1) * d``, ``v = beta2 * v + (1 - beta2) * d^2`` and
     ``p -= lr * m_hat / (sqrt(v_hat) + eps)``, where ``m_hat = m / (1 - beta1^t)`` and
-    ``v_hat = v / (1 - beta2^t)``. With `amsgrad`, the largest v so far takes v's place.
+    ``v_hat = v / (1 - beta2^t)``. With `amsgrad`, the largest v so far takes v's place. An element
+    whose gradient is NaN or infinite is NaN from then on; others are as they would be without it.
 
     Raises
     ------

@@ -17,7 +17,8 @@ class SGD(Optimizer):
 
     With ``d = grad + weight_decay * p``, or ``-grad`` there to `maximize`, a step does
     ``b = momentum * b + (1 - dampening) * d`` (at first ``b = d``) and ``p -= lr * b``, or with
-    `nesterov` ``p -= lr * (d + momentum * b)``.
+    `nesterov` ``p -= lr * (d + momentum * b)``. An element whose gradient is NaN is NaN from then
+    on, with its b; other elements are as they would be without it.
 
     Raises
     ------

@@ -25,7 +25,7 @@ def cases() -> Any:
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-@pytest.mark.parametrize(("case", "seed"), cases())
+@pytest.mark.parametrize(("case", "seed"), list(cases()))
 def test_agrees_with_torch(case, seed, dtype):
     for k, value in enumerate(VALUES):
         arrays = case.arrays(dtype)
