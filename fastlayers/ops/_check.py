@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,13 +91,12 @@ def same_shape(op: str, name: str, value: np.ndarray, shape: tuple[int, ...]) ->
 
 def float_type(op: str, name: str, value: Any) -> np.dtype:
     """The dtype that `value` names, float32 or float64."""
-    try:
+    dtype: np.dtype | None = None
+    with contextlib.suppress(TypeError):
         dtype = None if value is None else np.dtype(value)
-    except TypeError:
-        dtype = None
-    if dtype not in _FLOATS:
+    if dtype is None or dtype not in _FLOATS:
         raise TypeError(f"{op}: {name} must be float32 or float64, got {value!r}")
-    return np.dtype(dtype)
+    return dtype
 
 
 def gradient(op: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
