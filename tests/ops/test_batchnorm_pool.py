@@ -138,7 +138,11 @@ def test_errors(error, argument, options):
 
 @pytest.mark.parametrize(
     ("argument", "options"),
-    [("grad_output", {"grad_output": X}), ("offsets", {"offsets": X.astype(np.uint8)}), ("invstd", {"invstd": X})],
+    [
+        ("grad_output", {"grad_output": X}),
+        ("offsets", {"offsets": X.astype(np.uint8)}),
+        ("invstd", {"invstd": X}),
+    ],
 )
 def test_backward_errors(argument, options):
     y, offsets = ops.batch_norm_max_pool2d(X, V, V, V, V, 2)

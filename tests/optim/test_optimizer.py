@@ -188,7 +188,8 @@ def test_import_does_not_load_numba():
     code = "import sys, fastlayers; n = set(sys.modules); import fastlayers.optim; " + (
         "sys.exit('numba' in set(sys.modules) - n)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    command = [sys.executable, "-W", "error", "-c", code]
+    assert subprocess.run(command, check=False).returncode == 0
 
 
 def test_many_parameters_of_any_kind_in_a_group():
