@@ -247,13 +247,13 @@ class Optimizer(ABC):
     def _check_options(self, group: Group) -> None:
         """Raise ValueError for an option that is out of its range."""
 
+    @abstractmethod
     def _parts(self, group: Group, params: list[Parameter]) -> list[tuple[Any, list[Parameter]]]:
         """The parameters, apart by what their updates differ in."""
-        return [(None, params)]
 
+    @abstractmethod
     def _arrays(self, group: Group) -> tuple[str, ...]:
         """Names of the arrays of a parameter's state that an update reads and writes."""
-        return ()
 
     @abstractmethod
     def _update(

@@ -261,6 +261,14 @@ def test_buffers_are_arrays():
     assert not module.state_dict()
 
 
+def test_places_without_values_are_not_listed():
+    module = nn.Module()
+    module.add_module("norm", nn.BatchNorm2d(3, track_running_stats=False))
+    module.add_module("none", None)
+    assert [name for name, _ in module.named_modules()] == ["", "norm"]
+    assert list(module.buffers()) == [] and module.norm.running_mean is None
+
+
 def test_forward_must_be_defined():
     with pytest.raises(NotImplementedError, match="Module: a Module must define forward"):
         nn.Module()(1)
