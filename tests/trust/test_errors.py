@@ -168,10 +168,13 @@ def frozen(value: Any) -> Any:
     return value
 
 
+_taken = itertools.count()
+
+
 def drawn_next() -> Any:
-    """The random numbers that would be drawn next."""
-    with random.preserved():
-        return random.numpy_generator().random(4).tolist(), random.dropout_stream()
+    """What random numbers come next; the stream that this takes itself does not count."""
+    key, stream = random.dropout_stream()
+    return random.numpy_generator().bit_generator.state, key, int(stream) - next(_taken)
 
 
 NOWHERE = Path("/nowhere")
