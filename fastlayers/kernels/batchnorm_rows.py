@@ -119,6 +119,14 @@ class _Rows(Vectors):
         zero = ir.Constant(self.vector, None)
         return self.builder.select(self.builder.fcmp_ordered("<=", test, zero), zero, value)
 
+    def unless_zero(self, factor: Any, value: Any, other: Any) -> Any:
+        """`value`, or `other` for a factor of 0, by which an infinite input would be NaN.
+
+        So it is with running statistics, through which no gradient passes.
+        """
+        zero = ir.Constant(self.vector, None)
+        return self.builder.select(self.builder.fcmp_ordered("==", factor, zero), other, value)
+
     def total(self, terms: list[Any]) -> Any:
         """Sum by pairs."""
         while len(terms) > 1:
@@ -294,9 +302,11 @@ def input_gradient(
                     value = builder.fmul(g, scale)
                 else:
                     delta = builder.fsub(emit.read(source, offset, at, mask=mask), mean)
+                    rest = emit.fma(delta, slope, constant)
                     if where == FROM_INPUT:
                         g = emit.positive(emit.fma(delta, scale, shift), g)
-                    value = emit.fma(g, scale, emit.fma(delta, slope, constant))
+                        rest = emit.unless_zero(slope, rest, constant)
+                    value = emit.fma(g, scale, rest)
                 results.append(value)
             emit.write(results, emit.places(out, at, offsets), mask, values[9])
 

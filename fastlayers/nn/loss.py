@@ -23,8 +23,9 @@ class _Loss(Module):
         self.reduction = reduction
 
     def _register(self, name: str, weight: Weight) -> None:
-        keep = weight is None or isinstance(weight, np.ndarray)
-        self.register_buffer(name, weight if keep else np.asarray(weight))
+        if not (weight is None or isinstance(weight, np.ndarray)):
+            weight = np.asarray(weight)
+        self.register_buffer(name, weight)
 
 
 class CrossEntropyLoss(_Loss):

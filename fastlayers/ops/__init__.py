@@ -5,7 +5,8 @@ back with PyTorch's shape (N, C, H, W) on channels-last memory. An op whose grad
 than its input or output has an ``*_forward`` that returns that too.
 
 An array may have any order, strides, alignment and byte order, repeat its elements (a broadcast
-view), be read-only, mapped from a file or of a subclass: results have the bits of a plain array's.
+view), be read-only, mapped from a file or of a subclass: results have the bits of a plain array's
+(without Numba, where NumPy's sums follow the order in memory, its values within rounding).
 Other dtypes are a TypeError, and so is a masked array, whose mask no op would heed. Arguments are
 never written to, but for running statistics in training, which must be writable, each element in a
 place of its own. Results are plain arrays in native byte order that share no memory with arguments

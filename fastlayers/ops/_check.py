@@ -57,17 +57,16 @@ def plain(op: str, name: str, value: Any) -> np.ndarray:
 
 def array(op: str, name: str, value: Any, ndims: Sequence[int] | None = None) -> np.ndarray:
     """`value` as a plain float32 or float64 array in native byte order."""
-    if type(value) is not np.ndarray:
-        value = plain(op, name, value)
-    if value.dtype not in _FLOATS:
-        native = value.dtype.newbyteorder("=")
+    x: np.ndarray = value if type(value) is np.ndarray else plain(op, name, value)
+    if x.dtype not in _FLOATS:
+        native = x.dtype.newbyteorder("=")
         if native not in _FLOATS:
             raise TypeError(f"{op}: {name} must be float32 or float64, got {describe(value)}")
-        value = value.astype(native)
-    if ndims is not None and value.ndim not in ndims:
+        x = x.astype(native)
+    if ndims is not None and x.ndim not in ndims:
         wanted = " or ".join(str(n) for n in ndims)
         raise ValueError(f"{op}: {name} must have {wanted} dimensions, got {describe(value)}")
-    return value
+    return x
 
 
 def vector(op: str, name: str, value: Any, size: int, dtype: np.dtype) -> np.ndarray:
@@ -224,6 +223,6 @@ def offsets(op: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
             f"{op}: offsets must be uint8 or uint32, as pooling forward gives them, "
             f"got {describe(value)}"
         )
-    value = plain(op, "offsets", value)
-    same_shape(op, "offsets", value, shape)
-    return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
+    cells = plain(op, "offsets", value)
+    same_shape(op, "offsets", cells, shape)
+    return cells if cells.dtype.isnative else cells.astype(cells.dtype.newbyteorder("="))

@@ -131,6 +131,8 @@ def batch_norm_max_pool2d_backward(
 ) -> Grads:
     """Gradients of `batch_norm_max_pool2d` by input, weight and bias, None where not needed.
 
+    What the pooling dropped takes no part in the weight's, also where it is NaN or infinite.
+
     Parameters
     ----------
     grad_output, output, offsets : ndarray

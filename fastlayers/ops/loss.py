@@ -9,13 +9,7 @@ import numpy as np
 
 from fastlayers import kernels
 from fastlayers.ops import _check
-from fastlayers.ops.layout import (
-    from_channels_last,
-    kernel_ready,
-    like,
-    raveled,
-    to_channels_last,
-)
+from fastlayers.ops.layout import kernel_ready, like, raveled
 from fastlayers.runtime import backend, memory, threads
 
 __all__ = [
@@ -241,7 +235,8 @@ def cross_entropy(
 
     Logits that hold NaN or infinity, or are all minus infinity, give NaN for their sample. Minus
     infinity is a class that cannot be: infinite loss where it is the target, none elsewhere without
-    smoothing. An ignored sample counts for nothing whatever it holds, and its gradient is 0.
+    smoothing. An ignored sample counts for nothing whatever it holds, and its gradient is 0, where
+    PyTorch's is NaN if its logits are.
 
     Parameters
     ----------
@@ -359,6 +354,7 @@ def nll_loss_backward(
 def _reduce(losses: np.ndarray, reduction: str) -> np.ndarray:
     if reduction == "none":
         return losses
+    # In one order, whatever that of the arguments is: NumPy's sums follow it.
     total = raveled(losses).sum() / losses.dtype.type(losses.size if reduction == "mean" else 1)
     return np.asarray(total, losses.dtype)
 
@@ -370,18 +366,13 @@ def _elementwise_gradient(op: str, grad_output: Any, x: np.ndarray, reduction: s
     return dy / x.dtype.type(x.size) if reduction == "mean" and x.size else dy
 
 
-def _ordered(x: np.ndarray) -> np.ndarray:
-    """`x` in the order of `like`: NumPy's sums and exponentials have other bits in another."""
-    return from_channels_last(to_channels_last(x)) if x.ndim > 2 else kernel_ready(x)
-
-
 def _same(op: str, input: Any, target: Any, reduction: Any) -> tuple[np.ndarray, np.ndarray]:
     x = _check.array(op, "input", input)
     t = _check.array(op, "target", target)
     _check.same_shape(op, "target", t, x.shape)
     _check.same_dtype(op, "target", t, x.dtype)
     _check.one_of(op, "reduction", reduction, REDUCTIONS)
-    return _ordered(x), _ordered(t)
+    return x, t
 
 
 @_quiet
@@ -455,7 +446,7 @@ def binary_cross_entropy_with_logits(
     ``softplus(x) = log(1 + exp(x))``, without overflow.
 
     Of an infinite logit the loss is infinite, or NaN where its target is sure to agree with it, as
-    0 times infinity is; the gradient is finite.
+    0 times infinity is; PyTorch's is NaN for all targets of minus infinity. The gradient is finite.
 
     Parameters
     ----------

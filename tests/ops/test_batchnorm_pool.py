@@ -137,15 +137,19 @@ def test_errors(error, argument, options):
 
 
 @pytest.mark.parametrize(
-    ("argument", "options"),
+    ("error", "argument", "options"),
     [
-        ("grad_output", {"grad_output": X}),
-        ("offsets", {"offsets": X.astype(np.uint8)}),
-        ("invstd", {"invstd": X}),
+        (ValueError, "grad_output", {"grad_output": X}),
+        (ValueError, "offsets", {"offsets": X.astype(np.uint8)}),
+        (TypeError, "offsets", {"offsets": X[..., :2, :2]}),
+        (ValueError, "invstd", {"invstd": X}),
+        # Of another batch or dtype than the input: kernels would read what is not theirs.
+        (ValueError, "output", {"output": X[:2, :, :2, :2], "grad_output": X[:2, :, :2, :2]}),
+        (TypeError, "output", {"output": X[..., :2, :2].astype(float)}),
     ],
 )
-def test_backward_errors(argument, options):
+def test_backward_errors(error, argument, options):
     y, offsets = ops.batch_norm_max_pool2d(X, V, V, V, V, 2)
     given = {"grad_output": y, "output": y, "offsets": offsets, "input": X, "weight": V}
     given |= {"mean": V, "invstd": V, "training": True, "needs": (True,) * 3, "kernel_size": 2}
-    check_error("batch_norm_max_pool2d_backward", ValueError, argument, **given | options)
+    check_error("batch_norm_max_pool2d_backward", error, argument, **given | options)

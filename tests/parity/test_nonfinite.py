@@ -19,7 +19,7 @@ def cases() -> Any:
         for seed in range(min(count, 24)):
             rng = np.random.default_rng(seed)
             case = generator(lambda *choices, rng=rng: choices[rng.integers(len(choices))])
-            if case.op not in ("dropout", "feature_dropout") and case.size:
+            if case.op not in ("dropout", "feature_dropout") and 0 not in case.shapes["input"]:
                 yield pytest.param(case, rng.integers(1 << 30), id=f"{seed}-{case.id}")
 
 
@@ -30,9 +30,24 @@ def test_agrees_with_torch(case, seed, dtype):
     for k, value in enumerate(VALUES):
         arrays = case.arrays(dtype)
         x = arrays["input"]
-        x.flat[(seed + k) % max(x.size, 1)] = value
+        x.flat[(seed + k) % x.size] = value
         got, want = case.run(ops, arrays), by_torch(case, arrays, None)
-        compare({name: got[name] for name in want}, want)
+        got = {name: got[name] for name in want}
+        # The differences that docstrings tell of, or where PyTorch's own paths differ.
+        if case.op == "gelu" and value == np.inf:  # its vectors give NaN, its scalars infinity
+            continue
+        if case.op == "binary_cross_entropy_with_logits" and value == -np.inf:
+            assert np.isnan(want["y"]).any() and not np.isnan(got["dinput"]).any()
+            continue
+        if case.op == "cross_entropy":  # an ignored sample counts for nothing
+            ignored = np.expand_dims(arrays["target"] == case.options["ignore_index"], x.ndim > 1)
+            want["dinput"] = np.where(ignored, 0, want["dinput"]).astype(dtype)
+        for name in ("running_mean", "running_var"):  # a mean of infinity there, NaN here
+            if name in got:
+                got[name], want[name] = (
+                    np.where(np.isfinite(a[name]), a[name], np.nan) for a in (got, want)
+                )
+        compare(got, want)
 
 
 @pytest.mark.parametrize("make", ["SGD", "Adam", "AdamW"])
