@@ -117,7 +117,7 @@ class Tensor:
         self._array: np.ndarray | None = _as_array(data)
         if requires_grad and self._array.dtype.kind != "f":
             raise TypeError(
-                f"Tensor: requires_grad needs floating point data, got {self._array.dtype}"
+                f"Tensor: data must be floating point for requires_grad, got {self._array.dtype}"
             )
         self.grad: np.ndarray | None = None
         self.requires_grad = requires_grad
@@ -205,7 +205,7 @@ class Tensor:
         if isinstance(target, str) and target == "cpu":
             return self
         if isinstance(target, str) and target.partition(":")[0] in ("cuda", "mps", "xpu"):
-            raise ValueError(f"Tensor.to: the only device is 'cpu', got {target!r}")
+            raise ValueError(f"Tensor.to: target must be 'cpu', the only device, got {target!r}")
         x = self.array()
         out = x.astype(target, copy=False)
         if out is x:
@@ -239,12 +239,12 @@ class Tensor:
             If `gradient` has another shape.
         """
         if not self.requires_grad:
-            raise RuntimeError("backward: the tensor does not require a gradient")
+            raise RuntimeError("backward: the tensor must require a gradient, got one without")
         values = self.data
         if gradient is None:
             if values.size != 1:
                 raise RuntimeError(
-                    f"backward: a tensor of shape {self.shape} needs the argument gradient"
+                    f"backward: gradient must be given for a tensor of shape {self.shape}, got None"
                 )
             seed = np.ones_like(values)
         else:
@@ -481,8 +481,8 @@ def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
         node, gradient = nodes.pop(-heapq.heappop(order))
         if node.backward is None or node.inputs is None:
             raise RuntimeError(
-                "backward: what was recorded has been freed by an earlier backward; "
-                "pass retain_graph=True to the first one to call it twice"
+                "backward: retain_graph must be True in all calls but the last, got a second call "
+                "for what the first has freed"
             )
         targets, parts = node.inputs, node.backward(gradient)
         if len(parts) != len(targets):

@@ -57,7 +57,7 @@ class History:
     def best(self) -> dict[str, Any]:
         """Figures of the best epoch."""
         if not self.best_epoch:
-            raise ValueError("History.best: no epoch has been completed")
+            raise ValueError("History.best: epochs must hold a completed one, got none")
         return self.epochs[self.best_epoch - 1]
 
 

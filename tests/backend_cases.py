@@ -80,6 +80,9 @@ def calls(dtype: np.dtype) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any
     yield "conv2d_max_pool2d_backward", arguments, options
     yield "conv2d_backward", (dy[:0], x[:0], random(5, 5, 1, 1)), {}
 
+    images, weight = random(2, 16, 6, 5), random(16, 16, 3, 3)
+    yield "conv2d", (images, weight), {"padding": 1, "algorithm": "winograd"}
+
     w, b, rows = random(4, 6), random(4), random(3, 2, 6)
     yield "linear", (rows, w, b), {"activation": "relu"}
     yield "linear", (rows, w), {}

@@ -48,7 +48,7 @@ def test_dtype(make, value, dtype):
 @pytest.mark.parametrize("value", [1, [1, 2], True, np.zeros(2, np.uint8)])
 @pytest.mark.parametrize("make", [Tensor, fl.tensor])
 def test_integers_have_no_gradient(make, value):
-    with pytest.raises(TypeError, match="requires_grad needs floating point"):
+    with pytest.raises(TypeError, match="floating point for requires_grad"):
         make(value, requires_grad=True)
 
 
@@ -224,7 +224,7 @@ def test_backward_arguments():
     for gradient in (1.0, np.ones(3), np.ones((3, 2))):
         with pytest.raises(ValueError, match=r"gradient must have shape \(2, 3\)"):
             (x * 2).backward(gradient)
-    with pytest.raises(RuntimeError, match="does not require"):
+    with pytest.raises(RuntimeError, match="must require a gradient"):
         Tensor(1.0).backward()
     assert x.grad is None
     (x * 2).backward(np.arange(6).reshape(2, 3))

@@ -345,7 +345,7 @@ def test_numpy_alone_has_times_without_peaks():
         "assert profile.rows[0].flops == 2 * 3 * 4 * 4 * 4 * 2 * 9"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(fl.__file__).parents[1])}
-    environment |= {"FASTLAYERS_BACKEND": "", "PYTHONWARNINGS": "ignore"}
+    environment |= {"FASTLAYERS_BACKEND": "", "PYTHONWARNINGS": "error,ignore:fastlayers"}
     result = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )

@@ -252,7 +252,7 @@ def test_generators_are_exhausted_after_an_epoch(model):
 
 
 def test_history_without_epochs():
-    with pytest.raises(ValueError, match="no epoch has been completed"):
+    with pytest.raises(ValueError, match="epochs must hold a completed one"):
         _ = History().best
 
 

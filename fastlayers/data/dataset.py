@@ -34,10 +34,12 @@ class Dataset:
     """
 
     def __len__(self) -> int:
-        raise NotImplementedError(f"{type(self).__name__}: a Dataset must define __len__")
+        raise NotImplementedError(f"{type(self).__name__}: a Dataset must define __len__, got none")
 
     def __getitem__(self, index: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__}: a Dataset must define __getitem__")
+        raise NotImplementedError(
+            f"{type(self).__name__}: a Dataset must define __getitem__, got none"
+        )
 
     def batch(self, indices: NDArray[np.int64]) -> Any:
         """Collate the samples at `indices`, int64 of shape (B,), into arrays (B, ...)."""

@@ -78,11 +78,13 @@ def fetch(name: str, urls: str | Sequence[str], md5: str, folder: str | os.PathL
         return target
     addresses = [urls] if isinstance(urls, str) else list(urls)
     failures = []
+    cause: Exception | None = None
     for url in addresses:
         try:
             _download(url, target, md5)
         except (OSError, http.client.HTTPException, ValueError) as error:
             failures.append(f"  {url}: {type(error).__name__}: {error}")
+            cause = error
         else:
             return target
     raise FileNotFoundError(
@@ -93,7 +95,7 @@ def fetch(name: str, urls: str | Sequence[str], md5: str, folder: str | os.PathL
                 f"To get it by hand, download it elsewhere and put it at {target}",
             ]
         )
-    )
+    ) from cause
 
 
 @contextmanager

@@ -36,11 +36,11 @@ class _BatchNorm(Module):
         self.eps, self.momentum = eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         for name in ("weight", "bias"):
-            values = Parameter(init.new((num_features,), dtype)) if affine else None
+            values = Parameter(init.new(op, (num_features,), dtype)) if affine else None
             self.register_parameter(name, values)
         buffers = {"running_mean": (num_features,), "running_var": (num_features,)}
         for name, shape in buffers.items():
-            self.register_buffer(name, init.new(shape, dtype) if track_running_stats else None)
+            self.register_buffer(name, init.new(op, shape, dtype) if track_running_stats else None)
         count = np.zeros((), np.int64) if track_running_stats else None
         self.register_buffer("num_batches_tracked", count)
         self.reset_parameters()

@@ -16,7 +16,9 @@ class _Numbered(Module):
     def _at(self, index: int) -> str:
         count = len(self._modules)
         if not -count <= index < count:
-            raise IndexError(f"{type(self).__name__}: index {index} is out of range of {count}")
+            raise IndexError(
+                f"{type(self).__name__}: index must be in [{-count}, {count}), got {index}"
+            )
         return list(self._modules)[index]
 
     def __setitem__(self, index: int, module: Module) -> None:

@@ -89,8 +89,8 @@ class Conv2d(Module):
         _check.one_of("Conv2d", "algorithm", algorithm, ALGORITHMS)
         self.algorithm = algorithm
         shape = (out_channels, in_channels // groups, *self.kernel_size)
-        self.weight = Parameter(init.new(shape, dtype))
-        self.bias = Parameter(init.new((out_channels,), dtype)) if bias else None
+        self.weight = Parameter(init.new("Conv2d", shape, dtype))
+        self.bias = Parameter(init.new("Conv2d", (out_channels,), dtype)) if bias else None
         if not bias:
             self.register_parameter("bias", None)
         self.reset_parameters()

@@ -9,6 +9,7 @@ makes their arrays. Where one is still held, the chain goes on from its values.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,7 @@ class Step:
     __slots__ = ()
     kind: str
     inputs: Inputs = ()
+    alone: Callable[[Tensor], Recording]  # runs it by itself
 
     def fits(self, chain: Chain) -> bool:
         """Whether it may follow this chain."""
@@ -127,10 +129,6 @@ class Step:
     def shape(self, before: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the output for an input of shape `before`."""
         return before
-
-    def alone(self, x: Tensor) -> Recording:
-        """Run by itself."""
-        raise NotImplementedError
 
 
 class Relu(Step):

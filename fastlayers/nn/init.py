@@ -13,6 +13,7 @@ import numpy as np
 
 from fastlayers import random
 from fastlayers.autograd import Tensor
+from fastlayers.ops import _check
 
 __all__ = [
     "calculate_gain",
@@ -53,11 +54,11 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     return _GAINS[nonlinearity]
 
 
-def fans(tensor: Tensor) -> tuple[int, int]:
+def fans(op: str, tensor: Tensor) -> tuple[int, int]:
     """Inputs and outputs that each output and input of a weight (out, in, ...) is connected to."""
     if tensor.ndim < 2:
         raise ValueError(
-            f"init: tensor must have at least 2 dimensions for a fan, got shape {tensor.shape}"
+            f"{op}: tensor must have at least 2 dimensions for a fan, got shape {tensor.shape}"
         )
     taps = math.prod(tensor.shape[2:])
     return tensor.shape[1] * taps, tensor.shape[0] * taps
@@ -66,7 +67,7 @@ def fans(tensor: Tensor) -> tuple[int, int]:
 def _fan(op: str, tensor: Tensor, mode: str) -> int:
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f"{op}: mode must be fan_in or fan_out, got {mode!r}")
-    return fans(tensor)[mode == "fan_out"]
+    return fans(op, tensor)[mode == "fan_out"]
 
 
 def constant_(tensor: T, val: float) -> T:
@@ -99,13 +100,13 @@ def normal_(tensor: T, mean: float = 0.0, std: float = 1.0) -> T:
 
 def xavier_uniform_(tensor: T, gain: float = 1.0) -> T:
     """Uniform in ``+-gain * sqrt(6 / (fan_in + fan_out))`` (Glorot and Bengio, AISTATS 2010)."""
-    bound = gain * math.sqrt(6.0 / sum(fans(tensor)))
+    bound = gain * math.sqrt(6.0 / sum(fans("xavier_uniform_", tensor)))
     return uniform_(tensor, -bound, bound)
 
 
 def xavier_normal_(tensor: T, gain: float = 1.0) -> T:
     """Normal with deviation ``gain * sqrt(2 / (fan_in + fan_out))`` (Glorot and Bengio, 2010)."""
-    return normal_(tensor, 0.0, gain * math.sqrt(2.0 / sum(fans(tensor))))
+    return normal_(tensor, 0.0, gain * math.sqrt(2.0 / sum(fans("xavier_normal_", tensor))))
 
 
 def kaiming_uniform_(
@@ -129,14 +130,11 @@ def reset_affine(weight: Tensor, bias: Tensor | None) -> None:
     """PyTorch's default for convolution and linear layers."""
     kaiming_uniform_(weight, a=math.sqrt(5))
     if bias is not None:
-        fan_in = fans(weight)[0]
+        fan_in = fans("reset_affine", weight)[0]
         bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
         uniform_(bias, -bound, bound)
 
 
-def new(shape: tuple[int, ...], dtype: type | np.dtype | None) -> np.ndarray:
+def new(op: str, shape: tuple[int, ...], dtype: type | np.dtype | None) -> np.ndarray:
     """Memory for a parameter, float32 unless a dtype is named."""
-    chosen = np.dtype(np.float32 if dtype is None else dtype)
-    if chosen not in (np.float32, np.float64):
-        raise TypeError(f"init: dtype must be float32 or float64, got {chosen}")
-    return np.zeros(shape, chosen)
+    return np.zeros(shape, _check.float_type(op, "dtype", np.float32 if dtype is None else dtype))

@@ -51,8 +51,8 @@ class Linear(Module):
         super().__init__()
         self.in_features = _check.integer("Linear", "in_features", in_features, 1)
         self.out_features = _check.integer("Linear", "out_features", out_features, 1)
-        self.weight = Parameter(init.new((out_features, in_features), dtype))
-        values = Parameter(init.new((out_features,), dtype)) if bias else None
+        self.weight = Parameter(init.new("Linear", (out_features, in_features), dtype))
+        values = Parameter(init.new("Linear", (out_features,), dtype)) if bias else None
         self.register_parameter("bias", values)
         self.reset_parameters()
 

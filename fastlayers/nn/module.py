@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from fastlayers import lazy
 from fastlayers.autograd import Tensor
-from fastlayers.ops._check import plain
+from fastlayers.ops import _check
 
 __all__ = ["IncompatibleKeys", "Module", "Parameter"]
 
@@ -65,7 +65,7 @@ class Module:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the output; defined by each subclass."""
-        raise NotImplementedError(f"{type(self).__name__} does not define forward")
+        raise NotImplementedError(f"{type(self).__name__}: a Module must define forward, got none")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the output; what waits for following ops has run when the outermost call ends."""
@@ -85,7 +85,8 @@ class Module:
         if "_modules" not in self.__dict__:
             if isinstance(value, (Parameter, Module)):
                 raise AttributeError(
-                    f"{type(self).__name__}: call super().__init__() before assigning {name!r}"
+                    f"{type(self).__name__}: super().__init__() must be called before {name!r} is "
+                    f"assigned, got no call"
                 )
             object.__setattr__(self, name, value)
             return
@@ -111,7 +112,10 @@ class Module:
     def _keep(self, table: dict[str, Any], name: str, value: Any) -> None:
         """List a value in its table, and as a plain attribute: by `__getattr__` it took 0.6 us."""
         if name == "training" or hasattr(Module, name):
-            raise AttributeError(f"{type(self).__name__}: {name!r} is an attribute of every module")
+            raise AttributeError(
+                f"{type(self).__name__}: name must not be that of every module's attribute, "
+                f"got {name!r}"
+            )
         if name not in table:
             self._forget(name)
         table[name] = self.__dict__[name] = value
@@ -132,7 +136,7 @@ class Module:
         """Add an array that belongs to the state but is not trained, or a place for one."""
         self._check_kind("register_buffer", "array", array, np.ndarray)
         if array is not None:
-            array = plain(type(self).__name__, name, array)
+            array = _check.plain(type(self).__name__, name, array)
         self._keep(self._buffers, name, array)
 
     def add_module(self, name: str, module: Module | None) -> None:
@@ -230,12 +234,10 @@ class Module:
     def to(self, target: DTypeLike) -> Self:
         """Move to "cpu", the only device, or convert floating point values to a dtype."""
         if isinstance(target, str) and target.partition(":")[0] in ("cuda", "mps", "xpu"):
-            raise ValueError(f"Module.to: the only device is 'cpu', got {target!r}")
+            raise ValueError(f"Module.to: target must be 'cpu', the only device, got {target!r}")
         if target == "cpu":
             return self
-        dtype = np.dtype(target)
-        if dtype not in (np.float32, np.float64):
-            raise TypeError(f"Module.to: the dtype must be float32 or float64, got {dtype}")
+        dtype = _check.float_type("Module.to", "target", target)
         for module in self.modules():
             for parameter in module._parameters.values():
                 if parameter is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,12 @@ __all__ = [
     "array",
     "describe",
     "epsilon",
+    "float_type",
     "gradient",
     "integer",
     "is_relu",
     "labels",
+    "needs",
     "number",
     "offsets",
     "one_of",
@@ -23,6 +26,7 @@ __all__ = [
     "probability",
     "same_dtype",
     "same_shape",
+    "shape",
     "vector",
     "writable",
 ]
@@ -84,6 +88,16 @@ def same_shape(op: str, name: str, value: np.ndarray, shape: tuple[int, ...]) ->
         raise ValueError(f"{op}: {name} must have shape {shape}, got {describe(value)}")
 
 
+def float_type(op: str, name: str, value: Any) -> np.dtype:
+    """The dtype that `value` names, float32 or float64."""
+    dtype: np.dtype | None = None
+    with contextlib.suppress(TypeError):
+        dtype = None if value is None else np.dtype(value)
+    if dtype is None or dtype not in _FLOATS:
+        raise TypeError(f"{op}: {name} must be float32 or float64, got {value!r}")
+    return dtype
+
+
 def gradient(op: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """The output's gradient, checked against the output's shape and dtype."""
     dy = array(op, "grad_output", value)
@@ -114,6 +128,21 @@ def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
         raise TypeError(f"{op}: {name} must be an integer or a pair, got {describe(value)}")
     return integer(op, name, value[0], least), integer(op, name, value[1], least)
+
+
+def needs(op: str, value: Any, *lengths: int) -> Any:
+    """Which gradients are wanted, for so many arguments."""
+    if not isinstance(value, (tuple, list)) or len(value) not in lengths:
+        wanted = " or ".join(map(str, lengths))
+        raise TypeError(f"{op}: needs must be {wanted} bools, got {describe(value)}")
+    return tuple(map(bool, value))
+
+
+def shape(op: str, value: Any) -> tuple[int, ...]:
+    """An input's shape, for the gradient by it."""
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{op}: input_shape must be a tuple of integers, got {describe(value)}")
+    return tuple(integer(op, "input_shape", size, 0) for size in value)
 
 
 def one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> None:

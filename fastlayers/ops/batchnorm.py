@@ -212,7 +212,11 @@ def _running(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The running statistics as kernels take them; copies where they are no plain arrays."""
     if (mean is None) != (var is None):
-        raise ValueError(f"{op}: running_mean and running_var must both be given or both be None")
+        alone = "running_var" if mean is None else "running_mean"
+        raise ValueError(
+            f"{op}: running_mean and running_var must both be given or both be None, "
+            f"got {alone} alone"
+        )
     if mean is None:
         return NOTHING[dtype], NOTHING[dtype]
     ready_mean = vector(op, "running_mean", mean, form, dtype)
@@ -461,10 +465,13 @@ def batch_norm_backward(
     op = "batch_norm_backward"
     found = given(op, input, mean, invstd, weight, bias, bool(training))
     dy = elements(op, "grad_output", grad_output, found.form, found.x)
+    needs = _check.needs(op, needs, 3, 4)
     relu, residual, y = _check.is_relu(op, activation), len(needs) == 4, None
     if residual and relu:
         if output is None:
-            raise ValueError(f"{op}: output must be given for an activation behind a residual")
+            raise ValueError(
+                f"{op}: output must be given for an activation behind a residual, got None"
+            )
         y = elements(op, "output", output, found.form, found.x)
     dx, dw, db, masked = found.backward(dy, needs, relu, y)
     if not residual:

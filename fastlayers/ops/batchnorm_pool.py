@@ -166,7 +166,7 @@ def batch_norm_max_pool2d_backward(
     small = form_of(y.shape, y.itemsize)
     dy = elements(op, "grad_output", grad_output, small, y)
     offsets = _check.offsets(op, offsets, y.shape)
-    relu = _check.is_relu(op, activation)
+    relu, needs = _check.is_relu(op, activation), _check.needs(op, needs, 3)
     window = checked_window(op, kernel_size, stride, padding, dilation)
     vectors = (
         vector(op, "mean", mean, form, dtype),
@@ -192,7 +192,7 @@ def batch_norm_max_pool2d_backward(
         n,
         *vectors,
         int(relu),
-        training,
+        bool(training),
         int(form.stream_back and tiles[2] * x.itemsize % memory.ALIGNMENT == 0),
         threads.workers_for(form.size),
         memory.empty((5 + 2 * max(chunks, 1)) * tiles[2], dtype),

@@ -301,7 +301,7 @@ def conv2d_backward(
     options = (stride, padding, dilation, groups, algorithm)
     input, weight, convolution = prepare(op, input, weight, *options)
     dy = _check.gradient(op, grad_output, convolution.out_shape, input.dtype)
-    return convolution.backward(dy, input, weight, needs)
+    return convolution.backward(dy, input, weight, _check.needs(op, needs, 3))
 
 
 def _winograd_tile(op: str, algorithm: str, shape: ConvShape, transposed: bool = False) -> int:

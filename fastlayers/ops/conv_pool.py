@@ -267,4 +267,4 @@ def conv2d_max_pool2d_backward(
     _check.same_shape(op, "output", output, pooled.out_shape)
     _check.same_dtype(op, "output", output, input.dtype)
     offsets = _check.offsets(op, offsets, pooled.out_shape)
-    return pooled.backward(dy, output, offsets, input, weight, needs)
+    return pooled.backward(dy, output, offsets, input, weight, _check.needs(op, needs, 3))

@@ -64,7 +64,7 @@ def conv_shape(
     """Check shapes against each other and derive the output's; images are (N, C, H, W)."""
     n, channels, *size = images
     m, depth, *kernel = weight
-    if min(weight) < 1 or channels < 1:
+    if min(weight) < 1:
         raise ValueError(f"{op}: weight must have no empty dimension, got shape {weight}")
     if channels % groups or m % groups:
         raise ValueError(

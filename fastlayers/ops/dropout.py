@@ -149,7 +149,8 @@ def dropout(input: np.ndarray, p: float = 0.5, training: bool = True) -> np.ndar
 
 
 def _check_axis(op: str, x: np.ndarray, channel_axis: int) -> None:
-    if channel_axis not in (0, 1) or x.ndim <= channel_axis:
+    axis = _check.integer(op, "channel_axis", channel_axis, 0)
+    if axis > 1 or x.ndim <= axis:
         raise ValueError(
             f"{op}: channel_axis must be 0 or 1 and an axis of the input, got {channel_axis} "
             f"for {_check.describe(x)}"

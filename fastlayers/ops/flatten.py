@@ -52,12 +52,13 @@ def flatten(input: np.ndarray, start_dim: int = 0, end_dim: int = -1) -> np.ndar
 def flatten_backward(grad_output: np.ndarray, input_shape: tuple[int, ...]) -> np.ndarray:
     """Gradient of `flatten` by its input: `grad_output` in the shape `input_shape`."""
     dy = _check.array("flatten_backward", "grad_output", grad_output)
-    if dy.size != math.prod(input_shape):
+    shape = _check.shape("flatten_backward", input_shape)
+    if dy.size != math.prod(shape):
         raise ValueError(
-            f"flatten_backward: grad_output must have {math.prod(input_shape)} elements, "
+            f"flatten_backward: grad_output must have {math.prod(shape)} elements, "
             f"got {_check.describe(dy)}"
         )
-    return contiguous(dy).reshape(input_shape)
+    return contiguous(dy).reshape(shape)
 
 
 def _axis(name: str, dim: Any, ndim: int, input: np.ndarray) -> int:

@@ -271,7 +271,7 @@ def linear_backward(
     dy = _gradient(op, "grad_output", grad_output, input, n, dtype)
     if _check.is_relu(op, activation):
         y = _gradient(op, "output", output, input, n, dtype)
-    dx, dw, db = linear_rows_backward(dy, y, x, w, needs)
+    dx, dw, db = linear_rows_backward(dy, y, x, w, _check.needs(op, needs, 3))
     return dx if dx is None else dx.reshape(input.shape), dw, db
 
 

@@ -39,7 +39,7 @@ def _ones(count: int, dtype: np.dtype) -> np.ndarray:
 
 def _array(grad_output: Any) -> Any:
     """A number as an array."""
-    return grad_output if isinstance(grad_output, np.ndarray) else np.asarray(grad_output)
+    return np.asarray(grad_output) if isinstance(grad_output, (float, np.floating)) else grad_output
 
 
 class _Classes:
@@ -209,7 +209,7 @@ def cross_entropy_apply(
     """
     op = "cross_entropy_apply"
     slopes = _check.array(op, "slopes", slopes)
-    dy = _array(grad_output)
+    dy = _check.array(op, "grad_output", _array(grad_output))
     shape = slopes.shape[:1] + slopes.shape[2:] if dy.ndim else ()
     dy = _check.gradient(op, dy, shape, slopes.dtype)
     if reuse and dy.ndim == 0 and dy == 1:

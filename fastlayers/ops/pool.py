@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -76,7 +75,7 @@ def _cut(
 def _forward_plan(
     op: str, shape: tuple[int, int, int, int], ceil_mode: bool, *options: Any
 ) -> _Forward:
-    n, height, width, depth = shape
+    n, height, width, depth = _check.shape(op, shape)
     window = checked_window(op, *options)
     oh, ow = window.out_size(op, (height, width), ceil_mode)
     (kh, kw), (sh, _) = window.kernel, window.stride
@@ -126,6 +125,9 @@ def max_pool2d_shape(
     TypeError, ValueError
         As `max_pool2d`.
     """
+    if not isinstance(input_shape, (tuple, list)) or len(input_shape) != 4:
+        given = _check.describe(input_shape)
+        raise ValueError(f"max_pool2d_shape: input_shape must be (N, C, H, W), got {given}")
     n, c, h, w = input_shape
     options = (kernel_size, stride, padding, dilation)
     n, h, w, c = planned(_forward_plan, "max_pool2d", (n, h, w, c), ceil_mode, *options).out_shape
@@ -266,9 +268,10 @@ def max_pool2d_indices(
     offsets = _check.offsets(op, offsets, getattr(offsets, "shape", ()))
     (sh, sw), (ph, pw), (dh, dw) = window.stride, window.padding, window.dilation
     r, s = np.divmod(offsets.astype(np.int64), window.kernel[1])
+    width = input_shape_of(op, input_shape)[2]
     rows = np.arange(offsets.shape[-2])[:, None] * sh - ph + r * dh
     columns = np.arange(offsets.shape[-1]) * sw - pw + s * dw
-    return np.asarray(rows * input_shape[-1] + columns)
+    return np.asarray(rows * width + columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,10 +369,11 @@ def max_pool2d_backward(
         Of shape `input_shape`.
     """
     op = "max_pool2d_backward"
-    ndim = len(input_shape) if isinstance(input_shape, Sequence) else 4
+    given = input_shape if type(input_shape) is tuple else _check.shape(op, input_shape)
+    ndim = len(given)
     dy = gradient(op, grad_output, ndim)
     offsets = _check.offsets(op, offsets, grad_output.shape)
-    given, options = tuple(input_shape), (kernel_size, stride, padding, dilation)
+    options = (kernel_size, stride, padding, dilation)
     plan = planned(_backward_plan, op, given, offsets.shape, *options)
     cells = to_channels_last(offsets if ndim == 4 else offsets[None])
     y, floor = None, NO_FLOOR

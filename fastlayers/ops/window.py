@@ -88,11 +88,7 @@ def images(op: str, input: Any) -> np.ndarray:
 
 def input_shape_of(op: str, shape: Any) -> tuple[int, int, int, int]:
     """The shape (N, H, W, C) of an input of shape (N, C, H, W) or (C, H, W)."""
-    if not isinstance(shape, Sequence):
-        raise TypeError(
-            f"{op}: input_shape must be a tuple of integers, got {_check.describe(shape)}"
-        )
-    sizes = tuple(_check.integer(op, "input_shape", size, 0) for size in shape)
+    sizes = _check.shape(op, shape)
     if len(sizes) not in (3, 4):
         raise ValueError(f"{op}: input_shape must have 3 or 4 entries, got {sizes}")
     n, c, h, w = (1, *sizes) if len(sizes) == 3 else sizes
@@ -102,6 +98,10 @@ def input_shape_of(op: str, shape: Any) -> tuple[int, int, int, int]:
 def gradient(op: str, grad_output: Any, ndim: int) -> np.ndarray:
     """The output's gradient as an (N, OH, OW, C) array."""
     dy = _check.array(op, "grad_output", grad_output, (ndim,))
+    if 0 in dy.shape[-3:]:
+        raise ValueError(
+            f"{op}: grad_output must have pixels and channels, got {_check.describe(dy)}"
+        )
     return to_channels_last(dy if ndim == 4 else dy[None])
 
 

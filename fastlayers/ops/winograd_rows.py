@@ -48,25 +48,23 @@ class Plan:
         most = max(1, PIECE_BYTES // (rows.ROWS * tiles * lanes * shape.itemsize))
         pieces: list[tuple[int, ...]] = []
         tables: tuple[list[int], list[int]] = ([], [])
-        starts: dict[tuple[int, int], int] = {}
-        i = 0
+        i = reaches = 0
         while i < oh:
             reach = _reach(i, top, kh, height)
             count = 1
             while i + count < oh and _reach(i + count, top, kh, height) == reach:
                 count += 1
-            if reach not in starts:
-                starts[reach] = len(tables[0])
-                entries = [(c, r) for c in range(depth) for r in range(*reach)]
-                missing = -len(entries) % rows.VECTORS
-                tables[0].extend([(c * kh + r) * rows.ROWS for c, r in entries] + [-1] * missing)
-                offsets = [(c * height + r - top) * tiles * lanes for c, r in entries]
-                tables[1].extend(offsets + offsets[-1:] * missing)
+            # Both ends of a reach only fall from row to row, so none comes back.
+            start, entries = len(tables[0]), [(c, r) for c in range(depth) for r in range(*reach)]
+            missing = -len(entries) % rows.VECTORS
+            tables[0].extend([(c * kh + r) * rows.ROWS for c, r in entries] + [-1] * missing)
+            offsets = [(c * height + r - top) * tiles * lanes for c, r in entries]
+            tables[1].extend(offsets + offsets[-1:] * missing)
             for k in range(parts := -(-count // most)):
                 first, last = (i + self._cut(count, k + j, parts, pooled) for j in (0, 1))
                 size = depth * max(0, reach[1] - reach[0])
-                pieces.append((first, last - first, starts[reach], size))
-            i += count
+                pieces.append((first, last - first, start, size))
+            i, reaches = i + count, reaches + 1
         self.pieces = np.array(pieces, np.int64)
         self.tables = tuple(np.array(table, np.int64) for table in tables)
         groups = -(-filters // rows.ROWS)
@@ -101,7 +99,7 @@ class Plan:
             in_row * shape.itemsize <= BLOCK_BYTES
             and 0.75 * blocks * lanes <= n
             and rows.POINTS * tiles <= 0.8 * taps * ow
-            and (pooled == 1 or len(starts) == 1)  # a window's rows are of one piece
+            and (pooled == 1 or reaches == 1)  # a window's rows are of one piece
         )
 
     @staticmethod

@@ -105,7 +105,7 @@ class Optimizer(ABC):
         """
         if not isinstance(param_group, dict) or "params" not in param_group:
             raise TypeError(
-                f"{self._op}: a param group must be a dict with 'params', got {param_group!r}"
+                f"{self._op}: param_group must be a dict with 'params', got {param_group!r}"
             )
         params = param_group["params"]
         params = [params] if checks.is_parameter(params) else self._listed(params)
@@ -247,13 +247,13 @@ class Optimizer(ABC):
     def _check_options(self, group: Group) -> None:
         """Raise ValueError for an option that is out of its range."""
 
+    @abstractmethod
     def _parts(self, group: Group, params: list[Parameter]) -> list[tuple[Any, list[Parameter]]]:
         """The parameters, apart by what their updates differ in."""
-        return [(None, params)]
 
+    @abstractmethod
     def _arrays(self, group: Group) -> tuple[str, ...]:
         """Names of the arrays of a parameter's state that an update reads and writes."""
-        return ()
 
     @abstractmethod
     def _update(

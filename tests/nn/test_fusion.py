@@ -6,7 +6,7 @@ import pytest
 import fastlayers as fl
 from fastlayers import Tensor, nn, ops
 from fastlayers.nn import functional as F
-from fastlayers.nn import heads
+from fastlayers.nn import fusion, heads
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.standard_normal((2, 3, 9, 8))
@@ -206,6 +206,66 @@ def test_outputs_between_that_are_held_have_their_values_and_gradients():
     fl.set_fusion_enabled(False)
     for ours, single in zip(fused, run(), strict=True):
         np.testing.assert_allclose(ours, single, rtol=1e-12)
+
+
+class Block(nn.Module):
+    """A layer, and what a user's own `forward` does with it."""
+
+    def __init__(self, layer, steps):
+        super().__init__()
+        self.layer, self.steps = layer, steps
+
+    def forward(self, x):
+        return self.steps(self.layer, x)
+
+
+def held(output, steps):
+    """Run steps while their input lives on."""
+    result = steps(output)
+    result.array()
+    return result
+
+
+BLOCKS = {
+    "held-conv": (conv, lambda layer, x: held(layer(x), lambda y: F.max_pool2d(F.relu(y), 2))),
+    "held-bn-add": (lambda: norm2d(3), lambda layer, x: held(layer(x), lambda y: y + x)),
+    "held-bn-add-constant": (
+        lambda: norm2d(3),
+        lambda layer, x: held(layer(x), lambda y: y + fl.tensor(IMAGES)),
+    ),
+    "bn-add-constant": (lambda: norm2d(3), lambda layer, x: layer(x) + fl.tensor(IMAGES)),
+    "bn-add-of-another-shape": (
+        lambda: norm2d(3),
+        lambda layer, x: layer(x) + fl.tensor(IMAGES[:, :1]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_are_as_their_single_ops(name):
+    make, steps = BLOCKS[name]
+    model = Block(make(), steps)
+    fused = outcome(model, IMAGES)
+    fl.set_fusion_enabled(False)
+    for ours, single in zip(fused, outcome(model, IMAGES), strict=True):
+        np.testing.assert_allclose(ours, single, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("keep", [False, True])
+def test_folded_norms_of_any_kind(keep, affine):
+    norm = norm2d(4) if affine else nn.BatchNorm2d(4, affine=False, dtype="f8")
+    steps = (lambda layer, x: held(layer(x), norm)) if keep else lambda layer, x: norm(layer(x))
+    model = Block(conv(), steps)
+    norm.eval()
+    with fl.no_grad():
+        folded = model(Tensor(IMAGES)).data
+        fl.set_fusion_enabled(False)
+        np.testing.assert_allclose(folded, model(Tensor(IMAGES)).data, rtol=1e-9, atol=1e-12)
+
+
+def test_nothing_follows_what_has_run():
+    assert fusion.follow(Tensor(IMAGES), fusion.RELU) is None
 
 
 def test_functional_waits_only_for_memory_of_its_own(calls):

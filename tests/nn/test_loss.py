@@ -73,6 +73,15 @@ def test_ignored_labels():
     np.testing.assert_array_equal(x.grad[1], [0, 0, 0, 0])
 
 
+def test_a_second_backward_gives_the_same_gradient():
+    x = Tensor(RNG.standard_normal((3, 4)), True)
+    loss = nn.CrossEntropyLoss(label_smoothing=0.1)(x, np.array([0, 3, 1]))
+    loss.backward(retain_graph=True)
+    first = x.grad.copy()
+    loss.backward()
+    np.testing.assert_allclose(x.grad, 2 * first, rtol=1e-14)
+
+
 def test_targets_may_be_tensors():
     x, labels = RNG.standard_normal((3, 4)), np.array([1, 0, 2])
     first, second = (nn.CrossEntropyLoss()(x, target) for target in (labels, Tensor(labels)))

@@ -225,7 +225,7 @@ def test_assignment_before_init():
 
     assert Late(3).value == 3
     for value in (nn.Parameter([1.0]), nn.ReLU()):
-        with pytest.raises(AttributeError, match=r"Late: call super\(\).* before.*'value'"):
+        with pytest.raises(AttributeError, match=r"Late: super\(\).* before 'value'"):
             Late(value)
 
 
@@ -261,8 +261,16 @@ def test_buffers_are_arrays():
     assert not module.state_dict()
 
 
+def test_places_without_values_are_not_listed():
+    module = nn.Module()
+    module.add_module("norm", nn.BatchNorm2d(3, track_running_stats=False))
+    module.add_module("none", None)
+    assert [name for name, _ in module.named_modules()] == ["", "norm"]
+    assert list(module.buffers()) == [] and module.norm.running_mean is None
+
+
 def test_forward_must_be_defined():
-    with pytest.raises(NotImplementedError, match="Module does not define forward"):
+    with pytest.raises(NotImplementedError, match="Module: a Module must define forward"):
         nn.Module()(1)
     with pytest.raises(AttributeError, match="'Module' object has no attribute 'weight'"):
         _ = nn.Module().weight

@@ -72,6 +72,20 @@ def test_needs(needs):
             assert gradient is None
 
 
+def test_bias_gradient_of_few_channels_and_many_pixels():
+    x, w = np.zeros((2, 1, 128, 130), np.float32), np.zeros((3, 1, 1, 1), np.float32)
+    dy = np.random.default_rng(0).integers(-4, 5, (2, 3, 128, 130)).astype(np.float32)
+    *others, db = ops.conv2d_backward(dy, x, w, needs=(False, False, True))
+    assert others == [None, None]
+    np.testing.assert_array_equal(db, dy.sum(axis=(0, 2, 3), dtype=float))
+
+
+def test_options_may_be_integers_of_numpy():
+    x, w = np.ones((1, 2, 6, 6)), np.ones((2, 2, 3, 3))
+    y = ops.conv2d(x, w, stride=np.int64(2), padding=(np.uint8(1), 1))
+    np.testing.assert_array_equal(y, ops.conv2d(x, w, stride=2, padding=1))
+
+
 def test_nan_stays_in_the_windows_that_hold_it():
     x = np.ones((1, 1, 4, 4), np.float32)
     x[..., 0, 0] = np.nan

@@ -1,4 +1,5 @@
 import importlib
+import itertools
 
 import numpy as np
 import pytest
@@ -193,6 +194,20 @@ def test_needs(needs):
             np.testing.assert_array_equal(gradient, expected)
         else:
             assert gradient is None
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+@pytest.mark.parametrize("needs", list(itertools.product([True, False], repeat=3)))
+def test_needs_of_long_weights(rows, needs):
+    rng = np.random.default_rng(0)
+    sizes = (rows, (1 << 16) + 1), (rows, 1), ((1 << 16) + 1, 1)
+    dy, x, w = (rng.integers(-4, 5, size).astype(np.float32) for size in sizes)
+    expected = dy.astype(float) @ w, dy.T.astype(float) @ x, dy.sum(axis=0, dtype=float)
+    grads = ops.linear_backward(dy, x, w, needs)
+    for needed, grad, value in zip(needs, grads, expected, strict=True):
+        assert needed == (grad is not None)
+        if needed:
+            np.testing.assert_array_equal(grad, value)
 
 
 def test_nan_stays_in_its_row():

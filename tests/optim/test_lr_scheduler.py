@@ -219,7 +219,7 @@ def test_bad_arguments(make, options, message):
 
 def test_one_cycle_needs_momentum():
     class Plain(Optimizer):
-        _check_options = _update = lambda self, *_: None
+        _arrays = _check_options = _parts = _update = lambda self, *_: None
 
     with pytest.raises(ValueError, match="cycle_momentum must have an optimizer with momentum or"):
         OneCycleLR(Plain([Parameter()], {"lr": 1.0}), 1.0, total_steps=9)

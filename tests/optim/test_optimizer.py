@@ -139,7 +139,7 @@ def test_bad_parameters():
         with pytest.raises(TypeError, match="SGD: params must hold parameters, got"):
             SGD([p, item])
     for group in (p, {"lr": 1.0}):
-        with pytest.raises(TypeError, match="SGD: a param group must be a dict with 'params'"):
+        with pytest.raises(TypeError, match="SGD: param_group must be a dict with 'params'"):
             SGD([p]).add_param_group(group)
     with pytest.raises(TypeError, match="SGD: params must be float32 or float64, got int64"):
         SGD([Parameter(np.arange(3))])
@@ -188,7 +188,8 @@ def test_import_does_not_load_numba():
     code = "import sys, fastlayers; n = set(sys.modules); import fastlayers.optim; " + (
         "sys.exit('numba' in set(sys.modules) - n)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    command = [sys.executable, "-W", "error", "-c", code]
+    assert subprocess.run(command, check=False).returncode == 0
 
 
 def test_many_parameters_of_any_kind_in_a_group():

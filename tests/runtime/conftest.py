@@ -35,7 +35,9 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
         options: Mapping[str, Any] = MappingProxyType({}),
         **variables: object,
     ) -> subprocess.CompletedProcess[str]:
-        env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))} | variables
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
+        # as for pytest itself, but for the library's own words on backend and cache
+        env |= {"PYTHONWARNINGS": "error,default:fastlayers"} | variables
         return subprocess.run(
             [*map(str, command), sys.executable, "-c", code],
             env={name: str(value) for name, value in env.items() if value is not None},

@@ -155,7 +155,7 @@ def test_a_forked_child_writes_to_a_copy():
         "a = memory.zeros(1 << 20, np.uint8); pid = os.fork();"
         "pid or (a.fill(1), os._exit(0)); os.waitpid(pid, 0); assert not a.any()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 def test_arrays_may_outlive_everything():
@@ -166,7 +166,9 @@ def test_arrays_may_outlive_everything():
         "loop = lambda: all(memory.empty(1 << 20, 'u1') is not None for _ in iter(int, 1));"
         "threading.Thread(target=loop, daemon=True).start(); time.sleep(0.05)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, timeout=60
+    )
     assert (done.returncode, done.stderr) == (0, b"")
 
 

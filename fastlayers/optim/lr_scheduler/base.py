@@ -37,20 +37,22 @@ class LRScheduler:
     _group_names: ClassVar[tuple[str, ...]] = ("initial_lr",)
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
-        checks.whole_number(self._op, "last_epoch", last_epoch, minimum=-1)
-        self._check_optimizer(optimizer)
-        for group in optimizer.param_groups:
-            if last_epoch == -1:
-                group.setdefault("initial_lr", group["lr"])
-            elif missing := [name for name in self._group_names if name not in group]:
+        self._check_arguments(optimizer, last_epoch)
+        for group in optimizer.param_groups if last_epoch != -1 else []:
+            if missing := [name for name in self._group_names if name not in group]:
                 raise KeyError(
                     f"{self._op}: with last_epoch {last_epoch}, every param group must have "
                     f"{list(self._group_names)}, got none of {missing}"
                 )
         self.optimizer = optimizer
-        self.base_lrs: list[float] = [group["initial_lr"] for group in optimizer.param_groups]
+        self.base_lrs: list[float] = [
+            group["initial_lr" if "initial_lr" in group else "lr"]
+            for group in optimizer.param_groups
+        ]
         self.last_epoch = last_epoch
         self.step()
+        for group, base_lr in zip(optimizer.param_groups, self.base_lrs, strict=True):
+            group.setdefault("initial_lr", base_lr)
 
     @property
     def _op(self) -> str:
@@ -106,7 +108,8 @@ class LRScheduler:
     def _lr(self, epoch: int, base_lr: float) -> float:
         raise NotImplementedError(f"{self._op}: a scheduler must define _lr or _options, got none")
 
-    def _check_optimizer(self, optimizer: Any) -> None:
+    def _check_arguments(self, optimizer: Any, last_epoch: Any) -> None:
+        checks.whole_number(self._op, "last_epoch", last_epoch, minimum=-1)
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
                 f"{self._op}: optimizer must be an Optimizer, got {type(optimizer).__name__}"

@@ -61,7 +61,7 @@ class OneCycleLR(LRScheduler):
         three_phase: bool = False,
         last_epoch: int = -1,
     ) -> None:
-        self._check_optimizer(optimizer)
+        self._check_arguments(optimizer, last_epoch)
         for name, value in {"cycle_momentum": cycle_momentum, "three_phase": three_phase}.items():
             checks.flag(self._op, name, value)
         if anneal_strategy not in ("cos", "linear"):

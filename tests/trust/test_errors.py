@@ -1,0 +1,372 @@
+"""Every error of the library: its type, its message, and that nothing was changed by the call."""
+
+import ast
+import gzip
+import hashlib
+import io
+import itertools
+import re
+import struct
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+
+import fastlayers as fl
+from fastlayers import Tensor, data, models, nn, ops, optim, random, training
+from fastlayers.autograd import record
+from fastlayers.nn import functional as F
+from fastlayers.nn import init
+from fastlayers.ops._check import describe
+
+PACKAGE = Path(fl.__file__).parent
+# What users call; `runtime` and the commands have tests of their own.
+CHECKED = ["ops", "autograd.py", "lazy.py", "nn", "optim", "data", "checkpoint.py"]
+CHECKED += ["training.py", "random.py", "models"]
+
+
+class Plain(optim.Optimizer):
+    """An optimiser without momentum."""
+
+    _arrays = _check_options = _parts = _update = lambda self, *_: None
+
+
+class Late(nn.Module):
+    def __init__(self) -> None:
+        self.weight = nn.Parameter([1.0])
+
+
+class Broken:
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        raise LookupError(f"Broken: sample {index}, got none")
+
+
+class World:
+    """What is handed to the bad calls, none of which may change it."""
+
+    def __init__(self, folder: Path) -> None:
+        fl.manual_seed(0)
+        rng = np.random.default_rng(0)
+        self.folder = folder
+        self.x = rng.standard_normal((2, 4, 6, 6), np.float32)
+        self.y = rng.standard_normal((2, 4, 3, 3), np.float32)
+        self.w = rng.standard_normal((4, 4, 3, 3), np.float32)
+        self.m = rng.standard_normal((3, 4), np.float32)
+        self.c = np.ones(4, np.float32)
+        self.offsets = np.zeros((2, 4, 3, 3), np.uint8)
+        self.labels = np.array([0, 1, 3])
+        self.fixed = np.ones(4, np.float32)
+        self.fixed.flags.writeable = False
+        self.t = Tensor(self.m, requires_grad=True)
+        self.spent = (self.t * 2).sum()
+        self.spent.backward()
+        self.net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout())
+        self.norm = nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, 3)
+        self.adam = optim.Adam(self.norm.parameters(), 0.1)
+        self.sgd = optim.SGD(self.net.parameters(), 0.1, momentum=0.9)
+        for p in (*self.net.parameters(), *self.norm.parameters()):
+            p.grad = np.ones_like(p.data)
+        self.sgd.step()
+        self.adam.step()
+        self.step_lr = optim.StepLR(self.sgd, 2)
+        self.outgrown = optim.StepLR(optim.SGD([nn.Parameter([1.0])], 0.1), 2)
+        self.outgrown.optimizer.add_param_group({"params": [nn.Parameter([1.0])]})
+        self.one_cycle = optim.OneCycleLR(optim.SGD([nn.Parameter([1.0])], 0.1), 0.1, 1)
+        self.one_cycle.step()
+        self.readonly, self.listed, self.misshapen = (self.odd(i) for i in range(3))
+        self.loader = data.DataLoader(data.TensorDataset(self.m, self.labels), shuffle=True)
+
+    @staticmethod
+    def odd(kind: int) -> optim.Optimizer:
+        """An optimiser of a read-only parameter, or of one with a gradient that is none."""
+        p = nn.Parameter([1.0, 2.0])
+        grads: Any = [np.ones(2, np.float32), [1.0, 2.0], np.ones(3, np.float32)]
+        p.grad = grads[kind]
+        if kind == 0:
+            p.data = np.broadcast_to(np.float32(1), 2)
+        return optim.SGD([nn.Parameter([3.0]), p], 0.1)
+
+    def path(self, name: str, content: bytes) -> Path:
+        """A file."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    def mnist(self, images: np.ndarray, labels: np.ndarray) -> data.MNIST:
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            self.path(f"mnist/t10k-{name}-ubyte", idx(array))
+        return data.MNIST(self.folder / "mnist", train=False)
+
+    def cifar(self, content: bytes) -> data.CIFAR10:
+        self.path("cifar/cifar-10-batches-bin/test_batch.bin", content)
+        return data.CIFAR10(self.folder / "cifar", train=False)
+
+    def cifar_archive(self) -> data.CIFAR10:
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w:gz"):
+            pass
+        path, md5 = self.path("archive", file.getvalue()), hashlib.md5(file.getvalue()).hexdigest()
+        kind: Any = type("CIFAR10", (data.CIFAR10,), {"_url": path.as_uri(), "_md5": md5})
+        return kind(self.folder / "unpacked", download=True)
+
+    def norm_op(self, x: np.ndarray | None = None, **options: Any) -> Tensor:
+        """Batch normalisation with the layer's running statistics."""
+        norm = self.norm
+        return F.batch_norm(
+            self.x if x is None else x, norm.running_mean, norm.running_var, **options
+        )
+
+    def norm_pool_backward(self, output: np.ndarray, offsets: Any) -> Any:
+        rest = (self.x, None, self.c, self.c, True, (True, True, True), 2)
+        return ops.batch_norm_max_pool2d_backward(output, output, offsets, *rest)
+
+    def fit(self, batches: list[Any], **options: Any) -> training.History:
+        optimizer = optim.SGD(self.linear.parameters())
+        return training.fit(
+            self.linear, F.cross_entropy, optimizer, batches, progress=False, **options
+        )
+
+    def buffer(self) -> dict[str, np.ndarray]:
+        """The state of the first parameter of the SGD."""
+        return self.sgd.state_dict()["state"][0]
+
+    def fetch(self) -> Path:
+        url = self.path("source", b"content").as_uri()
+        return data.fetch("file", url, "0" * 32, self.folder / "fetched")
+
+
+def idx(array: np.ndarray) -> bytes:
+    shape = struct.pack(f">{array.ndim}I", *array.shape)
+    return bytes([0, 0, 8, array.ndim]) + shape + array.astype(np.uint8).tobytes()
+
+
+def frozen(value: Any) -> Any:
+    """What can be compared with a later state of the same objects."""
+    match value:
+        case np.ndarray():
+            return value.dtype, value.shape, value.tobytes()
+        case Tensor():
+            return frozen(value.data), frozen(value.grad), value.requires_grad
+        case dict():
+            return {key: frozen(item) for key, item in value.items()}
+        case list() | tuple():
+            return [frozen(item) for item in value]
+        case World() | nn.Module() | optim.LRScheduler() | data.DataLoader():
+            return frozen(vars(value))
+        case optim.Optimizer():
+            return frozen(value.state_dict()), frozen(value.param_groups)
+    return value
+
+
+_taken = itertools.count()
+
+
+def drawn_next() -> Any:
+    """What random numbers come next; the stream that this takes itself does not count."""
+    key, stream = random.dropout_stream()
+    return random.numpy_generator().bit_generator.state, key, int(stream) - next(_taken)
+
+
+NOWHERE = Path("/nowhere")
+without_safetensors = mock.patch.dict(sys.modules, {"safetensors.numpy": None})
+
+
+def rows() -> list[tuple[str, str, str]]:
+    """The calls of errors.txt, each with its error's type and message, where * is anything."""
+    blocks = Path(__file__).with_name("errors.txt").read_text().split(">>> ")[1:]
+    pattern = re.compile(r"(.+)\n(\w+): (.+)\n")
+    return [pattern.match(block).groups() for block in blocks]  # type: ignore[union-attr]
+
+
+ROWS = rows()
+
+
+MODULES = (data, fl, gzip, init, models, nn, np, ops, optim, training)
+NAMES = {module.__name__.rpartition(".")[2]: module for module in MODULES}
+NAMES |= {"fl": fl, "np": np, "F": F, "Tensor": Tensor, "record": record, "NOWHERE": NOWHERE}
+NAMES |= {"Broken": Broken, "Late": Late, "Plain": Plain, "idx": idx}
+NAMES |= {"without_safetensors": without_safetensors}
+
+
+def failure(call: str, world: World) -> Exception:
+    """What a call raises."""
+    methods = {name: getattr(world, name) for name in vars(World) if not name.startswith("_")}
+    with pytest.raises(Exception) as raised:
+        eval(call, NAMES | methods | vars(world))
+    return raised.value
+
+
+def raise_sites() -> set[tuple[str, int]]:
+    """Files and lines of all that raise an error; a bare raise passes on another's."""
+    paths = [path for name in CHECKED for path in sorted((PACKAGE / name).rglob("*.py"))]
+    paths += [PACKAGE / name for name in CHECKED if name.endswith(".py")]
+    return {
+        (str(path), node.lineno)
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Raise) and node.exc is not None
+    }
+
+
+def lines(error: BaseException | None) -> Iterator[tuple[str, int]]:
+    """Where an error passed through, and where the errors that it came from did."""
+    while error is not None:
+        traceback = error.__traceback__
+        while traceback is not None:
+            yield traceback.tb_frame.f_code.co_filename, traceback.tb_lineno
+            traceback = traceback.tb_next
+        error = error.__cause__ or error.__context__
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("errors"))
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), ROWS, ids=[call for call, _, _ in ROWS])
+def test_message_and_nothing_changed(call: str, kind: str, message: str, world: World) -> None:
+    before = drawn_next(), frozen(world)
+    error = failure(call, world)
+    assert type(error).__name__ == kind
+    assert re.fullmatch(re.escape(message).replace(r"\*", ".*"), str(error), re.DOTALL), str(error)
+    assert (drawn_next(), frozen(world)) == before
+
+
+def test_messages_name_the_op_and_what_was_given() -> None:
+    for _, kind, message in ROWS:
+        if kind not in ("FileNotFoundError", "ModuleNotFoundError"):
+            assert re.match(r"\*?[A-Za-z][\w.]*: ", message), message
+            assert re.search(r"\bgot\b|damaged npz|neither an npz", message), message
+
+
+def test_every_raise_is_reached(world: World, figures: Any) -> None:
+    sites = raise_sites()
+    reached = {line for call, _, _ in ROWS for line in lines(failure(call, world))}
+    figures.count("errors", "raise statements", len(sites))
+    figures.count("errors", "raise statements reached", len(sites & reached))
+    figures.count("errors", "bad calls, with type and message", len(ROWS))
+    assert sites - reached == set()
+
+
+def good_calls(w: World) -> dict[str, dict[str, Any]]:
+    """Arguments with which each op works."""
+    conv = {"input": w.x, "weight": w.w, "stride": 1, "padding": 1, "dilation": 1, "groups": 1}
+    conv |= {"algorithm": "auto"}
+    pool: dict[str, Any] = {"kernel_size": 2, "stride": 2, "padding": 0}
+    spread = pool | {"dilation": 1}
+    means = pool | {"ceil_mode": False, "count_include_pad": True, "divisor_override": 2}
+    window, relu = {"pool": (2, 2, 0, 1, False)}, {"activation": "relu"}
+    needs, shape = {"needs": (True, True, True)}, {"input_shape": w.x.shape}
+    affine = {"weight": w.c, "bias": w.c}
+    norm = {"input": w.x, "mean": w.c, "invstd": w.c} | affine
+    running = {"input": w.x, "running_mean": w.c.copy(), "running_var": w.c.copy()}
+    running |= {"training": True, "momentum": 0.1, "eps": 1e-5}
+    image, pooled = {"grad_output": w.x}, {"grad_output": w.y}
+    kept = pooled | {"output": w.y, "offsets": w.offsets}
+    rows, row = {"input": w.m}, {"grad_output": w.m}
+    scalar = {"grad_output": np.ones((), np.float32)}
+    labelled = rows | {"target": w.labels, "weight": w.c, "ignore_index": 1, "reduction": "mean"}
+    smooth = labelled | {"label_smoothing": 0.1}
+    same = rows | {"target": w.m, "reduction": "sum"}
+    weighted = same | {"weight": w.m, "pos_weight": w.c}
+    output, slope = row | {"output": w.m}, {"negative_slope": 0.1}
+    linear = rows | {"weight": w.m}
+    mask = np.full(16, 255, np.uint8)
+    calls: dict[str, dict[str, Any]] = {
+        "adaptive_avg_pool2d": {"input": w.x, "output_size": 3},
+        "adaptive_avg_pool2d_backward": pooled | shape,
+        "avg_pool2d": {"input": w.x} | means,
+        "avg_pool2d_backward": pooled | shape | means,
+        "batch_norm": running | affine,
+        "batch_norm_apply": norm | {"residual": w.x} | relu,
+        "batch_norm_backward": norm | image | {"training": True, "output": w.x} | needs | relu,
+        "batch_norm_forward": running | affine | {"residual": w.x} | relu,
+        "batch_norm_max_pool2d": norm | spread | {"ceil_mode": False} | relu,
+        "batch_norm_max_pool2d_backward": norm | kept | spread | needs | relu | {"training": True},
+        "batch_norm_statistics": running,
+        "binary_cross_entropy_with_logits": weighted,
+        "binary_cross_entropy_with_logits_backward": scalar | weighted,
+        "conv2d": conv | {"bias": w.c} | relu,
+        "conv2d_backward": conv | image | needs,
+        "conv2d_max_pool2d": conv | {"bias": w.c} | window | relu,
+        "conv2d_max_pool2d_backward": conv | kept | window | relu | needs,
+        "cross_entropy": smooth,
+        "cross_entropy_apply": scalar | {"slopes": w.m, "reuse": False},
+        "cross_entropy_backward": scalar | smooth,
+        "cross_entropy_forward": smooth | {"needs_grad": True},
+        "dropout": rows | {"p": 0.5, "training": True},
+        "dropout1d": rows | {"p": 0.5, "training": True},
+        "dropout2d": {"input": w.x, "p": 0.5, "training": True},
+        "dropout_backward": row | {"mask": mask, "p": 0.5},
+        "dropout_forward": rows | {"p": 0.5},
+        "feature_dropout_backward": row | {"scale": w.m, "channel_axis": 1},
+        "feature_dropout_forward": rows | {"p": 0.5, "channel_axis": 1},
+        "flatten": {"input": w.x, "start_dim": 1, "end_dim": -1},
+        "flatten_backward": image | shape,
+        "linear": linear | {"bias": w.c[:3]} | relu,
+        "linear_backward": linear | {"grad_output": w.m @ w.m.T, "output": w.m @ w.m.T} | needs,
+        "max_pool2d": {"input": w.x} | spread | {"ceil_mode": False, "return_indices": True},
+        "max_pool2d_backward": pooled | {"offsets": w.offsets, "output": w.y} | shape | spread,
+        "max_pool2d_forward": {"input": w.x} | spread | {"ceil_mode": False} | relu,
+        "max_pool2d_indices": {"offsets": w.offsets} | shape | spread,
+        "max_pool2d_shape": shape | spread | {"ceil_mode": False},
+        "mse_loss": same,
+        "mse_loss_backward": scalar | same,
+        "nll_loss": labelled,
+        "nll_loss_backward": scalar | labelled,
+    }
+    calls["batch_norm_max_pool2d_backward"].pop("bias")
+    calls["linear_backward"] |= relu
+    for op in ("gelu", "leaky_relu", "log_softmax", "relu", "sigmoid", "softmax", "tanh"):
+        options = {"gelu": {"approximate": "tanh"}, "leaky_relu": slope}.get(op, {})
+        options = {"dim": 1} if "softmax" in op else options
+        calls[op] = rows | options
+        calls[f"{op}_backward"] = (row | rows if op in ("gelu", "leaky_relu") else output) | options
+    return calls
+
+
+# Any value is true or false to Python, or raises an error of its own.
+FLAGS = {"ceil_mode", "count_include_pad", "needs_grad", "return_indices", "reuse", "training"}
+JUNK = [
+    *(None, True, -7, 0, 3, 2.5, -1.0, np.nan, 1j, "junk", b"1", object(), int),
+    *([], [1.0], [[1], [2, 3]], (1,), (1, 2, 3), (0, 0), (-1, 2), (2, "2"), {"a": 1}, {1}),
+    *(np.ones(()), np.ones((), int), np.ones(5, np.float32), np.ones((1, 2, 3, 4, 5))),
+    *(np.ones((2, 4, 3, 3)), np.ones((3, 4), np.int8), np.zeros((3, 4), object)),
+    *(np.ones((0, 0, 0, 0), np.float32), np.full(3, 99), np.full((2, 4, 3, 3), 99, np.uint8)),
+]
+
+
+def test_junk_gets_a_named_error_or_a_result(world: World, figures: Any) -> None:
+    calls = good_calls(world)
+    assert calls.keys() == set(ops.__all__)
+    wrong, count, before = [], 0, frozen(world)
+    for op, good in calls.items():
+        getattr(ops, op)(**good)
+        for name, junk in itertools.product(good.keys() - FLAGS, JUNK):
+            count, numbers = count + 1, drawn_next()
+            try:
+                getattr(ops, op)(**good | {name: junk})
+            except Exception as error:
+                told, _, rest = str(error).partition(": ")
+                # Of two arguments that do not fit each other either may be named.
+                named = re.search(rf"\b({'|'.join(good)})\b.*\bgot\b", rest)
+                own = (
+                    isinstance(error, TypeError | ValueError)
+                    and told
+                    and (op.startswith(told) or op.endswith(told))
+                )
+                if not (own and named and drawn_next() == numbers):
+                    wrong.append(f"{op}: {name} {describe(junk)}: {error!r}")
+        assert frozen(world) == before, op
+    figures.count("errors", "ops called with one bad argument", count)
+    assert not wrong, "\n".join(sorted(wrong))
