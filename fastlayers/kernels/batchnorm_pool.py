@@ -331,8 +331,6 @@ def _spread_row(
 
         def spread_window(window: Any, at: Any, factors: list[Any], mask: Any) -> None:
             mean, scale, _, slope, constant = factors
-            # With running statistics, where an infinite input would make it NaN.
-            is_flat = builder.fcmp_ordered("==", slope, emit.zero)
             first = builder.mul(builder.mul(window.index, emit.columns), emit.channels)
             first = builder.add(first, at)
             place = builder.add(builder.mul(window.index, emit.channels), at)
@@ -348,7 +346,7 @@ def _spread_row(
                 here = emit.holds(numbers, cell, cell_of)
                 offset = builder.add(first, offset)
                 delta = builder.fsub(emit.read(source, offset, mask=mask), mean)
-                value = builder.select(is_flat, constant, emit.fma(delta, slope, constant))
+                value = emit.fma(delta, slope, constant)
                 value = builder.fadd(builder.select(here, g, emit.zero), value)
                 target = builder.gep(out, [offset])
                 if emit.two_columns:
@@ -430,8 +428,8 @@ def _plain_run(x, at, count, channels, factors, dx):
     for pixel in range(count):
         start = at + pixel * channels
         for c in range(channels):
-            slope, value = factors[3 * channels + c], factors[4 * channels + c]
-            dx[start + c] = value if slope == 0 else (x[start + c] - factors[c]) * slope + value
+            delta = x[start + c] - factors[c]
+            dx[start + c] = delta * factors[3 * channels + c] + factors[4 * channels + c]
 
 
 @kernel
