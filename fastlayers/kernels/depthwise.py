@@ -84,6 +84,7 @@ def _correlate_piece(
     vector_size = deltas.size * len(span) * lanes
     piece, band = rows_of
     pieces = (phases[0, 2] + piece - 1) // piece
+    reach = deltas[deltas.size - 1] + 1 if deltas.size else 0  # no tap may meet any pixel
     n, top = task // pieces, task % pieces * piece
     for start in range(top, min(top + piece, phases[0, 2]), band):
         for phase in range(phases.shape[0]):
@@ -92,7 +93,7 @@ def _correlate_piece(
             first, last, masks = phases[phase, 4], phases[phase, 5], phases[phase, 6]
             x_row = (n * height + start * row_in) * width * read
             here = max(0, min(band, top + piece - start, rows - start))
-            ahead = x_row + (deltas[deltas.size - 1] + 1 + (here - 1) * row_in) * width * read
+            ahead = x_row + (reach + (here - 1) * row_in) * width * read
             share = row_in * width * read // (vectors * ((columns + pixels - 1) // pixels))
             for t in range(0, columns, pixels):
                 for v in range(vectors):

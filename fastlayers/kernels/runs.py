@@ -68,14 +68,15 @@ def view(typingctx: Any, array: Any, start: Any, count: Any) -> Any:
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        source = cgctx.make_array(array)(cgctx, builder, values[0])
+        data = element_pointer(cgctx, builder, array, *values)
         out = cgctx.make_array(array)(cgctx, builder)
+        itemsize = _i64(array.dtype.bitwidth // 8)
         populate_array(
             out,
-            data=builder.gep(source.data, [values[1]]),
+            data=data,
             shape=[values[2]],
-            strides=[source.itemsize],
-            itemsize=source.itemsize,
+            strides=[itemsize],
+            itemsize=itemsize,
             meminfo=None,
         )
         return out._getvalue()
@@ -124,8 +125,8 @@ def _emit_run(
 
 def _run_of_two(add: bool, out: Any, source: Any) -> Any:
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        target = element_pointer(cgctx, builder, out, values[0], values[1])
-        origin = element_pointer(cgctx, builder, source, values[2], values[3])
+        target = element_pointer(cgctx, builder, out, values[0], values[1], values[4])
+        origin = element_pointer(cgctx, builder, source, values[2], values[3], values[4])
         lanes = cpu.lanes(out.dtype.bitwidth // 8)
         _emit_run(builder, lanes, target, origin, values[4], add)
         return cgctx.get_dummy_value()
@@ -151,7 +152,7 @@ def clear_run(typingctx: Any, out: Any, out_at: Any, count: Any) -> Any:
     """``out[out_at : out_at + count] = 0`` for a flat array."""
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        target = element_pointer(cgctx, builder, out, values[0], values[1])
+        target = element_pointer(cgctx, builder, out, *values)
         _emit_run(builder, cpu.lanes(out.dtype.bitwidth // 8), target, None, values[2], False)
         return cgctx.get_dummy_value()
 
@@ -216,7 +217,7 @@ def _run_of_vectors(arrays: tuple[Any, ...], compute: Any) -> Any:
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         *operands, at, count = values
         target, *sources = [
-            element_pointer(cgctx, builder, kind, array, at)
+            element_pointer(cgctx, builder, kind, array, at, count)
             for kind, array in zip(arrays, operands, strict=True)
         ]
         lanes = cpu.lanes(arrays[0].dtype.bitwidth // 8)
@@ -261,8 +262,8 @@ def keep_run(typingctx: Any, y: Any, x: Any, bits: Any, at: Any, count: Any, sca
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        target = element_pointer(cgctx, builder, y, values[0], values[3])
-        source = element_pointer(cgctx, builder, x, values[1], values[3])
+        target = element_pointer(cgctx, builder, y, values[0], *values[3:5])
+        source = element_pointer(cgctx, builder, x, values[1], *values[3:5])
         byte = builder.lshr(values[3], _i64(3))
         word = ir.IntType(16)
         words = element_pointer(cgctx, builder, bits, values[2], byte)
@@ -289,9 +290,9 @@ def scale_run(
     """``y[i] = x[i] * factors[first + i % period]``, and 0 where the factor is 0, from `at` on."""
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        target = element_pointer(cgctx, builder, y, values[0], values[2])
-        source = element_pointer(cgctx, builder, x, values[1], values[2])
-        pattern = element_pointer(cgctx, builder, factors, values[4], values[5])
+        target = element_pointer(cgctx, builder, y, values[0], *values[2:4])
+        source = element_pointer(cgctx, builder, x, values[1], *values[2:4])
+        pattern = element_pointer(cgctx, builder, factors, *values[4:])
         count, period = values[3], values[6]
         vectors = Vectors(builder, target.type.pointee, cpu.lanes(y.dtype.bitwidth // 8))
         zero = ir.Constant(vectors.vector, None)

@@ -59,7 +59,9 @@ class Vectors:
 
     def first_lanes(self, count: Any) -> Any:
         """Mask of the lanes below `count`, a 64-bit integer."""
-        count = self.builder.trunc(count, _i32)
+        most = _i64(self.lanes)  # the lower half of 2**31 is negative
+        less = self.builder.icmp_signed("<", count, most)
+        count = self.builder.trunc(self.builder.select(less, count, most), _i32)
         index = ir.Constant(ir.VectorType(_i32, self.lanes), list(range(self.lanes)))
         return self.builder.icmp_signed("<", index, self.splat(count))
 
@@ -134,8 +136,22 @@ class Vectors:
         return [column for block in blocks for column in block]
 
 
-def element_pointer(cgctx: Any, builder: Any, array_type: Any, array: Any, at: Any) -> Any:
-    return builder.gep(cgctx.make_array(array_type)(cgctx, builder, array).data, [at])
+def element_pointer(
+    cgctx: Any, builder: Any, array_type: Any, array: Any, at: Any, count: Any = None
+) -> Any:
+    """Pointer to an element of a flat array.
+
+    With NUMBA_BOUNDSCHECK the caller raises an IndexError where the `count` that follow do not
+    exist.
+    """
+    array = cgctx.make_array(array_type)(cgctx, builder, array)
+    if count is not None and cgctx.enable_boundscheck:
+        beyond = builder.icmp_signed(">", builder.add(at, count), array.nitems)
+        outside = builder.or_(builder.icmp_signed("<", at, _i64(0)), beyond)
+        some = builder.icmp_signed(">", count, _i64(0))
+        with builder.if_then(builder.and_(some, outside), likely=False):
+            cgctx.call_conv.return_user_exc(builder, IndexError, ("a run is out of bounds",))
+    return builder.gep(array.data, [at])
 
 
 def prefetch(builder: Any, pointer: Any) -> None:

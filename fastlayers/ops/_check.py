@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from fastlayers.runtime import memory
 
 __all__ = [
     "array",
@@ -23,6 +26,7 @@ __all__ = [
     "one_of",
     "pair",
     "plain",
+    "possible",
     "probability",
     "same_dtype",
     "same_shape",
@@ -33,6 +37,8 @@ __all__ = [
 
 IntPair = int | Sequence[int]
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+# Of an option in pixels: sums and products of two are 64-bit integers.
+LARGEST = 2**31 - 1
 
 
 def describe(value: Any) -> str:
@@ -106,7 +112,14 @@ def gradient(op: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np
     return dy
 
 
-def integer(op: str, name: str, value: Any, least: int) -> int:
+def possible(op: str, name: str, shape: tuple[int, ...], itemsize: int) -> None:
+    """Refuse an array that the machine cannot hold, before tables are made for it."""
+    nbytes = math.prod(shape) * itemsize
+    if nbytes > memory.largest():
+        raise MemoryError(f"{op}: {name} must fit into memory, got {shape}, {nbytes} bytes")
+
+
+def integer(op: str, name: str, value: Any, least: int, most: float = math.inf) -> int:
     if type(value) is int:
         number = value
     elif isinstance(value, np.integer):
@@ -115,19 +128,21 @@ def integer(op: str, name: str, value: Any, least: int) -> int:
         raise TypeError(f"{op}: {name} must be an integer, got {describe(value)}")
     if number < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {number}")
+    if number > most:
+        raise ValueError(f"{op}: {name} must be at most {most}, got {number}")
     return number
 
 
 def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
     """An integer, or a pair of (height, width), as a pair."""
-    if type(value) is tuple and len(value) == 2:  # as layers keep it; an ABC check takes 0.5 us
-        return integer(op, name, value[0], least), integer(op, name, value[1], least)
-    if isinstance(value, (int, np.integer)):
-        number = integer(op, name, value, least)
-        return number, number
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        raise TypeError(f"{op}: {name} must be an integer or a pair, got {describe(value)}")
-    return integer(op, name, value[0], least), integer(op, name, value[1], least)
+    if type(value) is not tuple or len(value) != 2:  # layers keep one; an ABC check takes 0.5 us
+        if isinstance(value, (int, np.integer)):
+            number = integer(op, name, value, least, LARGEST)
+            return number, number
+        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+            raise TypeError(f"{op}: {name} must be an integer or a pair, got {describe(value)}")
+    first, second = value
+    return integer(op, name, first, least, LARGEST), integer(op, name, second, least, LARGEST)
 
 
 def needs(op: str, value: Any, *lengths: int) -> Any:

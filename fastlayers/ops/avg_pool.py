@@ -21,6 +21,7 @@ from fastlayers.ops.window import (
     input_shape_of,
     planned,
     restored,
+    tabled,
     window,
 )
 from fastlayers.runtime import backend, memory, threads
@@ -111,6 +112,13 @@ def _plan(
     )
 
 
+def _possible(op: str, shape: tuple[int, int, int, int], out_size: tuple[int, int]) -> None:
+    """Refuse an output for which neither tables nor memory are large enough."""
+    n, height, width, depth = shape
+    tabled(op, "output_size", out_size, height + width + out_size[0] + out_size[1])
+    _check.possible(op, "the output", (n, depth, *out_size), 4)
+
+
 def _mean(op: str, x: np.ndarray, plan: _Plan, ndim: int, *options: Any) -> np.ndarray:
     if backend.NUMPY:
         y = np.asarray(backend.reference(op, from_channels_last(x), *options), x.dtype)
@@ -174,6 +182,7 @@ def _avg_plan(
     options = window(op, kernel_size, stride, padding, 1)
     size = shape[1:3]
     out_size = options.out_size(op, size, ceil_mode)
+    _possible(op, shape, out_size)
     bounds, counts = [], []
     for axis in range(2):
         pad, extent = options.padding[axis], options.kernel[axis]
@@ -269,6 +278,7 @@ def _adaptive_plan(
         pairs = zip(output_size, given, strict=True)
         output_size = tuple(size if wanted is None else wanted for wanted, size in pairs)
     wanted = _check.pair(op, "output_size", output_size, 1)
+    _possible(op, shape, wanted)
     bounds = [
         [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
         for size, out in zip(given, wanted, strict=True)

@@ -186,7 +186,7 @@ def prepare(
     sizes = (input.shape, weight.shape, input.dtype, stride, padding, dilation, groups, algorithm)
     try:
         return input, weight, _known(*sizes)
-    except (TypeError, ValueError):  # an error, told in the op's name, or a list without a hash
+    except (MemoryError, TypeError, ValueError):  # told in the op's name; or lists have no hash
         return input, weight, Convolution(op, *sizes)
 
 

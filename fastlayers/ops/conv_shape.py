@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+from fastlayers.ops import _check
+
 __all__ = ["ConvShape", "conv_shape"]
 
 Pair = tuple[int, int]
@@ -75,7 +77,7 @@ def conv_shape(
             f"{op}: weight of shape {weight} with groups={groups} expects {depth * groups} "
             f"input channels, got input with {channels} channels"
         )
-    before, out = [], []
+    before, out, padded = [], [], []
     for axis in range(2):
         extent = dilation[axis] * (kernel[axis] - 1) + 1
         total = 0 if padding == "valid" else extent - 1
@@ -88,7 +90,10 @@ def conv_shape(
                 f"got input of shape {images}"
             )
         before.append(total // 2)
-        out.append((size[axis] + total - extent) // stride[axis] + 1)
+        padded.append(size[axis] + total)
+        out.append((padded[axis] - extent) // stride[axis] + 1)
+    _check.possible(op, "the padded input", (channels, *padded), itemsize)
+    _check.possible(op, "the output", (n, m, *out), itemsize)
     return ConvShape(
         (n, size[0], size[1], channels),
         weight,

@@ -79,6 +79,7 @@ def _forward_plan(
     window = checked_window(op, *options)
     oh, ow = window.out_size(op, (height, width), ceil_mode)
     (kh, kw), (sh, _) = window.kernel, window.stride
+    _check.possible(op, "the output", (n, depth, oh, ow), 4)
     table, moved = list[int](), set[tuple[int, ...]]()
     for i in range(oh):
         some, entries = _cut(window, 0, i, height, width * depth, kw)
@@ -318,6 +319,7 @@ def _backward_plan(
             f"{op}: grad_output must have shape {expected} for input_shape {given}, got {out_shape}"
         )
     oh, ow = out_shape[-2:]
+    _check.possible(op, "the gradient", given, 4)
     (kh, kw), work = window.kernel, n * oh * ow * depth * window.cells
     tiled = window.kernel == window.stride and max(window.padding) == 0
     if tiled and max(window.dilation) == 1 and oh * kh <= height and ow * kw <= width:

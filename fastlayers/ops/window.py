@@ -20,12 +20,15 @@ __all__ = [
     "input_shape_of",
     "planned",
     "restored",
+    "tabled",
     "window",
 ]
 
 IntPair = int | Sequence[int]
 # Input elements of a task, 64 KiB in float32: both threads have work from 0.1 ms on.
 SPAN = 16384
+# Of the tables of a shape, which take some 20 s.
+ENTRIES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Window:
                     f"the padded input, got images of {size[0]} x {size[1]} pixels"
                 )
             found.append(out)
+        cells = found[0] * self.kernel[0] + found[1] * self.kernel[1]
+        tabled(op, "kernel_size", self.kernel, size[0] + size[1] + cells)
         return found[0], found[1]
 
 
@@ -75,7 +80,18 @@ def window(op: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any) 
     gap = _check.pair(op, "dilation", dilation, 1)
     if any(2 * p > k for p, k in zip(pad, kernel, strict=True)):
         raise ValueError(f"{op}: padding must be at most half of kernel_size {kernel}, got {pad}")
+    if kernel[0] * kernel[1] >= 1 << 32:  # of which offsets have 32
+        raise ValueError(f"{op}: kernel_size must have fewer than 2**32 cells, got {kernel}")
     return Window(kernel, step, pad, gap)
+
+
+def tabled(op: str, name: str, given: tuple[int, int], entries: int) -> None:
+    """Refuse to make tables of too many entries."""
+    if entries > ENTRIES:
+        raise MemoryError(
+            f"{op}: {name} must need tables of at most {ENTRIES} entries for images of this size, "
+            f"got {given} and {entries}"
+        )
 
 
 def images(op: str, input: Any) -> np.ndarray:

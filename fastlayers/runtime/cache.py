@@ -51,7 +51,8 @@ def sources_hash() -> str:
         for path in sorted((_PACKAGE / folder).glob("*.py")):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     versions = numba.__version__, llvmlite.__version__, platform.python_version()
-    facts = (*versions, cpu.vector_bytes(), cpu.cache_bytes())
+    checked = bool(numba.config.BOUNDSCHECK)
+    facts = (*versions, cpu.vector_bytes(), cpu.cache_bytes(), checked)
     digest.update(repr(facts).encode())
     return digest.hexdigest()[:16]
 

@@ -107,4 +107,8 @@ class SharedKernel:
         function = builder.inttoptr(address, function_type.as_pointer())
         outputs = [cgutils.alloca_once(builder, t.pointee) for t in function_type.args[:2]]
         arguments = cgctx.get_arg_packer(self.args).as_arguments(builder, values)
-        builder.call(function, [*outputs, *arguments])
+        status = builder.call(function, [*outputs, *arguments])
+        if cgctx.enable_boundscheck:  # nothing else can fail
+            with builder.if_then(builder.icmp_signed(">", status, _i32(0)), likely=False):
+                message = f"{self.symbol}: an index is out of bounds"
+                cgctx.call_conv.return_user_exc(builder, IndexError, (message,))

@@ -13,8 +13,10 @@ the longest time go back to the system (`_trim`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import mmap
+import os
 import sys
 import threading
 import weakref
@@ -28,6 +30,7 @@ __all__ = [
     "ALIGNMENT",
     "empty",
     "empty_cache",
+    "largest",
     "memory_stats",
     "scratch",
     "writable_view",
@@ -102,8 +105,11 @@ class _Loan(np.ndarray):
     def __del__(self) -> None:
         # By attributes alone: at the end of the interpreter there may be no globals.
         block = self.base
-        if block is not None:
-            block.home.append(block)  # type: ignore[attr-defined]
+        try:
+            home = block.home  # type: ignore[union-attr]
+        except AttributeError:  # a copy, or a view, which whoever slices `array.base` gets
+            return
+        home.append(block)
 
 
 def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -155,11 +161,11 @@ def _new_block(free: _Free, nbytes: int) -> _Block:
     _trim(max(_pool.used, KEPT))
     try:
         block = _map(free.size, nbytes)
-    except OSError:
+    except (OSError, OverflowError):
         empty_cache()  # what other sizes keep may be what is missing
         try:
             block = _map(free.size, nbytes)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise MemoryError(f"no memory for an array of {nbytes} bytes: {error}") from None
     block.home = free
     free.blocks += 1
@@ -213,6 +219,15 @@ def _drop(free: _Free) -> bool:
     return True
 
 
+@functools.cache
+def largest() -> int:
+    """Bytes that no array of this machine can have: four times its memory, with any swap space."""
+    try:
+        return 4 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return 1 << 47  # of addresses
+
+
 def zeros(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
     """As `empty`, filled with zeros."""
     array = empty(shape, dtype)
@@ -230,7 +245,7 @@ class _Arena:
 
     def __init__(self) -> None:
         self.arrays: dict[Any, Any] = {}
-        self.last: tuple[np.ndarray, ...]
+        self.last: tuple[np.ndarray, ...] = ()
         self.clear()
         _arenas.add(self)
 
@@ -240,9 +255,15 @@ class _Arena:
         return sum(map(_references, last)) + _references(last)
 
     def clear(self) -> None:
-        """Forget the memory. In this order: what is alive must not be found in `arrays` again."""
+        """Forget the memory. In this order: what is alive must not be found in `arrays` again.
+
+        Another thread may ask for it, in `empty_cache`. If this one has taken new memory after the
+        first line, that is what may be alive; no thread comes between the last two.
+        """
+        last, idle = self.last, (np.empty(0),)
         self.arrays.clear()
-        self.arrays[()] = self.last = (np.empty(0),)
+        if self.last is last:
+            self.arrays[()] = self.last = idle
 
 
 class _Local(threading.local):
