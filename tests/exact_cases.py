@@ -248,14 +248,13 @@ OTHERS = [
     ),
     *(labelled("nll_loss", (n, 4), w, ignore_index=1) for n in (2, 7, 64) for w in (False, True)),
     *(
-        paired("mse_loss", shape, reduction=reduction)
-        for shape in ELEMENTS
-        for reduction in ("mean", "sum", "none")
+        paired("mse_loss", shape, reduction=("mean", "sum", "none")[i % 3])
+        for i, shape in enumerate(chain(ELEMENTS, ELEMENTS[1:]))
         if 0 not in shape
     ),
     *(
         Case("flatten", {"input": shape}, {"start_dim": first, "end_dim": last})
-        for shape in ((7,), (0, 3), (2, 3, 5), (1, 16, 7, 3), (4, 1, 5, 2), (2, 3, 4, 5, 2))
+        for shape in ((7,), (0, 3), (2, 3, 5), (1, 16, 7, 3), (3, 2, 4, 5, 2), (2, 1, 4, 1, 3))
         for first in range(len(shape))
         for last in (*range(first, len(shape)), *range(first - len(shape), 0))
     ),

@@ -106,7 +106,7 @@ def winograd_cases(pick: Pick) -> Case:
     c, m, dilation = pick(16, 17, 24, 33), pick(16, 18, 32), (pick(1, 1, 2), pick(1, 1, 3))
     padding = tuple(pick(0, d, 2 * d) for d in dilation)
     size = [
-        max(1, 2 * (d - p) + pick(1, 2, 3, 6, 9)) for d, p in zip(dilation, padding, strict=True)
+        max(d, 2 * (d - p) + pick(1, 2, 3, 6, 9)) for d, p in zip(dilation, padding, strict=True)
     ]
     shapes = (pick(1, 2, 3), c, *size), (m, c, 3, 3)
     return conv(*shapes, pick(True, False), padding=padding, dilation=dilation)
@@ -114,10 +114,11 @@ def winograd_cases(pick: Pick) -> Case:
 
 def winograd_rows_cases(pick: Pick) -> Case:
     """Convolutions that Winograd's transform along rows serves, with vectors of any width."""
-    c, m, kh = pick(1, 2, 3, 6), pick(1, 2, 6, 7, 13), pick(1, 2, 3, 5)
-    padding = (pick(0, kh // 2, kh - 1), pick(0, 1, 2, 4))
+    m, kh = pick(6, 7, 13), pick(1, 2, 3, 5)
+    c, top, left = pick((2, kh // 2, 0), (3, 0, 1), (4, kh // 2, 2), (6, kh - 1, 4))
     size = kh + pick(0, 1, 4), pick(6, 7, 9, 12)
-    return conv((pick(12, 16, 29), c, *size), (m, c, kh, 5), pick(True, False), padding=padding)
+    shapes = (pick(12, 16, 29), c, *size), (m, c, kh, 5)
+    return conv(*shapes, pick(True, False), padding=(top, left))
 
 
 def long_sum_cases(pick: Pick) -> Case:

@@ -65,10 +65,11 @@ def winograd(algorithm: str) -> Any:
         shapes = (input.shape, weight.shape, input.dtype)
         if algorithm == "F(4,5)":
             found = Convolution("conv2d", *shapes, *options, 1, "auto")
-            assert found.rows and found.input_rows
-        else:
-            found = Convolution("conv2d", *shapes, *options, 1, "winograd")
-            found.tile = found.input_tile = int(algorithm[2])
+            assert found.rows and found.input_rows and found.weight_rows
+            return found
+        found = Convolution("conv2d", *shapes, *options, 1, "winograd")
+        for name in ("tile", "input_tile", "weight_tile"):  # but for sums of few terms
+            setattr(found, name, int(algorithm[2]) if getattr(found, name) else 0)
         return found
 
     def conv2d(input: Any, weight: Any, bias: Any = None, **options: Any) -> Any:
