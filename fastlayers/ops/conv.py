@@ -57,18 +57,23 @@ class Convolution:
         self.options = (stride, padding, dilation, groups)
         # Outputs on a side of Winograd's tiles, or 0 for direct convolution, which sums of few
         # terms need: their error would be that of a whole tile.
-        many = [terms >= winograd.LEAST_TERMS for terms in shape.fewest]
+        by_output, by_input, by_weight = shape.fewest
+        least = winograd.LEAST_TERMS
         tile = _winograd_tile(op, algorithm, shape)
-        self.tile, self.weight_tile = tile * many[0], tile * many[2]
-        self.input_tile = _winograd_tile(op, algorithm, shape, transposed=True) * many[1]
+        self.tile = tile if by_output >= least else 0
+        self.weight_tile = tile if by_weight >= least else 0
+        tile = _winograd_tile(op, algorithm, shape, transposed=True)
+        self.input_tile = tile if by_input >= least else 0
         if backend.NUMPY:
             return
         # Whether the channels of a group are so few that GEMM would waste most lanes.
         self.few = groups > 1 and depthwise.suits(c, m, groups, dtype.itemsize)
         auto = algorithm == "auto"
-        rows = winograd_rows.plan(shape) if auto else None
-        self.rows, self.weight_rows = (rows if many[i] else None for i in (0, 2))
-        self.input_rows = winograd_rows.plan(shape, True) if auto and many[1] else None
+        rows, least = winograd_rows.plan(shape) if auto else None, winograd_rows.LEAST_TERMS
+        self.rows = rows if by_output >= least else None
+        self.weight_rows = rows if by_weight >= winograd.LEAST_TERMS else None
+        served = auto and by_input >= least
+        self.input_rows = winograd_rows.plan(shape, transposed=True) if served else None
         self.planes = None if self.tile or self.rows else planar.planes(shape, 1)
 
     def bias(self, op: str, bias: Any) -> np.ndarray:
@@ -231,7 +236,7 @@ def conv2d(
         "direct" sums the products as they stand: exact for integers, and an image's output has
         the same bits in every batch. "winograd" needs a third or less of the products of 3x3
         kernels at stride 1, for an error of up to 20 times that of "direct", about 1e-6 of the
-        largest output in float32; sums of fewer than 6 terms stay direct. "auto" takes whichever
+        largest output in float32; sums of fewer than 8 terms stay direct. "auto" takes whichever
         should be faster, and for batches of few channels and kernels 5 wide a Winograd transform
         of the rows.
     activation : {None, "relu"}

@@ -47,7 +47,7 @@ def within_bounds(*arguments: Any) -> dict[str, tuple[float, float]]:
 @pytest.mark.parametrize("name", KINDS)
 def test_random_cases(name, effort, figures):
     make, kind, algorithm = KINDS[name]
-    count, long = effort((100, False), (1000, True))
+    count, long = effort((200, False), (3000, True))
 
     @st.composite
     def cases(draw: st.DrawFn) -> Case:
