@@ -127,6 +127,8 @@ CONVOLUTIONS = [
         for pixels in (15, 16, 17, 31, 32, 33, 63, 64, 65)
         for m in (1, 6, 7)
     ),
+    # Gradients of so many pixels of few channels that their sums read several pixels as one row.
+    *(conv((2, 2, 66, 64), (m, 2, 1, 1)) for m in (4, 5, 6)),
     # Kernels of one pixel in padding, and strides above a kernel that is dilated.
     *(conv((2, 5, 3, 4), (17, 5, 1, 1), padding=p, stride=s) for p in (1, 3) for s in (1, 2, 3)),
     *(conv((2, 3, 17, 13), (4, 3, 2, 2), stride=s, dilation=d) for s in (3, 5, 7) for d in (2, 4)),
@@ -173,7 +175,7 @@ BATCHES = ((2,), (64,), (512,), (2, 1), (4, 8), (1, 2, 2), (1, 16, 16), (2, 8, 4
 ELEMENTS: tuple[tuple[int, ...], ...] = (
     *((n,) for n in range(38)),
     *((k + more,) for k in (48, 64, 96, 128, 256) for more in (-1, 0, 1)),
-    *((n,) for n in (101, 1009, 16383, 16384, 16385, 32769)),
+    *((n,) for n in (101, 1009, 16383, 16384, 16385, 32769, 100003)),
     *product((1, 3, 17), (0, 1, 2, 31)),
     *product((0, 1, 3), (1, 5, 16), (1, 7)),
     *product((1, 2), (1, 3, 16, 17, 33), (1, 5), (4,)),
@@ -189,6 +191,13 @@ def elementwise(op: str, **options: float) -> list[Case]:
 OTHERS = [
     *(pool("max_pool2d", x, **window) for x in POOLED for window in WINDOWS),
     *(pool("max_pool2d", x, kernel_size=2, dilation=(3, 2), stride=1) for x in POOLED),
+    # As large as is cut into tasks.
+    *(pool("max_pool2d", (3, c, 61, 47), **WINDOWS[i]) for i, c in product((0, 2, 3), (12, 20))),
+    *(
+        pool("avg_pool2d", (3, c, 61, 47), **WINDOWS[i], divisor_override=4)
+        for i, c in product((0, 2, 3), (12, 20))
+    ),
+    *(pool("adaptive_avg_pool2d", (17, c, 16, 16), output_size=(4, 15)) for c in (24, 31)),
     # Any quotient is rounded in the same way; their sums, in the gradient, are exact of halves.
     *(
         pool("avg_pool2d", x, **window, divisor_override=2 ** (i % 3))
@@ -210,6 +219,8 @@ OTHERS = [
         for c in (1, 2, 3, 5, 8, 15, 16, 17, 33, 64, 131)
         for n, *rest in BATCHES
     ),
+    *(norm((16, c, 32, 32), running=False, training=True, eps=0.0) for c in (8, 17, 33)),
+    *(norm((7, c, 29, 23), eps=0.0) for c in (24, 33)),
     *(norm((4, c, 4, 2), training=True, momentum=0.0, eps=0.0) for c in (1, 3, 16, 33)),
     *(norm((2, c), training=True, momentum=0.5, eps=0.0) for c in (1, 3, 16, 33)),
     *(
@@ -248,8 +259,9 @@ OTHERS = [
     ),
     *(labelled("nll_loss", (n, 4), w, ignore_index=1) for n in (2, 7, 64) for w in (False, True)),
     *(
-        paired("mse_loss", shape, reduction=("mean", "sum", "none")[i % 3])
-        for i, shape in enumerate(chain(ELEMENTS, ELEMENTS[1:]))
+        paired("mse_loss", shape, reduction=("mean", "sum", "none")[(i + more) % 3])
+        for i, shape in enumerate(ELEMENTS)
+        for more in (0, 1)
         if 0 not in shape
     ),
     *(
