@@ -37,9 +37,13 @@ class Case:
     def size(self) -> int:
         return sum(int(np.prod(shape)) for shape in self.shapes.values())
 
-    def arrays(self, dtype: Any, kind: str = "normal") -> Arrays:
-        """Draw the array arguments: "normal", small "integers", or all "distinct" and not 0."""
-        rng = np.random.default_rng(zlib.crc32(self.id.encode()))
+    def arrays(self, dtype: Any, kind: str = "normal", seed: int = 0) -> Arrays:
+        """Draw the array arguments.
+
+        They are "normal", "wide" (normal times powers of two), "far" (normal, the input 1e4 from
+        0), all "distinct" and not 0, or small "integers", where the operation then is exact.
+        """
+        rng = np.random.default_rng(zlib.crc32(self.id.encode()) + seed)
         return {
             name: np.asarray(self._draw(rng, name, kind), None if self._is_label(name) else dtype)
             for name in self.shapes
@@ -53,16 +57,34 @@ class Case:
         if self._is_label(name):
             classes = self.shapes["input"][min(1, len(self.shapes["input"]) - 1)]
             return rng.integers(0, classes, shape)
+        if kind == "integers":
+            return self._draw_integers(rng, name)
         if name in ("running_var", "pos_weight") or (name == "weight" and self.op in LOSSES):
             return rng.uniform(0.5, 1.5, shape)
         if name == "target" and self.op == "binary_cross_entropy_with_logits":
             return rng.uniform(0, 1, shape)
-        if kind == "integers":
-            return rng.integers(-4, 5, shape)
         if kind == "distinct":
             size = int(np.prod(shape))
             return ((rng.permutation(size) + 0.3 - size // 2) * (4 / max(size, 4))).reshape(shape)
-        return rng.standard_normal(shape)
+        values = rng.standard_normal(shape)
+        if kind == "far" and name == "input":
+            return values + 1e4
+        return values * 2.0 ** rng.integers(-8, 9, shape) if kind == "wide" else values
+
+    def _draw_integers(self, rng: np.random.Generator, name: str) -> Any:
+        shape = self.shapes[name]
+        if name == "running_var":
+            return rng.choice([0.25, 1, 4, 16], shape)
+        if name == "weight" and self.op in LOSSES:
+            return rng.integers(1, 5, shape)
+        if name == "input" and self.op == "batch_norm":
+            # Half of a channel one deviation above a whole mean, half below: of an even number of
+            # values the mean is exact, and the deviation a power of two.
+            n, c, *rest = shape
+            sides = rng.permuted(np.resize([-1, 1], (c, n * int(np.prod(rest)))), axis=1)
+            means, deviations = rng.integers(-4, 5, (c, 1)), rng.choice([0.5, 1, 2], (c, 1))
+            return (means + deviations * sides).reshape(c, n, *rest).swapaxes(0, 1)
+        return rng.integers(-4, 5, shape)
 
     def run(self, module: ModuleType, arrays: Arrays, kind: str = "normal") -> Arrays:
         """Give all that `module` computes forward and backward, by name: y, dinput, ..."""
@@ -103,6 +125,9 @@ class Case:
             case "relu" | "sigmoid" | "tanh" | "softmax" | "log_softmax":
                 y = forward(x, **o)
                 gradients = backward(like(y, kind), y, **o)
+            case "flatten":
+                y = forward(x, **o)
+                gradients = backward(like(y, kind), x.shape)
             case _:  # saves its arguments
                 y = forward(**a, **o)
                 gradients = backward(like(y, kind), **a, **o)
@@ -125,10 +150,10 @@ LOSSES = ("cross_entropy", "nll_loss", "mse_loss", "binary_cross_entropy_with_lo
 
 
 def like(y: np.ndarray, kind: str = "normal") -> np.ndarray:
-    """Draw a gradient for the output `y`, the same for the same shape."""
+    """Draw a gradient for the output `y`, the same for the same shape and for either dtype."""
     rng = np.random.default_rng(y.size)
     d = rng.integers(-4, 5, y.shape) if kind == "integers" else rng.standard_normal(y.shape)
-    return np.asarray(d, y.dtype)
+    return np.asarray(d, np.float32).astype(y.dtype)
 
 
 def conv(

@@ -55,16 +55,25 @@ class Convolution:
         self.out_shape = shape.out_shape[1:] if self.unbatched else shape.out_shape
         self.zeros = np.zeros(m, dtype)  # for no bias; nobody writes to them
         self.options = (stride, padding, dilation, groups)
-        # Outputs on a side of Winograd's tiles, or 0 for direct convolution.
-        self.tile = _winograd_tile(op, algorithm, shape)
-        self.input_tile = _winograd_tile(op, algorithm, shape, transposed=True)
+        # Outputs on a side of Winograd's tiles, or 0 for direct convolution, which sums of few
+        # terms need: their error would be that of a whole tile.
+        by_output, by_input, by_weight = shape.fewest
+        least = winograd.LEAST_TERMS
+        tile = _winograd_tile(op, algorithm, shape)
+        self.tile = tile if by_output >= least else 0
+        self.weight_tile = tile if by_weight >= least else 0
+        tile = _winograd_tile(op, algorithm, shape, transposed=True)
+        self.input_tile = tile if by_input >= least else 0
         if backend.NUMPY:
             return
         # Whether the channels of a group are so few that GEMM would waste most lanes.
         self.few = groups > 1 and depthwise.suits(c, m, groups, dtype.itemsize)
         auto = algorithm == "auto"
-        self.rows = winograd_rows.plan(shape) if auto else None
-        self.input_rows = winograd_rows.plan(shape, transposed=True) if auto else None
+        rows, least = winograd_rows.plan(shape) if auto else None, winograd_rows.LEAST_TERMS
+        self.rows = rows if by_output >= least else None
+        self.weight_rows = rows if by_weight >= winograd.LEAST_TERMS else None
+        served = auto and by_input >= least
+        self.input_rows = winograd_rows.plan(shape, transposed=True) if served else None
         self.planes = None if self.tile or self.rows else planar.planes(shape, 1)
 
     def bias(self, op: str, bias: Any) -> np.ndarray:
@@ -147,11 +156,12 @@ class Convolution:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """The weight's gradient, and that of the bias where it costs no other pass."""
         shape = self.shape
-        if self.rows:
-            return winograd_rows.backward_weight(input, dy, self.rows)
+        if self.weight_rows:
+            return winograd_rows.backward_weight(input, dy, self.weight_rows)
         x = to_channels_last(input)
-        if self.tile:
-            return winograd.backward_weight(x, dy, shape.padding, shape.dilation, self.tile), None
+        if self.weight_tile:
+            options = (shape.padding, shape.dilation, self.weight_tile)
+            return winograd.backward_weight(x, dy, *options), None
         if self.few:
             return depthwise.weight_gradient(x, dy, shape.geometry, shape.groups)
         return direct.backward_weight(x, dy, shape), None
@@ -226,8 +236,9 @@ def conv2d(
         "direct" sums the products as they stand: exact for integers, and an image's output has
         the same bits in every batch. "winograd" needs a third or less of the products of 3x3
         kernels at stride 1, for an error of up to 20 times that of "direct", about 1e-6 of the
-        largest output in float32. "auto" takes whichever should be faster, and for batches of
-        few channels and kernels 5 wide a Winograd transform of the rows.
+        largest output in float32; sums of fewer than 8 terms stay direct. "auto" takes whichever
+        should be faster, and for batches of few channels and kernels 5 wide a Winograd transform
+        of the rows.
     activation : {None, "relu"}
         What is applied to the output before it is written.
 

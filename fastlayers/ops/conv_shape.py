@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+import numpy as np
+
 from fastlayers.ops import _check
 
 __all__ = ["ConvShape", "conv_shape"]
@@ -45,6 +47,24 @@ class ConvShape:
     def pixels(self) -> int:
         """Of all images of the output."""
         return self.images[0] * self.out_size[0] * self.out_size[1]
+
+    @functools.cached_property
+    def fewest(self) -> tuple[int, int, int]:
+        """Terms that are not padding, of the shortest sums of the output and both gradients.
+
+        By the input and by the weight; 0 where an output sees padding alone, for example.
+        """
+        counts = [self.weight[1], self.weight[0] // self.groups, self.images[0]]
+        for axis, out in enumerate(self.out_size):
+            size, kernel = self.images[1 + axis], self.kernel[axis]
+            step, start = self.stride[axis], -self.padding[axis]
+            taps = np.arange(kernel) * self.dilation[axis]
+            places = np.arange(start, start + out * step, step)[:, None] + taps
+            inside = (places >= 0) & (places < size)
+            reached = np.bincount(places[inside], minlength=size)
+            for i, found in enumerate((inside.sum(1), reached, inside.sum(0))):
+                counts[i] *= int(found.min(initial=out * kernel))
+        return counts[0], counts[1], counts[2]
 
     @functools.cached_property
     def geometry(self) -> tuple[Pair, Pair, Pair, Pair, Pair]:

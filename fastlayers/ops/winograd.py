@@ -16,7 +16,14 @@ import numpy as np
 from fastlayers import kernels
 from fastlayers.runtime import cpu, memory, threads
 
-__all__ = ["LEAST_CHANNELS", "backward_input", "backward_weight", "choose", "forward"]
+__all__ = [
+    "LEAST_CHANNELS",
+    "LEAST_TERMS",
+    "backward_input",
+    "backward_weight",
+    "choose",
+    "forward",
+]
 
 # Transformed inputs and products of one block stay in L2, where that leaves a block of at least
 # 48 tiles: each block reads the whole transformed weight.
@@ -24,6 +31,10 @@ BLOCK_BYTES = 768 * 1024
 LEAST_TILES = 48
 # With fewer channels the transforms cost more than the products save.
 LEAST_CHANNELS = 16
+# A sum of few terms, as at an image's edge, may be so much smaller than the others of its tile that
+# the tile's error is beyond 20 times the bound of the sum, 2 K 2^-24 times its terms' absolute
+# values: 1.7 of it was seen for K = 6, 0.3 for 8.
+LEAST_TERMS = 8
 WORK_BYTES = 8 * 1024 * 1024
 # Up to here the weight gradient is cut by its panels: 16 images of 7 x 7, 512 -> 512, take 18.0 ms
 # by panels and 20.9 by tiles (2 threads 10.0, 13.2); of 14 x 14, 256 -> 256, 21.5 and 16.3.

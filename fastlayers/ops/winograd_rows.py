@@ -14,7 +14,7 @@ from fastlayers.ops.conv_shape import ConvShape
 from fastlayers.ops.planar import raw_images
 from fastlayers.runtime import cpu, memory, threads
 
-__all__ = ["Plan", "backward_input", "backward_weight", "forward", "plan"]
+__all__ = ["LEAST_TERMS", "Plan", "backward_input", "backward_weight", "forward", "plan"]
 
 # Of the filters of a tile that meet one piece of rows, which L1 keeps beside the inputs, and of all
 # that is transformed of a block of images, which L2 keeps.
@@ -22,6 +22,8 @@ PIECE_BYTES = 18 * 1024
 BLOCK_BYTES = 896 * 1024
 # Partial sums of the weight's gradient.
 CHUNKS = 16
+# As that of `ops.winograd`; here few terms are those of an edge, and K is five times as large.
+LEAST_TERMS = 6
 _NO_CELLS = np.empty(0, np.uint8)
 
 

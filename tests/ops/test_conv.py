@@ -13,7 +13,7 @@ from cases import (
 from fastlayers import ops, reference
 from fastlayers.ops import conv_plan
 
-# Each option at and beyond its usual range; `test_conv_exact.py` has the sizes.
+# Each option at and beyond its usual range; `exact_cases.py` has the sizes.
 GRADIENTS = [
     *(conv((2, 3, 5, 5), (m, 3, 3, 3), padding=1) for m in (1, 2, 3)),
     *(conv((1, 2, 3, 3 + k), (4, 2, 3, k), padding=(2, 1)) for k in (4, 5, 7, 9)),

@@ -4,7 +4,6 @@ from cases import (
     DTYPES,
     check,
     check_error,
-    check_exact,
     check_gradients,
     check_threads,
     compare,
@@ -17,35 +16,12 @@ from fastlayers.runtime import memory
 from fastlayers.runtime.threads import set_num_threads
 
 POOLS = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
-SIZES = ((1, 1, 4, 4), (2, 3, 7, 9), (1, 16, 5, 11), (1, 33, 9, 6), (5, 8, 8))
-WINDOWS = (
-    {"kernel_size": 2},
-    {"kernel_size": 3, "stride": 1, "padding": 1},
-    {"kernel_size": 3, "stride": 2, "padding": 1},
-    {"kernel_size": (2, 4), "stride": (3, 1), "padding": (1, 2)},
-    {"kernel_size": (4, 1), "stride": (1, 4), "padding": (2, 0)},
-    {"kernel_size": 4, "stride": 3, "padding": 2, "ceil_mode": True},
-    {"kernel_size": 1, "stride": 2},
-)
-EXACT = [
-    *(pool("max_pool2d", size, **window) for size in SIZES for window in WINDOWS),
-    *(pool("max_pool2d", size, kernel_size=2, dilation=(3, 2), stride=1) for size in SIZES),
-    # Sums are exact, quotients need not be.
-    *(pool("avg_pool2d", s, **w, divisor_override=1) for s in SIZES for w in WINDOWS),
-    *(pool("avg_pool2d", size, kernel_size=(2, 4)) for size in SIZES),
-    *(pool("adaptive_avg_pool2d", (2, 3, 8, 4), output_size=(size, 2)) for size in (1, 2, 4, 8)),
-]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @params(*POOLS)
 def test_agrees_with_reference(case, dtype):
     check(case, dtype)
-
-
-@pytest.mark.parametrize("case", EXACT, ids=lambda c: c.id)
-def test_integers_are_exact(case):
-    check_exact(case)
 
 
 @params(*POOLS, least=1, most=500)

@@ -121,6 +121,30 @@ def test_writing_past_the_caches_changes_no_bits(shape, padding, dilation, tile,
         np.testing.assert_array_equal(value, expected)
 
 
+@pytest.mark.parametrize(("padding", "dilation"), [(3, 1), ((2, 5), 1), (5, 2)])
+def test_windows_of_padding_alone_are_the_bias(padding, dilation):
+    """Tiles would leave the roundings of their other pixels there."""
+    rng = np.random.default_rng(0)
+    shapes = (2, 32, 16, 16), (32, 32, 3, 3), (32,)
+    x, weight, bias = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    y = ops.conv2d(x, weight, bias, padding=padding, dilation=dilation)
+    expected = np.broadcast_to(bias, (2, y.shape[2], 32)).swapaxes(1, 2)
+    np.testing.assert_array_equal(y[..., 0], expected)
+    np.testing.assert_array_equal(y[..., -1], expected)
+    plain = ops.conv2d(x, weight, padding=padding, dilation=dilation, algorithm="winograd")
+    np.testing.assert_array_equal(plain[..., 0], np.zeros_like(expected))
+
+
+def test_taps_that_meet_no_image_have_no_gradient():
+    rng = np.random.default_rng(0)
+    shapes = (8, 16, 16, 1), (8, 16, 16, 1), (16, 16, 3, 3)
+    dy, x, weight = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    for algorithm in ("auto", "winograd"):
+        _, dw, _ = ops.conv2d_backward(dy, x, weight, padding=1, algorithm=algorithm)
+        np.testing.assert_array_equal(dw[..., 0::2], np.zeros((16, 16, 3, 2)))
+        assert dw[..., 1].all()
+
+
 def test_inputs_are_not_changed():
     arrays = draw((2, 7, 9, 17, 33), (1, 1), np.float32)
     copies = [a.copy() for a in arrays]

@@ -11,7 +11,7 @@ CASES = [
     conv((16, 3, 12, 14), (6, 3, 5, 5)),
     conv((32, 6, 9, 10), (16, 6, 5, 5), padding=2),
     conv((14, 2, 7, 5), (7, 2, 3, 5), False, padding=(1, 3)),
-    conv((31, 1, 6, 23), (1, 1, 1, 5)),
+    conv((31, 2, 6, 23), (6, 2, 1, 5)),
     conv((30, 5, 4, 8), (13, 5, 4, 5), padding=(3, 1)),
     conv((16, 2, 2, 8), (3, 2, 7, 5), padding=(6, 0)),
     conv((16, 1, 5, 9), (2, 1, 5, 5), padding="same"),
@@ -52,6 +52,7 @@ def test_threads_do_not_change_results():
         conv((16, 3, 12, 12), (6, 3, 5, 5), padding=5),
         conv((16, 4, 12, 12), (6, 2, 5, 5), groups=2),
         conv((16, 64, 56, 56), (64, 64, 5, 5)),
+        conv((16, 3, 12, 12), (6, 3, 5, 5), padding=4),  # the corners' sums have 3 terms
     ],
     ids=lambda case: case.id,
 )

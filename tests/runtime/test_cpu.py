@@ -92,7 +92,8 @@ def test_narrow_vectors_give_the_same_integers(run, width, op):
     assert result.returncode == 0, result.stderr
 
 
-TESTS = [str(Path(__file__).parents[1] / name) for name in ("ops/test_conv_exact.py", "kernels")]
+EXACT = "trust/test_exactness.py::test_convolution"
+TESTS = [str(Path(__file__).parents[1] / name) for name in (EXACT, "kernels")]
 
 
 @pytest.mark.parametrize("width", [16, 32])
