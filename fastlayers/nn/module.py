@@ -71,8 +71,8 @@ class Module:
         state = lazy.state
         if state.depth:
             return self.forward(*args, **kwargs)
-        state.depth = 1
         try:
+            state.depth = 1
             output = self.forward(*args, **kwargs)
         finally:
             state.depth = 0
@@ -314,8 +314,12 @@ class Module:
                     f"load_state_dict: state_dict[{key!r}] must be {own[key].dtype}, "
                     f"got {value.dtype}"
                 )
+            if not own[key].flags.writeable:
+                raise ValueError(f"load_state_dict: the model's {key!r} must be writable")
+            # Here, since the cast warns of an overflow, and warnings may be errors.
+            values[key] = value.astype(own[key].dtype, copy=False)
         for key, value in values.items():
-            np.copyto(own[key], value, casting="same_kind")
+            own[key][...] = value
         return keys
 
     def extra_repr(self) -> str:
