@@ -50,6 +50,9 @@ _CHUNK = 1 << 20
 # NumPy's own limit of a member's header, and that of the safetensors package.
 _NPY_HEADER = 10_000
 _JSON_HEADER = 100_000_000
+# Of a zip archive's end record with a comment; and a number of members that zip64 has elsewhere.
+_LONGEST_END = 22 + 0xFFFF
+_MANY = 0xFFFF
 # Deflate packs 258 equal bytes to two bits at best. What unpacks to more than 256 MiB must do so to
 # at most 100 times the file's size.
 _RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
@@ -227,8 +230,14 @@ def _write_npz(file: IO[bytes], arrays: _Arrays) -> None:
 
 def _read_npz(file: IO[bytes], size: int) -> _Arrays:
     arrays: _Arrays = {}
+    file.seek(max(0, size - _LONGEST_END))
+    end = file.read().rpartition(b"PK\5\6")[2]
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
+        count = int.from_bytes(end[6:8], "little")
+        # zipfile reads as many as the directory's size tells it, and ignores their number.
+        if count not in (len(members), _MANY):
+            raise ValueError(f"its directory has {len(members)} of {count} members")
         for member in members:
             ratio = _RATIOS.get(member.compress_type, 0)
             if member.file_size > ratio * member.compress_size:
@@ -278,7 +287,7 @@ def _filled(
     if math.prod(shape) * dtype.itemsize != size:
         raise ValueError(f"{name!r} has {size} bytes for an array {shape} of {dtype}")
     array = np.empty(shape, dtype, order)
-    content, done = memoryview(array.reshape(-1, order="A").view(np.uint8)), 0
+    content, done = array.reshape(-1, order="A").view(np.uint8).data, 0
     # In pieces, since zipfile makes a copy of each.
     while done < size:
         count = stream.readinto(content[done : done + _CHUNK])  # type: ignore[attr-defined]
@@ -301,7 +310,7 @@ def _write_safetensors(file: IO[bytes], arrays: _Arrays) -> None:
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for _, array in ordered:
-        file.write(memoryview(array.reshape(-1).view(np.uint8)))
+        file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def _read_safetensors(file: IO[bytes], size: int) -> _Arrays:

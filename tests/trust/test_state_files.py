@@ -187,28 +187,29 @@ def deflated(state):
 
 
 @contextlib.contextmanager
-def bounded_memory(figures, limit):
-    """A block that may take so many bytes and 256 KiB."""
-    tracemalloc.reset_peak()
-    before = tracemalloc.get_traced_memory()[0]
-    yield
-    more = tracemalloc.get_traced_memory()[1] - before - limit
-    figures.most(CHAPTER, "memory for a damaged file beside its content, KiB", max(0, more) / 1024)
-    assert more <= 256 << 10, f"{more} bytes and {limit}"
+def bounded_memory(figures, data, ratio=4, more=256 << 10, one_in=8):
+    """A block that may take so many times the size of a file, and some more.
 
-
-@pytest.fixture
-def traced():
+    Checked for one in eight files, as it takes three times as long.
+    """
+    if zlib.crc32(data) % one_in:
+        yield
+        return
     tracemalloc.start()
-    yield
-    tracemalloc.stop()
+    try:
+        yield
+        taken = tracemalloc.get_traced_memory()[1] - ratio * len(data)
+    finally:
+        tracemalloc.stop()
+    figures.most(CHAPTER, "memory for a damaged file beside its content, KiB", max(0, taken) / 1024)
+    assert taken <= more, f"{taken} bytes and {ratio} times {len(data)}"
 
 
-def load_damaged(path, data, trained, before, figures, ratio=4):
+def load_damaged(path, data, trained, before, figures, **memory):
     """Load a damaged file into a model, which must work or change nothing; what was loaded."""
     model, optimizer = trained
     path.write_bytes(data)
-    with bounded_memory(figures, ratio * len(data)):
+    with bounded_memory(figures, data, **memory):
         try:
             found = fl.load(path)
         except ValueError as error:
@@ -225,7 +226,6 @@ def load_damaged(path, data, trained, before, figures, ratio=4):
     return found
 
 
-@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("kind", ["npz", "deflated", "safetensors"])
 def test_every_truncation_is_an_error(kind, tmp_path, trained, figures, effort):
     model, before = trained[0], bits(*trained)
@@ -235,13 +235,12 @@ def test_every_truncation_is_an_error(kind, tmp_path, trained, figures, effort):
     data = deflated(state) if kind == "deflated" else saved(state, kind, tmp_path)
     for size in range(len(data)):
         cut = data[:size]
-        found = load_damaged(tmp_path / "cut", cut, trained, before, figures, RATIOS[kind])
+        found = load_damaged(tmp_path / "cut", cut, trained, before, figures, ratio=RATIOS[kind])
         assert found is None, f"{kind} cut to {size} of {len(data)} bytes"
     figures.count(CHAPTER, f"truncation points, {kind}", len(data))
     assert bits(*trained) == before
 
 
-@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("kind", ["npz", "members", "deflated", "safetensors"])
 def test_mutations(kind, tmp_path, trained, figures, effort):
     """In "members" the checksums are right, so that the arrays' headers are read."""
@@ -255,7 +254,7 @@ def test_mutations(kind, tmp_path, trained, figures, effort):
         with replayable(seed, f"test_mutations and {kind}"):
             data = rezipped(whole, seed) if kind == "members" else mutated(whole, seed)
             path = tmp_path / "mutated"
-            found = load_damaged(path, data, trained, before, figures, RATIOS[kind])
+            found = load_damaged(path, data, trained, before, figures, ratio=RATIOS[kind])
             if found is not None and kind in ("npz", "deflated"):  # which have checksums
                 assert flat(found) == state
         if found is not None:
@@ -418,7 +417,6 @@ def hostile():
     return files
 
 
-@pytest.mark.usefixtures("traced")
 def test_hostile_files(tmp_path, trained, figures, monkeypatch):
     monkeypatch.setenv("FASTLAYERS_TRAP", str(tmp_path / "trap"))
     monkeypatch.chdir(tmp_path)
@@ -428,7 +426,7 @@ def test_hostile_files(tmp_path, trained, figures, monkeypatch):
         for suffix in ("npz", "safetensors", "pth"):
             with bounded_address_space():
                 path = tmp_path / f"m.{suffix}"
-                found = load_damaged(path, data, trained, before, figures)
+                found = load_damaged(path, data, trained, before, figures, one_in=1)
             assert found is None, name
             path.unlink()
             assert os.listdir(tmp_path) == [], name
@@ -524,7 +522,7 @@ def test_the_package_safetensors_agrees(dtype, tmp_path):
     path = tmp_path / "m.safetensors"
     fl.save(state, path)
     assert flat(dict(package.load_file(path))) == flat(native) == flat(fl.load(path))
-    package.save_file({k: np.ascontiguousarray(v) for k, v in native.items()}, path)
+    package.save_file({k: np.array(v, order="C") for k, v in native.items()}, path)
     found = fl.load(path)
     assert {k: v.tolist() for k, v in found.items()} == {k: v.tolist() for k, v in native.items()}
 
@@ -844,7 +842,7 @@ def test_a_changed_state_of_an_optimiser_is_taken_or_changes_nothing(
         with replayable(seed, f"optimiser and {kind.__name__}"):
             try:
                 optimizer.load_state_dict(changed(whole, random.Random(seed)))
-            except (TypeError, ValueError):
+            except ValueError:
                 assert bits(model, optimizer) == before
             else:
                 optimizer.step()
@@ -855,7 +853,6 @@ def test_a_changed_state_of_an_optimiser_is_taken_or_changes_nothing(
 # Files of data sets.
 
 
-@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("kind", ["idx", "gzip"])
 def test_damaged_idx_files(kind, tmp_path, figures, effort):
     values = np.arange(60, dtype=np.uint8).reshape(5, 3, 4)
@@ -867,8 +864,9 @@ def test_damaged_idx_files(kind, tmp_path, figures, effort):
     files += [(seed, mutated(whole, seed)) for seed in seeds(effort(500, 10_000))]
     for seed, data in files:
         path.write_bytes(data)
-        limit = (1040 if kind == "gzip" else 4) * len(data) + (1 << 20)
-        with replayable(seed, f"idx and {kind}"), bounded_memory(figures, limit):
+        # Which are read in pieces of 1 MiB.
+        memory = bounded_memory(figures, data, 1040 if kind == "gzip" else 4, 5 << 20)
+        with replayable(seed, f"idx and {kind}"), memory:
             try:
                 found = read_idx(path)
             except ValueError as error:
