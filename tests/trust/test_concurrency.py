@@ -1,7 +1,10 @@
 """Threads, processes and interrupts."""
 
 import contextlib
+import dis
+import functools
 import gc
+import itertools
 import os
 import signal
 import subprocess
@@ -27,7 +30,7 @@ PREFETCHES = (1, 2, 5)
 LOSS = nn.CrossEntropyLoss()
 PATHS = (Path(fl.__file__).parents[1], Path(__file__).parents[1])
 # What no step of a test takes; a thread that takes longer hangs.
-PATIENCE = 20
+PATIENCE = 120
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +46,6 @@ def workers():
 
 
 def check_no_worker_is_left():
-    gc.collect()
     for thread in workers():
         thread.join(PATIENCE)
         assert not thread.is_alive()
@@ -53,6 +55,7 @@ def check_no_worker_is_left():
 def no_worker_is_left():
     check_no_worker_is_left()
     yield
+    gc.collect()
     check_no_worker_is_left()
 
 
@@ -333,74 +336,61 @@ class Numbers(Dataset):
         return float(index)
 
 
-def take(batches, count):
+# Each takes some batches, calls `ready`, and stops.
+
+
+def taken(loader, count, ready):
+    batches = iter(loader)
     for _ in range(count):
         next(batches)
+    ready()
+    return batches
 
 
-def by_break(loader, count):
-    for number, _ in enumerate(loader):
+def by_break(loader, count, ready):
+    for number, _ in enumerate(loader, 1):
         if number == count:
+            ready()
             break
 
 
-def by_exception(loader, count):
+def by_exception(loader, count, ready):
     with pytest.raises(ZeroDivisionError):
-        for number, _ in enumerate(loader):
+        for number, _ in enumerate(loader, 1):
             if number == count:
+                ready()
                 raise ZeroDivisionError
         raise ZeroDivisionError
 
 
-def by_del(loader, count):
-    batches = iter(loader)
-    take(batches, count)
-    del batches
+def by_del(loader, count, ready):
+    taken(loader, count, ready)
 
 
-def by_close(loader, count):
-    batches = iter(loader)
-    take(batches, count)
+def by_close(loader, count, ready):
+    batches = taken(loader, count, ready)
     batches.close()
     assert not list(batches)
 
 
-def by_throw(loader, count):
-    batches = iter(loader)
-    take(batches, count)
+def by_throw(loader, count, ready):
+    batches = taken(loader, count, ready)
     with pytest.raises(KeyboardInterrupt):
         batches.throw(KeyboardInterrupt)
 
 
-def by_a_cycle(loader, count):
-    batches = iter(loader)
-    take(batches, count)
-    cycle = [batches]
+def by_a_cycle(loader, count, ready):
+    cycle = [taken(loader, count, ready)]
     cycle.append(cycle)
-    del batches, cycle
+    del cycle
     gc.collect()
 
 
-def by_another_thread(loader, count):
-    batches = iter(loader)
-    take(batches, count)
-    in_threads(batches.close)
+def by_another_thread(loader, count, ready):
+    in_threads(taken(loader, count, ready).close)
 
 
-def by_its_end(loader, count):
-    assert len(list(loader)) == 8
-
-
-STOPS = [
-    by_break,
-    by_exception,
-    by_del,
-    by_close,
-    by_throw,
-    by_a_cycle,
-    by_another_thread,
-    by_its_end,
-]
+STOPS = (by_break, by_exception, by_del, by_close, by_throw, by_a_cycle, by_another_thread)
 
 
 @pytest.mark.usefixtures("no_worker_is_left")
@@ -409,7 +399,7 @@ STOPS = [
 def test_a_loader_stopped_half_way(stop, prefetch, figures):
     loader = DataLoader(Numbers(), prefetch=prefetch)
     for count in range(len(loader) + 1):
-        stop(loader, count)
+        stop(loader, count, lambda: None)
         check_no_worker_is_left()
         assert [batch.item() for batch in loader] == list(range(8))  # and begins anew
         figures.count(CHAPTER, "loaders stopped")
@@ -417,7 +407,7 @@ def test_a_loader_stopped_half_way(stop, prefetch, figures):
 
 @pytest.mark.usefixtures("no_worker_is_left")
 @pytest.mark.parametrize("prefetch", PREFETCHES)
-@pytest.mark.parametrize("stop", [by_break, by_exception, by_del, by_close, by_throw, by_a_cycle])
+@pytest.mark.parametrize("stop", STOPS)
 def test_stopping_does_not_wait_for_a_sample(stop, prefetch):
     """The thread ends after the sample that it is at, without another one."""
     at_it, free, seen = threading.Event(), threading.Event(), []
@@ -428,9 +418,7 @@ def test_stopping_does_not_wait_for_a_sample(stop, prefetch):
             at_it.set()
             assert free.wait(PATIENCE)
 
-    loader = DataLoader(Numbers(visit), prefetch=prefetch)
-    stop(loader, 0 if stop in (by_break, by_exception) else 1)
-    assert at_it.wait(PATIENCE)
+    stop(DataLoader(Numbers(visit), prefetch=prefetch), 1, lambda: at_it.wait(PATIENCE))
     assert len(workers()) == 1
     free.set()
     check_no_worker_is_left()
@@ -481,8 +469,21 @@ def test_a_process_ends_with_loaders_half_way(end):
 # Interrupts.
 
 
+@functools.cache
+def signal_points(code):
+    """Where a function may be interrupted: the interpreter looks for signals at its begin, after
+    calls and when it jumps back."""
+    points = set()
+    for before, after in itertools.pairwise(dis.get_instructions(code)):
+        if before.opname == "RESUME" or before.opname.startswith("CALL"):
+            points.add(after.offset)
+        elif "JUMP_BACKWARD" in before.opname and "NO_INTERRUPT" not in before.opname:
+            points.add(before.argval)
+    return points
+
+
 def interrupted(action, files, at):
-    """Interrupt an action at an instruction of some files; how many instructions there were."""
+    """Interrupt an action at a point in the code of some files; how many points were passed."""
     before, seen = sys.gettrace(), 0
 
     def trace(frame, event, argument):
@@ -490,7 +491,7 @@ def interrupted(action, files, at):
         if frame.f_code.co_filename not in files:
             return None
         frame.f_trace_opcodes = True
-        if event == "opcode":
+        if event == "opcode" and frame.f_lasti in signal_points(frame.f_code):
             seen += 1
             if seen == at:
                 raise KeyboardInterrupt
@@ -526,8 +527,10 @@ SOURCES = [
 ]  # fmt: skip
 
 
+# A file that an interrupt finds between open() and its block.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_an_interrupt_at_any_instruction_of_fit(prefetch, tmp_path, figures, effort, monkeypatch):
+def test_an_interrupt_at_any_point_of_fit(prefetch, tmp_path, figures, effort, monkeypatch):
     """The checkpoint is that of the last epoch or, while that is being kept, of the one before."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # 1,000 of them take a second
     path = tmp_path / "best.npz"
@@ -535,15 +538,15 @@ def test_an_interrupt_at_any_instruction_of_fit(prefetch, tmp_path, figures, eff
     saved = []
 
     def action():
-        model, loader = Improving(), DataLoader(data, 2, prefetch=prefetch)
         saved.clear()
+        model, loader = Improving(), DataLoader(data, 2, prefetch=prefetch)
         optimizer = optim.SGD(model.parameters(), 0.0)
         fit(model, nn.MSELoss(), optimizer, loader, loader, 2, progress=False, checkpoint=path,
             on_epoch=lambda figures: saved.append(2 * figures["epoch"]))  # fmt: skip
 
     total = interrupted(action, SOURCES, 0)
-    assert saved == [2, 4] and total > 1000
-    points = range(1, total + 1, effort(11, 1))
+    assert saved == [2, 4] and total > 300
+    points = range(1, total + 1, effort(3, 1))
     for at in points:
         path.unlink(missing_ok=True)
         with pytest.raises(KeyboardInterrupt):
@@ -556,7 +559,7 @@ def test_an_interrupt_at_any_instruction_of_fit(prefetch, tmp_path, figures, eff
         assert os.listdir(tmp_path) == ["best.npz"] * path.exists(), at
         assert is_grad_enabled() and lazy.state.depth == 0, at
         check_no_worker_is_left()
-    figures.count(CHAPTER, "instructions of fit that were interrupted", len(points))
+    figures.count(CHAPTER, "points of fit that were interrupted", len(points))
 
 
 def press_ctrl_c():
