@@ -95,7 +95,10 @@ class Module:
             if isinstance(value, kind) or (name in table and value is None):
                 self._keep(table, name, value)
                 return
-        self._forget(name)
+        # Not `_forget`, after which the attribute is missing for a moment: another thread may ask
+        # for `training` while this one calls `eval`.
+        for table in (self._parameters, self._buffers, self._modules):
+            table.pop(name, None)
         object.__setattr__(self, name, value)
 
     if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from fastlayers.autograd import is_grad_enabled
 from fastlayers.data import DataLoader, Dataset, TensorDataset
 from fastlayers.data.prefetch import THREAD_NAME
 from fastlayers.runtime.memory import empty_cache
-from fastlayers.training import fit
+from fastlayers.training import evaluate, fit
 
 CHAPTER = "concurrency"
 PREFETCHES = (1, 2, 5)
@@ -36,7 +36,10 @@ PATIENCE = 120
 @pytest.fixture(autouse=True)
 def restored():
     before = fl.get_num_threads(), fl.is_fusion_enabled()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # for 5 ms, in which a thread does all that is done here
     yield
+    sys.setswitchinterval(interval)
     fl.set_num_threads(before[0])
     fl.set_fusion_enabled(before[1])
 
@@ -222,10 +225,11 @@ def test_fusion_may_change_meanwhile(figures, effort):
 
 def test_one_model_serves_many_threads(figures, effort):
     fl.manual_seed(0)
-    model = cnn().eval()
+    model = cnn()
     batches = [images(16, seed)[:][0] for seed in range(8)]
 
     def serve():
+        model.eval()
         with fl.no_grad():
             return [model(x).data.tobytes() for x in batches]
 
@@ -233,6 +237,19 @@ def test_one_model_serves_many_threads(figures, effort):
     for _ in range(rounds := effort(5, 200)):
         assert in_threads(*[serve] * 4) == [expected] * 4
     figures.count(CHAPTER, "batches served by one model to four threads", 4 * rounds * len(batches))
+
+
+def test_an_attribute_is_never_missing_while_it_is_set():
+    """Threads may call `eval` of a model that others are in."""
+    model, seen = cnn(), set()
+    names = {*vars(model)}
+
+    def visit(number):
+        seen.add(model.training)
+        assert {*vars(model)} == names
+
+    assert at_points(model.eval, [sys.modules["fastlayers.nn.module"].__file__], visit) > 10
+    assert seen == {True, False}
 
 
 FIRST = """
@@ -397,11 +414,21 @@ STOPS = (by_break, by_exception, by_del, by_close, by_throw, by_a_cycle, by_anot
 @pytest.mark.parametrize("prefetch", [0, *PREFETCHES])
 @pytest.mark.parametrize("stop", STOPS)
 def test_a_loader_stopped_half_way(stop, prefetch, figures):
-    loader = DataLoader(Numbers(), prefetch=prefetch)
+    """When the thread waits for somebody to take what it has prepared."""
+    visits = threading.Semaphore(0)
+    loader = DataLoader(Numbers(lambda index: visits.release()), prefetch=prefetch)
+
+    def prepared(count):
+        for _ in range(min(count + prefetch, 8) if count else 0):
+            assert visits.acquire(timeout=PATIENCE)
+
     for count in range(len(loader) + 1):
-        stop(loader, count, lambda: None)
+        stop(loader, count, functools.partial(prepared, count))
         check_no_worker_is_left()
+        while visits.acquire(blocking=False):
+            pass
         assert [batch.item() for batch in loader] == list(range(8))  # and begins anew
+        prepared(8)
         figures.count(CHAPTER, "loaders stopped")
 
 
@@ -470,9 +497,9 @@ def test_a_process_ends_with_loaders_half_way(end):
 
 
 @functools.cache
-def signal_points(code):
-    """Where a function may be interrupted: the interpreter looks for signals at its begin, after
-    calls and when it jumps back."""
+def switch_points(code):
+    """Where a function may be interrupted, or another thread may run: the interpreter looks for
+    signals and for other threads at its begin, after calls and when it jumps back."""
     points = set()
     for before, after in itertools.pairwise(dis.get_instructions(code)):
         if before.opname == "RESUME" or before.opname.startswith("CALL"):
@@ -482,8 +509,8 @@ def signal_points(code):
     return points
 
 
-def interrupted(action, files, at):
-    """Interrupt an action at a point in the code of some files; how many points were passed."""
+def at_points(action, files, visit):
+    """Call `visit` with the number of each such point of some files that an action passes."""
     before, seen = sys.gettrace(), 0
 
     def trace(frame, event, argument):
@@ -491,10 +518,9 @@ def interrupted(action, files, at):
         if frame.f_code.co_filename not in files:
             return None
         frame.f_trace_opcodes = True
-        if event == "opcode" and frame.f_lasti in signal_points(frame.f_code):
+        if event == "opcode" and frame.f_lasti in switch_points(frame.f_code):
             seen += 1
-            if seen == at:
-                raise KeyboardInterrupt
+            visit(seen)
         return trace
 
     sys.settrace(trace)
@@ -503,6 +529,14 @@ def interrupted(action, files, at):
     finally:
         sys.settrace(before)
     return seen
+
+
+def interrupt_at(number):
+    def visit(seen):
+        if seen == number:
+            raise KeyboardInterrupt
+
+    return visit
 
 
 class Improving(nn.Module):
@@ -523,6 +557,7 @@ SOURCES = [
     for module in (
         "fastlayers.training", "fastlayers.checkpoint", "fastlayers.data.loader",
         "fastlayers.data.prefetch", "fastlayers.data.dataset", "fastlayers.data.collate",
+        "fastlayers.nn.module",
     )
 ]  # fmt: skip
 
@@ -535,22 +570,23 @@ def test_an_interrupt_at_any_point_of_fit(prefetch, tmp_path, figures, effort, m
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # 1,000 of them take a second
     path = tmp_path / "best.npz"
     data = TensorDataset(np.zeros((4, 1), np.float32), np.zeros((4, 1), np.float32))
-    saved = []
+    saved, model = [], Improving()
 
     def action():
+        model.weight.data[:] = 0
         saved.clear()
-        model, loader = Improving(), DataLoader(data, 2, prefetch=prefetch)
+        loader = DataLoader(data, 2, prefetch=prefetch)
         optimizer = optim.SGD(model.parameters(), 0.0)
         fit(model, nn.MSELoss(), optimizer, loader, loader, 2, progress=False, checkpoint=path,
             on_epoch=lambda figures: saved.append(2 * figures["epoch"]))  # fmt: skip
 
-    total = interrupted(action, SOURCES, 0)
+    total = at_points(action, SOURCES, lambda seen: None)
     assert saved == [2, 4] and total > 300
     points = range(1, total + 1, effort(3, 1))
     for at in points:
         path.unlink(missing_ok=True)
         with pytest.raises(KeyboardInterrupt):
-            interrupted(action, SOURCES, at)
+            at_points(action, SOURCES, interrupt_at(at))
         last = saved[-1] if saved else 0
         if path.exists():
             assert fl.load(path)["weight"].item() in (last, last + 2), at
@@ -560,6 +596,18 @@ def test_an_interrupt_at_any_point_of_fit(prefetch, tmp_path, figures, effort, m
         assert is_grad_enabled() and lazy.state.depth == 0, at
         check_no_worker_is_left()
     figures.count(CHAPTER, "points of fit that were interrupted", len(points))
+
+
+def test_an_interrupt_of_evaluate_restores_the_modes():
+    class Interrupted(Improving):
+        def eval(self):
+            super().eval()
+            raise KeyboardInterrupt
+
+    model = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, nn.MSELoss(), [])
+    assert model.training
 
 
 def press_ctrl_c():

@@ -284,6 +284,22 @@ def zeros_bomb(claim):
     return packed([("x.npy", content)], compress_type=zipfile.ZIP_DEFLATED, file_size=size)
 
 
+def overlapping():
+    """An archive whose second member lies in the data of the first."""
+    content = npy(np.ones(1000, np.uint8))
+    inner = packed([("y.npy", content)])
+    outer = npy(np.frombuffer(inner, np.uint8))
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x.npy", outer)
+        member = zipfile.ZipInfo("y.npy")
+        member.header_offset = file.getvalue().index(inner)
+        member.CRC = zlib.crc32(content)
+        member.file_size = member.compress_size = len(content)
+        archive.filelist.append(member)
+    return file.getvalue()
+
+
 def hostile():
     """Files of which nothing may be loaded, by name."""
     good = npy(np.ones((2, 3), np.float32))
@@ -361,9 +377,9 @@ def hostile():
             [("x.npy", crafted_npy(shape="(50000000,)"))], zipfile.ZIP_DEFLATED,
             file_size=len(crafted_npy(shape="(50000000,)")) - 24 + 200_000_000,
         ),
-        "overlapping members": packed(
-            [("x.npy", good), ("y.npy", good)], file_size=4 * len(good), compress_size=4 * len(good)
-        ),
+        "more than there is": packed([("x.npy", good), ("y.npy", good)], file_size=4 * len(good),
+                                     compress_size=4 * len(good)),
+        "a member in a member": overlapping(),
         "zip64 of 2**63": packed([("x.npy", good)], file_size=2**63, compress_size=2**63),
         "zip64 of 2**64 - 1": packed([("x.npy", good)], file_size=2**64 - 1),
         "zip64 at 2**64 - 1": packed([("x.npy", good)], header_offset=2**64 - 1),
@@ -413,6 +429,7 @@ def hostile():
     }
     files |= {f"header: {name}": crafted(header, floats) for name, header in headers.items()}
     files |= {f"header of {n}": crafted(one, floats, n) for n in (0, 1, 10**8 + 1, *EDGES[3:])}
+    files["a hole with data"] = crafted({"x": entry(4, 8)}, bytes(8))
     files |= {"too much": crafted(one, bytes(5)), "too little": crafted(one, bytes(3))}
     return files
 
