@@ -71,8 +71,8 @@ class Module:
         state = lazy.state
         if state.depth:
             return self.forward(*args, **kwargs)
+        state.depth = 1
         try:
-            state.depth = 1
             output = self.forward(*args, **kwargs)
         finally:
             state.depth = 0

@@ -539,6 +539,39 @@ def interrupt_at(number):
     return visit
 
 
+def step(number):
+    """One step of a new model; all that it became."""
+    kind, method = KINDS[number]
+    with fl_random.fork_rng():
+        fl.manual_seed(number)
+        model = kind()
+        optimizer = method(model.parameters())
+        x, y = images(8)[:]
+        LOSS(model(x), y).backward()
+        optimizer.step()
+        model.eval()
+        with fl.no_grad():
+            output = model(x).data.tobytes()
+        return output, [value.tobytes() for value in model.state_dict().values()]
+
+
+@pytest.mark.parametrize("number", range(len(KINDS)))
+def test_another_thread_may_train_at_any_point_of_a_step(number, figures, effort):
+    other, every = (number + 1) % len(KINDS), effort(20, 1)
+    expected, found = [step(number), step(other)], []
+    # Not the random state, which has a lock that the other thread would wait for.
+    files = {m.__file__ for name, m in sys.modules.items() if name.startswith("fastlayers.")}
+    files -= {fl_random.__file__}
+
+    def visit(seen):
+        if (seen + number) % every == 0:
+            assert in_threads(lambda: step(other)) == expected[1:]
+
+    points = at_points(lambda: found.append(step(number)), files, visit)
+    assert found == expected[:1]
+    figures.count(CHAPTER, "points of a step at which another thread did one", points // every)
+
+
 class Improving(nn.Module):
     """A model whose validation loss falls with each epoch."""
 
