@@ -231,12 +231,12 @@ def _write_npz(file: IO[bytes], arrays: _Arrays) -> None:
 def _read_npz(file: IO[bytes], size: int) -> _Arrays:
     arrays: _Arrays = {}
     file.seek(max(0, size - _LONGEST_END))
-    end = file.read().rpartition(b"PK\5\6")[2]
+    before, _, end = file.read().rpartition(b"PK\5\6")
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         count = int.from_bytes(end[6:8], "little")
         # zipfile reads as many as the directory's size tells it, and ignores their number.
-        if count not in (len(members), _MANY):
+        if count not in (len(members), _MANY) or (before and not members):
             raise ValueError(f"its directory has {len(members)} of {count} members")
         for member in members:
             ratio = _RATIOS.get(member.compress_type, 0)

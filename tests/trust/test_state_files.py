@@ -250,7 +250,7 @@ def test_mutations(kind, tmp_path, trained, figures, effort):
     whole = saved(original, "safetensors" if kind == "safetensors" else "npz", tmp_path)
     if kind == "deflated":
         whole = deflated(original)
-    for seed in (cases := seeds(effort(2500, 50_000))):
+    for seed in (cases := seeds(effort(2500, 20_000))):
         with replayable(seed, f"test_mutations and {kind}"):
             data = rezipped(whole, seed) if kind == "members" else mutated(whole, seed)
             path = tmp_path / "mutated"
