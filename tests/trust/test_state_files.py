@@ -187,7 +187,7 @@ def deflated(state):
 
 
 @contextlib.contextmanager
-def bounded_memory(figures, data, ratio=4, more=256 << 10, one_in=8):
+def bounded_memory(figures, data, ratio=4, more=256 << 10, one_in=8, kind="state"):
     """A block that may take so many times the size of a file, and some more.
 
     Checked for one in eight files, as it takes three times as long.
@@ -201,7 +201,8 @@ def bounded_memory(figures, data, ratio=4, more=256 << 10, one_in=8):
         taken = tracemalloc.get_traced_memory()[1] - ratio * len(data)
     finally:
         tracemalloc.stop()
-    figures.most(CHAPTER, "memory for a damaged file beside its content, KiB", max(0, taken) / 1024)
+    name = f"memory for a damaged {kind} file beside {ratio} times its size, KiB"
+    figures.most(CHAPTER, name, max(0, taken) / 1024)
     assert taken <= more, f"{taken} bytes and {ratio} times {len(data)}"
 
 
@@ -882,7 +883,7 @@ def test_damaged_idx_files(kind, tmp_path, figures, effort):
     for seed, data in files:
         path.write_bytes(data)
         # Which are read in pieces of 1 MiB.
-        memory = bounded_memory(figures, data, 1040 if kind == "gzip" else 4, 5 << 20)
+        memory = bounded_memory(figures, data, 1040 if kind == "gzip" else 4, 5 << 20, kind=kind)
         with replayable(seed, f"idx and {kind}"), memory:
             try:
                 found = read_idx(path)
