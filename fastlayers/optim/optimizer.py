@@ -219,7 +219,7 @@ class Optimizer(ABC):
         """
         try:
             self.param_groups, self.state = self._loaded(state_dict)
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, LookupError, TypeError) as error:
             raise ValueError(
                 f"{self._op}: state_dict must be as state_dict() gives it, got one of another "
                 f"structure: {type(error).__name__}: {error}"
