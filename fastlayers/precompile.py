@@ -58,7 +58,7 @@ def warmup(model: nn.Module, input_shape: Sequence[int]) -> Compiled:
     from fastlayers.runtime.cache import progress  # loads Numba
 
     before = progress().kernels, progress().seconds
-    with random.preserved():
+    with random.fork_rng():
         _use(copy.deepcopy(model), shape)
     return Compiled(progress().kernels - before[0], progress().seconds - before[1])
 

@@ -252,7 +252,7 @@ def profile(
         raise TypeError(f"profile: x must hold numbers, got {_check.describe(batch.data)}")
     gradients = [(p, p.grad) for p in model.parameters()]
     try:
-        with random.preserved():
+        with random.fork_rng():
             # Together, as a loss may hold layers of the model.
             step = _Step(*copy.deepcopy((model, loss)), batch, target)
             found = _measure(step, repeats)

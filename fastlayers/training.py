@@ -115,8 +115,8 @@ def evaluate(model: Module, loss: Loss, batches: Batches) -> tuple[float, float]
         The loss, and the share in [0, 1] of samples whose largest output is the target.
     """
     meter, modes = _Meter(), [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        model.eval()
         with no_grad():
             for inputs, targets in batches:
                 output = model(inputs)
@@ -144,6 +144,10 @@ def fit(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> History:
     """Train a model, validate it after each epoch and keep its best state.
+
+    A KeyboardInterrupt, as any other exception, ends the training and passes through: the model is
+    as the last step left it, `checkpoint` holds the best state so far, and no thread of a loader
+    is left.
 
     Parameters
     ----------
@@ -173,6 +177,8 @@ def fit(
     ValueError
         For less than one epoch, an unknown `schedule_every`, no training batch, or a training
         loss that is not finite.
+    OSError
+        If the checkpoint cannot be written; the one before is kept.
     """
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"fit: epochs must be a positive integer, got {epochs!r}")

@@ -1,6 +1,8 @@
 """Work ahead of a consumer in one background thread."""
 
+import contextvars
 import threading
+import weakref
 from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import TypeVar
@@ -10,21 +12,32 @@ T = TypeVar("T")
 THREAD_NAME = "fastlayers-DataLoader"
 
 
+class _Consumer:
+    """Lives as long as somebody may ask for an item."""
+
+    __slots__ = ("__weakref__",)
+
+
 def prefetched(source: Iterator[T], depth: int) -> Iterator[T]:
     """Give the items of `source`, prepared by a daemon thread up to `depth` items ahead.
 
-    The thread starts with the first item asked for. It ends when the source does, or as soon as
-    this generator is closed or collected. An exception of the source is raised here, with its
-    traceback.
+    The thread starts with the first item asked for, in the context of who asks (its
+    `fastlayers.random.fork_rng`). It ends when the source does, or, after the item that it is
+    at, as soon as this generator is closed or collected. An exception of the source is raised
+    here, with its traceback.
     """
     # The queues are SimpleQueues since this generator may be collected at any moment, even in the
     # worker itself or at interpreter exit: their put() never waits for a lock another one holds.
-    permits: SimpleQueue[None] = SimpleQueue()
+    permits: SimpleQueue[object] = SimpleQueue()
     ready: SimpleQueue[T | BaseException] = SimpleQueue()
-    stop = threading.Event()
-    arguments = (source, permits, ready, stop)
-    threading.Thread(target=_produce, args=arguments, name=THREAD_NAME, daemon=True).start()
+    consumer = _Consumer()
+    # The consumer's death wakes a worker that waits for a permit. No Python code runs for that, so
+    # there is no line at which a KeyboardInterrupt could leave the worker waiting.
+    gone = weakref.ref(consumer, permits.put)
+    arguments = (_produce, source, permits, ready, gone)
+    run = contextvars.copy_context().run
     try:
+        threading.Thread(target=run, args=arguments, name=THREAD_NAME, daemon=True).start()
         for _ in range(depth):
             permits.put(None)
         while not isinstance(item := ready.get(), BaseException):
@@ -33,21 +46,20 @@ def prefetched(source: Iterator[T], depth: int) -> Iterator[T]:
         if not isinstance(item, StopIteration):
             raise item
     finally:
-        stop.set()
-        permits.put(None)  # wakes a worker that waits for a permit
+        del consumer  # also from a traceback's frame
         item = None  # type: ignore[assignment]  # else error, traceback and frame form a cycle
 
 
 def _produce(
     source: Iterator[T],
-    permits: "SimpleQueue[None]",
+    permits: "SimpleQueue[object]",
     ready: "SimpleQueue[T | BaseException]",
-    stop: threading.Event,
+    gone: "weakref.ref[_Consumer]",
 ) -> None:
     try:
         while True:
             permits.get()
-            if stop.is_set():
+            if gone() is None:
                 return
             ready.put(next(source))
     # Whatever ends the work, be it StopIteration or SystemExit, must reach the waiting consumer.

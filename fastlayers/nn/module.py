@@ -98,7 +98,10 @@ class Module:
             if isinstance(value, kind) or (name in table and value is None):
                 self._keep(table, name, value)
                 return
-        self._forget(name)
+        # Not `_forget`, after which the attribute is missing for a moment: another thread may ask
+        # for `training` while this one calls `eval`.
+        for table in (self._parameters, self._buffers, self._modules):
+            table.pop(name, None)
         object.__setattr__(self, name, value)
 
     if TYPE_CHECKING:
@@ -320,8 +323,12 @@ class Module:
                     f"load_state_dict: state_dict[{key!r}] must be {own[key].dtype}, "
                     f"got {value.dtype}"
                 )
+            if not own[key].flags.writeable:
+                raise ValueError(f"load_state_dict: the model's {key!r} must be writable")
+            # Here, since the cast warns of an overflow, and warnings may be errors.
+            values[key] = value.astype(own[key].dtype, copy=False)
         for key, value in values.items():
-            np.copyto(own[key], value, casting="same_kind")
+            own[key][...] = value
         return keys
 
     def extra_repr(self) -> str:

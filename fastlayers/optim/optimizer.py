@@ -219,6 +219,17 @@ class Optimizer(ABC):
         ValueError
             If groups, parameters, options or shapes do not fit; nothing is changed then.
         """
+        try:
+            self.param_groups, self.state = self._loaded(state_dict)
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"{self._op}: state_dict must be as state_dict() gives it, got one of another "
+                f"structure: {type(error).__name__}: {error}"
+            ) from error
+
+    def _loaded(
+        self, state_dict: Mapping[str, Any]
+    ) -> tuple[list[Group], defaultdict[Parameter, dict[str, Any]]]:
         if not {"state", "param_groups"} <= set(state_dict):
             raise ValueError(
                 f"{self._op}: state_dict must have 'state' and 'param_groups', "
@@ -241,7 +252,7 @@ class Optimizer(ABC):
         numbers = chain.from_iterable(group["params"] for group in saved)
         params = dict(zip(numbers, self._params(), strict=True))
         state = self._loaded_state(state_dict["state"], params)
-        self.param_groups, self.state = groups, state
+        return groups, state
 
     @abstractmethod
     def _check_options(self, group: Group) -> None:
@@ -306,6 +317,8 @@ class Optimizer(ABC):
     def _loaded_value(self, name: str, value: Any, p: Parameter) -> Any:
         if name == "step":
             checks.whole_number(self._op, name, value)
+            if value >= 2**53:
+                raise ValueError(f"{self._op}: step must be less than 2**53, got {value!r}")
             return int(value)
         if np.shape(value) != p.data.shape:
             raise ValueError(

@@ -247,7 +247,7 @@ class _Arena:
         self.arrays: dict[Any, Any] = {}
         self.last: tuple[np.ndarray, ...] = ()
         self.clear()
-        _arenas.add(self)
+        _arenas[self] = None
 
     def holders(self) -> int:
         """References to the arrays that were handed out last, and to their tuple."""
@@ -280,7 +280,8 @@ def _holders_when_idle() -> list[int]:
     return [0, *counts]
 
 
-_arenas: weakref.WeakSet[_Arena] = weakref.WeakSet()
+# Not a WeakSet, which may not be iterated while another thread begins.
+_arenas: weakref.WeakKeyDictionary[_Arena, None] = weakref.WeakKeyDictionary()
 _local = _Local()
 _IDLE = _holders_when_idle()
 
@@ -320,8 +321,9 @@ def _new_scratch(arena: _Arena, counts: tuple[int, ...], dtype: np.dtype) -> tup
 
 def empty_cache() -> None:
     """Give all free blocks back to the system, and those of `scratch`."""
-    for arena in list(_arenas):
-        arena.clear()
+    for reference in _arenas.keyrefs():
+        if (arena := reference()) is not None:
+            arena.clear()
     for free in list(_frees.values()):
         while _drop(free):
             pass
