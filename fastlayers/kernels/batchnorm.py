@@ -8,8 +8,8 @@ Statistics are sums over blocks of `BLOCK` rows of the deviation from the mean o
 merged by Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing
 sample variances", 1979). They stay exact where the mean is far larger than the deviation: since
 the pivot is a mean of some of the n values, ``sum((x - pivot)^2)`` is at most 1 + n times
-``sum((x - mean)^2)``, and means are merged as differences from the first pixel, with 1e4 times the deviation as the mean
-``1 / sqrt(var)`` of 64 values came out with an error of 5e-5 otherwise.
+``sum((x - mean)^2)``, and means are merged as differences from the first pixel, with 1e4 times the
+deviation as the mean ``1 / sqrt(var)`` of 64 values came out with an error of 5e-5 otherwise.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ __all__ = [
 ]
 
 BLOCK = 256
-# A first row four deviations from the mean costs the variance 4 bits, a mean of eight rows 1 or 2.
-PIVOT_ROWS = 8
+# A first row four deviations from the mean would cost the variance 4 bits, a mean of four rows 2.
+PIVOT_ROWS = 4
 
 
 @kernel
