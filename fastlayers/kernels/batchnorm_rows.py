@@ -138,18 +138,21 @@ class _Rows(Vectors):
 
 
 @intrinsic
-def add_shifted(typingctx: Any, x: Any, at: Any, rows: Any, width: Any, sums: Any) -> Any:
-    """Add the sums of ``x - pivot`` and of its square over rows, the pivot being the first row.
+def add_shifted(
+    typingctx: Any, x: Any, at: Any, rows: Any, width: Any, pivots: Any, sums: Any
+) -> Any:
+    """Add the sums of ``x - pivot`` and of its square over rows, with a pivot for each column.
 
     ``sums[:width]`` and ``sums[width : 2 * width]`` are added to; the rows start at ``x[at]``.
     """
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         emit = _Rows(cgctx, builder, sig, values, x.dtype)
-        source, sums, squares = emit.array(0, values[1]), emit.array(4), emit.array(4, values[3])
+        source, sums, squares = emit.array(0, values[1]), emit.array(5), emit.array(5, values[3])
+        pivots = emit.array(4)
 
         def body(at: Any, offsets: list[Any], mask: Any) -> None:
-            pivot = emit.load(source, at, mask=mask)
+            pivot = emit.load(pivots, at, mask=mask)
             loaded = [emit.read(source, offset, at, mask=mask) for offset in offsets]
             deltas = [builder.fsub(value, pivot) for value in loaded]
             square = emit.load(squares, at, mask=mask)
@@ -162,7 +165,7 @@ def add_shifted(typingctx: Any, x: Any, at: Any, rows: Any, width: Any, sums: An
         emit.sweep(values[2], values[3], SUM_GROUP, body)
         return cgctx.get_dummy_value()
 
-    return types.void(x, types.int64, types.int64, types.int64, sums), codegen
+    return types.void(x, types.int64, types.int64, types.int64, pivots, sums), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -182,7 +182,7 @@ def normalisation(
             momentum if update else -1.0,
             eps,
             workers,
-            memory.scratch((parts + workers * 5 * form.period if of_batch else parts,), dtype)[0],
+            memory.scratch((parts + workers * 6 * form.period if of_batch else parts,), dtype)[0],
             out,
         )
     if update:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import random_cases
-from cases import Case
+from cases import Case, norm
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from rounding import UNIT, errors
@@ -42,6 +42,15 @@ def within_bounds(*arguments: Any) -> dict[str, tuple[float, float]]:
     for name, (share, _) in found.items():
         assert share <= 1, REPLAY.format(name, share, *arguments)
     return found
+
+
+@pytest.mark.parametrize("shape", [(2048, 256), (128, 16, 32, 32), (32, 64, 28, 28)], ids=str)
+def test_batch_norm_of_layers(shape, figures):
+    """As many values as layers have, and channels of which some begin far from their mean."""
+    for seed in range(5):
+        found = within_bounds(norm(shape, training=True), seed, "normal", "auto")
+        error = found["y"][1] * 2 * UNIT
+        figures.most("error bounds", "largest relative error of y, batch_norm of layers", error)
 
 
 @pytest.mark.parametrize("name", KINDS)
