@@ -22,6 +22,7 @@ from unittest import mock
 import cases
 import numpy as np
 from cases import CASES, Arrays, Case, conv, like
+from exact_cases import CONVOLUTIONS
 
 from fastlayers import kernels, nn, ops, optim
 from fastlayers.ops import arithmetic, layout, winograd
@@ -322,12 +323,12 @@ def _optimiser(kind: Any, sizes: tuple[int, ...], **options: Any) -> Call:
 
 
 def _all() -> Iterator[tuple[str, Call]]:
-    exact, rows = _tables("test_conv_exact"), _tables("test_winograd_rows")
+    rows = _tables("test_winograd_rows")
     sizes = ((2, 33, 1), (1, 9, 2), (3, 64, 1))
     groups = [conv((n, c, 7, 30), (c * e, 1, 3, 3), groups=c, padding=1) for n, c, e in sizes]
     # No tap of the kernel meets the one pixel.
     groups += [conv((1, 3, 1, 1), (45, 1, 3, 1), groups=3, stride=(2, 5), padding=(6, 3))]
-    for case in {case.id: case for case in (*CASES, *rows.CASES, *groups, *exact.CASES)}.values():
+    for case in {case.id: case for case in (*CASES, *rows.CASES, *groups, *CONVOLUTIONS)}.values():
         yield case.id, _case(case)
     for row in _tables("test_conv_pool").CASES:
         yield f"conv-pool {row}", _conv_pool(*row)

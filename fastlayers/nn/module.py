@@ -324,7 +324,9 @@ class Module:
                     f"got {value.dtype}"
                 )
             if not own[key].flags.writeable:
-                raise ValueError(f"load_state_dict: the model's {key!r} must be writable")
+                raise ValueError(
+                    f"load_state_dict: the model's {key!r} must be writable, got a read-only array"
+                )
             # Here, since the cast warns of an overflow, and warnings may be errors.
             values[key] = value.astype(own[key].dtype, copy=False)
         for key, value in values.items():
