@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastlayers import data, kernels, models, nn, ops, optim, training
+    from fastlayers import data, kernels, models, nn, ops, optim, random, testing, training
     from fastlayers.autograd import Tensor, no_grad, tensor
     from fastlayers.checkpoint import load, save
     from fastlayers.lazy import is_fusion_enabled, set_fusion_enabled
@@ -38,10 +38,12 @@ __all__ = [
     "ops",
     "optim",
     "profile",
+    "random",
     "save",
     "set_fusion_enabled",
     "set_num_threads",
     "tensor",
+    "testing",
     "training",
     "warmup",
 ]

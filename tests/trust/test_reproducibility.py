@@ -94,15 +94,7 @@ def test_ops_repeat(case, effort, figures):
     figures.count(CHAPTER, "ops x options with the same bits in 100 runs on 1, 2 and 4 threads")
 
 
-def is_summed_in_memory_order(case: cases.Case) -> bool:
-    paired = case.op in ("mse_loss", "binary_cross_entropy_with_logits")
-    return paired and case.options.get("reduction") != "none"
-
-
-ANY_MEMORY = [case for case in TABLE if not is_summed_in_memory_order(case)]
-
-
-@pytest.mark.parametrize("case", ANY_MEMORY, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", TABLE, ids=lambda c: c.id)
 def test_ops_take_any_memory(case, figures):
     """The order and strides of the arguments' memory change no bit, in float32 and float64."""
     for dtype in cases.DTYPES:
