@@ -16,6 +16,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from trust.test_state_files import npy, packed
 
 import fastlayers as fl
 from fastlayers import Tensor, data, models, nn, ops, optim, random, training
@@ -194,7 +195,7 @@ ROWS = rows()
 MODULES = (data, fl, gzip, init, models, nn, np, ops, optim, training)
 NAMES = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 NAMES |= {"fl": fl, "np": np, "F": F, "Tensor": Tensor, "record": record, "NOWHERE": NOWHERE}
-NAMES |= {"Broken": Broken, "Late": Late, "Plain": Plain, "idx": idx}
+NAMES |= {"Broken": Broken, "Late": Late, "Plain": Plain, "idx": idx, "npy": npy, "packed": packed}
 NAMES |= {"without_safetensors": without_safetensors}
 
 
