@@ -225,9 +225,8 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
     if math.prod(shape) * dtype.itemsize != size:
         raise ValueError(f"{member.filename!r} has {size} bytes for an array {shape} of {dtype}")
     with archive.open(member) as stream:
-        array = npy.read_array(stream, allow_pickle=False, max_header_size=_LONGEST_HEADER)
-        stream.read(1)  # at the end zipfile compares the checksum
-    return array
+        # To the member's end, where zipfile compares the checksum.
+        return npy.read_array(stream, allow_pickle=False, max_header_size=_LONGEST_HEADER)
 
 
 def _read_safetensors(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
