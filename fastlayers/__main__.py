@@ -128,7 +128,7 @@ def _train(options: argparse.Namespace) -> int:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = options.out or Path("runs") / f"{options.data}-{options.model}-{stamp}"
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / "model.safetensors"
+    checkpoint = folder / f"model{_state_suffix()}"
     print(
         f"{options.model} on {options.data}: {len(train)} images to train, {len(test)} held out, "
         f"{sum(p.numel() for p in model.parameters())} parameters, "
@@ -162,6 +162,15 @@ def _print_epoch(figures: dict[str, Any]) -> None:
         f"accuracy {figures['valid_accuracy']:.2%}; {figures['images_per_second']:.0f} images/s",
         flush=True,
     )
+
+
+def _state_suffix() -> str:
+    """Safetensors where it is installed, npz otherwise."""
+    try:
+        import safetensors.numpy  # noqa: F401
+    except ModuleNotFoundError:
+        return ".npz"
+    return ".safetensors"
 
 
 def _write_results(folder: Path, history: fl.training.History, options: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 import os
 import stat
+import sys
 import zipfile
 from types import MappingProxyType
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastlayers as fl
-from fastlayers import nn
+from fastlayers import __main__, nn
 
 SUFFIXES = ("npz", "safetensors")
 FORMATS = pytest.mark.parametrize("suffix", SUFFIXES)
@@ -80,6 +81,19 @@ def test_files_of_other_formats(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=f"load: .*{name}"):
         fl.load(tmp_path / name)
+
+
+def test_without_safetensors(tmp_path, monkeypatch):
+    fl.save(state(), tmp_path / "m.safetensors")
+    for name in ("safetensors", "safetensors.numpy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for call in (lambda path: fl.save(state(), path.with_stem("new")), fl.load):
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'fastlayers\[train\]'.*\.npz"):
+            call(tmp_path / "m.safetensors")
+    assert os.listdir(tmp_path) == ["m.safetensors"]
+    fl.save(state(), tmp_path / "m.npz")
+    check_equal(fl.load(tmp_path / "m.npz"), state())
+    assert __main__._state_suffix() == ".npz"
 
 
 def test_missing_file(tmp_path):

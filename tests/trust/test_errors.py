@@ -7,14 +7,16 @@ import io
 import itertools
 import re
 import struct
+import sys
 import tarfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+from trust.test_state_files import npy, packed
 
 import fastlayers as fl
 from fastlayers import Tensor, data, models, nn, ops, optim, random, training
@@ -151,26 +153,6 @@ def idx(array: np.ndarray) -> bytes:
     return bytes([0, 0, 8, array.ndim]) + shape + array.astype(np.uint8).tobytes()
 
 
-def npz(
-    *members: tuple[str, bytes], kind: int = zipfile.ZIP_STORED, at: int = 0, n: int = 0
-) -> bytes:
-    """A zip archive; `at` is where its directory's first entry is given 8 other bytes."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", kind) as archive:
-        for name, content in members:
-            archive.writestr(name, content)
-    content, begin = file.getvalue(), file.getvalue().index(b"PK\1\2") + at
-    return content[:begin] + n.to_bytes(8, "little") + content[begin + 8 :] if at else content
-
-
-def npy(header: str, content: bytes = b"") -> bytes:
-    return b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode() + content
-
-
-def tensors(header: str, content: bytes = b"") -> bytes:
-    return len(header).to_bytes(8, "little") + header.encode() + content
-
-
 def frozen(value: Any) -> Any:
     """What can be compared with a later state of the same objects."""
     match value:
@@ -199,6 +181,7 @@ def drawn_next() -> Any:
 
 
 NOWHERE = Path("/nowhere")
+without_safetensors = mock.patch.dict(sys.modules, {"safetensors.numpy": None})
 
 
 def rows() -> list[tuple[str, str, str]]:
@@ -214,8 +197,8 @@ ROWS = rows()
 MODULES = (data, fl, gzip, init, models, nn, np, ops, optim, training)
 NAMES = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 NAMES |= {"fl": fl, "np": np, "F": F, "Tensor": Tensor, "record": record, "NOWHERE": NOWHERE}
-NAMES |= {"Broken": Broken, "Late": Late, "Plain": Plain, "idx": idx}
-NAMES |= {"npy": npy, "npz": npz, "tensors": tensors, "zipfile": zipfile}
+NAMES |= {"Broken": Broken, "Late": Late, "Plain": Plain, "idx": idx, "npy": npy, "packed": packed}
+NAMES |= {"without_safetensors": without_safetensors}
 
 
 def failure(call: str, world: World) -> Exception:
@@ -266,7 +249,7 @@ def test_messages_name_the_op_and_what_was_given() -> None:
     for _, kind, message in ROWS:
         if kind not in ("FileNotFoundError", "ModuleNotFoundError"):
             assert re.match(r"\*?[A-Za-z][\w.]*: ", message), message
-            assert re.search(r"\bgot\b|neither npz nor", message), message
+            assert re.search(r"\bgot\b|neither an npz nor", message), message
 
 
 def test_every_raise_is_reached(world: World, figures: Any) -> None:

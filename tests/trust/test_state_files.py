@@ -25,6 +25,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import fastlayers as fl
 from fastlayers import checkpoint, nn, optim
@@ -327,6 +328,9 @@ def hostile():
         "product of 2**64 + 6": crafted_npy(shape="(2, 3, 3074457345618258603)"),
         "nothing of 2**100": crafted_npy(shape=f"(0, {2**100})", data=b""),
         "nothing of 2**63": crafted_npy(shape=f"(0, {2**63})", data=b""),
+        "nothing of -1": crafted_npy(shape="(0, -1)", data=b""),
+        "2**60 empty texts": crafted_npy("'<U0'", shape=f"({2**60},)", data=b""),
+        "2**60 empty records": crafted_npy("[]", shape=f"({2**60},)", data=b""),
         "a hundred dimensions": crafted_npy(shape=f"({'1, ' * 100})", data=floats),
         "a claim of 10 GB": crafted_npy(shape=f"({huge},)"),
         "no number": crafted_npy(shape="(2, x)"),
@@ -395,7 +399,6 @@ def hostile():
         "nested": b"[" * 100_000,
         "nested objects": b'{"x":' * 100_000,
         "5,000 digits": b'{"x":' + b"1" * 5000 + b"}",
-        "the same name twice": b'{"x":%b,"x":%b}' % ((json.dumps(entry()).encode(),) * 2),
         "the same field twice": b'{"x":%b}'
         % json.dumps(entry()).encode().replace(b"{", b'{"shape":0,'),
         "a name without an entry": {"x": 1},
@@ -533,14 +536,13 @@ def test_zeros_may_be_packed_to_a_thousandth(tmp_path):
     "dtype", ["b1", "u1", "i1", "<u2", ">i2", "<f2", ">f4", "<f8", ">i8", ">u4"]
 )
 def test_the_package_safetensors_agrees(dtype, tmp_path):
-    package = pytest.importorskip("safetensors.numpy")
     values = np.arange(6).reshape(2, 3).astype(dtype)
     state = {"x": values, "y": values.T, "z": values[0, 0], "n": values[:0], "b": np.ones(3, bool)}
     native = {k: np.asarray(v, np.asarray(v).dtype.newbyteorder("=")) for k, v in state.items()}
     path = tmp_path / "m.safetensors"
     fl.save(state, path)
-    assert flat(dict(package.load_file(path))) == flat(native) == flat(fl.load(path))
-    package.save_file({k: np.array(v, order="C") for k, v in native.items()}, path)
+    assert flat(dict(safetensors.numpy.load_file(path))) == flat(native) == flat(fl.load(path))
+    safetensors.numpy.save_file({k: np.array(v, order="C") for k, v in native.items()}, path)
     found = fl.load(path)
     assert {k: v.tolist() for k, v in found.items()} == {k: v.tolist() for k, v in native.items()}
 
@@ -549,6 +551,10 @@ def test_the_package_safetensors_agrees(dtype, tmp_path):
 
 OLD = {"x": np.zeros(5000), "y": np.zeros(3, np.int64)}
 NEW = {"x": np.ones(5000), "y": np.ones(3, np.int64)}
+
+
+# To open, write, sync, close and rename a file; to open, sync and close its folder.
+CALLS = 8
 
 
 class Faults:
@@ -647,7 +653,7 @@ def test_a_fault_at_any_call_leaves_the_old_file_or_the_new_one(
             if faults.calls < n:
                 break
         figures.count(CHAPTER, "faults in a save")
-    assert n > 10
+    assert n > CALLS
 
 
 def killed_saves(folder, suffix):
@@ -676,7 +682,7 @@ def killed_saves(folder, suffix):
                 os.unlink(folder / name)
             count += killed
             if not killed:
-                assert is_new and n > 10
+                assert is_new and n > CALLS
                 break
     return count
 
