@@ -1,0 +1,196 @@
+"""The test report: runs the long form of all tests and writes tests/REPORT.md.
+
+    pip install -e ".[test,train,bench,dev]"
+    python -m tests.report [tests] [order] [mutation] [--short] [--runs N] [--mutants N] [--render]
+
+``tests`` runs every test under branch coverage and takes the figures that they count, ``order``
+runs them N times in random order, ``mutation`` is `tests/mutation.py`. Without a step all are run.
+Each leaves a JSON file in .report/, of which ``--render`` makes the page without running anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+__all__ = ["main", "render"]
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / ".report"
+COVERED = ("ops", "autograd.py", "nn", "optim", "data")
+
+Record = dict[str, Any]
+
+
+def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE
+    )
+
+
+def _outcome(output: str) -> str:
+    """The last line of pytest, without its rule."""
+    return output.strip().splitlines()[-1].strip("= ")
+
+
+def run_tests(options: argparse.Namespace) -> Record:
+    """All tests under coverage."""
+    figures, covered = RESULTS / "figures.json", RESULTS / "coverage.json"
+    form = [] if options.short else ["--long"]
+    _python("coverage", "erase")
+    done = _python("coverage", "run", "-m", "pytest", "-q", *form, f"--figures={figures}")
+    print(done.stdout[-2000:], flush=True)
+    _python("coverage", "combine")
+    _python("coverage", "json", "-q", "-o", str(covered))
+    files = json.loads(covered.read_text())["files"]
+    return {
+        "outcome": _outcome(done.stdout),
+        "form": "short" if options.short else "long",
+        "figures": json.loads(figures.read_text()),
+        "coverage": {part: _covered(files, part) for part in COVERED},
+    }
+
+
+def _covered(files: dict[str, Any], part: str) -> list[int]:
+    """Branches and lines that ran, and all, of a module or package."""
+    chosen = [f["summary"] for name, f in files.items() if name.startswith(f"fastlayers/{part}")]
+    reached = sum(s["covered_lines"] + s["covered_branches"] for s in chosen)
+    return [reached, sum(s["num_statements"] + s["num_branches"] for s in chosen)]
+
+
+def run_order(options: argparse.Namespace) -> Record:
+    """The tests in random order, with another seed each time."""
+    failed = []
+    for seed in range(options.runs):
+        done = _python("pytest", "-q", "-p", "randomly", f"--randomly-seed={seed}")
+        print(f"seed {seed}: {_outcome(done.stdout)}", flush=True)
+        if done.returncode:
+            failed.append(seed)
+            print(done.stdout[-4000:], flush=True)
+    return {"runs": options.runs, "failed": failed}
+
+
+def run_mutation(options: argparse.Namespace) -> Record:
+    """Mutants of ops and kernels."""
+    outcomes = RESULTS / "mutants.json"
+    _python("tests.mutation", f"--mutants={options.mutants}", f"--results={outcomes}")
+    return {"outcomes": json.loads(outcomes.read_text())}
+
+
+STEPS: dict[str, Callable[[argparse.Namespace], Record]] = {
+    "tests": run_tests,
+    "order": run_order,
+    "mutation": run_mutation,
+}
+
+
+def _conditions() -> Record:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, text=True, capture_output=True
+    )
+    packages = ("numpy", "numba", "pytest", "hypothesis")
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit.stdout.strip(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in packages),
+    }
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _told(record: Record) -> str:
+    seconds = record["seconds"]
+    return f"{record['date']}, commit {record['commit']}, {record['machine']}, {seconds:.0f} s."
+
+
+def _render_tests(record: Record) -> str:
+    figures = [
+        [chapter, name, f"{value:,.6g}"]
+        for chapter, values in record["figures"].items()
+        for name, value in values.items()
+    ]
+    covered = [
+        [part, f"{reached} of {total}", f"{reached / total:.2%}"]
+        for part, (reached, total) in record["coverage"].items()
+    ]
+    return (
+        f"## The {record['form']} form\n\n{record['outcome']}. {_told(record)}\n\n"
+        f"{_table(['chapter', 'what was counted', 'figure'], figures)}\n\n"
+        "Lines and branches that ran, of those outside of the kernels, which are compiled:\n\n"
+        f"{_table(['part', 'lines and branches', 'share'], covered)}"
+    )
+
+
+def _render_order(record: Record) -> str:
+    failed = ", ".join(map(str, record["failed"])) or "none"
+    return f"## Random order\n\n{record['runs']} runs, failed: {failed}. {_told(record)}"
+
+
+def _render_mutation(record: Record) -> str:
+    rows = []
+    for package in ("kernels", "ops", ""):
+        found = [
+            o["outcome"] for o in record["outcomes"] if o["mutant"]["module"].startswith(package)
+        ]
+        killed, survived = found.count("killed"), found.count("survived")
+        share = f"{killed / max(killed + survived, 1):.1%}"
+        equivalent = str(found.count("equivalent"))
+        rows.append([package or "both", str(killed), str(survived), equivalent, share])
+    survivors = [
+        f"- `{o['mutant']['module']}`, line {o['mutant']['line']}: "
+        + " becomes ".join(f"`{line[1:].strip()}`" for line in o["diff"].splitlines()[1:3])
+        for o in record["outcomes"]
+        if o["outcome"] == "survived"
+    ]
+    header = ["mutants of", "killed", "survived", "equivalent", "killed of those that differ"]
+    told = "\n".join(survivors) or "None survived."
+    return f"## Mutants\n\n{_told(record)}\n\n{_table(header, rows)}\n\n{told}"
+
+
+def render(records: dict[str, Record]) -> str:
+    """The page of those steps that were run."""
+    parts = {"tests": _render_tests, "order": _render_order, "mutation": _render_mutation}
+    title = "# Test report\n\nMade by `python -m tests.report`; see CONTRIBUTING.md."
+    return "\n\n".join([title, *(parts[name](record) for name, record in records.items())]) + "\n"
+
+
+def main() -> None:
+    """Run the steps, then write the page."""
+    parser = argparse.ArgumentParser(prog="python -m tests.report", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("steps", nargs="*", metavar="step", help=f"of {', '.join(STEPS)}")
+    parser.add_argument("--short", action="store_true", help="the short form of the tests")
+    parser.add_argument("--runs", type=int, default=50, help="in random order (%(default)s)")
+    parser.add_argument("--mutants", type=int, default=300, help="(%(default)s)")
+    parser.add_argument("--render", action="store_true", help="run nothing")
+    options = parser.parse_args()
+    if unknown := set(options.steps) - set(STEPS):
+        parser.error(f"a step is one of {', '.join(STEPS)}, got {', '.join(sorted(unknown))}")
+    RESULTS.mkdir(exist_ok=True)
+    for name in [] if options.render else options.steps or STEPS:
+        begin = time.monotonic()
+        record = _conditions() | STEPS[name](options)
+        record["seconds"] = time.monotonic() - begin
+        (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    kept = {name: RESULTS / f"{name}.json" for name in STEPS}
+    records = {name: json.loads(path.read_text()) for name, path in kept.items() if path.exists()}
+    (ROOT / "tests" / "REPORT.md").write_text(render(records))
+
+
+if __name__ == "__main__":
+    main()
