@@ -157,7 +157,10 @@ def shape(op: str, value: Any) -> tuple[int, ...]:
     """An input's shape, for the gradient by it."""
     if not isinstance(value, (tuple, list)):
         raise TypeError(f"{op}: input_shape must be a tuple of integers, got {describe(value)}")
-    return tuple(integer(op, "input_shape", size, 0) for size in value)
+    for size in value:
+        if type(size) is not int or size < 0:  # of an array they are; the other check takes 0.7 us
+            return tuple(integer(op, "input_shape", size, 0) for size in value)
+    return tuple(value)
 
 
 def one_of(op: str, name: str, value: Any, choices: Sequence[str]) -> None:
