@@ -1,0 +1,24 @@
+"""Data-parallel training over MPI: the same program on several processes, started by ``mpiexec``.
+
+Each rank trains on its part of every batch; gradients are averaged over all ranks.
+"""
+
+from fastlayers.distributed.group import (
+    barrier,
+    init,
+    is_initialized,
+    is_launched,
+    local_rank,
+    rank,
+    world_size,
+)
+
+__all__ = [
+    "barrier",
+    "init",
+    "is_initialized",
+    "is_launched",
+    "local_rank",
+    "rank",
+    "world_size",
+]
