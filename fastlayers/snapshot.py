@@ -151,7 +151,7 @@ class Snapshot:
         _check_model(saved["model"], own["model"])
         if isinstance(self.scheduler, LRScheduler):
             given, mine = saved["scheduler"]["state"], own["scheduler"]["state"]
-            for name in sorted(mine.keys() - _POSITION):
+            for name in [name for name in mine if name not in _POSITION]:
                 _same(f"scheduler's {name}", given.get(name), mine[name])
         _same("data", _fixed(saved["data"]), _fixed(own["data"]))
         _check_history(saved["history"], epochs)
