@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--threads", type=_positive, help="default: all cores")
     add("--out", type=Path, help="folder of the results (default: runs/<data>-<model>-<time>)")
+    add("--resume", action="store_true", help="keep all in <out>/last.*, and go on from there")
     warmup = commands.add_parser("warmup", help="compile kernels ahead, such as for an image")
     warmup.set_defaults(run=_warmup)
     add = warmup.add_argument
@@ -107,6 +108,8 @@ def _datasets(options: argparse.Namespace) -> tuple[Dataset, Dataset]:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.resume and options.out is None:
+        raise ValueError("train: --resume needs --out, the folder of the training, got none")
     if options.threads:
         fl.set_num_threads(options.threads)
     fl.manual_seed(options.seed)
@@ -144,6 +147,7 @@ def _train(options: argparse.Namespace) -> int:
         scheduler=scheduler,
         schedule_every="batch",
         checkpoint=checkpoint,
+        resume=_last(folder) if options.resume else None,
         on_epoch=_print_epoch,
     )
     _write_results(folder, history, options)
@@ -153,6 +157,15 @@ def _train(options: argparse.Namespace) -> int:
         + ", ".join(sorted(path.name for path in folder.iterdir()))
     )
     return 0
+
+
+def _last(folder: Path) -> Path:
+    """The training's state: that which is there, whatever has been installed since."""
+    paths = [folder / f"last{suffix}" for suffix in (".safetensors", ".npz")]
+    found = [path for path in paths if path.exists()]
+    if found:
+        print(f"going on from {found[0]}")
+    return found[0] if found else folder / f"last{_state_suffix()}"
 
 
 def _print_epoch(figures: dict[str, Any]) -> None:

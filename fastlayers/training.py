@@ -13,6 +13,7 @@ import numpy as np
 from fastlayers.autograd import Tensor, no_grad
 from fastlayers.checkpoint import save
 from fastlayers.nn import Module
+from fastlayers.snapshot import Snapshot
 
 __all__ = ["History", "evaluate", "fit"]
 
@@ -140,6 +141,7 @@ def fit(
     scheduler: _Scheduler | None = None,
     schedule_every: str = "epoch",
     checkpoint: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
     progress: bool = True,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> History:
@@ -163,6 +165,14 @@ def fit(
     schedule_every : {"epoch", "batch"}
     checkpoint : path-like, optional
         File for the best state, written whenever it improves; see `fastlayers.save`.
+    resume : path-like, optional
+        File for the state of the whole training, written when it begins and after each epoch. If
+        there is one already, the training goes on after the epochs that it has, and ends with the
+        bits of one that was not stopped: parameters, buffers, optimiser, schedule, random state
+        and history, but for the times in it. The arguments are made as they were at first, and
+        take over the file's state, options of the optimiser too; `epochs` may be larger. A
+        training that has its epochs is over at once. The epoch in which it was stopped is done
+        again, so `on_epoch` may get its figures twice.
     progress : bool
         Show a progress bar with loss, accuracy and images/s, if tqdm is installed.
     on_epoch : callable, optional
@@ -176,17 +186,24 @@ def fit(
     ------
     ValueError
         For less than one epoch, an unknown `schedule_every`, no training batch, or a training
-        loss that is not finite.
+        loss that is not finite; if `resume` is damaged, or the state of another training or of
+        more epochs, and then nothing is changed.
+    TypeError
+        With `resume`, if the optimiser or the scheduler cannot save its state.
     OSError
-        If the checkpoint cannot be written; the one before is kept.
+        If the checkpoint or `resume` cannot be written; the one before is kept.
     """
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"fit: epochs must be a positive integer, got {epochs!r}")
     if schedule_every not in ("epoch", "batch"):
         raise ValueError(f"fit: schedule_every must be epoch or batch, got {schedule_every!r}")
-    history = History()
+    history, snapshot = History(), None
+    if resume is not None:
+        parts = (model, optimizer, scheduler, schedule_every, (train, valid))
+        snapshot = Snapshot(resume, *parts)
+        history = _begin(snapshot, epochs, checkpoint)
     per_batch = scheduler if schedule_every == "batch" else None
-    for epoch in range(1, epochs + 1):
+    for epoch in range(len(history.epochs) + 1, epochs + 1):
         lr = optimizer.param_groups[0]["lr"]
         bar = _progress_bar(train, f"epoch {epoch}/{epochs}", progress)
         meter = _train_epoch(model, loss, optimizer, train, per_batch, bar)
@@ -206,6 +223,19 @@ def fit(
         _keep_best(history, figures, model, checkpoint)
         if on_epoch is not None:
             on_epoch(figures)
+        if snapshot is not None:
+            snapshot.write(vars(history))
+    return history
+
+
+def _begin(snapshot: Snapshot, epochs: int, checkpoint: str | os.PathLike[str] | None) -> History:
+    """Go back to the file's state, or write the first."""
+    if not snapshot.exists():
+        snapshot.write(vars(History()))
+        return History()
+    history = History(**snapshot.read(epochs))
+    if checkpoint is not None and history.best_epoch:
+        save(history.best_state, checkpoint)
     return history
 
 
