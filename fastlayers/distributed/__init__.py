@@ -3,6 +3,7 @@
 Each rank trains on its part of every batch; gradients are averaged over all ranks.
 """
 
+from fastlayers.distributed.batchnorm import SyncBatchNorm, convert_sync_batchnorm
 from fastlayers.distributed.group import (
     barrier,
     init,
@@ -14,7 +15,9 @@ from fastlayers.distributed.group import (
 )
 
 __all__ = [
+    "SyncBatchNorm",
     "barrier",
+    "convert_sync_batchnorm",
     "init",
     "is_initialized",
     "is_launched",
