@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ class Normalisation:
     """A checked input, and what each of its channels is normalised by."""
 
     __slots__ = ("bias", "form", "invstd", "mean", "of_batch", "weight", "x")
+    # Where the input is a part of a batch: from its sums of ``dy * xhat`` and dy, the means of all.
+    exchange: Callable[[Any, Any], np.ndarray] | None = None
 
     def __init__(
         self,
@@ -146,12 +149,11 @@ class Normalisation:
             dy = backend.reference("relu_backward", dy, self.form.shaped(output))
         elif relu:
             dy = backend.reference("relu_backward", dy, self.forward(None, False))
-        arguments = (self.x, self._affine()[0], self.mean, self.invstd)
+        fixed = (self.x, self._affine()[0], self.mean, self.invstd)
         if means is not None:
-            dx = backend.reference("batch_norm_input_gradient", dy, *arguments, *means)
+            dx = backend.reference("batch_norm_input_gradient", dy, *fixed, *means)
             return dx, None, None, None
-        arguments = (*arguments, self.of_batch, needs[:3])
-        grads = backend.reference("batch_norm_backward", dy, *arguments)
+        grads = backend.reference("batch_norm_backward", dy, *fixed, self.of_batch, needs[:3])
         return *grads, None if output is None else dy
 
 

@@ -36,6 +36,15 @@ class PartNormalisation(Normalisation):
     add: Add
     count: float
 
+    def exchange(self, dw: Any, db: Any) -> np.ndarray:
+        """Means of ``dy * xhat`` and dy over the batch, by this part's scale, for its sums."""
+        samples = self.x.shape[0]
+        with np.errstate(all="ignore"):
+            sums = np.array((dw, db), np.float64) * samples
+            self.add(sums)
+            means: np.ndarray = sums / (max(samples, 1) * self.count)
+            return means.astype(self.x.dtype)
+
     def backward(
         self,
         dy: np.ndarray,
@@ -48,11 +57,7 @@ class PartNormalisation(Normalisation):
         if not needs[0]:
             return super().backward(dy, needs, relu, output)
         _, dw, db, masked = super().backward(dy, (False, True, True), relu, output)
-        samples = self.x.shape[0]
-        with np.errstate(all="ignore"):
-            sums = np.array((dw, db), np.float64) * samples
-            self.add(sums)
-            means = (sums / (max(samples, 1) * self.count)).astype(self.x.dtype)
+        means = self.exchange(dw, db)
         if masked is not None:  # the mask was applied
             dy, relu = self.form.flat(masked), False
         dx = super().backward(dy, (True, False, False), relu, means=means)[0]
