@@ -3,6 +3,7 @@
 Each rank trains on its part of every batch; gradients are averaged over all ranks.
 """
 
+from fastlayers.distributed.batchnorm import SyncBatchNorm, convert_sync_batchnorm
 from fastlayers.distributed.group import (
     Channel,
     barrier,
@@ -16,9 +17,11 @@ from fastlayers.distributed.group import (
 from fastlayers.distributed.parallel import DistributedDataParallel
 
 __all__ = [
-    "DistributedDataParallel",
     "Channel",
+    "DistributedDataParallel",
+    "SyncBatchNorm",
     "barrier",
+    "convert_sync_batchnorm",
     "init",
     "is_initialized",
     "is_launched",
