@@ -7,11 +7,13 @@ from fastlayers.distributed.batchnorm import SyncBatchNorm, convert_sync_batchno
 from fastlayers.distributed.group import (
     Channel,
     barrier,
+    end_all,
     init,
     is_initialized,
     is_launched,
     local_rank,
     rank,
+    total,
     world_size,
 )
 from fastlayers.distributed.parallel import DistributedDataParallel
@@ -22,10 +24,12 @@ __all__ = [
     "SyncBatchNorm",
     "barrier",
     "convert_sync_batchnorm",
+    "end_all",
     "init",
     "is_initialized",
     "is_launched",
     "local_rank",
     "rank",
+    "total",
     "world_size",
 ]

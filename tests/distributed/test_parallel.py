@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-import program
 import pytest
+from distributed import program
 
 import fastlayers as fl
 from fastlayers import distributed, nn
