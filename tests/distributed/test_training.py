@@ -67,3 +67,10 @@ def test_the_command_trains_on_all_ranks(ranks, tmp_path):
     _, err = bad.communicate(timeout=30)
     assert bad.returncode != 0
     assert re.search(r"fastlayers: rank [01] of 2 on .* failed, so all are ended: ", err)
+
+
+def test_the_page_s_program_runs(ranks):
+    page = Path(__file__).parents[2] / "docs" / "distributed.md"
+    [program] = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    ranks(2, program)
+    assert fl.load(ranks.folder / "model.npz")
