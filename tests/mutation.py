@@ -73,6 +73,7 @@ TESTS = {
     "ops/_check.py": "ops/test_conv.py ops/test_pool.py ops/test_loss.py trust/test_errors.py",
     "ops/avg_pool.py": "ops/test_pool.py",
     "ops/batchnorm_form.py": "ops/test_batchnorm.py ops/test_batchnorm_pool.py",
+    "ops/batchnorm_parts.py": "nn/test_sync_batchnorm.py",
     "ops/conv_plan.py": "ops/test_conv.py trust/test_exactness.py ops/test_winograd.py",
     "ops/conv_pool_plan.py": "ops/test_conv_pool.py",
     "ops/conv_shape.py": "ops/test_conv.py trust/test_exactness.py",
