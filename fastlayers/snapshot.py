@@ -104,7 +104,6 @@ class Snapshot:
             saved = unpack(arrays)
             self._check(saved, epochs)
             before = self._state()
-            before["model"] = {name: value.copy() for name, value in before["model"].items()}
             try:
                 self._set(saved)
             except BaseException:
@@ -133,11 +132,12 @@ class Snapshot:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"]["state"])
         random.set_rng_state(state["random"])
-        self.model.load_state_dict(state["model"])
         for batches, saved in zip(self.data, state["data"], strict=True):
             for part, counts in zip(_chain(batches), saved, strict=True):
                 if "epoch" in counts:
                     part.epoch = counts["epoch"]
+        # Last, since it changes all or nothing, so that no copy of the model is needed to go back.
+        self.model.load_state_dict(state["model"])
 
     def _check(self, saved: Tree, epochs: int) -> None:
         """Raise an error unless the state is of such parts."""

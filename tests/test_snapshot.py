@@ -379,6 +379,13 @@ def test_a_file_that_was_made_up(keys, value, message, tmp_path):
     check_nothing_changes(Run(seed=1), path, f"^fit: resume must be .*: {message}")
 
 
+def test_a_model_that_takes_no_values(tmp_path):
+    path, run = tmp_path / "last.npz", Run(seed=1)
+    Run(epochs=1).fit(path)
+    run.model[0].bias.data.flags.writeable = False
+    check_nothing_changes(run, path, "the model's '0.bias' must be writable")
+
+
 def test_a_file_of_a_model(tmp_path):
     path, run = tmp_path / "model.npz", Run(seed=1)
     fl.save(run.model.state_dict(), path)
