@@ -1,0 +1,233 @@
+"""Measures what the cost model is made of: steps layer by layer, and sums of two MPI processes.
+
+    mpiexec -n 2 python -m benchmarks.distributed.calibrate FILE [--models NAMES]
+
+writes the sums, and the steps of models on both ranks, as JSON; `python -m benchmarks.distributed`
+calls it, over shared memory and over TCP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.compare.cases import CASES, LR, MOMENTUM, Case, initial_value
+from benchmarks.compare.harness import Contestant
+from benchmarks.distributed.cost import MIB
+
+__all__ = ["TRANSPORTS", "line", "measure_pair", "measure_work", "work_of"]
+
+# How Open MPI's processes of one host are made to talk; other libraries ignore the variables.
+TRANSPORTS: dict[str, dict[str, str]] = {
+    "shared memory": {},
+    "TCP loopback": {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,tcp"},
+}
+SIZES = [8 << 2 * i for i in range(12)] + [64 * MIB]
+# Of what is validated: models, with batches of a rank that has one thread.
+VALIDATED = [("CIFAR CNN", 4), ("MLP, batch norm, dropout", 64), ("VGG-small", 32)]
+VALIDATED += [("ResNet-20", 32), ("ResNet-18", 4)]
+
+
+def _times(work: Callable[[], Any], seconds: float, least: int = 5) -> list[float]:
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(found) < least or time.perf_counter() < end:
+        begin = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - begin)
+    return found
+
+
+def _model(case: Case) -> Any:
+    import fastlayers as fl
+
+    model = getattr(fl.models, case.factory)(**case.options)
+    state = model.state_dict()
+    model.load_state_dict({k: initial_value(k, np.shape(v)) for k, v in state.items()})
+    return model
+
+
+def work_of(threads: int, case: Case) -> tuple[None, dict[str, Any]]:
+    """`Contestant`'s preparation: the fields of `cost.Work`, as JSON has them."""
+    import fastlayers as fl
+    from fastlayers import nn
+
+    fl.set_num_threads(threads)
+    model = _model(case)
+    [(x, y)] = case.batches(1)
+    rows = fl.profile(model, x, y, file=io.StringIO()).rows
+    seconds = {
+        way: sum(row.seconds for row in rows if row.direction == way)
+        for way in ("forward", "backward")
+    }
+    backward = [row for row in rows if row.direction == "backward"]
+    layers = [row for row in backward if row.name not in ("(rest)", "(sums of gradients)")]
+    total, spent, ready = sum(row.seconds for row in layers), 0.0, {}
+    for row in reversed(layers):
+        spent += row.seconds
+        ready |= dict.fromkeys(row.layers, spent / total)
+    optimizer = fl.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
+    fl.nn.functional.cross_entropy(model(fl.tensor(x)), fl.tensor(y)).backward()
+    seconds["update"] = statistics.median(_times(optimizer.step, 0.2))
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    sizes: dict[str, int] = {}
+    for buffer in model.buffers():
+        sizes[buffer.dtype.str] = sizes.get(buffer.dtype.str, 0) + buffer.nbytes
+    return None, {
+        **seconds,
+        "gradients": [
+            [p.data.nbytes, round(ready[name.rpartition(".")[0]], 4)]
+            for name, p in model.named_parameters()
+        ],
+        "buffers": list(sizes.values()),
+        "norms": [norm.num_features for norm in norms],
+    }
+
+
+def measure_work(threads: int, quick: bool) -> list[dict[str, Any]]:
+    """The work of each case of the comparison, each in a process of its own."""
+    rows = []
+    for case in CASES:
+        if quick and case.shape[-1] > 100:
+            continue
+        contestant = Contestant(case.name, work_of, threads)
+        try:
+            contestant.prepare(case)
+        finally:
+            contestant.close()
+        print(f"{case.name}, {case.batch}", flush=True)
+        rows.append({"model": case.name, "batch": case.batch} | contestant.value)
+    return rows
+
+
+def line(times: dict[int, float]) -> tuple[float, float, float]:
+    """Latency, seconds a byte, and the largest relative error, of the least relative squares."""
+    n, t = np.array(list(times), float), np.array(list(times.values()))
+    rows = np.stack([1 / t, n / t], axis=1)
+    (latency, slope), *_ = np.linalg.lstsq(rows, np.ones(len(n)), rcond=None)
+    return latency, slope, float(np.abs((latency + slope * n) / t - 1).max())
+
+
+def measure_pair(transport: str, quick: bool) -> dict[str, Any]:
+    """What two ranks with one thread each find, with this transport between them."""
+    import os
+
+    beside = Path(sys.executable).with_name("mpiexec")
+    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if mpiexec is None:
+        raise FileNotFoundError("no mpiexec was found: pip install 'fastlayers[mpi]'")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "found.json"
+        order = [mpiexec, "-n", "2", sys.executable, "-m", __spec__.name, str(path)]
+        order += ["--quick"] if quick else []
+        extra = TRANSPORTS[transport] | {"FASTLAYERS_NUM_THREADS": "1"}
+        subprocess.run(order, env=os.environ | extra, check=True)
+        return {"transport": transport} | json.loads(path.read_text())
+
+
+def _sums(channel: Any, barrier: Callable[[], None], quick: bool) -> dict[int, float]:
+    found = {}
+    for size in SIZES[:-3] if quick else SIZES:
+        array = np.zeros(size, np.uint8).view(np.float32)
+        times = []
+        for _ in range(max(9, min(2000, 2**28 // size // 64))):
+            barrier()
+            begin = time.perf_counter()
+            channel.start_sum(array).wait()
+            times.append(time.perf_counter() - begin)
+        found[size] = statistics.median(times[2:])
+    return found
+
+
+def _bytes_of_gradients(parameters: int) -> dict[str, float]:
+    """`cost.Host`'s fields: what DistributedDataParallel and MPI do with a bucket of 4 MiB."""
+    from mpi4py import MPI
+
+    bucket = np.ones(4 * MIB // 4, np.float32)
+    other = np.ones_like(bucket)
+    three = np.float32(3)
+
+    def unpack() -> None:
+        np.divide(bucket, three, out=other)
+        bucket[...] = 0
+
+    work = {
+        "pack": lambda: np.multiply(other, three, out=bucket),
+        "unpack": unpack,
+        "add": lambda: MPI.SUM.Reduce_local(other, bucket),
+    }
+    return {k: statistics.median(_times(w, 0.3)) / bucket.nbytes for k, w in work.items()}
+
+
+def _steps(case: Case, seconds: float) -> dict[str, Any]:
+    """Steps of this rank beside the other's, without and with DistributedDataParallel, in turn."""
+    import fastlayers as fl
+    from fastlayers import distributed
+
+    plain = _model(case)
+    loss = fl.nn.CrossEntropyLoss()
+    batches = [(fl.tensor(x), fl.tensor(y)) for x, y in case.batches()]
+    times: list[list[float]] = [[], []]
+    models = [plain, distributed.DistributedDataParallel(_model(case))]
+    optimizers = [fl.optim.SGD(m.parameters(), lr=LR, momentum=MOMENTUM) for m in models]
+
+    def step(which: int, number: int) -> None:
+        x, y = batches[number % len(batches)]
+        optimizers[which].zero_grad()
+        loss(models[which](x), y).backward()
+        optimizers[which].step()
+
+    step(0, 0)
+    distributed.barrier()
+    begin = time.perf_counter()
+    step(0, 1)
+    count = np.array([seconds / 2 / (time.perf_counter() - begin)])
+    distributed.group.Channel().sum(count)  # both ranks make as many steps
+    for number in range(int(max(10, min(400, count[0] / 2)))):
+        for which in range(2):
+            distributed.barrier()
+            begin = time.perf_counter()
+            step(which, number)
+            times[which].append(time.perf_counter() - begin)
+    alone, together = (statistics.median(t[3:]) for t in times)
+    return {"alone": alone, "together": together}
+
+
+def main() -> None:
+    """Both ranks measure, and rank 0 writes."""
+    from fastlayers import distributed
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    distributed.init()
+    from mpi4py import MPI
+
+    sums = _sums(distributed.group.Channel(), distributed.barrier, options.quick)
+    found: dict[str, Any] = {"library": MPI.Get_library_version().split(",")[0], "sums": sums}
+    found |= _bytes_of_gradients()
+    known = {case.name: case for case in CASES}
+    found["steps"] = [
+        {"model": name, "batch": batch} | _steps(known[name].at(batch), 4.0)
+        for name, batch in VALIDATED[: 2 if options.quick else None]
+    ]
+    if distributed.rank() == 0:
+        options.file.write_text(json.dumps(found))
+    distributed.barrier()
+
+
+if __name__ == "__main__":
+    main()
