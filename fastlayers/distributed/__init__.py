@@ -4,6 +4,7 @@ Each rank trains on its part of every batch; gradients are averaged over all ran
 """
 
 from fastlayers.distributed.group import (
+    Channel,
     barrier,
     init,
     is_initialized,
@@ -12,8 +13,11 @@ from fastlayers.distributed.group import (
     rank,
     world_size,
 )
+from fastlayers.distributed.parallel import DistributedDataParallel
 
 __all__ = [
+    "DistributedDataParallel",
+    "Channel",
     "barrier",
     "init",
     "is_initialized",

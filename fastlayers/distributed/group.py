@@ -176,7 +176,7 @@ class Channel:
     """
 
     def __init__(self) -> None:
-        self._comm = _world.control.Dup() if _world.size > 1 else None
+        self._comm: Any = _world.control.Dup() if _world.size > 1 else None
 
     def start_sum(self, array: np.ndarray) -> Request:
         """Begin to replace a contiguous array by the sum of all ranks' arrays, equal to the bit."""
