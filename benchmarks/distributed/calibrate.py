@@ -1,6 +1,6 @@
 """Measures what the cost model is made of: steps layer by layer, and sums of two MPI processes.
 
-    mpiexec -n 2 python -m benchmarks.distributed.calibrate FILE [--models NAMES]
+    mpiexec -n 2 python -m benchmarks.distributed.calibrate FILE [--quick]
 
 writes the sums, and the steps of models on both ranks, as JSON; `python -m benchmarks.distributed`
 calls it, over shared memory and over TCP.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -122,8 +123,6 @@ def line(times: dict[int, float]) -> tuple[float, float, float]:
 
 def measure_pair(transport: str, quick: bool) -> dict[str, Any]:
     """What two ranks with one thread each find, with this transport between them."""
-    import os
-
     beside = Path(sys.executable).with_name("mpiexec")
     mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
     if mpiexec is None:
@@ -151,11 +150,14 @@ def _sums(channel: Any, barrier: Callable[[], None], quick: bool) -> dict[int, f
     return found
 
 
-def _bytes_of_gradients(parameters: int) -> dict[str, float]:
-    """`cost.Host`'s fields: what DistributedDataParallel and MPI do with a bucket of 4 MiB."""
+def _host(channel: Any) -> dict[str, float]:
+    """`cost.Host`'s fields: what DistributedDataParallel and MPI do with buckets, of 4 MiB here."""
     from mpi4py import MPI
 
-    bucket = np.ones(4 * MIB // 4, np.float32)
+    from fastlayers.distributed.buckets import Reducer
+    from fastlayers.nn import Parameter
+
+    bucket = np.ones(MIB, np.float32)
     other = np.ones_like(bucket)
     three = np.float32(3)
 
@@ -168,7 +170,24 @@ def _bytes_of_gradients(parameters: int) -> dict[str, float]:
         "unpack": unpack,
         "add": lambda: MPI.SUM.Reduce_local(other, bucket),
     }
-    return {k: statistics.median(_times(w, 0.3)) / bucket.nbytes for k, w in work.items()}
+    found = {k: statistics.median(_times(w, 0.3)) / bucket.nbytes for k, w in work.items()}
+    params = [Parameter(np.ones(1, np.float32)) for _ in range(64)]
+    reducer = Reducer(params, MIB, channel)
+
+    def average() -> None:
+        reducer.expect(3, True)
+        for p in reversed(params):
+            reducer.ready(p, p.data)
+        reducer.finish()
+        for p in params:
+            p.grad = None
+
+    times = []
+    for _ in range(200):
+        begin = time.perf_counter()
+        average()
+        times.append(time.perf_counter() - begin)
+    return found | {"call": statistics.median(times) / len(params)}
 
 
 def _steps(case: Case, seconds: float) -> dict[str, Any]:
@@ -216,9 +235,10 @@ def main() -> None:
     distributed.init()
     from mpi4py import MPI
 
-    sums = _sums(distributed.group.Channel(), distributed.barrier, options.quick)
+    channel = distributed.group.Channel()
+    sums = _sums(channel, distributed.barrier, options.quick)
     found: dict[str, Any] = {"library": MPI.Get_library_version().split(",")[0], "sums": sums}
-    found |= _bytes_of_gradients()
+    found["host"] = _host(channel)
     known = {case.name: case for case in CASES}
     found["steps"] = [
         {"model": name, "batch": batch} | _steps(known[name].at(batch), 4.0)
@@ -226,7 +246,6 @@ def main() -> None:
     ]
     if distributed.rank() == 0:
         options.file.write_text(json.dumps(found))
-    distributed.barrier()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["ALGORITHMS", "MIB", "Host", "Network", "Sum", "Work", "buckets", "step", "sum_cost"]
+__all__ = ["ALGORITHMS", "MIB", "Host", "Network", "Sum", "Work", "buckets", "chosen", "step", "sum_cost"]
 
 MIB = 1 << 20
 # Of batch norm over all ranks, for each layer: two sums of its channels forward, one backward.
@@ -53,7 +53,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Host:
-    """Seconds that a rank spends on a byte of a gradient.
+    """Seconds that a rank's cores spend on a byte of a gradient.
 
     Attributes
     ----------
@@ -61,11 +61,14 @@ class Host:
         To put it into its bucket, and to make a mean of the sum.
     add : float
         To add what another rank sent.
+    call : float
+        Seconds of the calls for a parameter, however small.
     """
 
     pack: float = 0.0
     unpack: float = 0.0
     add: float = 0.0
+    call: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,19 +86,19 @@ def _rounds(ranks: int) -> int:
 
 
 def _tree(n: float, ranks: int) -> Sum:
-    """To rank 0, and from it: Open MPI's where the sum replaces its argument, and below 64 KiB."""
+    """To rank 0 and back; also Open MPI's for any sum that replaces its argument."""
     rounds = _rounds(ranks)
     return Sum(2 * rounds, 2 * rounds * n, rounds * n, rounds * n)
 
 
 def _doubling(n: float, ranks: int) -> Sum:
-    """All in pairs, at doubling distances: MPICH's below 2 KiB."""
+    """All in pairs, at doubling distances; MPICH's up to 2 KiB."""
     rounds = _rounds(ranks)
     return Sum(rounds, rounds * n, rounds * n, rounds * n)
 
 
 def _halving(n: float, ranks: int) -> Sum:
-    """Rabenseifner's, of halves, quarters and so on: what both libraries take for more bytes."""
+    """Rabenseifner's, of halves, quarters and so on; MPICH's from 2 KiB on."""
     share = (ranks - 1) / ranks * n
     return Sum(2 * _rounds(ranks), 2 * share, 2 * share, share)
 
@@ -112,23 +115,18 @@ ALGORITHMS: dict[str, Callable[[float, int], Sum]] = {
 }
 
 
+def chosen(nbytes: float, ranks: int) -> str:
+    """The algorithm of Open MPI 5 for a sum that goes on in the background."""
+    return "tree" if ranks < 4 or nbytes < 65536 else "halving"
+
+
 def sum_cost(
     nbytes: float, ranks: int, network: Network, add: float = 0.0, algorithm: str | None = None
 ) -> tuple[float, float]:
-    """Seconds of a sum on the network, and of the host's cores meanwhile.
-
-    Of the cheapest algorithm, unless one is named.
-    """
-    names = ALGORITHMS if algorithm is None else [algorithm]
-    sums = [ALGORITHMS[name](nbytes, ranks) for name in names]
-    costs = [
-        (
-            s.messages * network.latency + s.moved / network.bandwidth,
-            s.handled * network.handling + s.added * add,
-        )
-        for s in sums
-    ]
-    return min(costs, key=sum)
+    """Seconds of a sum on the network, and of a host's cores meanwhile."""
+    s = ALGORITHMS[algorithm or chosen(nbytes, ranks)](nbytes, ranks)
+    wire = s.messages * network.latency + s.moved / network.bandwidth
+    return wire, s.handled * network.handling + s.added * add
 
 
 @dataclass(frozen=True)
@@ -212,6 +210,6 @@ def step(
         free = max(free, cores + ready * work.backward) + wire + own
         cores += own
         waited += wire
-    cores += work.backward
+    cores += work.backward + host.call * len(work.gradients)
     unpack = host.unpack * sum(nbytes for nbytes, _ in work.gradients)
     return (max(cores, free) if overlap else cores + waited) + unpack + work.update
