@@ -13,17 +13,16 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import math
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import charts, record
+from benchmarks.compare import record
 from benchmarks.compare.__main__ import RESULTS, ROOT, publish
 from benchmarks.compare.harness import table
 from benchmarks.compare.record import Record
 from benchmarks.distributed import calibrate
-from benchmarks.distributed.cost import Host, Network, Work, step, sum_cost
+from benchmarks.distributed.cost import ALGORITHMS, Host, Network, Work, step
 
 __all__ = ["PAGE", "main", "parts"]
 
@@ -53,8 +52,9 @@ def local(pair: Record) -> tuple[Network, Host, float]:
     """Two ranks of this machine, whose cores do all, and the line's largest relative error."""
     host = Host(**pair["host"])
     latency, slope, error = calibrate.line({int(n): t for n, t in pair["sums"].items()})
-    handling = max(slope - host.add, 0.0)
-    return Network(pair["transport"], latency / 2, math.inf, handling), host, error
+    one = ALGORITHMS[ALGORITHM](1, 2)
+    handling = max(slope - one.added * host.add, 0.0) / one.handled
+    return Network(pair["transport"], latency / one.messages, math.inf, handling), host, error
 
 
 def networks(found: Record) -> list[Network]:
@@ -75,10 +75,13 @@ def works(found: Record, steps: Record) -> list[tuple[dict[str, Any], Work]]:
     }
     rows = []
     for row in found["work"]:
-        case = {name: row[name] for name in ("model", "batch")}
-        work = Work(**{name: value for name, value in row.items() if name not in case})
-        rows.append((case, work.taking(published[row["model"], row["batch"]])))
+        seconds = published[row["model"], row["batch"]]
+        rows.append((row, _work(row).taking(seconds)))
     return rows
+
+
+def _work(row: dict[str, Any]) -> Work:
+    return Work(**{name: value for name, value in row.items() if name not in ("model", "batch")})
 
 
 def both(work: Work, ranks: int, network: Network, host: Host, **options: Any) -> list[float]:
@@ -145,10 +148,9 @@ def validation(found: Record) -> str:
 def _expected(found: Record, pair: Record, row: dict[str, Any]) -> float:
     """The model's time of a step of two ranks with one thread each."""
     network, host, _ = local(pair)
-    [work] = {w["model"]: w for w in found["work"]}.keys() & {row["model"]}
-    parts = next(w for w in found["work"] if w["model"] == work)
-    fields = {k: v for k, v in parts.items() if k not in ("model", "batch")}
-    return step(Work(**fields).taking(row["alone"]), 2, network, host)
+    parts = next(w for w in found["work"] if w["model"] == row["model"])
+    work = _work(parts).taking(row["alone"])
+    return step(work, 2, network, host, overlap=False, algorithm=ALGORITHM)
 
 
 def calibration(found: Record) -> str:
@@ -188,8 +190,13 @@ def parts(found: Record, steps: Record) -> dict[str, str]:
 
 def draw(found: Record, steps: Record, path: Path) -> None:
     """Efficiency over ranks: bands from steps that wait for no sum to those that wait for all."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
     host = local(found["pairs"][0])[1]
-    pyplot, figure, grid = charts.grid(9, 7, 2, 2)
+    figure, grid = pyplot.subplots(2, 2, figsize=(9, 7), sharey=True, layout="constrained")
     largest = {case["model"]: (case, work) for case, work in works(found, steps)}
     for axes, (speed, network) in zip(
         grid.flat, [(s, n) for s in (1, FASTER) for n in networks(found)], strict=True
@@ -206,12 +213,13 @@ def draw(found: Record, steps: Record, path: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(CURVE[::2], [str(p) for p in CURVE[::2]])
         axes.set_ylim(0, 103)
-    grid[1][0].set_xlabel("ranks, one a host")
-    grid[1][1].set_xlabel("ranks, one a host")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("efficiency, %")
-    grid[1][1].legend(fontsize=7, frameon=False)
-    charts.save(pyplot, figure, path)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("ranks, one a host", fontsize=9)
+    figure.supylabel("efficiency, %; lower edge: no sum while the cores compute", fontsize=9)
+    grid[1][0].legend(fontsize=7, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=144)
+    pyplot.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> None:

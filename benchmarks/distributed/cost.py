@@ -24,7 +24,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["ALGORITHMS", "MIB", "Host", "Network", "Sum", "Work", "buckets", "chosen", "step", "sum_cost"]
+__all__ = [
+    "ALGORITHMS",
+    "MIB",
+    "Host",
+    "Network",
+    "Sum",
+    "Work",
+    "buckets",
+    "chosen",
+    "step",
+    "sum_cost",
+]
 
 MIB = 1 << 20
 # Of batch norm over all ranks, for each layer: two sums of its channels forward, one backward.
