@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sized
 
 import numpy as np
 
-from fastlayers import distributed
 from fastlayers.data.checks import whole_number
 
 __all__ = ["DistributedSampler"]
@@ -61,6 +60,8 @@ class DistributedSampler:
         *,
         pad: bool = False,
     ) -> None:
+        from fastlayers import distributed
+
         op = type(self).__name__
         ranks = distributed.world_size() if num_replicas is None else num_replicas
         self.num_replicas = whole_number(op, "num_replicas", ranks, 1)

@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -26,11 +26,13 @@ __all__ = [
     "Channel",
     "Request",
     "barrier",
+    "end_all",
     "init",
     "is_initialized",
     "is_launched",
     "local_rank",
     "rank",
+    "total",
     "world_size",
 ]
 
@@ -50,6 +52,7 @@ class _World:
     def __init__(self) -> None:
         self.mpi: Any = None
         self.control: Any = None  # a communicator for what is said outside of collective calls
+        self.channel: Any = None  # for sums
         self.rank, self.size, self.local_rank = 0, 1, 0
         self.initialized = False
 
@@ -107,7 +110,8 @@ def init() -> None:
     _share_cores(neighbours)
     neighbours.Free()
     random.set_rank(_world.rank)
-    state = Channel().broadcast_text(json.dumps(random.get_rng_state()))
+    _world.channel = Channel()
+    state = _world.channel.broadcast_text(json.dumps(random.get_rng_state()))
     random.set_rng_state(json.loads(state))
 
 
@@ -135,6 +139,14 @@ def barrier() -> None:
     """Wait until every rank has called this."""
     if _world.size > 1:
         Request(_world.control.Ibarrier()).wait()
+
+
+def total(values: Sequence[float]) -> list[float]:
+    """Sums of a few numbers over all ranks, the same on each to the bit."""
+    sums = np.array(values, np.float64)
+    if _world.size > 1:
+        _world.channel.sum(sums)
+    return [float(value) for value in sums]
 
 
 class Request:
