@@ -32,7 +32,6 @@ __all__ = [
     "Sum",
     "Work",
     "buckets",
-    "chosen",
     "step",
     "sum_cost",
 ]
@@ -97,19 +96,19 @@ def _rounds(ranks: int) -> int:
 
 
 def _tree(n: float, ranks: int) -> Sum:
-    """To rank 0 and back; also Open MPI's for any sum that replaces its argument."""
+    """To rank 0 and back: what Open MPI takes by default for sums in place."""
     rounds = _rounds(ranks)
     return Sum(2 * rounds, 2 * rounds * n, rounds * n, rounds * n)
 
 
 def _doubling(n: float, ranks: int) -> Sum:
-    """All in pairs, at doubling distances; MPICH's up to 2 KiB."""
+    """All in pairs, at doubling distances: for few bytes."""
     rounds = _rounds(ranks)
     return Sum(rounds, rounds * n, rounds * n, rounds * n)
 
 
 def _halving(n: float, ranks: int) -> Sum:
-    """Rabenseifner's, of halves, quarters and so on; MPICH's from 2 KiB on."""
+    """Rabenseifner's, of halves, quarters and so on: `fastlayers.distributed`'s."""
     share = (ranks - 1) / ranks * n
     return Sum(2 * _rounds(ranks), 2 * share, 2 * share, share)
 
@@ -126,16 +125,11 @@ ALGORITHMS: dict[str, Callable[[float, int], Sum]] = {
 }
 
 
-def chosen(nbytes: float, ranks: int) -> str:
-    """The algorithm of Open MPI 5 for a sum that goes on in the background."""
-    return "tree" if ranks < 4 or nbytes < 65536 else "halving"
-
-
 def sum_cost(
-    nbytes: float, ranks: int, network: Network, add: float = 0.0, algorithm: str | None = None
+    nbytes: float, ranks: int, network: Network, add: float = 0.0, algorithm: str = "halving"
 ) -> tuple[float, float]:
     """Seconds of a sum on the network, and of a host's cores meanwhile."""
-    s = ALGORITHMS[algorithm or chosen(nbytes, ranks)](nbytes, ranks)
+    s = ALGORITHMS[algorithm](nbytes, ranks)
     wire = s.messages * network.latency + s.moved / network.bandwidth
     return wire, s.handled * network.handling + s.added * add
 
@@ -197,7 +191,7 @@ def step(
     host: Host,
     capacity: float = 4 * MIB,
     overlap: bool = True,
-    algorithm: str | None = None,
+    algorithm: str = "halving",
     sync_norms: bool = False,
 ) -> float:
     """Seconds of a step of `ranks` ranks, each with `work` of its own.
