@@ -86,6 +86,10 @@ def init() -> None:
     if not is_launched():
         _world.initialized = True
         return
+    # Read as MPI begins; other libraries choose as well by themselves. By default Open MPI sums an
+    # array in place along a tree, 2 log2(P) times all bytes, not 2: 0.97 ms, not 0.34, for 4 MiB of
+    # 2 processes of a machine.
+    os.environ.setdefault("OMPI_MCA_coll_libnbc_iallreduce_algorithm", "rabenseifner")
     try:
         from mpi4py import MPI
     except ModuleNotFoundError as error:
@@ -146,16 +150,26 @@ def total(values: Sequence[float]) -> list[float]:
 
 
 class Request:
-    """A call that goes on in the background."""
+    """A call that goes on in the background.
 
-    __slots__ = ("_request",)
+    When it is done, `target` gets the beginning of `source`.
+    """
 
-    def __init__(self, request: Any) -> None:
-        self._request = request
+    __slots__ = ("_request", "_source", "_target")
+
+    def __init__(
+        self, request: Any, target: np.ndarray | None = None, source: np.ndarray | None = None
+    ) -> None:
+        self._request, self._target, self._source = request, target, source
 
     def test(self) -> bool:
         """Whether it is done; MPI works on it meanwhile."""
-        return bool(self._request.Test())
+        if not self._request.Test():
+            return False
+        if self._target is not None and self._source is not None:
+            self._target[...] = self._source[: self._target.size].reshape(self._target.shape)
+            self._target = None
+        return True
 
     def wait(self) -> None:
         """Return when it is done.
@@ -167,7 +181,7 @@ class Request:
         """
         begin = looked = time.perf_counter()
         ended: int | None = None
-        while not self._request.Test():
+        while not self.test():
             now = time.perf_counter()
             if now - begin < PATIENCE:
                 continue
@@ -192,7 +206,12 @@ class Channel:
 
     def start_sum(self, array: np.ndarray) -> Request:
         """Begin to replace a contiguous array by the sum of all ranks' arrays, equal to the bit."""
-        return Request(self._comm.Iallreduce(_world.mpi.IN_PLACE, array, op=_world.mpi.SUM))
+        whole = array
+        if array.size < _world.size:  # too few to halve: Open MPI would send 2 (P - 1) messages
+            whole = np.zeros(_world.size, array.dtype)
+            whole[: array.size] = array.reshape(-1)
+        request = self._comm.Iallreduce(_world.mpi.IN_PLACE, whole, op=_world.mpi.SUM)
+        return Request(request) if whole is array else Request(request, array, whole)
 
     def sum(self, array: np.ndarray) -> None:
         """Replace a contiguous array by the sum of all ranks' arrays."""
