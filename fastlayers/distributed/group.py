@@ -254,7 +254,9 @@ def _ending_all(before: Hook) -> Hook:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         before(kind, error, trace)
-        end_all(f"{kind.__name__}: {error}", 130 if kind is KeyboardInterrupt else 1)
+        end_all(
+            f"{kind.__name__}: {error}".removesuffix(": "), 130 if kind is KeyboardInterrupt else 1
+        )
 
     return hook
 
