@@ -81,8 +81,11 @@ TESTS = {
     "ops/reduce.py": "ops/test_batchnorm.py ops/test_linear.py",
     "ops/window.py": "ops/test_pool.py",
 }
-# What passes those meets these, of which trust/ those tests that name the module's op.
-SHARED = "ops/test_plans.py runtime/test_backend.py trust/test_errors.py", "trust"
+# What passes those meets these, and then the tests in trust/ that name the module's op.
+SHARED = {
+    "kernels": "ops/test_plans.py",
+    "ops": "ops/test_plans.py runtime/test_backend.py trust/test_errors.py",
+}
 # By the stem of a module, what its tests in trust/ are named by, as `pytest -k` takes it.
 NAMES = (
     ("act", "relu or sigmoid or tanh or gelu or softmax"),
@@ -101,7 +104,38 @@ NAMES = (
 
 # (module, changed or original line of a diff, what it decides): such changes do not make a program
 # that gives other results; the speed may be another.
-EQUIVALENT: tuple[tuple[str, str, str], ...] = ()
+EQUIVALENT: tuple[tuple[str, str, str], ...] = (
+    # Written otherwise.
+    ("", r"^\+.*reshape\((- 2|~1)\b", "NumPy takes any negative number for the missing length"),
+    ("", r"^\+.*strict=False", "the lists are as long as each other; Python checks it for us"),
+    ("ops/arithmetic", r"^\+.*\.ndim <= 1 else", "a scalar was refused before"),
+    ("ops/loss", r'^\+.*reduction <= "mean"', "in the alphabet mean is the first of the three"),
+    ("ops/loss", r"^\+.*dtype is np\.int64", "never so: the checks in detail follow, and pass"),
+    ("ops/dropout", r"^\+ *return y\[ -1\]\.T", "the first of one sample is the last"),
+    ("kernels/gemm", r"^-@kernel\(inner=True\)", "Python alone calls it, and as it is written"),
+    # Which plan: the constants are measured, their neighbours as good; plans.txt has the outcome.
+    (
+        "ops/(conv_plan|conv_pool_plan|winograd|winograd_rows|planar|linear|batchnorm_form)",
+        r"^-(?!LEAST_)[A-Z_, ]+ = ",
+        "where a plan changes to another, by bytes or work",
+    ),
+    ("ops/winograd", r"^- +(return points|direct) (=|\*)", "costs by which the tile is chosen"),
+    ("ops", r"^- +(self\.)?work = ", "from which work on a call is shared by threads"),
+    ("ops/linear", r"^\+.*1025 // width", "the same number of panels as of 1024"),
+    ("ops/winograd_rows", r"^\+.*i \| count < oh", "rows that end later reach other rows anyway"),
+    # What is fetched ahead, or asked of the caches.
+    ("kernels/depthwise", r"^- +(share|ahead|yahead|yshare) \+?= ", "what is fetched ahead"),
+    ("kernels", r"^- +prefetch_run\(", "what is fetched ahead"),
+    # How many at a time, in which order.
+    ("kernels/pool", r"^\+.*min\(count % k, ", "rows at a time: no more than count - k"),
+    ("kernels/windows_mean", r"^\+.*\[builder.mul\(s, depth\)\]\), 1\)", "which of four sums"),
+    ("kernels/toom_cook", r"^\+.*key=lambda term: term\[0\] == 1", "the order of additions"),
+    (
+        "kernels/winograd",
+        r"^\+    count = \(tiles \+ TRANSFORM_TILES( / 1| \*\* 1| - 0)\)",
+        "one more task, which has no tiles",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -201,7 +235,7 @@ def tests_of(module: str) -> list[list[str]]:
     names = next(names for pattern, names in NAMES if re.match(pattern, stem))
     rows = [
         [str(Path("tests", name)) for name in text.split() if (ROOT / "tests" / name).exists()]
-        for text in (named, *SHARED)
+        for text in (named, SHARED[module.partition("/")[0]], "trust")
     ]
     return [row for row in (rows[0], rows[1], [*rows[2], "-k", names]) if row]
 
