@@ -57,12 +57,12 @@ TESTS = {
     "kernels/optimizer.py": "optim",
     "kernels/philox.py": "kernels/test_philox.py ops/test_dropout.py",
     "kernels/reduce.py": "ops/test_batchnorm.py ops/test_conv.py ops/test_linear.py",
-    "kernels/runs.py": "ops/test_pool.py ops/test_batchnorm.py ops/test_batchnorm_pool.py",
+    "kernels/runs.py": "kernels/test_layout.py ops/test_pool.py ops/test_batchnorm.py ops/test_batchnorm_pool.py",
     "kernels/speed.py": "test_profiling.py",
     "kernels/toom_cook.py": "ops/test_winograd.py ops/test_winograd_rows.py",
     "kernels/transform.py": "ops/test_winograd.py",
     "kernels/unfold.py": "test_kernels.py",
-    "kernels/vectors.py": "kernels/test_micro.py ops/test_pool.py ops/test_batchnorm.py",
+    "kernels/vectors.py": "kernels/test_micro.py kernels/test_layout.py ops/test_pool.py ops/test_batchnorm.py",
     "kernels/window_loops.py": "ops/test_pool.py",
     "kernels/windows.py": "ops/test_pool.py",
     "kernels/windows_gradient.py": "ops/test_pool.py",
@@ -112,6 +112,12 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ("ops/loss", r'^\+.*reduction <= "mean"', "in the alphabet mean is the first of the three"),
     ("ops/loss", r"^\+.*dtype is np\.int64", "never so: the checks in detail follow, and pass"),
     ("ops/dropout", r"^\+ *return y\[ -1\]\.T", "the first of one sample is the last"),
+    ("kernels", r"^\+ *move_run\( 2, ", "any literal but 0 goes past the caches"),
+    (
+        "kernels/toom_cook",
+        r"^\+@dataclass\(frozen=False\)",
+        "nothing is set, and no hash is asked for",
+    ),
     ("kernels/gemm", r"^-@kernel\(inner=True\)", "Python alone calls it, and as it is written"),
     # Which plan: the constants are measured, their neighbours as good; plans.txt has the outcome.
     (
@@ -128,6 +134,7 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ("kernels", r"^- +prefetch_run\(", "what is fetched ahead"),
     # How many at a time, in which order.
     ("kernels/pool", r"^\+.*min\(count % k, ", "rows at a time: no more than count - k"),
+    ("kernels/pool", r"^\+.*// depth \+ 0\)\)", "pixels at a time: the others are gathered"),
     ("kernels/windows_mean", r"^\+.*\[builder.mul\(s, depth\)\]\), 1\)", "which of four sums"),
     ("kernels/toom_cook", r"^\+.*key=lambda term: term\[0\] == 1", "the order of additions"),
     (
