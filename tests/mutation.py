@@ -136,6 +136,8 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ("kernels/pool", r"^\+.*min\(count % k, ", "rows at a time: no more than count - k"),
     ("kernels/pool", r"^\+.*// depth \+ 0\)\)", "pixels at a time: the others are gathered"),
     ("kernels/windows_mean", r"^\+.*\[builder.mul\(s, depth\)\]\), 1\)", "which of four sums"),
+    ("kernels/toom_cook", r"^\+.*\(m \+ taps \| 1\)", "a factor of 0 more, which is passed over"),
+    ("kernels/reduce", r"^-BLOCK = ", "columns of a task"),
     ("kernels/toom_cook", r"^\+.*key=lambda term: term\[0\] == 1", "the order of additions"),
     (
         "kernels/winograd",
