@@ -1,7 +1,8 @@
 """The test report: runs the long form of all tests and writes tests/REPORT.md.
 
     pip install -e ".[test,train,bench,dev]"
-    python -m tests.report [tests] [order] [mutation] [--short] [--runs N] [--mutants N] [--render]
+    python -m tests.report [tests] [order] [mutation] [--short] [--runs N] [--mutants N] [--resume]
+        [--render]
 
 ``tests`` runs every test under branch coverage and takes the figures that they count, ``order``
 runs them N times in random order, ``mutation`` is `tests/mutation.py`. Without a step all are run.
@@ -83,7 +84,8 @@ def run_order(options: argparse.Namespace) -> Record:
 def run_mutation(options: argparse.Namespace) -> Record:
     """Mutants of ops and kernels."""
     outcomes = RESULTS / "mutants.json"
-    _python("tests.mutation", f"--mutants={options.mutants}", f"--results={outcomes}")
+    form = ["--resume"] if options.resume else []
+    _python("tests.mutation", f"--mutants={options.mutants}", f"--results={outcomes}", *form)
     return {"outcomes": json.loads(outcomes.read_text())}
 
 
@@ -177,6 +179,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="the short form of the tests")
     parser.add_argument("--runs", type=int, default=50, help="in random order (%(default)s)")
     parser.add_argument("--mutants", type=int, default=300, help="(%(default)s)")
+    parser.add_argument("--resume", action="store_true", help="run mutants that were not yet run")
     parser.add_argument("--render", action="store_true", help="run nothing")
     options = parser.parse_args()
     if unknown := set(options.steps) - set(STEPS):
