@@ -54,4 +54,4 @@ def __getattr__(name: str) -> Any:
         from fastlayers.distributed import SyncBatchNorm
 
         return SyncBatchNorm
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise AttributeError(f"nn: name must be that of a layer or module of it, got {name!r}")

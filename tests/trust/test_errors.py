@@ -24,6 +24,7 @@ from fastlayers.autograd import record
 from fastlayers.nn import functional as F
 from fastlayers.nn import init
 from fastlayers.ops._check import describe
+from fastlayers.ops.batchnorm_parts import normalisation_of_part
 from fastlayers.snapshot import pack, unpack
 
 PACKAGE = Path(fl.__file__).parent
@@ -142,6 +143,11 @@ class World:
         return F.batch_norm(
             self.x if x is None else x, norm.running_mean, norm.running_var, **options
         )
+
+    def norm_of_part(self, x: np.ndarray) -> Any:
+        """Batch normalisation of a batch in one part."""
+        options = (None, None, None, None, 0.1, 1e-5)
+        return normalisation_of_part("batch_norm", x, *options, lambda sums: None)
 
     def norm_pool_backward(self, output: np.ndarray, offsets: Any) -> Any:
         rest = (self.x, None, self.c, self.c, True, (True, True, True), 2)
