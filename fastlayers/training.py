@@ -124,7 +124,10 @@ def evaluate(model: Module, loss: Loss, batches: Batches) -> tuple[float, float]
     (float, float)
         The loss, and the share in [0, 1] of samples whose largest output is the target.
     """
-    meter = _measure(model, loss, batches)
+    return _told(_measure(model, loss, batches))
+
+
+def _told(meter: _Meter) -> tuple[float, float]:
     if not meter.samples:
         raise ValueError("evaluate: batches must give at least one batch, got none")
     return meter.loss, meter.accuracy
@@ -320,9 +323,7 @@ def _validate(model: Module, loss: Loss, batches: Batches) -> tuple[float, float
         model.sync_buffers()
     meter = _measure(model, loss, spread.parts(batches))
     meter.add_ranks()
-    if not meter.samples:
-        raise ValueError("fit: valid must give at least one batch, got none")
-    return meter.loss, meter.accuracy
+    return _told(meter)
 
 
 def _progress_bar(batches: Batches, description: str, wanted: bool) -> Any:
