@@ -86,6 +86,9 @@ def init() -> None:
     if not is_launched():
         _world.initialized = True
         return
+    # Open MPI aborts where a connection is closed, which would be taken for the cause: it shall wait
+    # these seconds for its launcher to say which rank was killed at the other end.
+    os.environ.setdefault("OMPI_MCA_opal_abort_delay", "1")
     try:
         from mpi4py import MPI
     except ModuleNotFoundError as error:

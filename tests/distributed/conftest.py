@@ -32,23 +32,23 @@ class Ranks:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def start(self, number, program, *arguments, **variables):
-        """Start it; a Popen of ``mpiexec``."""
+    def start(self, number, program, *arguments, hosts=([], {}), **variables):
+        """Start it, on this host or others (`namespaces.Hosts.launch`); a Popen of ``mpiexec``."""
         path = self.folder / "program.py"
         path.write_text(textwrap.dedent(program))
         command = [sys.executable, str(path)] if program.strip() else [sys.executable]
         return subprocess.Popen(
-            [MPIEXEC, "-n", str(number), *command, *map(str, arguments)],
+            [*hosts[0], MPIEXEC, "-n", str(number), *command, *map(str, arguments)],
             cwd=self.folder,
-            env=os.environ | OPEN_MPI | {"PYTHONUNBUFFERED": "1"} | variables,
+            env=os.environ | OPEN_MPI | {"PYTHONUNBUFFERED": "1"} | hosts[1] | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def __call__(self, number, program, *arguments, **variables):
+    def __call__(self, number, program, *arguments, **options):
         """Run it to its end, which must be a good one; what it printed."""
-        process = self.start(number, program, *arguments, **variables)
+        process = self.start(number, program, *arguments, **options)
         try:
             out, err = process.communicate(timeout=SECONDS)
         except subprocess.TimeoutExpired:
