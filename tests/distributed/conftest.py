@@ -40,7 +40,7 @@ class Ranks:
         return subprocess.Popen(
             [*hosts[0], MPIEXEC, "-n", str(number), *command, *map(str, arguments)],
             cwd=self.folder,
-            env=os.environ | OPEN_MPI | {"PYTHONUNBUFFERED": "1"} | hosts[1] | variables,
+            env=os.environ | OPEN_MPI | hosts[1] | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

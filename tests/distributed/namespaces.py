@@ -105,8 +105,8 @@ class Hosts:
             path.write_text("".join(map(line.format, ADDRESSES, ranks)))
             variables[variable] = str(path)
         first = self.names[0]
-        start = f'hostname {first}; exec "$@"'
-        return f"ip netns exec {first} unshare --uts sh -c".split() + [start, "sh"], variables
+        words = f"ip netns exec {first} unshare --uts sh -c".split()
+        return [*words, f'hostname {first}; exec "$@"', "sh"], variables
 
     def sent(self):
         """Bytes that each host has sent over the wire."""
