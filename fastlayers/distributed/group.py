@@ -87,8 +87,8 @@ def init() -> None:
     if not is_launched():
         _world.initialized = True
         return
-    # Open MPI aborts a rank whose connection is closed, which would be taken for the cause: it shall
-    # wait these seconds for the launcher to say which rank was killed at the other end.
+    # Open MPI aborts a rank whose connection is closed, and calls it the cause: it shall wait these
+    # seconds for the launcher to say which rank was killed at the other end.
     os.environ.setdefault("OMPI_MCA_opal_abort_delay", "1")
     try:
         from mpi4py import MPI

@@ -9,12 +9,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("mpi4py", reason="pip install 'fastlayers[mpi]'")
-
 # Beside the interpreter, as the runtime's wheels put it there, or on the path.
 MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
-if MPIEXEC is None:
-    pytest.skip("there is no mpiexec", allow_module_level=True)
 
 # Open MPI: containers run as root, and have fewer cores than ranks; other launchers ignore it.
 # PRTE's temporary folder must have a short name, since sockets are in it.
@@ -61,4 +57,7 @@ class Ranks:
 @pytest.fixture
 def ranks(tmp_path):
     """``ranks(2, program, *arguments)`` runs a Python program on 2 ranks and gives its output."""
+    pytest.importorskip("mpi4py", reason="pip install 'fastlayers[mpi]'")
+    if MPIEXEC is None:
+        pytest.skip("there is no mpiexec")
     return Ranks(tmp_path)
