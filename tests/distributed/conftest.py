@@ -9,12 +9,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("mpi4py", reason="pip install 'fastlayers[mpi]'")
-
 # Beside the interpreter, as the runtime's wheels put it there, or on the path.
 MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
-if MPIEXEC is None:
-    pytest.skip("there is no mpiexec", allow_module_level=True)
 
 # Open MPI: containers run as root, and have fewer cores than ranks; other launchers ignore it.
 # PRTE's temporary folder must have a short name, since sockets are in it.
@@ -32,23 +28,23 @@ class Ranks:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def start(self, number, program, *arguments, **variables):
-        """Start it; a Popen of ``mpiexec``."""
+    def start(self, number, program, *arguments, hosts=([], {}), **variables):
+        """Start it, on this host or others (`namespaces.Hosts.launch`); a Popen of ``mpiexec``."""
         path = self.folder / "program.py"
         path.write_text(textwrap.dedent(program))
         command = [sys.executable, str(path)] if program.strip() else [sys.executable]
         return subprocess.Popen(
-            [MPIEXEC, "-n", str(number), *command, *map(str, arguments)],
+            [*hosts[0], MPIEXEC, "-n", str(number), *command, *map(str, arguments)],
             cwd=self.folder,
-            env=os.environ | OPEN_MPI | {"PYTHONUNBUFFERED": "1"} | variables,
+            env=os.environ | OPEN_MPI | hosts[1] | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def __call__(self, number, program, *arguments, **variables):
+    def __call__(self, number, program, *arguments, **options):
         """Run it to its end, which must be a good one; what it printed."""
-        process = self.start(number, program, *arguments, **variables)
+        process = self.start(number, program, *arguments, **options)
         try:
             out, err = process.communicate(timeout=SECONDS)
         except subprocess.TimeoutExpired:
@@ -61,4 +57,7 @@ class Ranks:
 @pytest.fixture
 def ranks(tmp_path):
     """``ranks(2, program, *arguments)`` runs a Python program on 2 ranks and gives its output."""
+    pytest.importorskip("mpi4py", reason="pip install 'fastlayers[mpi]'")
+    if MPIEXEC is None:
+        pytest.skip("there is no mpiexec")
     return Ranks(tmp_path)
