@@ -110,7 +110,11 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ("", r"^\+.*strict=False", "the lists are as long as each other; Python checks it for us"),
     ("ops/arithmetic", r"^\+.*\.ndim <= 1 else", "a scalar was refused before"),
     ("ops/loss", r'^\+.*reduction <= "mean"', "in the alphabet mean is the first of the three"),
-    ("ops/loss", r"^\+.*dtype is np\.int64", "never so: the checks in detail follow, and pass"),
+    (
+        "ops/loss",
+        r"^\+.*(dtype is np\.int64|shape < shape):",
+        "never so: the checks in detail follow, and pass",
+    ),
     ("ops/dropout", r"^\+ *return y\[ -1\]\.T", "the first of one sample is the last"),
     ("kernels", r"^\+ *move_run\( 2, ", "any literal but 0 goes past the caches"),
     (
@@ -118,6 +122,9 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
         r"^\+@dataclass\(frozen=False\)",
         "nothing is set, and no hash is asked for",
     ),
+    ("ops/conv_plan", r"^\+.*lanes\) <= 0$", "a remainder is not negative"),
+    ("ops/avg_pool", r"^\+.*divisors\[ -1\]\) if divisors\.size == 1", "the last of one"),
+    ("kernels/gemm", r"^\+@kernel\(inner=False\)", "as machine code of its own, for Python"),
     ("kernels/gemm", r"^-@kernel\(inner=True\)", "Python alone calls it, and as it is written"),
     # Which plan: the constants are measured, their neighbours as good; plans.txt has the outcome.
     (
@@ -127,10 +134,12 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ),
     ("ops/winograd", r"^- +(return points|direct) (=|\*)", "costs by which the tile is chosen"),
     ("ops", r"^- +(self\.)?work = ", "from which work on a call is shared by threads"),
+    ("ops", r"^-[A-Z]+_WORK = ", "from which work on a call is shared by threads"),
     ("ops/linear", r"^\+.*1025 // width", "the same number of panels as of 1024"),
     ("ops/winograd_rows", r"^\+.*i \| count < oh", "rows that end later reach other rows anyway"),
     # What is fetched ahead, or asked of the caches.
     ("kernels/depthwise", r"^- +(share|ahead|yahead|yshare) \+?= ", "what is fetched ahead"),
+    ("kernels/linear", r"^- +(part = |if ahead and tiles > 1)", "what is fetched ahead"),
     ("kernels", r"^- +prefetch_run\(", "what is fetched ahead"),
     # How many at a time, in which order.
     ("kernels/pool", r"^\+.*min\(count % k, ", "rows at a time: no more than count - k"),
