@@ -354,7 +354,7 @@ def _all() -> Iterator[tuple[str, Call]]:
     for row in (((4, 15, 21, 32, 48), (0, 2), (1, 1)), ((4, 16, 16, 32, 33), (1, 1), (1, 1))):
         yield f"winograd streamed {row}", _winograd(row, 4, streamed=True)
     for shape in ((9001,), (3, 17, 19, 23), (2, 3, 5, 7, 51), (33, 31, 9)):
-        yield f"add {shape}", _add(shape)
+        yield f"arithmetic {shape}", _add(shape)
     for row in (
         (2, 3, (7, 6), (3, 2), 1, 1),
         (1, 17, (5, 9), (2, 3), 2, 1),

@@ -196,6 +196,7 @@ def calls() -> Iterator[tuple[str, Call]]:
     yield "linear float64", linear(60, 900, 700, np.float64)
     for op, x, *window in (
         *(("max_pool2d", (64, c, 28, 28), 2) for c in (6, 16)),
+        *(("max_pool2d", (16, 64, size, 57), 3, 2, 1) for size in (112, 113)),
         *(("max_pool2d", (16, 64, 112, 112), 3, 2, 1), ("max_pool2d", (2, 5, 40, 40), 17, 2)),
         *(("max_pool2d", (1, 130, 9, 10), (2, 3), (1, 4), (1, 0), (2, 1)),),
         *(("avg_pool2d", (64, c, 28, 28), 2) for c in (6, 16)),

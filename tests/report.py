@@ -149,7 +149,7 @@ def _render_mutation(record: Record) -> str:
         found = [
             o["outcome"] for o in record["outcomes"] if o["mutant"]["module"].startswith(package)
         ]
-        killed, survived = found.count("killed"), found.count("survived")
+        killed, survived = found.count("killed") + found.count("timeout"), found.count("survived")
         share = f"{killed / max(killed + survived, 1):.1%}"
         equivalent = str(found.count("equivalent"))
         rows.append([package or "both", str(killed), str(survived), equivalent, share])

@@ -145,7 +145,16 @@ def test_the_cache_tells_checked_kernels_from_others():
 
 
 # In the short form one call of each, in float32, since all of it is compiled for this alone.
-SOME = ("max_pool2d", "avg_pool2d", "batch_norm", "cross_entropy", "dropout", "relu", "SGD", "add")
+SOME = (
+    "max_pool2d",
+    "avg_pool2d",
+    "batch_norm",
+    "cross_entropy",
+    "dropout",
+    "relu",
+    "SGD",
+    "arithmetic",
+)
 SOME += ("conv2d-1x3x1x1-45x1x3x1-45-groups=3",)
 
 
