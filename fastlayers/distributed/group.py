@@ -270,12 +270,11 @@ def end_all(reason: str, status: int) -> None:
     """End all ranks, of which this one says why; returns where it is alone."""
     if _world.size == 1:
         return
-    print(
+    sys.stderr.write(  # at once, or other ranks' lines could come between
         f"fastlayers: rank {_world.rank} of {_world.size} on {socket.gethostname()} failed, "
-        f"so all are ended: {reason}",
-        file=sys.stderr,
-        flush=True,
+        f"so all are ended: {reason}\n"
     )
+    sys.stderr.flush()
     sys.stdout.flush()
     _world.control.Abort(status)
 

@@ -19,6 +19,7 @@ OPEN_MPI = {
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
+LINES = {"PYTHONUNBUFFERED": ""}  # whose parts of lines come between those of other ranks
 SECONDS = 120
 
 
@@ -36,7 +37,7 @@ class Ranks:
         return subprocess.Popen(
             [*hosts[0], MPIEXEC, "-n", str(number), *command, *map(str, arguments)],
             cwd=self.folder,
-            env=os.environ | OPEN_MPI | hosts[1] | variables,
+            env=os.environ | OPEN_MPI | LINES | hosts[1] | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
