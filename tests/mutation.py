@@ -90,7 +90,7 @@ SHARED = {
     "kernels": "ops/test_plans.py",
     "ops": "ops/test_plans.py runtime/test_backend.py trust/test_errors.py",
 }
-# Of the many tests of convolutions, those which others do not find more than.
+# Of the many tests of convolutions, those that find most.
 EXACT = "trust/test_exactness.py trust/test_memory_safety.py"
 # By the stem of a module, what its tests in trust/ are named by, as `pytest -k` takes it.
 NAMES = (
