@@ -145,6 +145,7 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ("ops/winograd_rows", r"^\+.*i \| count < oh", "rows that end later reach other rows anyway"),
     # What is fetched ahead, or asked of the caches.
     ("kernels/depthwise", r"^- +(share|ahead|yahead|yshare) \+?= ", "what is fetched ahead"),
+    ("kernels/depthwise", r"^- +if phase == 0:", "in which phase it is fetched ahead"),
     ("kernels/linear_tile", r"^\+ +whole = .*values\[ 7\]", "a mask of all columns, or none"),
     ("kernels/linear", r"^- +(part = |if ahead and tiles > 1)", "what is fetched ahead"),
     ("kernels", r"^- +prefetch_run\(", "what is fetched ahead"),
