@@ -65,7 +65,7 @@ TESTS = {
     "kernels/toom_cook.py": "ops/test_winograd.py ops/test_winograd_rows.py",
     "kernels/transform.py": "ops/test_winograd.py",
     "kernels/unfold.py": "test_kernels.py",
-    "kernels/vectors.py": "kernels/test_micro.py kernels/test_layout.py ops/test_pool.py",
+    "kernels/vectors.py": "kernels/test_vectors.py kernels/test_layout.py ops/test_pool.py",
     "kernels/window_loops.py": "ops/test_pool.py",
     "kernels/windows.py": "ops/test_pool.py",
     "kernels/windows_gradient.py": "ops/test_pool.py",
@@ -91,19 +91,21 @@ SHARED = {
     "kernels": "ops/test_plans.py",
     "ops": "ops/test_plans.py runtime/test_backend.py trust/test_errors.py",
 }
+# Of the many tests of convolutions, those that find most.
+EXACT = "trust/test_exactness.py trust/test_memory_safety.py"
 # By the stem of a module, what its tests in trust/ are named by, as `pytest -k` takes it.
 NAMES = (
     ("act", "relu or sigmoid or tanh or gelu or softmax"),
     ("arithmetic", "arithmetic"),
-    ("batchnorm", "norm"),
+    ("batchnorm", "norm or any_order"),
     ("conv_pool", "conv-pool or pooled"),
     ("dropout|philox", "dropout"),
     ("flatten", "flatten"),
-    ("linear", "linear"),
+    ("linear", "linear or any_order"),
     ("loss", "loss or entropy"),
     ("optimizer|speed", "SGD or Adam"),
-    ("avg_pool|pool|window", "pool"),
-    ("_check|layout|reduce|runs|vectors", "linear or pool or norm or bounds"),
+    ("avg_pool|pool|window", "pool or any_order"),
+    ("_check|layout|reduce|runs|vectors", "linear or pool or norm or bounds or any_order"),
     ("", "conv or im2col or winograd"),
 )
 
@@ -144,6 +146,7 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ("ops/winograd_rows", r"^\+.*i \| count < oh", "rows that end later reach other rows anyway"),
     # What is fetched ahead, or asked of the caches.
     ("kernels/depthwise", r"^- +(share|ahead|yahead|yshare) \+?= ", "what is fetched ahead"),
+    ("kernels/depthwise", r"^- +if phase == 0:", "in which phase it is fetched ahead"),
     ("kernels/linear_tile", r"^\+ +whole = .*values\[ 7\]", "a mask of all columns, or none"),
     ("kernels/linear", r"^- +(part = |if ahead and tiles > 1)", "what is fetched ahead"),
     ("kernels", r"^- +prefetch_run\(", "what is fetched ahead"),
@@ -262,9 +265,10 @@ def tests_of(module: str) -> list[list[str]]:
     stem = Path(module).stem
     named = TESTS.get(module, f"kernels/test_{stem}.py ops/test_{stem}.py")
     names = next(names for pattern, names in NAMES if re.match(pattern, stem))
+    trust = EXACT if names == NAMES[-1][1] else "trust"
     rows = [
         [str(Path("tests", name)) for name in text.split() if (ROOT / "tests" / name).exists()]
-        for text in (named, SHARED[module.partition("/")[0]], "trust")
+        for text in (named, SHARED[module.partition("/")[0]], trust)
     ]
     return [*rows[:2], [*rows[2], "-k", names]]
 

@@ -172,6 +172,27 @@ def test_kernels_never_index_beyond_arrays(dtype, effort, figures, tmp_path):
     compare(got, here(names, dtype))
 
 
+# In the short form a few with many tasks.
+TASKS = (
+    "relu-pool ((64",
+    "max_pool2d ((64",
+    "avg_pool2d ((64",
+    "batch_norm-16x33",
+    "linear-301x65",
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tasks_may_run_in_any_order(dtype, effort, figures, tmp_path):
+    """A task that writes where another one does shows where that has been before."""
+    some = [next(name for name in CALLS if name.startswith(call)) for call in TASKS]
+    names = effort(some[dtype is np.float64 :: 2], list(CALLS))
+    got = apart("reversed", dtype, names, tmp_path, FASTLAYERS_CACHE_DIR=str(tmp_path))
+    del got["kernels"]
+    assert_same_bits(got, here(names, dtype))
+    figures.count(CHAPTER, "calls with tasks from the last to the first", 2 * len(names))
+
+
 def test_bounds_checks_find_what_is_wrong():
     code = """if True:
         import guards, numpy as np
