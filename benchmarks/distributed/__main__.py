@@ -31,6 +31,7 @@ from benchmarks.distributed.cost import ALGORITHMS, Host, Network, Work, step, s
 __all__ = ["PAGE", "main", "parts"]
 
 PAGE = ROOT / "docs" / "distributed.md"
+PACKAGES = ("fastlayers", "numpy", "numba", "mpi4py")
 COLUMNS = (2, 8, 32, 128, 1024)
 CURVE = tuple(2**i for i in range(11))
 # The published steps are of hosts with two cores.
@@ -195,7 +196,7 @@ def calibration(found: Record) -> str:
     header = ["2 ranks joined by", "latency us", "GB/s", "median (largest) error of the sums"]
     header += ["pack GB/s", "unpack GB/s", "add GB/s", "calls for a parameter us"]
     machine, versions = found["machine"], found["versions"]
-    names = ", ".join(f"{n} {versions[n]}" for n in ("fastlayers", "numpy", "numba", "mpi4py"))
+    names = ", ".join(f"{n} {versions[n]}" for n in PACKAGES if versions[n])
     about = (
         f"{found['date']}, {machine['cpu']}, {machine['cores']} cores, {names}, "
         f"{found['pairs'][0]['library']}, commit {found['commit']}, `{found['command']}`."
