@@ -247,7 +247,7 @@ def draw(found: Record, steps: Record, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("ranks, one a host", fontsize=9)
     figure.supylabel("efficiency, %; lower edge: no sum while the cores compute", fontsize=9)
-    grid[1][0].legend(fontsize=7, frameon=False)
+    grid[0][1].legend(fontsize=7, frameon=False, loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=144)
     pyplot.close(figure)
