@@ -144,6 +144,6 @@ def test_the_chart_is_drawn_and_other_hosts_are_printed(tmp_path, capsys):
     page.main(["--render", "--speed", "16"])
     after = capsys.readouterr().out
     assert "10 Gbit/s" in before
-    assert before.count("VGG-16") > after.count("VGG-16") == 2
+    assert before.count("ResNet-18") > after.count("ResNet-18") == 2
     with pytest.raises(SystemExit):
         page.main(["--render", "--results", str(tmp_path)])

@@ -31,6 +31,7 @@ from benchmarks.distributed.cost import ALGORITHMS, Host, Network, Work, step, s
 __all__ = ["PAGE", "main", "parts"]
 
 PAGE = ROOT / "docs" / "distributed.md"
+PACKAGES = ("fastlayers", "numpy", "numba", "mpi4py")
 COLUMNS = (2, 8, 32, 128, 1024)
 CURVE = tuple(2**i for i in range(11))
 # The published steps are of hosts with two cores.
@@ -195,7 +196,7 @@ def calibration(found: Record) -> str:
     header = ["2 ranks joined by", "latency us", "GB/s", "median (largest) error of the sums"]
     header += ["pack GB/s", "unpack GB/s", "add GB/s", "calls for a parameter us"]
     machine, versions = found["machine"], found["versions"]
-    names = ", ".join(f"{n} {versions[n]}" for n in ("fastlayers", "numpy", "numba", "mpi4py"))
+    names = ", ".join(f"{n} {versions[n]}" for n in PACKAGES if versions[n])
     about = (
         f"{found['date']}, {machine['cpu']}, {machine['cores']} cores, {names}, "
         f"{found['pairs'][0]['library']}, commit {found['commit']}, `{found['command']}`."
@@ -246,7 +247,7 @@ def draw(found: Record, steps: Record, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("ranks, one a host", fontsize=9)
     figure.supylabel("efficiency, %; lower edge: no sum while the cores compute", fontsize=9)
-    grid[1][0].legend(fontsize=7, frameon=False)
+    grid[0][1].legend(fontsize=7, frameon=False, loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=144)
     pyplot.close(figure)
