@@ -158,6 +158,11 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
         r"^\+ +size, none = .*, _i64\( ?-?1\)\)$",
         "a jump behind the only row",
     ),
+    (
+        "kernels/winograd_rows",
+        r"^\+    row, depth = at \+ starts\[ 0\],",
+        "a place for a row that is read before it is used otherwise",
+    ),
     ("kernels/windows_mean", r"^\+.*\[builder.mul\(s, depth\)\]\), 1\)", "which of four sums"),
     ("kernels/toom_cook", r"^\+.*\(m \+ taps \| 1\)", "a factor of 0 more, which is passed over"),
     ("kernels/reduce", r"^-BLOCK = ", "columns of a task"),
