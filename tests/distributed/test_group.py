@@ -118,6 +118,23 @@ def test_threads_are_those_named(ranks, variables, chosen, threads):
     assert by_rank(out) == [[str(threads(cores))]] * 2
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system binds nothing")
+def test_one_rank_has_all_cores(ranks):
+    out = ranks(
+        1,
+        """
+        import os
+        import fastlayers as fl
+
+        fl.distributed.init()
+        print(fl.get_num_threads(), len(os.sched_getaffinity(0)))
+        """,
+        FASTLAYERS_NUM_THREADS="",
+        NUMBA_NUM_THREADS="",
+    )
+    assert out.split() == [str(len(os.sched_getaffinity(0)))] * 2
+
+
 def alone(program, **variables):
     return subprocess.run(
         [sys.executable, "-c", program],
