@@ -1,8 +1,9 @@
 """Train convolutional networks on a CPU, fast and without torch.
 
 ``import fastlayers as fl`` gives PyTorch-shaped layers (`fl.nn`), optimisers (`fl.optim`), data
-(`fl.data`), models (`fl.models`) and training (`fl.training`), and below them the ops on NumPy
-arrays (`fl.ops`) and the compiled kernels (`fl.kernels`).
+(`fl.data`), models (`fl.models`) and training (`fl.training`), also on several processes
+(`fl.distributed`), and below them the ops on NumPy arrays (`fl.ops`) and the compiled kernels
+(`fl.kernels`).
 
 Each is loaded when it is first used, and Numba with the first kernel.
 """
@@ -13,7 +14,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastlayers import data, kernels, models, nn, ops, optim, random, testing, training
+    from fastlayers import (
+        data,
+        distributed,
+        kernels,
+        models,
+        nn,
+        ops,
+        optim,
+        random,
+        testing,
+        training,
+    )
     from fastlayers.autograd import Tensor, no_grad, tensor
     from fastlayers.checkpoint import load, save
     from fastlayers.lazy import is_fusion_enabled, set_fusion_enabled
@@ -27,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Tensor",
     "data",
+    "distributed",
     "get_num_threads",
     "is_fusion_enabled",
     "kernels",

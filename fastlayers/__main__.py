@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import fastlayers as fl
-from fastlayers import precompile
+from fastlayers import distributed, precompile
 from fastlayers.data import Dataset
 from fastlayers.runtime import backend, cpu
 
@@ -33,11 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except (ModuleNotFoundError, OSError, RuntimeError, TypeError, ValueError) as error:
-        print(f"fastlayers: {error}", file=sys.stderr)
-        return 1
+        return _failed(str(error), 1)
     except KeyboardInterrupt:
-        print("fastlayers: interrupted", file=sys.stderr)
-        return 130
+        return _failed("interrupted", 130)
+
+
+def _failed(reason: str, status: int) -> int:
+    """Say why this process ends, and end other ranks, which would wait for it."""
+    print(f"fastlayers: {reason}", file=sys.stderr)
+    distributed.end_all(reason, status)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--threads", type=_positive, help="default: all cores")
     add("--out", type=Path, help="folder of the results (default: runs/<data>-<model>-<time>)")
+    add("--resume", action="store_true", help="keep all in <out>/last.*, and go on from there")
     warmup = commands.add_parser("warmup", help="compile kernels ahead, such as for an image")
     warmup.set_defaults(run=_warmup)
     add = warmup.add_argument
@@ -102,11 +108,25 @@ def _datasets(options: argparse.Namespace) -> tuple[Dataset, Dataset]:
         "cifar10": fl.data.CIFAR10,
     }
     kind, download = kinds[options.data], options.data_dir is None
+    if distributed.local_rank():  # the first rank of each host downloads
+        distributed.barrier()
     train, test = (kind(options.data_dir, train=t, download=download) for t in (True, False))
+    if not distributed.local_rank():
+        distributed.barrier()
     return train, test
 
 
+def _say(text: str) -> None:
+    """Print on rank 0 alone."""
+    if distributed.rank() == 0:
+        print(text, flush=True)
+
+
 def _train(options: argparse.Namespace) -> int:
+    if options.resume and options.out is None:
+        raise ValueError("train: --resume needs --out, the folder of the training, got none")
+    if distributed.is_launched():
+        distributed.init()
     if options.threads:
         fl.set_num_threads(options.threads)
     fl.manual_seed(options.seed)
@@ -127,12 +147,14 @@ def _train(options: argparse.Namespace) -> int:
     scheduler = fl.optim.OneCycleLR(optimizer, options.lr, total_steps=epochs * len(loader))
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = options.out or Path("runs") / f"{options.data}-{options.model}-{stamp}"
-    folder.mkdir(parents=True, exist_ok=True)
+    if distributed.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"model{_state_suffix()}"
-    print(
+    ranks = distributed.world_size()
+    _say(
         f"{options.model} on {options.data}: {len(train)} images to train, {len(test)} held out, "
         f"{sum(p.numel() for p in model.parameters())} parameters, "
-        f"{fl.get_num_threads()} threads"
+        f"{fl.get_num_threads()} threads" + (f" on each of {ranks} ranks" if ranks > 1 else "")
     )
     history = fl.training.fit(
         model,
@@ -144,15 +166,30 @@ def _train(options: argparse.Namespace) -> int:
         scheduler=scheduler,
         schedule_every="batch",
         checkpoint=checkpoint,
+        resume=_last(folder) if options.resume else None,
         on_epoch=_print_epoch,
     )
-    _write_results(folder, history, options)
+    if distributed.rank() == 0:
+        _write_results(folder, history, options)
+        _print_best(folder, history)
+    return 0
+
+
+def _print_best(folder: Path, history: fl.training.History) -> None:
     print(
         f"best: epoch {history.best_epoch} with {history.best['valid_accuracy']:.2%} of the "
         f"held-out images right\nresults: {folder.resolve()}: "
         + ", ".join(sorted(path.name for path in folder.iterdir()))
     )
-    return 0
+
+
+def _last(folder: Path) -> Path:
+    """The training's state: that which is there, whatever has been installed since."""
+    paths = [folder / f"last{suffix}" for suffix in (".safetensors", ".npz")]
+    found = [path for path in paths if path.exists()]
+    if found:
+        _say(f"going on from {found[0]}")
+    return found[0] if found else folder / f"last{_state_suffix()}"
 
 
 def _print_epoch(figures: dict[str, Any]) -> None:

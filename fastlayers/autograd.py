@@ -12,8 +12,9 @@ import itertools
 import math
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -25,10 +26,12 @@ from fastlayers.ops.flatten import flatten, flatten_backward
 from fastlayers.ops.layout import contiguous
 
 __all__ = [
+    "Listener",
     "Recording",
     "Tensor",
     "defer",
     "is_grad_enabled",
+    "listen",
     "no_grad",
     "record",
     "tensor",
@@ -41,6 +44,27 @@ Backward = Callable[[np.ndarray], Gradients]
 Recording = tuple[np.ndarray, "tuple[Tensor | None, ...]", Backward]
 
 _numbers = itertools.count()
+
+
+class Listener(Protocol):
+    """Who is told of leaves as their gradients are complete (`fastlayers.distributed`)."""
+
+    def begin(self, leaves: Collection[int]) -> bool:
+        """Whether to be told of a `backward` that may reach the leaves of these `id`s."""
+
+    def ready(self, leaf: Tensor, gradient: np.ndarray) -> None:
+        """The gradient of a leaf, which is added to its `grad` at the end."""
+
+    def finish(self) -> None:
+        """All gradients are in place."""
+
+
+_listeners: list[weakref.ref[Listener]] = []
+
+
+def listen(listener: Listener) -> None:
+    """Tell `listener` of every `backward` from now on, as long as it is alive."""
+    _listeners.append(weakref.ref(listener, _listeners.remove))
 
 
 class _Mode(threading.local):
@@ -453,6 +477,7 @@ def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
     parts: Gradients = (seed,)
     # Of an op whose gradients may be of another shape, or share memory: the latter's owners.
     shared: Gradients | None = ()
+    progress = _Progress(root) if _listeners else None
     while True:
         for i, target in enumerate(targets):
             part = parts[i]
@@ -476,6 +501,8 @@ def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
             else:
                 nodes[below.number] = below, part
                 heapq.heappush(order, -below.number)
+        if progress is not None:
+            progress.reached(targets, leaves)
         if not order:
             break
         node, gradient = nodes.pop(-heapq.heappop(order))
@@ -495,6 +522,45 @@ def _run_backward(root: Tensor, seed: np.ndarray, retain_graph: bool) -> None:
             node.backward = node.inputs = None
     for leaf, gradient in leaves.values():
         leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+    if progress is not None:
+        progress.finish()
+
+
+class _Progress:
+    """Tells listeners of each leaf when nothing is left that may add to its gradient."""
+
+    def __init__(self, root: Tensor) -> None:
+        self._uses: Counter[int] = Counter()
+        seen, stack = set(), [root]
+        while stack:
+            target = stack.pop()
+            if target._node is None:
+                self._uses[id(target)] += 1
+            elif target._node.number not in seen:
+                seen.add(target._node.number)
+                inputs = target._node.inputs or ()  # freed: the way back will say so
+                stack += [t for t in inputs if t is not None and t.requires_grad]
+        known = [listener for reference in _listeners if (listener := reference()) is not None]
+        self._listeners = [listener for listener in known if listener.begin(self._uses)]
+
+    def reached(
+        self,
+        targets: tuple[Tensor | None, ...],
+        leaves: dict[int, tuple[Tensor, np.ndarray]],
+    ) -> None:
+        """The way back through an op has given these tensors their part."""
+        for target in targets if self._listeners else ():
+            key = id(target)
+            if key in self._uses:
+                self._uses[key] -= 1
+                if not self._uses[key] and key in leaves:
+                    for listener in self._listeners:
+                        listener.ready(*leaves[key])
+
+    def finish(self) -> None:
+        """The gradients are in place."""
+        for listener in self._listeners:
+            listener.finish()
 
 
 def _fitting(target: Tensor, part: np.ndarray) -> np.ndarray:

@@ -11,21 +11,43 @@ import contextlib
 import copy
 import operator
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from typing import Any
 
 import numpy as np
 
-__all__ = ["dropout_stream", "fork_rng", "manual_seed", "numpy_generator"]
+__all__ = [
+    "dropout_stream",
+    "fork_rng",
+    "get_rng_state",
+    "manual_seed",
+    "numpy_generator",
+    "set_rank",
+    "set_rng_state",
+]
 
 
 class _State:
-    """A generator, and the key of the dropout masks with the number of those drawn."""
+    """A generator, and the key of the dropout masks with the number of those drawn.
 
-    __slots__ = ("calls", "generator", "key")
+    `seeded` is the key of rank 0, which all ranks have in common, `key` that of this rank.
+    """
 
-    def __init__(self, generator: np.random.Generator, key: int, calls: int = 0) -> None:
-        self.generator, self.key, self.calls = generator, key, calls
+    __slots__ = ("calls", "generator", "key", "rank", "seeded")
+
+    def __init__(self, generator: np.random.Generator, seeded: int) -> None:
+        self.rank = 0
+        self.set(generator, seeded, 0)
+
+    def set(self, generator: np.random.Generator, seeded: int, calls: int) -> None:
+        key = _hash((seeded, self.rank)) if self.rank else seeded
+        # One line without a call, which no KeyboardInterrupt divides.
+        self.generator, self.seeded, self.key, self.calls = generator, seeded, key, calls
+
+
+def _hash(numbers: tuple[int, ...]) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 _lock = threading.Lock()
@@ -51,19 +73,85 @@ def manual_seed(seed: int) -> None:
     TypeError, ValueError
         If `seed` is not an integer, or negative.
     """
-    try:
-        seed = operator.index(seed)
-    except TypeError:
-        raise TypeError(f"manual_seed: seed must be an integer, got {seed!r}") from None
-    if seed < 0:
-        raise ValueError(f"manual_seed: seed must not be negative, got {seed}")
+    seed = _whole_number("manual_seed", "seed", seed)
     generator = np.random.default_rng(seed)
     # A hash of the seed: Philox keys that differ in few bits are fine, but equal to no number that
     # NumPy's generator draws.
-    key = int(np.random.SeedSequence((seed, 1)).generate_state(1, np.uint64)[0])
+    key = _hash((seed, 1))
     state = _own.get() or _shared
     with _lock:
-        state.generator, state.key, state.calls = generator, key, 0
+        state.set(generator, key, 0)
+
+
+def set_rank(rank: int) -> None:
+    """Give the dropout masks of one of several processes that train together.
+
+    They are those of the seed and the rank, for seeds before and after this call; rank 0, which
+    every process has at first, draws those of the seed alone. Initialisation and shuffling don't
+    depend on it. Inside of `fork_rng` it holds for the block.
+
+    Parameters
+    ----------
+    rank : int
+        Non-negative.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `rank` is not an integer, or negative.
+    """
+    rank = _whole_number("set_rank", "rank", rank)
+    state = _own.get() or _shared
+    with _lock:
+        state.rank = rank
+        state.set(state.generator, state.seeded, state.calls)
+
+
+def get_rng_state() -> dict[str, Any]:
+    """The random state, by which `set_rng_state` has the same numbers drawn again.
+
+    Inside of `fork_rng` that of the block.
+
+    Returns
+    -------
+    dict
+        Of text and integers, which JSON can hold: the ``generator`` as NumPy gives it, the ``key``
+        of the dropout masks, the same for all ranks, and the number of ``calls`` that drew one.
+    """
+    state = _own.get() or _shared
+    with _lock:
+        generator: Any = state.generator.bit_generator.state
+        return {"generator": generator, "key": state.seeded, "calls": state.calls}
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Set the random state; the rank stays, so that a state of rank 0 gives each its own masks.
+
+    Parameters
+    ----------
+    state : mapping
+        As from `get_rng_state`.
+
+    Raises
+    ------
+    ValueError
+        If it is another one; nothing is changed then.
+    """
+    generator = np.random.default_rng(0)
+    try:
+        generator.bit_generator.state = state["generator"]
+        key, calls = (operator.index(state[name]) for name in ("key", "calls"))
+        # NumPy takes what it is given modulo its width.
+        known = generator.bit_generator.state == state["generator"]
+        if not (known and 0 <= key < 2**64 and 0 <= calls < 2**64):
+            raise ValueError("a number is out of its range")
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"set_rng_state: state must be as get_rng_state() gives it, got another: {error}"
+        ) from error
+    own = _own.get() or _shared
+    with _lock:
+        own.set(generator, key, calls)
 
 
 def numpy_generator() -> np.random.Generator:
@@ -95,9 +183,20 @@ def fork_rng() -> Iterator[None]:
     """
     state = _own.get() or _shared
     with _lock:
-        own = _State(copy.deepcopy(state.generator), state.key, state.calls)
+        own = copy.copy(state)
+        own.generator = copy.deepcopy(state.generator)
     token = _own.set(own)
     try:
         yield
     finally:
         _own.reset(token)
+
+
+def _whole_number(function: str, argument: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{function}: {argument} must be an integer, got {value!r}") from None
+    if number < 0:
+        raise ValueError(f"{function}: {argument} must not be negative, got {number}")
+    return number

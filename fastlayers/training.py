@@ -10,9 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fastlayers import distributed
 from fastlayers.autograd import Tensor, no_grad
 from fastlayers.checkpoint import save
+from fastlayers.distributed import spread
 from fastlayers.nn import Module
+from fastlayers.snapshot import Snapshot
 
 __all__ = ["History", "evaluate", "fit"]
 
@@ -70,9 +73,16 @@ class _Meter:
 
     def add(self, loss: Tensor, output: Tensor, target: Tensor) -> None:
         count = len(target)
+        if not count:  # whose mean is NaN
+            return
         self.samples += count
         self._loss += float(loss.data) * count
         self._right += _right_answers(output.data, np.asarray(target))
+
+    def add_ranks(self) -> None:
+        """Add the samples of all ranks."""
+        total = distributed.total([self.samples, self._right, self._loss])
+        self.samples, self._right, self._loss = int(total[0]), int(total[1]), total[2]
 
     @property
     def seconds(self) -> float:
@@ -114,19 +124,28 @@ def evaluate(model: Module, loss: Loss, batches: Batches) -> tuple[float, float]
     (float, float)
         The loss, and the share in [0, 1] of samples whose largest output is the target.
     """
+    return _told(_measure(model, loss, batches))
+
+
+def _told(meter: _Meter) -> tuple[float, float]:
+    if not meter.samples:
+        raise ValueError("evaluate: batches must give at least one batch, got none")
+    return meter.loss, meter.accuracy
+
+
+def _measure(model: Module, loss: Loss, batches: Batches) -> _Meter:
     meter, modes = _Meter(), [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         with no_grad():
             for inputs, targets in batches:
-                output = model(inputs)
-                meter.add(loss(output, targets), output, targets)
+                if len(targets):
+                    output = model(inputs)
+                    meter.add(loss(output, targets), output, targets)
     finally:
         for module, mode in modes:
             module.training = mode
-    if not meter.samples:
-        raise ValueError("evaluate: batches must give at least one batch, got none")
-    return meter.loss, meter.accuracy
+    return meter
 
 
 def fit(
@@ -140,6 +159,7 @@ def fit(
     scheduler: _Scheduler | None = None,
     schedule_every: str = "epoch",
     checkpoint: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
     progress: bool = True,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> History:
@@ -149,9 +169,17 @@ def fit(
     as the last step left it, `checkpoint` holds the best state so far, and no thread of a loader
     is left.
 
+    Started by ``mpiexec`` it trains on all ranks together, with the results of one process but for
+    rounding and the masks of dropout: `model` is wrapped in `distributed.DistributedDataParallel`,
+    its batch norms become `distributed.SyncBatchNorm`, and each rank takes its part of each batch,
+    training and validation. All ranks must make the same batches, as loaders with equal seeds do;
+    those of a loader with a `data.DistributedSampler` are parts already. Rank 0 alone writes files,
+    shows progress and calls `on_epoch`; `resume` is a file that all ranks can read.
+
     Parameters
     ----------
     model : Module
+        A `DistributedDataParallel` is trained as it is.
     loss : callable
         ``loss(model(input), target)`` is the batch's mean.
     optimizer : Optimizer
@@ -163,6 +191,14 @@ def fit(
     schedule_every : {"epoch", "batch"}
     checkpoint : path-like, optional
         File for the best state, written whenever it improves; see `fastlayers.save`.
+    resume : path-like, optional
+        File for the state of the whole training, written when it begins and after each epoch. If
+        there is one already, the training goes on after the epochs that it has, and ends with the
+        bits of one that was not stopped: parameters, buffers, optimiser, schedule, random state
+        and history, but for the times in it. The arguments are made as they were at first, and
+        take over the file's state, options of the optimiser too; `epochs` may be larger. A
+        training that has its epochs is over at once. The epoch in which it was stopped is done
+        again, so `on_epoch` may get its figures twice.
     progress : bool
         Show a progress bar with loss, accuracy and images/s, if tqdm is installed.
     on_epoch : callable, optional
@@ -176,20 +212,36 @@ def fit(
     ------
     ValueError
         For less than one epoch, an unknown `schedule_every`, no training batch, or a training
-        loss that is not finite.
+        loss that is not finite; if `resume` is damaged, or the state of another training or of
+        more epochs, and then nothing is changed.
+    TypeError
+        With `resume`, if the optimiser or the scheduler cannot save its state.
     OSError
-        If the checkpoint cannot be written; the one before is kept.
+        If the checkpoint or `resume` cannot be written; the one before is kept.
     """
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"fit: epochs must be a positive integer, got {epochs!r}")
     if schedule_every not in ("epoch", "batch"):
         raise ValueError(f"fit: schedule_every must be epoch or batch, got {schedule_every!r}")
-    history = History()
+    if distributed.is_launched():
+        distributed.init()
+    trained = spread.model_of_all(model)
+    if isinstance(trained, distributed.DistributedDataParallel):
+        model = trained.module
+    is_first = distributed.rank() == 0
+    checkpoint = checkpoint if is_first else None
+    history, snapshot = History(), None
+    if resume is not None:
+        whole = (model, optimizer, scheduler, schedule_every, (train, valid))
+        snapshot = Snapshot(resume, *whole)
+        history = _begin(snapshot, epochs, checkpoint)
     per_batch = scheduler if schedule_every == "batch" else None
-    for epoch in range(1, epochs + 1):
+    for epoch in range(len(history.epochs) + 1, epochs + 1):
         lr = optimizer.param_groups[0]["lr"]
-        bar = _progress_bar(train, f"epoch {epoch}/{epochs}", progress)
-        meter = _train_epoch(model, loss, optimizer, train, per_batch, bar)
+        spread.set_epoch(train, epoch - 1)
+        part = spread.parts(train)
+        bar = _progress_bar(part, f"epoch {epoch}/{epochs}", progress and is_first)
+        meter = _train_epoch(trained, loss, optimizer, part, per_batch, bar)
         figures = {
             "epoch": epoch,
             "lr": float(lr),
@@ -199,13 +251,28 @@ def fit(
             "seconds": meter.seconds,
         }
         if valid is not None:
-            figures["valid_loss"], figures["valid_accuracy"] = evaluate(model, loss, valid)
+            figures["valid_loss"], figures["valid_accuracy"] = _validate(trained, loss, valid)
         if scheduler is not None and per_batch is None:
             scheduler.step()
         history.epochs.append(figures)
         _keep_best(history, figures, model, checkpoint)
-        if on_epoch is not None:
+        if on_epoch is not None and is_first:
             on_epoch(figures)
+        if snapshot is not None and is_first:
+            snapshot.write(vars(history))
+    return history
+
+
+def _begin(snapshot: Snapshot, epochs: int, checkpoint: str | os.PathLike[str] | None) -> History:
+    """Go back to the file's state, or write the first; rank 0 tells which."""
+    is_first = distributed.rank() == 0
+    if not any(distributed.total([is_first and snapshot.exists()])):
+        if is_first:
+            snapshot.write(vars(History()))
+        return History()
+    history = History(**snapshot.read(epochs))
+    if checkpoint is not None and history.best_epoch:
+        save(history.best_state, checkpoint)
     return history
 
 
@@ -224,7 +291,7 @@ def _train_epoch(
             optimizer.zero_grad()
             output = model(inputs)
             value = loss(output, targets)
-            if not np.isfinite(value.data):
+            if len(targets) and not np.isfinite(value.data):
                 raise ValueError(
                     f"fit: the training loss must be finite, got {value.item()} after "
                     f"{meter.samples} samples of the epoch; try a smaller learning rate"
@@ -244,9 +311,19 @@ def _train_epoch(
     finally:
         if bar is not None:
             bar.close()
+    meter.add_ranks()
     if not meter.samples:
         raise ValueError("fit: train must give at least one batch, got none")
     return meter
+
+
+def _validate(model: Module, loss: Loss, batches: Batches) -> tuple[float, float]:
+    """`evaluate` on all ranks together."""
+    if isinstance(model, distributed.DistributedDataParallel):
+        model.sync_buffers()
+    meter = _measure(model, loss, spread.parts(batches))
+    meter.add_ranks()
+    return _told(meter)
 
 
 def _progress_bar(batches: Batches, description: str, wanted: bool) -> Any:

@@ -205,6 +205,7 @@ CASES: tuple[Case, ...] = (
     pool("max_pool2d", (1, 5, 9, 10), kernel_size=3, stride=2, padding=1, ceil_mode=True),
     pool("max_pool2d", (2, 1, 9, 9), kernel_size=3, dilation=2, stride=1, padding=1),
     pool("max_pool2d", (1, 2, 20, 20), kernel_size=17, stride=2),
+    *(pool("max_pool2d", (1, 2, 40, 40), kernel_size=size) for size in ((32, 9), (9, 32))),
     pool("max_pool2d", (0, 2, 4, 4), kernel_size=2),
     pool("max_pool2d", (8, 32, 24, 24), kernel_size=3, stride=2, padding=1),
     pool("avg_pool2d", (2, 3, 6, 8), kernel_size=2),

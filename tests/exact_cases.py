@@ -204,6 +204,8 @@ OTHERS = [
         for i, (x, window) in enumerate(product(POOLED, WINDOWS))
     ),
     *(pool("avg_pool2d", x, kernel_size=(2, 4)) for x in POOLED),
+    # Windows that are read line by line.
+    *(pool("avg_pool2d", (2, c, 20, 41), kernel_size=(8, 16), stride=3) for c in (3, 16, 33)),
     *(pool("avg_pool2d", x, kernel_size=2, ceil_mode=True) for x in POOLED),
     *(
         pool("avg_pool2d", x, kernel_size=2, padding=1, stride=1, count_include_pad=False)
@@ -221,6 +223,7 @@ OTHERS = [
     ),
     *(norm((16, c, 32, 32), running=False, training=True, eps=0.0) for c in (8, 17, 33)),
     *(norm((7, c, 29, 23), eps=0.0) for c in (24, 33)),
+    norm((25, 128, 10, 9), eps=0.0),  # chunks of 256 rows, and a smaller one
     *(norm((4, c, 4, 2), training=True, momentum=0.0, eps=0.0) for c in (1, 3, 16, 33)),
     *(norm((2, c), training=True, momentum=0.5, eps=0.0) for c in (1, 3, 16, 33)),
     *(

@@ -1,7 +1,7 @@
 """All ops at many shapes, and memory that shows what is read or written outside of its arrays.
 
-``python tests/guards.py {ends,starts,checked} {float32,float64} [call ...]`` runs them in a process
-of their own, which a read beyond a page ends; each call's name is printed before it runs.
+``python tests/guards.py {ends,starts,checked,reversed} {float32,float64} [call ...]`` runs them in
+a process of their own, which a read beyond a page ends; the name of each is printed before it runs.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from unittest import mock
 
 import cases
 import numpy as np
-from cases import CASES, Arrays, Case, conv, like
+from cases import CASES, Arrays, Case, conv, like, pool
 from exact_cases import CONVOLUTIONS
 
 from fastlayers import kernels, nn, ops, optim
@@ -349,12 +349,17 @@ def _all() -> Iterator[tuple[str, Call]]:
         yield f"linear-large {size}", _relu_linear(*size, large=True)
     for shape, *window in (((2, 3, 9, 7), 2), ((1, 33, 9, 8), 3, 2, 1), ((2, 5, 8, 9), (1, 4), 3)):
         yield f"relu-pool {(shape, *window)}", _relu_pool(shape, *window)
+    # Many tasks, whose vectors spill over into the next pixel.
+    tasks = (64, 6, 28, 28)
+    yield f"relu-pool {(tasks, 2)}", _relu_pool(tasks, 2)
+    for op in ("max_pool2d", "avg_pool2d"):
+        yield f"{op} {(tasks, 2)}", _case(pool(op, tasks, kernel_size=2))
     for row, tile in itertools.product(_tables("test_winograd").SHAPES, (2, 4)):
         yield f"winograd {row} {tile}", _winograd(row, tile)
     for row in (((4, 15, 21, 32, 48), (0, 2), (1, 1)), ((4, 16, 16, 32, 33), (1, 1), (1, 1))):
         yield f"winograd streamed {row}", _winograd(row, 4, streamed=True)
     for shape in ((9001,), (3, 17, 19, 23), (2, 3, 5, 7, 51), (33, 31, 9)):
-        yield f"add {shape}", _add(shape)
+        yield f"arithmetic {shape}", _add(shape)
     for row in (
         (2, 3, (7, 6), (3, 2), 1, 1),
         (1, 17, (5, 9), (2, 3), 2, 1),
@@ -392,6 +397,19 @@ def set_ones(x, count, workers):
     parallel_for(_set_one, count, workers, (x,))
 
 
+@kernel(inner=True)
+def descending(task, count, workers, arguments):
+    for i in range(count):
+        task(count - 1 - i, 0, *arguments)
+
+
+def reverse() -> None:
+    """Let all kernels that are compiled from now on run their tasks from the last to the first."""
+    for home in [getattr(kernels, name) for name in kernels.__all__]:
+        if hasattr(home, "parallel_for"):
+            home.parallel_for = descending
+
+
 def reached() -> list[str]:
     """Names of the library's kernels that Python called."""
     homes = [m for name, m in sys.modules.items() if name.startswith("fastlayers.kernels.")]
@@ -403,7 +421,9 @@ def main(mode: str, dtype: str, *names: str) -> None:
     """Run calls and save their results as ``$GUARDS_RESULTS``, if that is set."""
     threads.SERIAL_WORK = 1  # so that all is used that a worker has of its own
     threads.set_num_threads(2)
-    fence = None if mode == "checked" else Fenced(mode == "ends")
+    fence = Fenced(mode == "ends") if mode in ("ends", "starts") else None
+    if mode == "reversed":
+        reverse()
     place: Place = np.copy if fence is None else fence.place
     found: Arrays = {}
     for name in names or CALLS:

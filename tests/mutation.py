@@ -1,13 +1,15 @@
 """Mutation testing: the source is changed in one place, and some test has to fail.
 
     pip install -e ".[test,dev]"
-    python -m tests.mutation [MODULE ...] [--mutants N] [--seed S] [--workers N] [--results FILE]
+    python -m tests.mutation [MODULE ...] [--mutants N] [--seed S] [--workers N]
+        [--results FILE] [--resume]
 
 Mutants are drawn from all places of ops and kernels at which cosmic-ray's operators can change
 something, one operator a place. Those whose syntax tree without annotations is that of the original
-are not drawn. Each runs in a copy of the tree with the tests of its module, the short form, and a
-compile cache of its own where its module decides kernels. A mutant of ``EQUIVALENT`` computes the
-same with another speed, or the same at all, and is counted apart.
+are not drawn. Each runs in a copy of the tree with the tests of its module, and if it survives them
+with those of its op in trust/, in the short form; and with a compile cache of its own where its
+module decides kernels. A survivor of ``EQUIVALENT`` computes the same with another speed, or the
+same at all, and is counted apart. FILE has what is known so far, with which ``--resume`` goes on.
 
 https://cosmic-ray.readthedocs.io
 """
@@ -26,8 +28,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -36,8 +39,9 @@ __all__ = ["Mutant", "main", "mutants"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("kernels", "ops")
-# Seconds after which a mutant that does not come to an end is killed, as one that loops.
-TIMEOUT = 400
+# Seconds after which a mutant that does not come to an end is killed, as one that loops: with the
+# tests of its module, and with all the others, which no slow machine should fail.
+TIMEOUTS = (400, 1200, 1200)
 # Operators that need a configuration, and one that changes nothing.
 NOT_USED = ("variable", "no-op")
 
@@ -45,24 +49,23 @@ NOT_USED = ("variable", "no-op")
 TESTS = {
     "kernels/avg_pool.py": "ops/test_pool.py",
     "kernels/batchnorm_rows.py": "ops/test_batchnorm.py ops/test_batchnorm_pool.py",
-    "kernels/conv.py": "kernels/test_conv.py trust/test_exactness.py",
-    "kernels/conv_planar.py": "ops/test_conv.py trust/test_exactness.py",
+    "kernels/conv_planar.py": "ops/test_conv.py ops/test_conv_pool.py",
     "kernels/filter_transform.py": "ops/test_winograd.py ops/test_winograd_rows.py",
-    "kernels/gemm.py": "trust/test_exactness.py ops/test_linear.py",
-    "kernels/grouped_tile.py": "trust/test_exactness.py",
+    "kernels/gemm.py": "ops/test_linear.py ops/test_conv.py",
+    "kernels/grouped_tile.py": "ops/test_depthwise.py",
     "kernels/layout.py": "kernels/test_layout.py ops/test_conv.py ops/test_flatten.py",
     "kernels/linear_small.py": "ops/test_linear.py",
     "kernels/linear_tile.py": "ops/test_linear.py",
-    "kernels/micro.py": "kernels/test_micro.py ops/test_linear.py trust/test_exactness.py",
+    "kernels/micro.py": "kernels/test_micro.py ops/test_linear.py",
     "kernels/optimizer.py": "optim",
     "kernels/philox.py": "kernels/test_philox.py ops/test_dropout.py",
     "kernels/reduce.py": "ops/test_batchnorm.py ops/test_conv.py ops/test_linear.py",
-    "kernels/runs.py": "ops/test_pool.py ops/test_batchnorm.py ops/test_batchnorm_pool.py",
+    "kernels/runs.py": "kernels/test_layout.py ops/test_pool.py ops/test_batchnorm.py",
     "kernels/speed.py": "test_profiling.py",
     "kernels/toom_cook.py": "ops/test_winograd.py ops/test_winograd_rows.py",
     "kernels/transform.py": "ops/test_winograd.py",
-    "kernels/unfold.py": "test_kernels.py trust/test_exactness.py",
-    "kernels/vectors.py": "kernels/test_micro.py ops/test_pool.py ops/test_batchnorm.py",
+    "kernels/unfold.py": "test_kernels.py",
+    "kernels/vectors.py": "kernels/test_vectors.py kernels/test_layout.py ops/test_pool.py",
     "kernels/window_loops.py": "ops/test_pool.py",
     "kernels/windows.py": "ops/test_pool.py",
     "kernels/windows_gradient.py": "ops/test_pool.py",
@@ -70,21 +73,106 @@ TESTS = {
     "kernels/winograd_gradient.py": "ops/test_winograd.py",
     "kernels/winograd_rows_tiles.py": "ops/test_winograd_rows.py",
     "kernels/winograd_tiles.py": "ops/test_winograd.py",
-    "ops/_check.py": "ops/test_conv.py ops/test_pool.py ops/test_loss.py trust/test_errors.py",
+    "ops/_check.py": "ops/test_conv.py ops/test_pool.py ops/test_loss.py",
     "ops/avg_pool.py": "ops/test_pool.py",
     "ops/batchnorm_form.py": "ops/test_batchnorm.py ops/test_batchnorm_pool.py",
-    "ops/conv_plan.py": "ops/test_conv.py trust/test_exactness.py ops/test_winograd.py",
+    "ops/batchnorm_parts.py": "nn/test_sync_batchnorm.py",
+    "ops/conv_plan.py": "ops/test_conv.py ops/test_winograd.py",
     "ops/conv_pool_plan.py": "ops/test_conv_pool.py",
-    "ops/conv_shape.py": "ops/test_conv.py trust/test_exactness.py",
-    "ops/direct.py": "trust/test_exactness.py",
+    "ops/conv_shape.py": "ops/test_conv.py",
+    "ops/direct.py": "ops/test_conv.py",
     "ops/layout.py": "kernels/test_layout.py ops/test_conv.py ops/test_pool.py",
-    "ops/planar.py": "ops/test_conv.py trust/test_exactness.py",
+    "ops/planar.py": "ops/test_conv.py",
     "ops/reduce.py": "ops/test_batchnorm.py ops/test_linear.py",
     "ops/window.py": "ops/test_pool.py",
 }
+# What passes those meets these, and then the tests in trust/ that name the module's op.
+SHARED = {
+    "kernels": "ops/test_plans.py",
+    "ops": "ops/test_plans.py runtime/test_backend.py trust/test_errors.py",
+}
+# Of the many tests of convolutions, those that find most.
+EXACT = "trust/test_exactness.py trust/test_memory_safety.py"
+# By the stem of a module, what its tests in trust/ are named by, as `pytest -k` takes it.
+NAMES = (
+    ("act", "relu or sigmoid or tanh or gelu or softmax"),
+    ("arithmetic", "arithmetic"),
+    ("batchnorm", "norm or any_order"),
+    ("conv_pool", "conv-pool or pooled"),
+    ("dropout|philox", "dropout"),
+    ("flatten", "flatten"),
+    ("linear", "linear or any_order"),
+    ("loss", "loss or entropy"),
+    ("optimizer|speed", "SGD or Adam"),
+    ("avg_pool|pool|window", "pool or any_order"),
+    ("_check|layout|reduce|runs|vectors", "linear or pool or norm or bounds or any_order"),
+    ("", "conv or im2col or winograd"),
+)
 
-# (module, source line, what it decides): changes of these lines change the speed alone.
-EQUIVALENT: tuple[tuple[str, str, str], ...] = ()
+# (module, changed or original line of a diff, what it decides): such changes do not make a program
+# that gives other results; the speed may be another.
+EQUIVALENT: tuple[tuple[str, str, str], ...] = (
+    # Written otherwise.
+    ("", r"^\+.*reshape\((- 2|~1)\b", "NumPy takes any negative number for the missing length"),
+    ("", r"^\+.*strict=False", "the lists are as long as each other; Python checks it for us"),
+    ("ops/arithmetic", r"^\+.*\.ndim <= 1 else", "a scalar was refused before"),
+    ("ops/loss", r'^\+.*reduction <= "mean"', "in the alphabet mean is the first of the three"),
+    (
+        "ops/loss",
+        r"^\+.*(dtype is np\.int64|shape < shape):",
+        "never so: the checks in detail follow, and pass",
+    ),
+    ("ops/dropout", r"^\+ *return y\[ -1\]\.T", "the first of one sample is the last"),
+    ("kernels", r"^\+ *move_run\( 2, ", "any literal but 0 goes past the caches"),
+    (
+        "kernels/toom_cook",
+        r"^\+@dataclass\(frozen=False\)",
+        "nothing is set, and no hash is asked for",
+    ),
+    ("ops/conv_plan", r"^\+.*lanes\) <= 0$", "a remainder is not negative"),
+    ("ops/avg_pool", r"^\+.*divisors\[ -1\]\) if divisors\.size == 1", "the last of one"),
+    ("kernels/gemm", r"^\+@kernel\(inner=False\)", "as machine code of its own, for Python"),
+    ("kernels/gemm", r"^-@kernel\(inner=True\)", "Python alone calls it, and as it is written"),
+    # Which plan: the constants are measured, their neighbours as good; plans.txt has the outcome.
+    (
+        "ops/(conv_plan|conv_pool_plan|winograd|winograd_rows|planar|linear|batchnorm_form)",
+        r"^-(?!LEAST_)[A-Z_, ]+ = ",
+        "where a plan changes to another, by bytes or work",
+    ),
+    ("ops/winograd", r"^- +(return points|direct) (=|\*)", "costs by which the tile is chosen"),
+    ("ops", r"^- +(self\.)?work = ", "from which work on a call is shared by threads"),
+    ("ops", r"^-[A-Z]+_WORK = ", "from which work on a call is shared by threads"),
+    ("ops/linear", r"^\+.*1025 // width", "the same number of panels as of 1024"),
+    ("ops/winograd_rows", r"^\+.*i \| count < oh", "rows that end later reach other rows anyway"),
+    # What is fetched ahead, or asked of the caches.
+    ("kernels/depthwise", r"^- +(share|ahead|yahead|yshare) \+?= ", "what is fetched ahead"),
+    ("kernels/depthwise", r"^- +if phase == 0:", "in which phase it is fetched ahead"),
+    ("kernels/linear_tile", r"^\+ +whole = .*values\[ 7\]", "a mask of all columns, or none"),
+    ("kernels/linear", r"^- +(part = |if ahead and tiles > 1)", "what is fetched ahead"),
+    ("kernels", r"^- +prefetch_run\(", "what is fetched ahead"),
+    # How many at a time, in which order.
+    ("kernels/pool", r"^\+.*min\(count % k, ", "rows at a time: no more than count - k"),
+    ("kernels/pool", r"^\+.*// depth \+ 0\)\)", "pixels at a time: the others are gathered"),
+    (
+        "kernels/windows_gradient",
+        r"^\+ +size, none = .*, _i64\( ?-?1\)\)$",
+        "a jump behind the only row",
+    ),
+    (
+        "kernels/winograd_rows",
+        r"^\+    row, depth = at \+ starts\[ 0\],",
+        "a place for a row that is read before it is used otherwise",
+    ),
+    ("kernels/windows_mean", r"^\+.*\[builder.mul\(s, depth\)\]\), 1\)", "which of four sums"),
+    ("kernels/toom_cook", r"^\+.*\(m \+ taps \| 1\)", "a factor of 0 more, which is passed over"),
+    ("kernels/reduce", r"^-BLOCK = ", "columns of a task"),
+    ("kernels/toom_cook", r"^\+.*key=lambda term: term\[0\] == 1", "the order of additions"),
+    (
+        "kernels/winograd",
+        r"^\+    count = \(tiles \+ TRANSFORM_TILES( / 1| \*\* 1| - 0)\)",
+        "one more task, which has no tiles",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +197,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant: killed, survived, timeout or equivalent."""
+    """What became of a mutant: killed, timeout (as good as killed), survived or equivalent."""
 
     mutant: Mutant
     outcome: str
@@ -118,7 +206,7 @@ class Outcome:
 
 
 class _Bare(ast.NodeTransformer):
-    """Removes what is never run: annotations."""
+    """Removes what is never run: annotations, and the overloads that type checkers read."""
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         node.annotation = ast.Constant(None)
@@ -128,7 +216,9 @@ class _Bare(ast.NodeTransformer):
         node.annotation = None
         return node
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST | None:
+        if any(getattr(name, "id", None) == "overload" for name in node.decorator_list):
+            return None
         node.returns = None
         return self.generic_visit(node)
 
@@ -175,17 +265,21 @@ def draw(modules: list[str], number: int, seed: int) -> list[Mutant]:
     return chosen
 
 
-def tests_of(module: str) -> list[str]:
-    """Paths in tests/: those of the table, or of the module's stem."""
+def tests_of(module: str) -> list[list[str]]:
+    """Arguments of pytest: for the tests of the module, then for those that it shares."""
     stem = Path(module).stem
-    named = TESTS.get(module, f"kernels/test_{stem}.py ops/test_{stem}.py").split()
-    paths = [Path("tests", name) for name in named]
-    return [str(path) for path in paths if (ROOT / path).exists()]
+    named = TESTS.get(module, f"kernels/test_{stem}.py ops/test_{stem}.py")
+    names = next(names for pattern, names in NAMES if re.match(pattern, stem))
+    trust = EXACT if names == NAMES[-1][1] else "trust"
+    rows = [
+        [str(Path("tests", name)) for name in text.split() if (ROOT / "tests" / name).exists()]
+        for text in (named, SHARED[module.partition("/")[0]], trust)
+    ]
+    return [*rows[:2], [*rows[2], "-k", names]]
 
 
-def _equivalent(mutant: Mutant, source: str) -> bool:
-    line = source.splitlines()[mutant.line - 1]
-    return any(mutant.module == m and re.search(p, line) for m, p, _ in EQUIVALENT)
+def _equivalent(module: str, diff: str) -> bool:
+    return any(re.match(m, module) and re.search(p, diff, re.M) for m, p, _ in EQUIVALENT)
 
 
 def run(mutant: Mutant, tree: Path, warm: Path) -> Outcome:
@@ -195,27 +289,30 @@ def run(mutant: Mutant, tree: Path, warm: Path) -> Outcome:
     mutated = mutant.apply(source)
     lines = difflib.unified_diff(source.splitlines(), mutated.splitlines(), lineterm="", n=0)
     diff = "\n".join(list(lines)[2:])
-    begin = time.monotonic()
+    begin, outcome = time.monotonic(), "survived"
     with tempfile.TemporaryDirectory() as cold:
         cache = cold if mutant.module.startswith("kernels") else str(warm)
         variables = os.environ | {"PYTHONPATH": str(tree), "FASTLAYERS_CACHE_DIR": cache}
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
         path.write_text(mutated)
         try:
-            code = subprocess.run(
-                [*command, *tests_of(mutant.module)],
-                cwd=tree,
-                env=variables | {"FASTLAYERS_QUIET": "1", "PYTHONDONTWRITEBYTECODE": "1"},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=TIMEOUT,
-            ).returncode
-            outcome = "survived" if code == 0 else "killed"
-        except subprocess.TimeoutExpired:
+            for arguments, timeout in zip(tests_of(mutant.module), TIMEOUTS, strict=True):
+                subprocess.run(
+                    [*command, *arguments],
+                    cwd=tree,
+                    env=variables | {"FASTLAYERS_QUIET": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    timeout=timeout,
+                    check=True,
+                )
+        except subprocess.CalledProcessError:
             outcome = "killed"
+        except subprocess.TimeoutExpired:
+            outcome = "timeout"
         finally:
             path.write_text(source)
-    if outcome == "survived" and _equivalent(mutant, source):
+    if outcome == "survived" and _equivalent(mutant.module, diff):
         outcome = "equivalent"
     return Outcome(mutant, outcome, diff, time.monotonic() - begin)
 
@@ -235,11 +332,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--results", type=Path, help="a JSON file for the outcomes")
+    parser.add_argument("--resume", action="store_true", help="run those that are not in the file")
     options = parser.parse_args()
     if unknown := set(options.modules) - set(known):
         parser.error(f"a module is one of {', '.join(known)}, got {', '.join(sorted(unknown))}")
     chosen = draw(options.modules or known, options.mutants, options.seed)
     outcomes: list[Outcome] = []
+    known_already: dict[Mutant, Outcome] = {}
+    if options.resume and options.results and options.results.exists():
+        for record in json.loads(options.results.read_text()):
+            mutant = Mutant(**record.pop("mutant"))
+            known_already[mutant] = Outcome(mutant, **record)
     with tempfile.TemporaryDirectory() as folder:
         trees: SimpleQueue[Path] = SimpleQueue()
         for worker in range(options.workers):
@@ -250,6 +353,8 @@ def main() -> None:
             trees.put(tree)
 
         def work(mutant: Mutant) -> Outcome:
+            if mutant in known_already:
+                return known_already[mutant]
             tree = trees.get()
             try:
                 return run(mutant, tree, Path(folder, "cache"))
@@ -257,21 +362,24 @@ def main() -> None:
                 trees.put(tree)
 
         with ThreadPoolExecutor(options.workers) as pool:
-            for number, outcome in enumerate(pool.map(work, chosen), 1):
-                outcomes.append(outcome)
+            runs = [pool.submit(work, mutant) for mutant in chosen]
+            for number, done in enumerate(as_completed(runs), 1):
+                outcomes.append(outcome := done.result())
                 mutant = outcome.mutant
                 place = f"{mutant.module}:{mutant.line}"
                 print(f"{number}/{len(chosen)} {outcome.outcome} {place} {outcome.seconds:.0f} s")
                 if outcome.outcome == "survived":
                     print(outcome.diff)
                 sys.stdout.flush()
-    if options.results:
-        options.results.write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n")
-    counts = {name: sum(o.outcome == name for o in outcomes) for name in ("killed", "survived")}
-    told = sum(counts.values())
+                if options.results:
+                    records = [asdict(outcome) for outcome in outcomes]
+                    options.results.write_text(json.dumps(records, indent=1) + "\n")
+    found = Counter(outcome.outcome for outcome in outcomes)
+    killed = found["killed"] + found["timeout"]
+    told = killed + found["survived"]
     print(
-        f"{counts['killed']} of {told} killed ({counts['killed'] / max(told, 1):.1%}), "
-        f"{len(outcomes) - told} equivalent"
+        f"{killed} of {told} killed ({killed / max(told, 1):.1%}), {found['timeout']} of them by "
+        f"the time, {found['equivalent']} equivalent"
     )
 
 

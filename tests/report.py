@@ -1,10 +1,12 @@
 """The test report: runs the long form of all tests and writes tests/REPORT.md.
 
     pip install -e ".[test,train,bench,dev]"
-    python -m tests.report [tests] [order] [mutation] [--short] [--runs N] [--mutants N] [--render]
+    python -m tests.report [tests] [coverage] [order] [mutation] [--short] [--workers N] [--runs N]
+        [--mutants N] [--resume] [--render]
 
-``tests`` runs every test under branch coverage and takes the figures that they count, ``order``
-runs them N times in random order, ``mutation`` is `tests/mutation.py`. Without a step all are run.
+``tests`` runs the long form of every test and takes the figures that they count, ``coverage`` the
+short form under branch coverage, ``order`` the short form N times in random order, ``mutation`` is
+`tests/mutation.py`. Without a step all are run; ``--resume`` goes on with orders and mutants.
 Each leaves a JSON file in .report/, of which ``--render`` makes the page without running anything.
 """
 
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,21 +47,40 @@ def _outcome(output: str) -> str:
 
 
 def run_tests(options: argparse.Namespace) -> Record:
-    """All tests under coverage."""
-    figures, covered = RESULTS / "figures.json", RESULTS / "coverage.json"
+    """All tests, dealt out to processes that run at a time."""
     form = [] if options.short else ["--long"]
+    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py"))
+
+    def run(worker: int) -> tuple[subprocess.CompletedProcess[str], Path]:
+        figures = RESULTS / f"figures{worker}.json"
+        share = files[worker :: options.workers]
+        return _python("pytest", "-q", *form, f"--figures={figures}", *share), figures
+
+    with ThreadPoolExecutor(options.workers) as pool:
+        done = list(pool.map(run, range(options.workers)))
+    for process, _ in done:
+        print(process.stdout[-4000:], flush=True)
+    chapters: dict[str, Any] = {}
+    for _, path in done:
+        chapters |= json.loads(path.read_text())  # a chapter is one file's
+    return {
+        "outcome": "; ".join(_outcome(process.stdout) for process, _ in done),
+        "form": "short" if options.short else "long",
+        "figures": dict(sorted(chapters.items())),
+    }
+
+
+def run_coverage(options: argparse.Namespace) -> Record:
+    """The short form of all tests, and which branches ran."""
+    covered = RESULTS / "coverage-files.json"
     _python("coverage", "erase")
-    done = _python("coverage", "run", "-m", "pytest", "-q", *form, f"--figures={figures}")
+    done = _python("coverage", "run", "-m", "pytest", "-q")
     print(done.stdout[-2000:], flush=True)
     _python("coverage", "combine")
     _python("coverage", "json", "-q", "-o", str(covered))
     files = json.loads(covered.read_text())["files"]
-    return {
-        "outcome": _outcome(done.stdout),
-        "form": "short" if options.short else "long",
-        "figures": json.loads(figures.read_text()),
-        "coverage": {part: _covered(files, part) for part in COVERED},
-    }
+    parts = {part: _covered(files, part) for part in COVERED}
+    return {"outcome": _outcome(done.stdout), "coverage": parts}
 
 
 def _covered(files: dict[str, Any], part: str) -> list[int]:
@@ -70,25 +92,31 @@ def _covered(files: dict[str, Any], part: str) -> list[int]:
 
 def run_order(options: argparse.Namespace) -> Record:
     """The tests in random order, with another seed each time."""
-    failed = []
-    for seed in range(options.runs):
+    kept = RESULTS / "orders.json"
+    outcomes: list[str] = json.loads(kept.read_text()) if options.resume and kept.exists() else []
+    failed = [seed for seed, outcome in enumerate(outcomes) if "failed" in outcome]
+    for seed in range(len(outcomes), options.runs):
         done = _python("pytest", "-q", "-p", "randomly", f"--randomly-seed={seed}")
-        print(f"seed {seed}: {_outcome(done.stdout)}", flush=True)
+        outcomes.append(_outcome(done.stdout))
+        print(f"seed {seed}: {outcomes[-1]}", flush=True)
+        kept.write_text(json.dumps(outcomes))
         if done.returncode:
             failed.append(seed)
             print(done.stdout[-4000:], flush=True)
-    return {"runs": options.runs, "failed": failed}
+    return {"runs": len(outcomes), "failed": failed}
 
 
 def run_mutation(options: argparse.Namespace) -> Record:
     """Mutants of ops and kernels."""
     outcomes = RESULTS / "mutants.json"
-    _python("tests.mutation", f"--mutants={options.mutants}", f"--results={outcomes}")
+    form = ["--resume"] if options.resume else []
+    _python("tests.mutation", f"--mutants={options.mutants}", f"--results={outcomes}", *form)
     return {"outcomes": json.loads(outcomes.read_text())}
 
 
 STEPS: dict[str, Callable[[argparse.Namespace], Record]] = {
     "tests": run_tests,
+    "coverage": run_coverage,
     "order": run_order,
     "mutation": run_mutation,
 }
@@ -124,14 +152,20 @@ def _render_tests(record: Record) -> str:
         for chapter, values in record["figures"].items()
         for name, value in values.items()
     ]
+    return (
+        f"## The {record['form']} form\n\n{record['outcome']}. {_told(record)}\n\n"
+        f"{_table(['chapter', 'what was counted', 'figure'], figures)}"
+    )
+
+
+def _render_coverage(record: Record) -> str:
     covered = [
         [part, f"{reached} of {total}", f"{reached / total:.2%}"]
         for part, (reached, total) in record["coverage"].items()
     ]
     return (
-        f"## The {record['form']} form\n\n{record['outcome']}. {_told(record)}\n\n"
-        f"{_table(['chapter', 'what was counted', 'figure'], figures)}\n\n"
-        "Lines and branches that ran, of those outside of the kernels, which are compiled:\n\n"
+        f"## Branch coverage of the short form\n\n{record['outcome']}. {_told(record)}\n\n"
+        "Kernels, which are compiled, are not counted.\n\n"
         f"{_table(['part', 'lines and branches', 'share'], covered)}"
     )
 
@@ -147,7 +181,7 @@ def _render_mutation(record: Record) -> str:
         found = [
             o["outcome"] for o in record["outcomes"] if o["mutant"]["module"].startswith(package)
         ]
-        killed, survived = found.count("killed"), found.count("survived")
+        killed, survived = found.count("killed") + found.count("timeout"), found.count("survived")
         share = f"{killed / max(killed + survived, 1):.1%}"
         equivalent = str(found.count("equivalent"))
         rows.append([package or "both", str(killed), str(survived), equivalent, share])
@@ -164,7 +198,12 @@ def _render_mutation(record: Record) -> str:
 
 def render(records: dict[str, Record]) -> str:
     """The page of those steps that were run."""
-    parts = {"tests": _render_tests, "order": _render_order, "mutation": _render_mutation}
+    parts = {
+        "tests": _render_tests,
+        "coverage": _render_coverage,
+        "order": _render_order,
+        "mutation": _render_mutation,
+    }
     title = "# Test report\n\nMade by `python -m tests.report`; see CONTRIBUTING.md."
     return "\n\n".join([title, *(parts[name](record) for name, record in records.items())]) + "\n"
 
@@ -175,8 +214,12 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("steps", nargs="*", metavar="step", help=f"of {', '.join(STEPS)}")
     parser.add_argument("--short", action="store_true", help="the short form of the tests")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes of tests"
+    )
     parser.add_argument("--runs", type=int, default=50, help="in random order (%(default)s)")
     parser.add_argument("--mutants", type=int, default=300, help="(%(default)s)")
+    parser.add_argument("--resume", action="store_true", help="run mutants that were not yet run")
     parser.add_argument("--render", action="store_true", help="run nothing")
     options = parser.parse_args()
     if unknown := set(options.steps) - set(STEPS):

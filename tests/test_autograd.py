@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastlayers as fl
-from fastlayers import Tensor, nn
+from fastlayers import Tensor, autograd, nn
 from fastlayers.autograd import is_grad_enabled, record
 from fastlayers.nn import functional as F
 from fastlayers.testing import gradcheck
@@ -447,3 +447,53 @@ def test_a_gradient_of_another_shape_is_refused(x):
     y = record(x.data.copy(), (x,), lambda dy: (dy[:, :1],))
     with pytest.raises(ValueError, match="an op's gradient must have its input's shape"):
         y.sum().backward()
+
+
+class Heard:
+    """A listener that notes what it is told."""
+
+    def __init__(self, wanted=True):
+        self.wanted, self.leaves, self.told, self.ends = wanted, None, [], 0
+
+    def begin(self, leaves):
+        self.leaves = set(leaves)
+        return self.wanted
+
+    def ready(self, leaf, gradient):
+        self.told.append((leaf, gradient.copy()))
+        assert leaf.grad is None
+
+    def finish(self):
+        self.ends += 1
+
+
+def test_listeners_are_told_of_complete_gradients():
+    a, b, c = (fl.Tensor(np.full(2, v, np.float32), requires_grad=True) for v in (2, 3, 5))
+    heard, deaf = Heard(), Heard(wanted=False)
+    autograd.listen(heard)
+    autograd.listen(deaf)
+    y = (a * b) * c + a
+    y.sum().backward()
+    assert heard.leaves == deaf.leaves == {id(a), id(b), id(c)}
+    assert not deaf.told
+    assert (heard.ends, deaf.ends) == (1, 0)
+    assert heard.told[0][0] is c  # the last layer's first
+    assert {id(leaf) for leaf, _ in heard.told} == heard.leaves
+    assert len(heard.told) == 3
+    for leaf, gradient in heard.told:
+        np.testing.assert_array_equal(gradient, leaf.grad)
+    np.testing.assert_array_equal(a.grad, 16)  # of two uses
+    known = len(autograd._listeners)
+    del heard, deaf
+    assert len(autograd._listeners) == known - 2
+
+
+def test_leaves_without_a_gradient_are_not_told_of():
+    a = fl.Tensor(np.ones(2, np.float32), requires_grad=True)
+    b = fl.Tensor(np.ones(2, np.float32), requires_grad=True)
+    heard = Heard()
+    autograd.listen(heard)
+    y = autograd.record(a.data + 1, (a, b), lambda dy: (dy, None))
+    y.sum().backward()
+    assert [leaf for leaf, _ in heard.told] == [a]
+    assert b.grad is None

@@ -9,6 +9,7 @@ from fastlayers.data.download import data_folder, fetch
 from fastlayers.data.idx import read_idx
 from fastlayers.data.loader import DataLoader
 from fastlayers.data.mnist import MNIST, FashionMNIST
+from fastlayers.data.sampler import DistributedSampler
 
 __all__ = [
     "CIFAR10",
@@ -16,6 +17,7 @@ __all__ = [
     "DataLoader",
     "Dataset",
     "Digits",
+    "DistributedSampler",
     "FashionMNIST",
     "ImageDataset",
     "RandomShift",

@@ -10,7 +10,7 @@ import numpy as np
 from fastlayers import random
 from fastlayers.autograd import Tensor
 from fastlayers.data.checks import whole_number
-from fastlayers.data.loader import DataLoader
+from fastlayers.data.loader import DataLoader, part_of
 
 __all__ = ["RandomShift"]
 
@@ -45,21 +45,35 @@ class RandomShift:
     def __len__(self) -> int:
         return len(self.loader)
 
+    @property
+    def is_distributed(self) -> bool:
+        """Whether the loader gives the samples of one rank."""
+        return self.loader.is_distributed
+
     def __iter__(self) -> Iterator[list[Any]]:
         """Give the batches of one epoch."""
+        return self.part(0, 1)
+
+    def part(self, rank: int, ranks: int) -> Iterator[list[Any]]:
+        """Begin an epoch of which this is given a part of each batch; see `DataLoader.part`.
+
+        The images of all parts together move as those of the batch do.
+        """
         if self.seed is None:
             generator = random.numpy_generator()
         else:
             generator = np.random.default_rng((self.seed, self.loader.epoch))
-        for images, *rest in self.loader:
-            yield [Tensor(self._shifted(images.data, generator)), *rest]
+        for number, (images, *rest) in enumerate(self.loader.part(rank, ranks)):
+            samples = self.loader.samples(number) if ranks > 1 else len(images)
+            shifts = generator.integers(0, 2 * self.pixels + 1, (2, samples))
+            mine = shifts[:, part_of(samples, rank, ranks)]
+            yield [Tensor(self._shifted(images.data, mine)), *rest]
 
-    def _shifted(self, images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Images (N, C, H, W), cut out of a frame of zeros at random places."""
+    def _shifted(self, images: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+        """Images (N, C, H, W), cut out of a frame of zeros at `shifts` (2, N)."""
         n, _, height, width = images.shape
         frame = ((0, 0), (0, 0), (self.pixels, self.pixels), (self.pixels, self.pixels))
         windows = np.lib.stride_tricks.sliding_window_view(
             np.pad(images, frame), (height, width), (2, 3)
         )
-        down, right = generator.integers(0, 2 * self.pixels + 1, (2, n))
-        return np.ascontiguousarray(windows[np.arange(n), :, down, right])
+        return np.ascontiguousarray(windows[np.arange(n), :, shifts[0], shifts[1]])

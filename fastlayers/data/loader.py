@@ -11,6 +11,7 @@ from fastlayers.data.checks import as_indices, whole_number
 from fastlayers.data.collate import to_tensors
 from fastlayers.data.dataset import MapStyle, fetch_batch
 from fastlayers.data.prefetch import prefetched
+from fastlayers.data.sampler import DistributedSampler
 
 
 class DataLoader:
@@ -31,7 +32,8 @@ class DataLoader:
     shuffle : bool
         Whether to draw a new order for each epoch.
     sampler : iterable of int, optional
-        The indices of an epoch, in place of ``shuffle``; read in full when an epoch begins.
+        The indices of an epoch, in place of ``shuffle``; read in full when an epoch begins. With a
+        `DistributedSampler` all ranks get equally many batches, of which the last may be empty.
     drop_last : bool
         Whether to leave out a last batch of less than `batch_size` samples.
     seed : int, optional
@@ -92,12 +94,36 @@ class DataLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """Begin an epoch."""
+        return self.part(0, 1)
+
+    def part(self, rank: int, ranks: int) -> Iterator[Any]:
+        """Begin an epoch of which this is given a part of each batch.
+
+        Parameters
+        ----------
+        rank : int
+            Which part, from 0.
+        ranks : int
+            How many parts there are, of equal lengths but for one sample; they may be empty.
+        """
         # The order is drawn here, not in the thread, so that it depends on the caller alone.
-        batches = self._batches(self._order())
+        batches = self._batches(self._order(), rank, ranks)
         self.epoch += 1
         return prefetched(batches, self.prefetch) if self.prefetch else batches
 
+    def samples(self, number: int) -> int:
+        """How many samples a batch of an epoch has, of all parts together."""
+        total = len(self.dataset if self.sampler is None else self.sampler)  # type: ignore[arg-type]
+        return min(self.batch_size, max(0, total - number * self.batch_size))
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether the sampler gives the samples of one rank."""
+        return isinstance(self.sampler, DistributedSampler)
+
     def _batch_count(self, samples: int) -> int:
+        if isinstance(self.sampler, DistributedSampler):  # as many as other ranks have
+            samples = self.sampler.shortest if self.drop_last else self.sampler.longest
         return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
 
     def _order(self) -> NDArray[np.int64]:
@@ -109,7 +135,23 @@ class DataLoader:
             return random.numpy_generator().permutation(len(self.dataset))
         return np.random.default_rng((self.seed, self.epoch)).permutation(len(self.dataset))
 
-    def _batches(self, order: NDArray[np.int64]) -> Iterator[Any]:
+    def _batches(self, order: NDArray[np.int64], rank: int, ranks: int) -> Iterator[Any]:
         for number in range(self._batch_count(len(order))):
             start = number * self.batch_size
-            yield to_tensors(fetch_batch(self.dataset, order[start : start + self.batch_size]))
+            batch = order[start : start + self.batch_size]
+            batch = batch[part_of(len(batch), rank, ranks)]
+            if len(batch):
+                yield to_tensors(fetch_batch(self.dataset, batch))
+            else:
+                yield _without_samples(to_tensors(fetch_batch(self.dataset, np.zeros(1, np.int64))))
+
+
+def part_of(samples: int, rank: int, ranks: int) -> slice:
+    """Which samples of a batch are a rank's."""
+    return slice(samples * rank // ranks, samples * (rank + 1) // ranks)
+
+
+def _without_samples(batch: Any) -> Any:
+    if isinstance(batch, dict):
+        return {key: _without_samples(field) for key, field in batch.items()}
+    return [_without_samples(field) for field in batch] if isinstance(batch, list) else batch[:0]

@@ -115,14 +115,11 @@ def _image_mean_image(n, worker, x, shape, divisor, width, sums, y):
     start = worker * width
     sum_rows(sums, start, x, n * pixels * depth, pixels * depth, width)
     folds = width // depth
-    while folds % 2 == 0:
+    while folds > 1:  # a power of two
         folds //= 2
         add_run(sums, start, sums, start + folds * depth, folds * depth)
     for c in range(depth):
-        total = sums[start + c]
-        for k in range(1, folds):
-            total += sums[start + k * depth + c]
-        y[n * depth + c] = total / divisor
+        y[n * depth + c] = sums[start + c] / divisor
 
 
 @kernel

@@ -36,13 +36,20 @@ __all__ = [
     "BLOCK",
     "FROM_INPUT",
     "FROM_OUTPUT",
+    "PART",
     "PLAIN",
+    "RUNNING",
+    "WHOLE",
     "batch_norm_apply",
     "batch_norm_backward",
     "batch_norm_statistics",
     "merge_moments",
     "mirrored",
 ]
+
+# Whose mean and variance a gradient passes through: nobody's, as running ones are fixed; the
+# batch's; those of a larger batch that this one is a part of.
+RUNNING, WHOLE, PART = 0, 1, 2
 
 BLOCK = 256
 # A first row four deviations from the mean would cost the variance 4 bits, a mean of four rows 2.
@@ -188,7 +195,8 @@ def batch_norm_statistics(
     With `of_batch` they are the batch's, and with a momentum `update` in [0, 1] the running arrays
     are moved, with the unbiased variance; a negative one leaves them alone. Otherwise they are the
     running arrays. work holds (chunks + 1) * (2 * channels + 1) elements, and 6 * folds * channels
-    a worker.
+    a worker; it is left with the batch's means, as differences from the first pixel, and then with
+    its sums of squared deviations.
     """
     rows, channels, folds, _ = form
     dtype = out.dtype.type
@@ -346,32 +354,37 @@ def batch_norm_backward(
     `mode` says where the mask of a ReLU comes from: `PLAIN` for none; `FROM_INPUT`, from what
     `batch_norm_apply` gives without residual; `FROM_OUTPUT`, from y, and then dy after the mask
     is written to `masked`. dx and, with running statistics, grads may be empty, and are then not
-    computed. work holds (5 + 2 * chunks) * folds * channels elements.
+    computed. `of_batch` is `RUNNING`, `WHOLE` or `PART`, for which grads are read: they hold the
+    means of ``dy * xhat`` and of dy over the whole batch; its mode is not `FROM_OUTPUT`. work holds
+    (5 + 2 * chunks) * folds * channels elements.
     """
     rows, channels, folds, _ = form
     period, chunks = folds * channels, _chunk_count(form)
     _spread(form, mean, invstd, weight, bias, work)
     sums = view(work, 5 * period, 2 * chunks * period)
-    if of_batch or grads.size or mode == FROM_OUTPUT:
+    if of_batch != PART and (of_batch == WHOLE or grads.size or mode == FROM_OUTPUT):
         arguments = (mode, dy, x, y, form, work, masked, stream)
         parallel_for(_gradients_chunk, chunks, workers, arguments)
         _add_folds(form, sums)
-    for c in range(grads.size // 2):
-        grads[0, c] = sums[period + c] * invstd[c]
-        grads[1, c] = sums[c]
+        for c in range(grads.size // 2):
+            grads[0, c] = sums[period + c] * invstd[c]
+            grads[1, c] = sums[c]
     if dx.size == 0:
         return
     clear_run(work, 3 * period, 2 * period)
-    if of_batch:
+    if of_batch != RUNNING:
         for c in range(channels):
-            scale = work[period + c] * x.dtype.type(1 / rows)
-            work[3 * period + c] = -scale * invstd[c] * (sums[period + c] * invstd[c])
-            work[4 * period + c] = -scale * sums[c]
+            scale, dot, total = work[period + c], grads[0, c], grads[1, c]
+            if of_batch == WHOLE:
+                scale *= x.dtype.type(1 / rows)
+                dot, total = sums[period + c] * invstd[c], sums[c]
+            work[3 * period + c] = -scale * invstd[c] * dot
+            work[4 * period + c] = -scale * total
         _repeat(work, form, 3, 2)
     gradient = dy
     if mode == FROM_OUTPUT:
         mode, gradient = PLAIN, masked
-    if mode == PLAIN and not of_batch:
+    if mode == PLAIN and of_batch == RUNNING:
         mode = SCALED
     arguments = (mode, gradient, x, form, work, workers, dx, stream)
     parallel_for(_input_chunk, chunks, workers, arguments)

@@ -463,7 +463,7 @@ def batch_norm_max_pool2d_backward(
     invstd,
     weight,
     relu,
-    of_batch,
+    part,
     stream,
     workers,
     work,
@@ -472,27 +472,31 @@ def batch_norm_max_pool2d_backward(
 ):
     """Gradients by the input, weight and bias, ``dx``, ``grads[0]`` and ``grads[1]``.
 
-    dx may be empty, and is then not computed; with `stream`, which needs channels that fill
-    aligned vectors, it is written past the caches. work holds (5 + 2 * chunks) * channels elements.
+    The statistics are the batch's. Where they are those of a larger batch that this one is a `part`
+    of, grads are read: they hold the means of ``dy * xhat`` and of dy over all of that. dx may be
+    empty, and is then not computed; with `stream`, which needs channels that fill aligned vectors,
+    it is written past the caches. work holds (5 + 2 * chunks) * channels elements.
     """
     height, width, channels, _, _, span = form
     chunks = (images + span - 1) // span
     _factors(mean, invstd, weight, mean, work)
-    arguments = (dy, y, cells, x, form, images, work, relu)
-    parallel_for(_sums_chunk, chunks, workers, arguments)
-    sums = view(work, 5 * channels, 2 * max(chunks, 1) * channels)
-    if chunks == 0:
-        clear_run(sums, 0, 2 * channels)
-    for chunk in range(1, chunks):
-        add_run(sums, 0, sums, 2 * chunk * channels, 2 * channels)
-    clear_run(work, 3 * channels, 2 * channels)
+    if not part:
+        arguments = (dy, y, cells, x, form, images, work, relu)
+        parallel_for(_sums_chunk, chunks, workers, arguments)
+        sums = view(work, 5 * channels, 2 * max(chunks, 1) * channels)
+        if chunks == 0:
+            clear_run(sums, 0, 2 * channels)
+        for chunk in range(1, chunks):
+            add_run(sums, 0, sums, 2 * chunk * channels, 2 * channels)
+        for c in range(channels):
+            grads[0, c] = sums[channels + c] * invstd[c]
+            grads[1, c] = sums[c]
+    if dx.size == 0:
+        return
+    share = x.dtype.type(1 if part else 1 / (images * height * width))
     for c in range(channels):
-        grads[0, c] = sums[channels + c] * invstd[c]
-        grads[1, c] = sums[c]
-        if of_batch:
-            scale = work[channels + c] * x.dtype.type(1 / (images * height * width))
-            work[3 * channels + c] = -scale * invstd[c] * grads[0, c]
-            work[4 * channels + c] = -scale * sums[c]
-    if dx.size:
-        whole = (dy, y, cells, x, form, images, work, relu, workers, dx, stream)
-        parallel_for(_input_chunk, chunks, workers, whole)
+        scale = work[channels + c] * share
+        work[3 * channels + c] = -scale * invstd[c] * grads[0, c]
+        work[4 * channels + c] = -scale * grads[1, c]
+    whole = (dy, y, cells, x, form, images, work, relu, workers, dx, stream)
+    parallel_for(_input_chunk, chunks, workers, whole)

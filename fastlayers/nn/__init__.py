@@ -1,5 +1,7 @@
 """Layers, losses and models' building blocks with PyTorch's names."""
 
+from typing import TYPE_CHECKING, Any
+
 from fastlayers.nn import functional, init
 from fastlayers.nn.activation import GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, Softmax, Tanh
 from fastlayers.nn.batchnorm import BatchNorm1d, BatchNorm2d
@@ -10,6 +12,9 @@ from fastlayers.nn.linear import Flatten, Linear
 from fastlayers.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, NLLLoss
 from fastlayers.nn.module import Module, Parameter
 from fastlayers.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+
+if TYPE_CHECKING:
+    from fastlayers.distributed import SyncBatchNorm  # noqa: F401
 
 __all__ = [
     "GELU",
@@ -42,3 +47,11 @@ __all__ = [
     "functional",
     "init",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SyncBatchNorm":  # only who asks for it takes the time to import `distributed`
+        from fastlayers.distributed import SyncBatchNorm
+
+        return SyncBatchNorm
+    raise AttributeError(f"nn: name must be that of a layer or module of it, got {name!r}")

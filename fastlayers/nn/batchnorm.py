@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ __all__ = ["BatchNorm1d", "BatchNorm2d"]
 class _BatchNorm(Module):
     _ndims: tuple[int, ...]
     _shapes: str
+    _batch_norm: Callable[..., Tensor] = staticmethod(functional.batch_norm)
 
     def __init__(
         self,
@@ -74,7 +76,7 @@ class _BatchNorm(Module):
         momentum = self.momentum
         if momentum is None:  # the plain average over all batches so far
             momentum = 1.0 / (int(self.num_batches_tracked) + 1) if tracks else 0.0
-        output = functional.batch_norm(
+        output = self._batch_norm(
             input,
             self.running_mean,
             self.running_var,

@@ -15,6 +15,7 @@ from fastlayers.nn.fusion import RELU, Add, Chain, MaxPool, Step
 from fastlayers.ops import _check
 from fastlayers.ops.batchnorm import Normalisation
 from fastlayers.ops.batchnorm_form import elements
+from fastlayers.ops.batchnorm_pool import pooled_backward
 from fastlayers.ops.layout import kernel_ready
 from fastlayers.ops.linear import linear_rows, linear_rows_backward, prepare
 
@@ -157,10 +158,9 @@ class BatchNorm(_Head):
         y, offsets = ops.batch_norm_max_pool2d(
             x, norm.mean, norm.invstd, w, b, *window, activation=activation
         )
-        rest = (x, w, norm.mean, norm.invstd, norm.of_batch, needs, *window[:4])
 
         def backward(dy: np.ndarray) -> Any:
-            return ops.batch_norm_max_pool2d_backward(dy, y, offsets, *rest, activation=activation)
+            return pooled_backward(norm, dy, y, offsets, window[:4], needs, relu)
 
         return y, self.inputs, backward
 

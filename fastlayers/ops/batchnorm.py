@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ class Normalisation:
     """A checked input, and what each of its channels is normalised by."""
 
     __slots__ = ("bias", "form", "invstd", "mean", "of_batch", "weight", "x")
+    # Where the input is a part of a batch: from its sums of ``dy * xhat`` and dy, the means of all.
+    exchange: Callable[[Any, Any], np.ndarray] | None = None
 
     def __init__(
         self,
@@ -81,13 +84,15 @@ class Normalisation:
         needs: tuple[bool, ...],
         relu: bool = False,
         output: np.ndarray | None = None,
+        means: np.ndarray | None = None,
     ) -> Grads:
         """Gradients by input, weight and bias, and with `output`, of a ReLU, by the residual.
 
-        `dy` and `output` are flat, in the order of their memory.
+        `dy` and `output` are flat, in the order of their memory. `means` of ``dy * xhat`` and dy,
+        (2, C), take the place of the batch's; then only the input's gradient is computed.
         """
         if backend.NUMPY:
-            return self._reference_backward(dy, needs, relu, output)
+            return self._reference_backward(dy, needs, relu, output, means)
         form, x, home = self.form, self.x, kernels.batchnorm
         dtype = x.dtype
         if relu and output is None and not self.of_batch:
@@ -102,7 +107,10 @@ class Normalisation:
         if needs[0]:
             dx, flat = form.empty(dtype)
         by_channel = needs[1] or needs[2]
-        grads = np.empty((2, form.vector[0]), dtype) if by_channel else _NO_GRADS[dtype]
+        grads, through = means, home.PART
+        if grads is None:
+            grads = np.empty((2, form.vector[0]), dtype) if by_channel else _NO_GRADS[dtype]
+            through = home.WHOLE if self.of_batch else home.RUNNING
         if needs[0] or by_channel or masked is not nothing:
             home.batch_norm_backward(
                 mode,
@@ -114,7 +122,7 @@ class Normalisation:
                 self.invstd,
                 self.weight,
                 self.bias,
-                self.of_batch,
+                through,
                 form.stream_back,
                 threads.workers_for(form.size),
                 memory.scratch(((5 + 2 * form.chunks) * form.period,), dtype)[0],
@@ -129,15 +137,23 @@ class Normalisation:
         return self.weight if self.weight.size else None, self.bias if self.bias.size else None
 
     def _reference_backward(
-        self, dy: np.ndarray, needs: tuple[bool, ...], relu: bool, output: np.ndarray | None
+        self,
+        dy: np.ndarray,
+        needs: tuple[bool, ...],
+        relu: bool,
+        output: np.ndarray | None,
+        means: np.ndarray | None,
     ) -> Grads:
         dy = self.form.shaped(dy)
         if output is not None:
             dy = backend.reference("relu_backward", dy, self.form.shaped(output))
         elif relu:
             dy = backend.reference("relu_backward", dy, self.forward(None, False))
-        arguments = (self.x, self._affine()[0], self.mean, self.invstd, self.of_batch, needs[:3])
-        grads = backend.reference("batch_norm_backward", dy, *arguments)
+        fixed = (self.x, self._affine()[0], self.mean, self.invstd)
+        if means is not None:
+            dx = backend.reference("batch_norm_input_gradient", dy, *fixed, *means)
+            return dx, None, None, None
+        grads = backend.reference("batch_norm_backward", dy, *fixed, self.of_batch, needs[:3])
         return *grads, None if output is None else dy
 
 
@@ -158,7 +174,7 @@ def normalisation(
     weight = optional(op, "weight", weight, form, dtype)
     bias = optional(op, "bias", bias, form, dtype)
     of_batch = bool(training or running_mean is None)
-    mean, var = _running(op, form, dtype, running_mean, running_var, training)
+    mean, var = running(op, form, dtype, running_mean, running_var, training)
     momentum, eps = _check.probability(op, "momentum", momentum), _check.epsilon(op, "eps", eps)
     if of_batch and form.rows[0] < 2:
         raise ValueError(
@@ -168,8 +184,7 @@ def normalisation(
     out = np.empty((2, form.vector[0]), dtype)
     workers, update = threads.workers_for(form.size), training and mean.size
     if backend.NUMPY:
-        running = (mean, var) if mean.size else (None, None)
-        arguments = (*running, bool(training), momentum, eps)
+        arguments = (*((mean, var) if mean.size else (None, None)), bool(training), momentum, eps)
         out[:] = backend.reference("batch_norm_statistics", x, *arguments)
     else:
         parts = (form.chunks + 1) * (2 * form.vector[0] + 1)
@@ -207,7 +222,7 @@ def given(
     return Normalisation(x, form, statistics, weight, bias, of_batch)
 
 
-def _running(
+def running(
     op: str, form: Form, dtype: np.dtype, mean: Any, var: Any, training: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """The running statistics as kernels take them; copies where they are no plain arrays."""

@@ -9,8 +9,8 @@ import numpy as np
 
 from fastlayers import kernels
 from fastlayers.ops import _check
-from fastlayers.ops.batchnorm import Grads, batch_norm_apply, batch_norm_backward
-from fastlayers.ops.batchnorm_form import Form, elements, form_of, optional, vector
+from fastlayers.ops.batchnorm import Grads, Normalisation, batch_norm_apply, given
+from fastlayers.ops.batchnorm_form import NOTHING, Form, elements, form_of, optional, vector
 from fastlayers.ops.layout import from_channels_last, to_channels_last
 from fastlayers.ops.pool import max_pool2d_backward, max_pool2d_forward
 from fastlayers.ops.window import Window
@@ -155,48 +155,67 @@ def batch_norm_max_pool2d_backward(
         For a wrong rank, dtype or size.
     """
     op = "batch_norm_max_pool2d_backward"
-    x, form = _images(op, input)
-    dtype, n = x.dtype, x.shape[0]
+    x, _ = _images(op, input)
     y = _check.array(op, "output", output, (4,))
-    _check.same_dtype(op, "output", y, dtype)
+    _check.same_dtype(op, "output", y, x.dtype)
     if y.shape[:2] != x.shape[:2]:
         raise ValueError(
             f"{op}: output must have shape {x.shape[:2]} and pixels, got {_check.describe(y)}"
         )
-    small = form_of(y.shape, y.itemsize)
-    dy = elements(op, "grad_output", grad_output, small, y)
+    dy = _check.gradient(op, grad_output, y.shape, y.dtype)
     offsets = _check.offsets(op, offsets, y.shape)
     relu, needs = _check.is_relu(op, activation), _check.needs(op, needs, 3)
-    window = checked_window(op, kernel_size, stride, padding, dilation)
-    vectors = (
-        vector(op, "mean", mean, form, dtype),
-        vector(op, "invstd", invstd, form, dtype),
-        optional(op, "weight", weight, form, dtype),
+    norm = given(op, x, mean, invstd, weight, None, bool(training))
+    return pooled_backward(
+        norm, dy, y, offsets, (kernel_size, stride, padding, dilation), needs, relu
     )
+
+
+def pooled_backward(
+    norm: Normalisation,
+    dy: np.ndarray,
+    y: np.ndarray,
+    offsets: np.ndarray,
+    options: tuple[Any, ...],
+    needs: tuple[bool, bool, bool],
+    relu: bool,
+) -> Grads:
+    """`batch_norm_max_pool2d_backward` of a normalisation and checked arrays."""
+    op = "batch_norm_max_pool2d_backward"
+    x, form, dtype = norm.x, norm.form, norm.x.dtype
+    window = checked_window(op, *options)
     tiles = _tiles(x.shape, window, y.shape[2:])
-    if tiles is None or not training:  # the kernel's gradient is by the batch's statistics too
-        arguments = (grad_output, offsets, x.shape, kernel_size, stride, padding, dilation)
-        spread = max_pool2d_backward(*arguments, output=y if relu else None)
-        return batch_norm_backward(spread, x, weight, mean, invstd, training, needs)
+    if tiles is None or not norm.of_batch:  # the kernel's gradient is by the batch's statistics too
+        spread = max_pool2d_backward(dy, offsets, x.shape, *options, output=y if relu else None)
+        return norm.backward(form.flat(spread), needs)[:3]
     if not any(needs):
         return None, None, None
-    dx, flat = form.empty(dtype) if needs[0] else (None, np.empty(0, dtype))
+    small, n = form_of(y.shape, y.itemsize), x.shape[0]
+    nothing = NOTHING[dtype]
+    dx, flat = form.empty(dtype) if needs[0] else (None, nothing)
     chunks = -(-n // tiles[-1])
     grads = memory.empty((2, tiles[2]), dtype)
-    kernels.batchnorm_pool.batch_norm_max_pool2d_backward(
-        dy,
+    arguments = (
+        elements(op, "grad_output", dy, small, y),
         small.flat(y),
         to_channels_last(offsets).reshape(-1),
         form.flat(x),
         tiles,
         n,
-        *vectors,
+        norm.mean,
+        norm.invstd,
+        norm.weight,
         int(relu),
-        bool(training),
+    )
+    rest = (
         int(form.stream_back and tiles[2] * x.itemsize % memory.ALIGNMENT == 0),
         threads.workers_for(form.size),
         memory.empty((5 + 2 * max(chunks, 1)) * tiles[2], dtype),
-        flat,
-        grads,
     )
+    run = kernels.batchnorm_pool.batch_norm_max_pool2d_backward
+    if norm.exchange is None or dx is None:
+        run(*arguments, False, *rest, flat, grads)
+    else:
+        run(*arguments, False, *rest, nothing, grads)
+        run(*arguments, True, *rest, flat, norm.exchange(*grads))
     return dx, grads[0] if needs[1] else None, grads[1] if needs[2] else None

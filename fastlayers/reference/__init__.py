@@ -25,6 +25,8 @@ from fastlayers.reference.batchnorm import (
     batch_norm_apply,
     batch_norm_backward,
     batch_norm_forward,
+    batch_norm_input_gradient,
+    batch_norm_moments,
     batch_norm_statistics,
 )
 from fastlayers.reference.conv import conv2d, conv2d_backward
@@ -66,6 +68,8 @@ __all__ = [
     "batch_norm_apply",
     "batch_norm_backward",
     "batch_norm_forward",
+    "batch_norm_input_gradient",
+    "batch_norm_moments",
     "batch_norm_statistics",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_backward",

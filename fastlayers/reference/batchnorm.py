@@ -9,6 +9,8 @@ __all__ = [
     "batch_norm_apply",
     "batch_norm_backward",
     "batch_norm_forward",
+    "batch_norm_input_gradient",
+    "batch_norm_moments",
     "batch_norm_statistics",
 ]
 
@@ -122,6 +124,33 @@ def batch_norm_backward(
         for d, needed in zip(gradients, needs, strict=True)
     )
     return dx, dweight, dbias
+
+
+def batch_norm_moments(input: Array) -> tuple[Array, Array]:
+    """Give the mean and the sum of squared deviations from it of each channel, (C,) and float64."""
+    axes, channels = _axes(input)
+    mean = input.mean(axes, np.float64)
+    return mean, ((input - mean.reshape(channels)) ** 2).sum(axes)
+
+
+def batch_norm_input_gradient(
+    grad_output: Array,
+    input: Array,
+    weight: Array | None,
+    mean: Array,
+    invstd: Array,
+    dot: Array,
+    total: Array,
+) -> Array:
+    """Give ``dx = weight invstd (dy - total - xhat dot)``, with means over all of a batch.
+
+    `dot` is that of ``dy xhat`` and `total` that of dy, of a batch that the input is a part of.
+    """
+    _, channels = _axes(input)
+    xhat = (input - mean.reshape(channels).astype(np.float64)) * invstd.reshape(channels)
+    dx = grad_output - total.reshape(channels) - xhat * dot.reshape(channels)
+    scale = invstd if weight is None else invstd * weight
+    return np.asarray(dx * scale.reshape(channels), input.dtype)
 
 
 def _axes(x: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -7,13 +7,14 @@ import os
 from collections.abc import Callable
 from typing import SupportsIndex
 
-__all__ = ["follow", "get_num_threads", "set_num_threads", "workers_for"]
+__all__ = ["follow", "get_num_threads", "is_chosen", "set_num_threads", "share", "workers_for"]
 
 # Elementary operations (a multiply-add, a load) below which a parallel launch, about 2 us,
 # costs more than the second core gives.
 SERIAL_WORK = 1e5
 
 _num_threads = 0  # 0: not decided yet
+_chosen = False  # by `set_num_threads`
 _followers: list[Callable[[int], None]] = []
 
 
@@ -26,11 +27,8 @@ def get_num_threads() -> int:
     """Threads that kernels use: `set_num_threads`, ``FASTLAYERS_NUM_THREADS``, or all cores."""
     if not _num_threads:
         named = os.environ.get("FASTLAYERS_NUM_THREADS")
-        if not named:
-            set_num_threads(_available())
-            return _num_threads
         try:
-            set_num_threads(int(named))
+            share(int(named) if named else _available())
         except ValueError:
             raise ValueError(
                 f"FASTLAYERS_NUM_THREADS: expected a positive integer, got {named!r}"
@@ -46,6 +44,18 @@ def set_num_threads(n: int) -> None:
     ValueError
         If `n` is not a positive integer.
     """
+    global _chosen
+    share(n)
+    _chosen = True
+
+
+def is_chosen() -> bool:
+    """Whether the user has said how many threads kernels use."""
+    return _chosen or any(map(os.environ.get, ("FASTLAYERS_NUM_THREADS", "NUMBA_NUM_THREADS")))
+
+
+def share(n: int) -> None:
+    """Use `n` threads until the user says how many."""
     global _num_threads
     if isinstance(n, bool) or not isinstance(n, SupportsIndex) or operator.index(n) < 1:
         raise ValueError(f"set_num_threads: n must be a positive integer, got {n!r}")

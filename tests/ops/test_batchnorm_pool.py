@@ -124,6 +124,8 @@ X, V = np.ones((4, 3, 4, 4), np.float32), np.ones(3, np.float32)
     ("error", "argument", "options"),
     [
         (ValueError, "input", {"input": X[0]}),
+        (ValueError, "input", {"input": X[:, :0]}),
+        (ValueError, "input", {"input": X[:, :, :0]}),
         (ValueError, "mean", {"mean": V[:2]}),
         (TypeError, "weight", {"weight": V.astype(float)}),
         (ValueError, "activation", {"activation": "tanh"}),

@@ -12,6 +12,7 @@ from cases import (
 
 from fastlayers import ops, reference
 from fastlayers.ops import conv_plan
+from fastlayers.ops.conv import prepare
 
 # Each option at and beyond its usual range; `exact_cases.py` has the sizes.
 GRADIENTS = [
@@ -44,6 +45,17 @@ def test_gradients_are_central_differences(case):
 @params("conv2d", least=10000)
 def test_threads_do_not_change_results(case):
     check_threads(case)
+
+
+@pytest.mark.parametrize("case", GRADIENTS, ids=lambda c: c.id)
+def test_fewest_terms_are_those_of_the_shortest_sums(case):
+    x, weight = (np.ones((1,) * (4 - len(s)) + s) for s in list(case.shapes.values())[:2])
+    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | case.options
+    shape = prepare("conv2d", x, weight, **options, algorithm="direct")[2].shape
+    y = reference.conv2d(x, weight, np.zeros(len(weight)), **options)
+    dx, dw, _ = reference.conv2d_backward(np.ones_like(y), x, weight, **options)
+    least = [int(a.min(initial=1 << 30)) for a in (y, dx, dw)]
+    assert shape.fewest == tuple(least)
 
 
 def test_hand_computed_example():

@@ -40,9 +40,22 @@ LARGE = (
 )
 
 
+@pytest.fixture(params=["by size", "as large"])
+def weights(request, monkeypatch):
+    """Take weights for what they are, or all for larger than the caches."""
+    if request.param == "by size":
+        yield
+        return
+    home = importlib.import_module("fastlayers.ops.linear")
+    home._backward_plan.cache_clear()
+    monkeypatch.setattr(home, "SMALL", 0)
+    yield
+    home._backward_plan.cache_clear()
+
+
 @pytest.mark.parametrize("size", LARGE, ids=str)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_large_integers_are_exact(size, threads):
+def test_large_integers_are_exact(size, threads, weights):
     set_num_threads(threads)
     batch, k, n = size
     check_exact(Case("linear", {"input": (batch, k), "weight": (n, k), "bias": (n,)}))
@@ -50,7 +63,7 @@ def test_large_integers_are_exact(size, threads):
 
 @pytest.mark.parametrize("size", LARGE, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_threads_do_not_change_large_results(size, dtype):
+def test_threads_do_not_change_large_results(size, dtype, weights):
     batch, k, n = size
     check_threads(Case("linear", {"input": (batch, k), "weight": (n, k), "bias": (n,)}), dtype)
 

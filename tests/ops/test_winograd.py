@@ -17,6 +17,8 @@ SHAPES = [
     ((1, 3, 3, 16, 49), (0, 0), (1, 1)),
     ((9, 8, 8, 24, 64), (2, 1), (1, 1)),
     ((2, 7, 6, 272, 288), (1, 1), (1, 1)),  # few tiles, many filters: by panels
+    ((1, 9, 9, 16, 288), (1, 1), (1, 1)),  # by panels, the last run of tiles with one
+    ((1, 3, 3, 16, 288), (0, 0), (1, 1)),  # by panels, a single tile
     ((0, 5, 6, 16, 16), (1, 1), (1, 1)),
     ((1, 5, 40, 16, 18), (1, 1), (1, 1)),  # rows of many tiles, which end with an image and not
     ((1, 4, 43, 16, 18), (1, 2), (1, 1)),

@@ -24,11 +24,13 @@ from fastlayers.autograd import record
 from fastlayers.nn import functional as F
 from fastlayers.nn import init
 from fastlayers.ops._check import describe
+from fastlayers.ops.batchnorm_parts import normalisation_of_part
+from fastlayers.snapshot import pack, unpack
 
 PACKAGE = Path(fl.__file__).parent
 # What users call; `runtime` and the commands have tests of their own.
 CHECKED = ["ops", "autograd.py", "lazy.py", "nn", "optim", "data", "checkpoint.py"]
-CHECKED += ["training.py", "random.py", "models"]
+CHECKED += ["training.py", "snapshot.py", "random.py", "models"]
 
 
 class Plain(optim.Optimizer):
@@ -48,6 +50,15 @@ class Broken:
 
     def __getitem__(self, index: int) -> Any:
         raise LookupError(f"Broken: sample {index}, got none")
+
+
+class Odd:
+    """A schedule with a state that no file can keep."""
+
+    load_state_dict = step = None
+
+    def state_dict(self) -> Any:
+        return {"seen": {1}}
 
 
 class World:
@@ -87,6 +98,10 @@ class World:
         self.still.bias.data = np.broadcast_to(np.float32(0), 3)
         self.readonly, self.listed, self.misshapen = (self.odd(i) for i in range(3))
         self.loader = data.DataLoader(data.TensorDataset(self.m, self.labels), shuffle=True)
+
+        self.kept = folder / "kept.npz"
+        self.fit([(self.m, self.labels % 3)], resume=self.kept)
+        self.linear.zero_grad()
 
     @staticmethod
     def odd(kind: int) -> optim.Optimizer:
@@ -129,6 +144,11 @@ class World:
             self.x if x is None else x, norm.running_mean, norm.running_var, **options
         )
 
+    def norm_of_part(self, x: np.ndarray) -> Any:
+        """Batch normalisation of a batch in one part."""
+        options = (None, None, None, None, 0.1, 1e-5)
+        return normalisation_of_part("batch_norm", x, *options, lambda sums: None)
+
     def norm_pool_backward(self, output: np.ndarray, offsets: Any) -> Any:
         rest = (self.x, None, self.c, self.c, True, (True, True, True), 2)
         return ops.batch_norm_max_pool2d_backward(output, output, offsets, *rest)
@@ -138,6 +158,13 @@ class World:
         return training.fit(
             self.linear, F.cross_entropy, optimizer, batches, progress=False, **options
         )
+
+    def altered(self, **changes: Any) -> Path:
+        """The file of a training with other entries, or with less of them."""
+        tree = unpack(fl.load(self.kept)) | changes
+        tree = {key: value for key, value in tree.items() if changes.get(key, 0) is not None}
+        fl.save(pack(tree), self.folder / "altered.npz")
+        return self.folder / "altered.npz"
 
     def buffer(self) -> dict[str, np.ndarray]:
         """The state of the first parameter of the SGD."""
@@ -197,7 +224,15 @@ ROWS = rows()
 MODULES = (data, fl, gzip, init, models, nn, np, ops, optim, training)
 NAMES = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 NAMES |= {"fl": fl, "np": np, "F": F, "Tensor": Tensor, "record": record, "NOWHERE": NOWHERE}
-NAMES |= {"Broken": Broken, "Late": Late, "Plain": Plain, "idx": idx, "npy": npy, "packed": packed}
+NAMES |= {
+    "Broken": Broken,
+    "Late": Late,
+    "Odd": Odd,
+    "Plain": Plain,
+    "idx": idx,
+    "npy": npy,
+    "packed": packed,
+}
 NAMES |= {"without_safetensors": without_safetensors}
 
 

@@ -3,6 +3,7 @@
 import gc
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -105,16 +106,20 @@ def here(names, dtype):
 
 # In the short form one of so many convolutions beside pages without access, and one type of each.
 EVERY = 8
+PARTS = {"conv": "conv|im2col|winograd", "linear": "linear", "pool-norm-others": "."}
 
 
 @linux
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", ["ends", "starts"])
 def test_nothing_is_touched_beyond_pages_at_which_arrays_end(
-    mode, dtype, effort, figures, tmp_path
+    mode, dtype, part, effort, figures, tmp_path
 ):
     few = [n for i, n in enumerate(CALLS) if i % EVERY == 0 or "conv2d" not in n]
     names = effort([name for name in few if dtype in dtypes_of(name)], list(CALLS))
+    parts = {name: next(p for p, text in PARTS.items() if re.match(text, name)) for name in names}
+    names = [name for name in names if parts[name] == part]
     got = apart(mode, dtype, names, tmp_path)
     del got["kernels"]
     assert_same_bits(got, here(names, dtype))
@@ -140,7 +145,16 @@ def test_the_cache_tells_checked_kernels_from_others():
 
 
 # In the short form one call of each, in float32, since all of it is compiled for this alone.
-SOME = ("max_pool2d", "avg_pool2d", "batch_norm", "cross_entropy", "dropout", "relu", "SGD", "add")
+SOME = (
+    "max_pool2d",
+    "avg_pool2d",
+    "batch_norm",
+    "cross_entropy",
+    "dropout",
+    "relu",
+    "SGD",
+    "arithmetic",
+)
 SOME += ("conv2d-1x3x1x1-45x1x3x1-45-groups=3",)
 
 
@@ -156,6 +170,27 @@ def test_kernels_never_index_beyond_arrays(dtype, effort, figures, tmp_path):
     figures.most(CHAPTER, "kernels with bounds checks, beside those that they call", len(kernels))
     assert len(kernels) >= effort(10, 60)
     compare(got, here(names, dtype))
+
+
+# In the short form a few with many tasks.
+TASKS = (
+    "relu-pool ((64",
+    "max_pool2d ((64",
+    "avg_pool2d ((64",
+    "batch_norm-16x33",
+    "linear-301x65",
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tasks_may_run_in_any_order(dtype, effort, figures, tmp_path):
+    """A task that writes where another one does shows where that has been before."""
+    some = [next(name for name in CALLS if name.startswith(call)) for call in TASKS]
+    names = effort(some[dtype is np.float64 :: 2], list(CALLS))
+    got = apart("reversed", dtype, names, tmp_path, FASTLAYERS_CACHE_DIR=str(tmp_path))
+    del got["kernels"]
+    assert_same_bits(got, here(names, dtype))
+    figures.count(CHAPTER, "calls with tasks from the last to the first", 2 * len(names))
 
 
 def test_bounds_checks_find_what_is_wrong():

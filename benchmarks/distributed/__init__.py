@@ -1,0 +1,1 @@
+"""What training on several ranks costs: a model of it, its calibration, and its predictions."""

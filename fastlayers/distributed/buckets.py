@@ -1,0 +1,127 @@
+"""Gradients in flat buckets, which are summed over all ranks while backward goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+import numpy as np
+
+from fastlayers.autograd import Tensor
+from fastlayers.distributed.group import Channel, Request
+from fastlayers.nn.module import Parameter
+from fastlayers.runtime import memory
+
+__all__ = ["Bucket", "Reducer"]
+
+
+class Bucket:
+    """Parameters of one dtype, whose gradients travel together.
+
+    Behind the gradients, each times the rank's samples, are for each parameter whether it got one,
+    and the samples: so that the mean, and a parameter that no rank has used, come of one sum.
+    """
+
+    def __init__(self, params: Sequence[Parameter]) -> None:
+        self.params = params
+        sizes = [p.numel() for p in params]
+        self.flat = np.zeros(sum(sizes) + len(params) + 1, params[0].dtype)
+        self.used = self.flat[-len(params) - 1 : -1]
+        parts = np.split(self.flat[: sum(sizes)], np.cumsum(sizes)[:-1])
+        self.parts = [part.reshape(p.shape) for part, p in zip(parts, params, strict=True)]
+        self.missing = len(params)
+        self.request: Request | None = None
+
+    def put(self, index: int, gradient: np.ndarray, samples: int) -> None:
+        """Take the gradient of one parameter; that of no samples may be NaN."""
+        if samples:
+            np.multiply(gradient, gradient.dtype.type(samples), out=self.parts[index])
+            self.used[index] = 1
+        self.missing -= 1
+
+    def means(self) -> Iterator[tuple[Parameter, np.ndarray | None]]:
+        """Of the sums, the mean gradients; None for parameters without."""
+        samples = self.flat[-1]
+        for p, part, used in zip(self.params, self.parts, self.used, strict=True):
+            yield p, np.divide(part, samples, out=memory.empty(p.shape, p.dtype)) if used else None
+
+    def clear(self) -> None:
+        """Await the next gradients."""
+        self.flat[...] = 0
+        self.missing, self.request = len(self.params), None
+
+
+class Reducer:
+    """Averages the gradients of parameters over all ranks; a `fastlayers.autograd.Listener`.
+
+    Parameters
+    ----------
+    params : sequence of Parameter
+        In the order of their layers; their gradients come in about the reverse one.
+    capacity : int
+        Bytes of a bucket.
+    channel : Channel
+    """
+
+    def __init__(self, params: Sequence[Parameter], capacity: int, channel: Channel) -> None:
+        self._channel, self._buckets = channel, list(_filled(params, capacity))
+        self._places = {
+            id(p): (bucket, index)
+            for bucket in self._buckets
+            for index, p in enumerate(bucket.params)
+        }
+        self._samples, self._syncs, self._started = 0, True, 0
+
+    def expect(self, samples: int, syncs: bool) -> None:
+        """A forward pass of so many samples begins, whose gradients are averaged if it `syncs`."""
+        self._samples += samples
+        self._syncs = syncs
+
+    def begin(self, leaves: Collection[int]) -> bool:
+        """Whether the gradients are to be averaged."""
+        return self._syncs and not self._places.keys().isdisjoint(leaves)
+
+    def ready(self, leaf: Tensor, gradient: np.ndarray) -> None:
+        """Copy a gradient, and begin the sums of the buckets that are full."""
+        if id(leaf) not in self._places:
+            return
+        bucket, index = self._places[id(leaf)]
+        bucket.put(index, gradient if leaf.grad is None else leaf.grad + gradient, self._samples)
+        self._start_full()
+
+    def finish(self) -> None:
+        """Sum what is left, and replace the gradients by the means."""
+        for bucket in self._buckets[self._started :]:
+            for index, p in enumerate(bucket.params if bucket.missing else ()):
+                if not bucket.used[index] and p.grad is not None:  # of passes without averages
+                    bucket.put(index, p.grad, self._samples)
+            bucket.missing = 0
+        self._start_full()
+        for bucket in self._buckets:
+            bucket.request.wait()  # type: ignore[union-attr]
+            for p, mean in bucket.means():
+                p.grad = mean
+            bucket.clear()
+        self._samples = self._started = 0
+
+    def _start_full(self) -> None:
+        """Begin the sums in the order of the buckets, which is the same on all ranks."""
+        for bucket in self._buckets[: self._started]:
+            bucket.request.test()  # type: ignore[union-attr]  # MPI works when it is called
+        for bucket in self._buckets[self._started :]:
+            if bucket.missing:
+                return
+            bucket.flat[-1] = self._samples
+            bucket.request = self._channel.start_sum(bucket.flat)
+            self._started += 1
+
+
+def _filled(params: Sequence[Parameter], capacity: int) -> Iterator[Bucket]:
+    """Buckets of up to `capacity` bytes, of the last parameters first."""
+    for dtype in sorted({p.dtype.str for p in params}):
+        held: list[Parameter] = []
+        for p in reversed([p for p in params if p.dtype.str == dtype]):
+            if held and sum(h.data.nbytes for h in held) + p.data.nbytes > capacity:
+                yield Bucket(held)
+                held = []
+            held.append(p)
+        yield Bucket(held)

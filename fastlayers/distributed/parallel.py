@@ -1,0 +1,171 @@
+"""DistributedDataParallel: one model on all ranks, whose gradients are averaged in backward."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from fastlayers.autograd import Tensor, is_grad_enabled, listen
+from fastlayers.distributed import group
+from fastlayers.distributed.batchnorm import SyncBatchNorm
+from fastlayers.distributed.buckets import Reducer
+from fastlayers.nn import BatchNorm1d, BatchNorm2d
+from fastlayers.nn.module import Module
+
+__all__ = ["DistributedDataParallel"]
+
+MEBIBYTE = 1 << 20
+
+
+class DistributedDataParallel(Module):
+    """A model that is the same on all ranks, each of which trains it on its part of the batches.
+
+    ``grad = sum_r(n_r * grad_r) / sum_r(n_r)``, with rank r's gradient ``grad_r`` of its mean loss
+    over ``n_r`` samples, the length of the model's first argument: that of the mean loss over all
+    samples, for batches of any lengths, also of 0. Gradients are copied into flat buckets, in the
+    reverse order of the parameters, and a bucket's sum begins when all of it is there, while
+    backward goes on with earlier layers.
+
+    The state is rank 0's when this is made, and so are buffers in each forward pass in training,
+    but for those of `SyncBatchNorm`, which are equal. A rank with an empty batch takes part;
+    its `BatchNorm1d` and `BatchNorm2d` normalise by the running statistics there.
+
+    Parameters
+    ----------
+    module : Module
+        Of the same structure on all ranks. Which parameters require a gradient does not change
+        later on.
+    bucket_cap_mb : float
+        Size of a bucket in MiB, that of one parameter at least.
+    broadcast_buffers : bool
+        Whether the buffers are made rank 0's in each forward pass in training.
+
+    Raises
+    ------
+    TypeError
+        If `module` is no Module.
+    ValueError
+        On all ranks, if the structures differ; if `bucket_cap_mb` is not positive.
+
+    References
+    ----------
+    Li et al., "PyTorch Distributed", 2020, https://arxiv.org/abs/2006.15704;
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html
+    """
+
+    def __init__(
+        self, module: Module, *, bucket_cap_mb: float = 4.0, broadcast_buffers: bool = True
+    ) -> None:
+        super().__init__()
+        op = type(self).__name__
+        if not isinstance(module, Module):
+            raise TypeError(f"{op}: module must be a Module, got {type(module).__name__}")
+        if not bucket_cap_mb > 0:
+            raise ValueError(f"{op}: bucket_cap_mb must be positive, got {bucket_cap_mb!r}")
+        group.init()
+        self.module = module
+        self.broadcast_buffers = broadcast_buffers
+        self._channel, self._syncs = group.Channel(), True
+        self._reducer: Reducer | None = None
+        if group.world_size() == 1:
+            return
+        _check_structure(op, module, self._channel)
+        self._take_over([*(p.data for p in module.parameters()), *module.buffers()])
+        params = [p for p in module.parameters() if p.requires_grad]
+        self._reducer = Reducer(params, int(bucket_cap_mb * MEBIBYTE), self._channel)
+        listen(self._reducer)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model gives for this rank's batch."""
+        if self._reducer is None or not (self.training and is_grad_enabled()):
+            return self.module(*args, **kwargs)
+        samples = _length(args, kwargs)
+        self._reducer.expect(samples, self._syncs)
+        if self.broadcast_buffers and self._syncs:
+            self.sync_buffers()
+        with contextlib.nullcontext() if samples else self._by_running_statistics():
+            return self.module(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """A block whose forward passes leave the gradients of their backward on this rank.
+
+        They are added up, and averaged with those of the first forward pass behind the block.
+        """
+        before, self._syncs = self._syncs, False
+        try:
+            yield
+        finally:
+            self._syncs = before
+
+    def sync_buffers(self) -> None:
+        """Make the buffers rank 0's, but for those that are equal."""
+        if self._reducer is not None:
+            self._take_over(
+                [
+                    array
+                    for module in self.module.modules()
+                    if not isinstance(module, SyncBatchNorm)
+                    for array in module._buffers.values()
+                    if array is not None
+                ]
+            )
+
+    def _take_over(self, arrays: list[np.ndarray]) -> None:
+        """Replace the values of arrays by rank 0's, those of one dtype in one message."""
+        for dtype in sorted({array.dtype.str for array in arrays}):
+            some = [array for array in arrays if array.dtype.str == dtype]
+            flat = np.concatenate([array.reshape(-1) for array in some])
+            self._channel.broadcast(flat.view(np.uint8))
+            ends = np.cumsum([array.size for array in some])
+            for array, part in zip(some, np.split(flat, ends[:-1]), strict=True):
+                array[...] = part.reshape(array.shape)
+
+    @contextlib.contextmanager
+    def _by_running_statistics(self) -> Iterator[None]:
+        """A block in which no layer takes its statistics from a batch without samples."""
+        kinds = (BatchNorm1d, BatchNorm2d)
+        norms = [m for m in self.module.modules() if isinstance(m, kinds) and m.training]
+        for norm in norms:
+            norm.training = False
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.training = True
+
+
+def _length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Samples in the first argument that is an array; 1 without one."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor | np.ndarray) and value.ndim:
+            return int(value.shape[0])
+    return 1
+
+
+def _check_structure(op: str, module: Module, channel: group.Channel) -> None:
+    """Compare names, classes, shapes and dtypes with rank 0's; an error is one on all ranks."""
+    own = [f"{name or 'the model'}: {type(m).__name__}" for name, m in module.named_modules()]
+    own += [
+        f"{name}: {p.dtype} {p.shape}, requires_grad={p.requires_grad}"
+        for name, p in module.named_parameters()
+    ]
+    own += [f"{name}: {array.dtype} {array.shape}" for name, array in module.named_buffers()]
+    first = json.loads(channel.broadcast_text(json.dumps(own)))
+    differs = np.zeros(group.world_size(), np.int64)
+    differs[group.rank()] = own != first
+    channel.sum(differs)
+    if not differs.any():
+        return
+    ranks = np.flatnonzero(differs).tolist()
+    text = f"{op}: module must have the same structure on all ranks, got another on ranks {ranks}"
+    if own != first:
+        pairs = zip_longest(own, first, fillvalue="nothing")
+        mine, theirs = next(pair for pair in pairs if pair[0] != pair[1])
+        text += f": here {mine!r}, on rank 0 {theirs!r}"
+    raise ValueError(text)
