@@ -59,7 +59,7 @@ def run_tests(options: argparse.Namespace) -> Record:
     with ThreadPoolExecutor(options.workers) as pool:
         done = list(pool.map(run, range(options.workers)))
     for process, _ in done:
-        print(process.stdout[-4000:], flush=True)
+        print(process.stdout[-12000:], flush=True)
     chapters: dict[str, Any] = {}
     for _, path in done:
         chapters |= json.loads(path.read_text())  # a chapter is one file's
@@ -102,7 +102,7 @@ def run_order(options: argparse.Namespace) -> Record:
         kept.write_text(json.dumps(outcomes))
         if done.returncode:
             failed.append(seed)
-            print(done.stdout[-4000:], flush=True)
+            print(done.stdout[-12000:], flush=True)
     return {"runs": len(outcomes), "failed": failed}
 
 

@@ -647,7 +647,15 @@ def press_ctrl_c():
     os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.usefixtures("no_worker_is_left")
+@pytest.fixture
+def interruptible():
+    """Python's handler, which a shell's background job doesn't begin with."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible", "no_worker_is_left")
 @pytest.mark.parametrize("place", ["batch", "validation", "fsync", "replace", "on_epoch", "sample"])
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_ctrl_c(place, epoch, tmp_path, figures, monkeypatch):

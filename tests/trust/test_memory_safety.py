@@ -184,12 +184,20 @@ TASKS = (
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tasks_may_run_in_any_order(dtype, effort, figures, tmp_path):
-    """A task that writes where another one does shows where that has been before."""
+    """A task that writes where another one does shows where that has been before.
+
+    Not to the bit: a task that is inlined knows its constants, and may be contracted otherwise.
+    """
     some = [next(name for name in CALLS if name.startswith(call)) for call in TASKS]
     names = effort(some[dtype is np.float64 :: 2], list(CALLS))
     got = apart("reversed", dtype, names, tmp_path, FASTLAYERS_CACHE_DIR=str(tmp_path))
     del got["kernels"]
-    assert_same_bits(got, here(names, dtype))
+    expected = here(names, dtype)
+    assert got.keys() == expected.keys()
+    for name, a in expected.items():
+        largest = float(np.abs(a, where=np.isfinite(a), out=np.zeros(a.shape)).max(initial=0))
+        bound = 64 * np.finfo(dtype).eps * largest
+        np.testing.assert_allclose(got[name], a, rtol=0, atol=bound, err_msg=name)
     figures.count(CHAPTER, "calls with tasks from the last to the first", 2 * len(names))
 
 
