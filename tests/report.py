@@ -2,7 +2,7 @@
 
     pip install -e ".[test,train,bench,dev]"
     python -m tests.report [tests] [coverage] [order] [mutation] [--short] [--workers N] [--runs N]
-        [--mutants N] [--resume] [--render]
+        [--mutants N] [--seed S] [--resume] [--render]
 
 ``tests`` runs the long form of every test and takes the figures that they count, ``coverage`` the
 short form under branch coverage, ``order`` the short form N times in random order, ``mutation`` is
@@ -110,8 +110,9 @@ def run_mutation(options: argparse.Namespace) -> Record:
     """Mutants of ops and kernels."""
     outcomes = RESULTS / "mutants.json"
     form = ["--resume"] if options.resume else []
-    _python("tests.mutation", f"--mutants={options.mutants}", f"--results={outcomes}", *form)
-    return {"outcomes": json.loads(outcomes.read_text())}
+    drawn = f"--mutants={options.mutants}", f"--seed={options.seed}"
+    _python("tests.mutation", *drawn, f"--results={outcomes}", *form)
+    return {"seed": options.seed, "outcomes": json.loads(outcomes.read_text())}
 
 
 STEPS: dict[str, Callable[[argparse.Namespace], Record]] = {
@@ -193,7 +194,8 @@ def _render_mutation(record: Record) -> str:
     ]
     header = ["mutants of", "killed", "survived", "equivalent", "killed of those that differ"]
     told = "\n".join(survivors) or "None survived."
-    return f"## Mutants\n\n{_told(record)}\n\n{_table(header, rows)}\n\n{told}"
+    title = f"## Mutants, drawn by seed {record['seed']}"
+    return f"{title}\n\n{_told(record)}\n\n{_table(header, rows)}\n\n{told}"
 
 
 def render(records: dict[str, Record]) -> str:
@@ -219,6 +221,7 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=50, help="in random order (%(default)s)")
     parser.add_argument("--mutants", type=int, default=300, help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the mutants that are drawn")
     parser.add_argument("--resume", action="store_true", help="run mutants that were not yet run")
     parser.add_argument("--render", action="store_true", help="run nothing")
     options = parser.parse_args()
