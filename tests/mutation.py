@@ -112,6 +112,8 @@ NAMES = (
 # (module, changed or original line of a diff, what it decides): such changes do not make a program
 # that gives other results; the speed may be another.
 EQUIVALENT: tuple[tuple[str, str, str], ...] = (
+    ("", r"^\+@kernel\(unroll=", "whether loops are unrolled"),
+    ("", r"^\+.*lru_cache\(maxsize=", "how many results are remembered"),
     # Written otherwise.
     ("", r"^\+.*reshape\((- 2|~1)\b", "NumPy takes any negative number for the missing length"),
     ("", r"^\+.*strict=False", "the lists are as long as each other; Python checks it for us"),
