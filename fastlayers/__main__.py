@@ -39,9 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(reason: str, status: int) -> int:
-    """Say why this process ends, and end other ranks, which would wait for it."""
+    """Say once why this process ends; other ranks, which would wait for it, end too."""
+    distributed.end_all(reason, status)  # of several it says which failed, and does not return
     print(f"fastlayers: {reason}", file=sys.stderr)
-    distributed.end_all(reason, status)
     return status
 
 

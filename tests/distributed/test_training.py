@@ -26,9 +26,9 @@ def test_fit_gives_what_one_process_gives(ranks, tmp_path, number, options):
     options = fit_program.OPTIONS | {"dropout": 0.0} | options
     output = ranks(number, PROGRAM, json.dumps(options), tmp_path / "ranks")
     assert output.count("epoch") == options["epochs"]  # rank 0 alone calls on_epoch
-    fit_program.main(options | {"sampler": False}, tmp_path / "alone")
-    if options["sampler"]:  # other batches
+    if options["sampler"]:  # of other batches than one process has
         return
+    fit_program.main(options, tmp_path / "alone")
     states = [fl.load(tmp_path / name / "best.npz") for name in ("ranks", "alone")]
     assert furthest(*states) <= 1e-5
     for a, b in zip(
@@ -67,6 +67,7 @@ def test_the_command_trains_on_all_ranks(ranks, tmp_path):
     _, err = bad.communicate(timeout=30)
     assert bad.returncode != 0
     assert re.search(r"fastlayers: rank [01] of 2 on .* failed, so all are ended: ", err)
+    assert not re.search(r"^fastlayers: (?!rank)", err, re.MULTILINE)  # said once
 
 
 def test_the_page_s_program_runs(ranks):
