@@ -1,0 +1,152 @@
+"""Changes of tensors in place, and tensors that are views of others.
+
+A tensor that is changed in place gets the node of the op that changed it, and its memory the new
+values; its views, and the tensor that it is a view of, get nodes that follow from that.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastlayers.autograd import mode
+from fastlayers.autograd.tape import Node
+from fastlayers.autograd.tensor import Look, Tensor, wants_grad
+
+__all__ = ["apply", "check_target", "make_view", "rebind"]
+
+
+def check_target(op: str, target: Tensor) -> np.ndarray:
+    """The array of a tensor that is about to be changed in place.
+
+    Raises
+    ------
+    RuntimeError
+        If it is a leaf that requires a gradient, or a view of one, and ops are recorded; if it is
+        read-only or repeats its elements.
+    """
+    if mode.thread.enabled:
+        root = target if target._base is None else target._base[0]
+        for what, t in (("a leaf", target), ("a view of a leaf", root)):
+            if t.requires_grad and t.is_leaf:
+                raise RuntimeError(
+                    f"{op}: the tensor must not be {what} that requires grad, which is being used "
+                    f"in an in-place operation while ops are recorded; change it within no_grad()"
+                )
+    array = target.settled()
+    apart = all(step or size < 2 for size, step in zip(array.shape, array.strides, strict=True))
+    if not (array.flags.writeable and apart):
+        raise RuntimeError(
+            f"{op}: the tensor must be writable, got a read-only one or one that repeats its "
+            f"elements (more than one element refers to a single memory location); clone() it first"
+        )
+    return array
+
+
+def apply(op: str, function: Callable[..., Tensor], target: Tensor, *args: Any, **kw: Any) -> Tensor:
+    """Replace the values of `target` by ``function(target, *args, **kw)``.
+
+    Raises
+    ------
+    RuntimeError
+        As `check_target`; if the result has another shape, or a dtype of a higher kind.
+    """
+    array = check_target(op, target)
+    tensors = [t for t in (target, *args, *kw.values()) if isinstance(t, Tensor)]
+    if wants_grad(tensors):
+        before = _before(target, array.copy(order="K"))
+    else:
+        before = target.detach()
+    result = function(before, *args, **kw)
+    values = result.array()
+    if values.shape != array.shape:
+        raise RuntimeError(
+            f"{op}: the result must have the tensor's shape {array.shape}, got {values.shape} "
+            f"(output doesn't match the broadcast shape)"
+        )
+    if not np.can_cast(values.dtype, array.dtype, "same_kind"):
+        raise RuntimeError(
+            f"{op}: the result must be of the tensor's kind {array.dtype}, got {values.dtype}, "
+            f"which can't be cast to it"
+        )
+    array[...] = values
+    target.changed()
+    if result._node is not None:
+        rebind(target, result._node)
+    return target
+
+
+def _before(target: Tensor, values: np.ndarray) -> Tensor:
+    """What `target` was: another tensor of its values, with its history."""
+    out = Tensor(values)
+    out._node, out.requires_grad = target._node, target.requires_grad
+    return out
+
+
+def make_view(out: Tensor, of: Tensor, look: Look) -> Tensor:
+    """Let `out` be known as the view ``look(array)`` of the array of `of`."""
+    if of._base is None:
+        root = of
+    else:
+        root, outer = of._base
+        inner, look = look, lambda array: inner(outer(array))
+    storage = root.storage
+    out._base, out._storage = (root, look), storage
+    views = storage.views
+    # Those that are gone are removed when there may be as many of them as others.
+    if len(views) >= 16 and len(views) & (len(views) - 1) == 0:
+        views[:] = [view for view in views if view() is not None]
+    views.append(weakref.ref(out))
+    return out
+
+
+def rebind(target: Tensor, node: Node) -> None:
+    """Let `target`, whose memory was changed, have been made by the op of `node`."""
+    root = target
+    if target._base is not None:
+        root, look = target._base
+        node = _patched(root, look, node)
+    root._node, root.requires_grad = node, True
+    for reference in root.storage.views:
+        view = reference()
+        if view is not None and view._base is not None and view._base[0] is root:
+            view._node, view.requires_grad = _seen(root, view._base[1]), True
+
+
+def _like(root: Tensor) -> np.ndarray:
+    """Zeros in the memory layout of `root`, in which its views can be seen."""
+    return np.zeros_like(root.array())
+
+
+def _edge(tensor: Tensor) -> Node | Tensor | None:
+    if not tensor.requires_grad:
+        return None
+    return tensor if tensor._node is None else tensor._node
+
+
+def _patched(root: Tensor, look: Look, part: Node) -> Node:
+    """The op that puts a changed view back into what it is a view of."""
+
+    def copy_slices(dy: np.ndarray) -> Any:
+        rest = _like(root)
+        rest[...] = dy
+        inside = look(rest)
+        gradient = inside.copy()
+        inside[...] = 0
+        return rest, gradient
+
+    return Node(root.array(), (_edge(root), part), copy_slices)
+
+
+def _seen(root: Tensor, look: Look) -> Node:
+    """The op that takes a view of `root`."""
+
+    def as_strided(dy: np.ndarray) -> Any:
+        dx = _like(root)
+        look(dx)[...] = dy
+        return (dx,)
+
+    return Node(look(root.array()), (_edge(root),), as_strided)

@@ -1,0 +1,268 @@
+"""The tape: what ops recorded, and reverse-mode differentiation of it.
+
+A `Node` is one recorded op. Its edges lead to the nodes that made its inputs, or to the leaves, as
+they were when it was recorded: a tensor that is changed in place later on gets a node of its own,
+and earlier ops keep theirs. What an op has saved for its gradient is watched by version counters.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import weakref
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from fastlayers import lazy
+from fastlayers.ops import arithmetic
+
+if TYPE_CHECKING:
+    from fastlayers.autograd.tensor import Tensor
+
+__all__ = ["OUTPUT", "Backward", "Gradients", "Listener", "Node", "listen", "run_backward"]
+
+Gradients = Sequence[np.ndarray | None]
+Backward = Callable[[np.ndarray], Gradients]
+# Among the tensors that an op has saved: its own output.
+OUTPUT: Any = object()
+
+_numbers = itertools.count()
+
+
+class Storage:
+    """What tensors of one memory share: how often it was changed, and who are views of it."""
+
+    __slots__ = ("version", "views")
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.views: list[weakref.ref[Tensor]] = []
+
+
+class Node:
+    """One recorded op. Numbers grow with time, so what an op depends on has smaller ones."""
+
+    __slots__ = (
+        "__weakref__",
+        "backward",
+        "dtype",
+        "edges",
+        "fresh",
+        "number",
+        "retainer",
+        "saved",
+        "shape",
+        "versions",
+    )
+
+    def __init__(
+        self,
+        output: np.ndarray,
+        edges: tuple[Node | Tensor | None, ...],
+        backward: Backward,
+        saved: tuple[Storage, ...] = (),
+        fresh: bool = False,
+    ) -> None:
+        self.number = next(_numbers)
+        self.shape, self.dtype = output.shape, output.dtype
+        self.edges: tuple[Node | Tensor | None, ...] | None = edges
+        self.backward: Backward | None = backward
+        self.fresh = fresh
+        self.saved, self.versions = saved, [storage.version for storage in saved]
+        # The tensor of this op's output that keeps its gradient (`Tensor.retain_grad`).
+        self.retainer: weakref.ref[Tensor] | None = None
+
+    def name(self) -> str:
+        """Name as PyTorch has it, such as MulBackward0."""
+        path = getattr(self.backward, "__qualname__", "op").partition(".<locals>")[0].split(".")
+        op = path[-2] if path[-1] == "alone" else path[-1]
+        return "".join(word.capitalize() for word in op.strip("_").split("_")) + "Backward0"
+
+    def __repr__(self) -> str:
+        return f"<{self.name()} object>"
+
+
+class Listener(Protocol):
+    """Who is told of leaves as their gradients are complete (`fastlayers.distributed`)."""
+
+    def begin(self, leaves: Collection[int]) -> bool:
+        """Whether to be told of a `backward` that may reach the leaves of these `id`s."""
+
+    def ready(self, leaf: Tensor, gradient: np.ndarray) -> None:
+        """The gradient of a leaf, which is added to its `grad` at the end."""
+
+    def finish(self) -> None:
+        """All gradients are in place."""
+
+
+_listeners: list[weakref.ref[Listener]] = []
+
+
+def listen(listener: Listener) -> None:
+    """Tell `listener` of every `backward` from now on, as long as it is alive."""
+    _listeners.append(weakref.ref(listener, _listeners.remove))
+
+
+class _Pass:
+    """One way back: the gradients so far of nodes and leaves."""
+
+    __slots__ = ("leaves", "nodes", "order")
+
+    def __init__(self) -> None:
+        # By the node's number: the node and its gradient so far. The heap holds negative numbers.
+        self.nodes: dict[int, tuple[Node, np.ndarray]] = {}
+        self.order: list[int] = []
+        # Leaves get their gradients when all went well: an error leaves them as they were.
+        self.leaves: dict[int, tuple[Tensor, np.ndarray]] = {}
+
+    def add(self, edges: Sequence[Any], parts: Gradients, shared: Gradients | None) -> None:
+        """Hand the gradients of an op's inputs on.
+
+        `shared` holds the arrays whose memory they may be in, None if they are of their own and
+        have the shapes and dtypes of the inputs.
+        """
+        nodes, leaves = self.nodes, self.leaves
+        for i, edge in enumerate(edges):
+            part = parts[i]
+            if part is None or edge is None:
+                continue
+            if shared is not None:
+                part = _fitting(edge, part)
+            if type(edge) is not Node:
+                key = id(edge)
+                if key in leaves:
+                    part = leaves[key][1] + part
+                elif shared and _meets(part, shared[: i + 1]):
+                    part = part.copy()
+                leaves[key] = edge, part
+            elif edge.number in nodes:
+                # By a kernel, into memory of the pool: NumPy's sums took 10 of ResNet-20's 106 ms.
+                watcher = lazy.watcher
+                total = arithmetic.add if watcher is None else watcher.summed
+                nodes[edge.number] = edge, total(nodes[edge.number][1], part)
+            else:
+                nodes[edge.number] = edge, part
+                heapq.heappush(self.order, -edge.number)
+
+
+def run_backward(
+    roots: Sequence[Node | Tensor],
+    seeds: Gradients,
+    retain_graph: bool,
+    wanted: Collection[int] | None = None,
+) -> dict[int, np.ndarray]:
+    """Visit the nodes from the newest to the oldest; each has then got all of its gradient.
+
+    The gradients go into the leaves. With `wanted`, the `id`s of nodes and leaves, they are
+    returned instead.
+    """
+    way, found = _Pass(), dict[int, np.ndarray]()
+    progress = _Progress(roots) if _listeners and wanted is None else None
+    way.add(roots, seeds, ())
+    if progress is not None:
+        progress.reached(roots, way.leaves)
+    while way.order:
+        node, gradient = way.nodes.pop(-heapq.heappop(way.order))
+        if wanted is not None and id(node) in wanted:
+            found[id(node)] = gradient
+        if node.retainer is not None and wanted is None:
+            _retain(node.retainer(), gradient)
+        if node.backward is None or node.edges is None:
+            raise RuntimeError(
+                "backward: retain_graph must be True in all calls but the last, got a second call "
+                "for what the first has freed (trying to backward through the graph a second time)"
+            )
+        for storage, version in zip(node.saved, node.versions, strict=True):
+            if storage.version != version:
+                _fail_changed(node, storage.version, version)
+        edges, parts = node.edges, node.backward(gradient)
+        if len(parts) != len(edges):
+            raise ValueError(
+                f"backward: an op of {len(edges)} inputs must give as many gradients, "
+                f"got {len(parts)}"
+            )
+        if not retain_graph:
+            node.backward = node.edges = None
+            node.saved, node.versions = (), []
+        way.add(edges, parts, None if node.fresh else (gradient, *parts))
+        if progress is not None:
+            progress.reached(edges, way.leaves)
+    if wanted is not None:
+        return found | {key: way.leaves[key][1] for key in wanted if key in way.leaves}
+    for leaf, gradient in way.leaves.values():
+        leaf.add_grad(gradient)
+    if progress is not None:
+        progress.finish()
+    return found
+
+
+def _fail_changed(node: Node, version: int, expected: int) -> None:
+    raise RuntimeError(
+        f"backward: what {node.name()} has saved must be unchanged, got a tensor at version "
+        f"{version}, expected version {expected}: one of the variables needed for gradient "
+        f"computation has been modified by an inplace operation (an optimizer's step, x += y, "
+        f"x[...] = y, x.data), so call backward before it, or change a clone"
+    )
+
+
+def _retain(tensor: Tensor | None, gradient: np.ndarray) -> None:
+    if tensor is not None:
+        tensor.add_grad(gradient.copy())
+
+
+class _Progress:
+    """Tells listeners of each leaf when nothing is left that may add to its gradient."""
+
+    def __init__(self, roots: Sequence[Node | Tensor]) -> None:
+        self._uses: Counter[int] = Counter()
+        seen: set[int] = set()
+        stack: list[Node | Tensor] = list(roots)
+        while stack:
+            edge = stack.pop()
+            if not isinstance(edge, Node):
+                self._uses[id(edge)] += 1
+            elif edge.number not in seen:
+                seen.add(edge.number)
+                # Of a freed node there are none: the way back will say so.
+                stack += [below for below in edge.edges or () if below is not None]
+        known = [listener for reference in _listeners if (listener := reference()) is not None]
+        self._listeners = [listener for listener in known if listener.begin(self._uses)]
+
+    def reached(
+        self,
+        edges: Sequence[Node | Tensor | None],
+        leaves: dict[int, tuple[Tensor, np.ndarray]],
+    ) -> None:
+        """The way back through an op has given these edges their part."""
+        for edge in edges if self._listeners else ():
+            key = id(edge)
+            if key in self._uses:
+                self._uses[key] -= 1
+                if not self._uses[key] and key in leaves:
+                    for listener in self._listeners:
+                        listener.ready(*leaves[key])
+
+    def finish(self) -> None:
+        """The gradients are in place."""
+        for listener in self._listeners:
+            listener.finish()
+
+
+def _fitting(edge: Node | Tensor, part: np.ndarray) -> np.ndarray:
+    """A gradient as its kernels, which check nothing, expect it."""
+    if part.shape != edge.shape:
+        raise ValueError(
+            f"backward: an op's gradient must have its input's shape {tuple(edge.shape)}, "
+            f"got {part.shape}"
+        )
+    if part.dtype is edge.dtype or part.dtype == edge.dtype:
+        return part
+    return part.astype(edge.dtype)  # of an op of float32 and float64
+
+
+def _meets(part: np.ndarray, others: Gradients) -> bool:
+    """Whether a gradient is in memory that another leaf may be given too."""
+    return any(other is not None and np.may_share_memory(part, other) for other in others)

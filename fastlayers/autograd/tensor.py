@@ -1,0 +1,639 @@
+"""Tensors: arrays that remember how they were made, and the recording of ops on them.
+
+What PyTorch has as methods of a tensor is here as far as it is about the tape; all that computes
+is in `fastlayers.functions`, which adds its functions to the class.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from fastlayers import lazy
+from fastlayers.autograd import mode
+from fastlayers.autograd.tape import OUTPUT, Backward, Node, Storage, run_backward
+from fastlayers.autograd.types import Size, device
+from fastlayers.ops._check import plain
+
+__all__ = ["Recording", "Tensor", "as_array", "defer", "record", "wants_grad"]
+
+# What an op that ran is recorded by: its output, its inputs, the way back, and what of these that
+# needs: inputs and `OUTPUT`.
+Recording = tuple[np.ndarray, "tuple[Tensor | None, ...]", Backward, tuple[Any, ...]]
+# From the array of a view's base to the view.
+Look = Callable[[np.ndarray], np.ndarray]
+
+
+class Tensor:
+    """An array with a gradient.
+
+    Parameters
+    ----------
+    data : array_like
+        Wrapped without a copy if it is an ndarray; Python floats become float32, and lists too, as
+        PyTorch's class has them (`fastlayers.tensor` keeps integers).
+    requires_grad : bool
+        Whether `backward` shall add up gradients in `grad`.
+
+    Attributes
+    ----------
+    data : Tensor
+        The values, of the same memory, without history.
+    grad : Tensor or None
+        Sum of the gradients of all `backward` calls since it was last None.
+    requires_grad : bool
+        Whether gradients reach this tensor.
+
+    Raises
+    ------
+    TypeError
+        If gradients are asked for values that are not floating point, or the array is masked.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/tensors.html
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_array",
+        "_base",
+        "_grad",
+        "_node",
+        "_storage",
+        "deferred",
+        "is_own",
+        "requires_grad",
+    )
+    # ndarray + Tensor is left to Tensor.__array_ufunc__.
+    __array_priority__ = 1000
+
+    if TYPE_CHECKING:
+        # What `fastlayers.functions` adds.
+        def __getattr__(self, name: str) -> Any: ...
+        def __add__(self, other: Any) -> Tensor: ...
+        def __radd__(self, other: Any) -> Tensor: ...
+        def __iadd__(self, other: Any) -> Self: ...
+        def __sub__(self, other: Any) -> Tensor: ...
+        def __rsub__(self, other: Any) -> Tensor: ...
+        def __isub__(self, other: Any) -> Self: ...
+        def __mul__(self, other: Any) -> Tensor: ...
+        def __rmul__(self, other: Any) -> Tensor: ...
+        def __imul__(self, other: Any) -> Self: ...
+        def __truediv__(self, other: Any) -> Tensor: ...
+        def __rtruediv__(self, other: Any) -> Tensor: ...
+        def __itruediv__(self, other: Any) -> Self: ...
+        def __floordiv__(self, other: Any) -> Tensor: ...
+        def __mod__(self, other: Any) -> Tensor: ...
+        def __pow__(self, other: Any) -> Tensor: ...
+        def __rpow__(self, other: Any) -> Tensor: ...
+        def __matmul__(self, other: Any) -> Tensor: ...
+        def __rmatmul__(self, other: Any) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __abs__(self) -> Tensor: ...
+        def __invert__(self) -> Tensor: ...
+        def __lt__(self, other: Any) -> Tensor: ...
+        def __le__(self, other: Any) -> Tensor: ...
+        def __gt__(self, other: Any) -> Tensor: ...
+        def __ge__(self, other: Any) -> Tensor: ...
+        def __eq__(self, other: object) -> Tensor: ...  # type: ignore[override]
+        def __ne__(self, other: object) -> Tensor: ...  # type: ignore[override]
+        def __getitem__(self, index: Any) -> Tensor: ...
+        def __setitem__(self, index: Any, value: Any) -> None: ...
+
+    def __init__(self, data: ArrayLike | Tensor, requires_grad: bool = False) -> None:
+        array = as_array(data)
+        if array.dtype.kind in "iu" and isinstance(data, (list, tuple)):
+            array = array.astype(np.float32)
+        if requires_grad and array.dtype.kind != "f":
+            raise TypeError(
+                f"Tensor: data must be floating point for requires_grad, got {array.dtype}"
+            )
+        self._array: np.ndarray | None = array
+        # An array until somebody asks for the tensor of it.
+        self._grad: np.ndarray | Tensor | None = None
+        self.requires_grad = requires_grad
+        self._node: Node | None = None
+        # With other tensors of this memory; made when it is first needed.
+        self._storage: Storage | None = data._storage if isinstance(data, Tensor) else None
+        # Of a view: whose, and how it is seen there.
+        self._base: tuple[Tensor, Look] | None = None
+        # The call that gives the values, until they are first used.
+        self.deferred: lazy.Deferred | None = None
+        # Whether the memory is the library's, so that nobody changes it behind the tensor's back.
+        self.is_own = False
+
+    # The values.
+
+    def array(self) -> np.ndarray:
+        """The values, for ops that only read them: other calls that wait go on waiting."""
+        if self.deferred is not None:
+            watcher, call = lazy.watcher, self.deferred
+            recording = call.run() if watcher is None else watcher.run(call)
+            self._array = recording[0]
+            if self.deferred.requires_grad:
+                self._node = _node(self, *recording, fresh=True)
+            self.deferred = None
+        return self._array  # type: ignore[return-value]
+
+    def settled(self) -> np.ndarray:
+        """The values, for who may change them, or hand them to who may: nothing waits for them."""
+        if lazy.state.waiting:
+            lazy.run_waiting()
+        return self._array if self.deferred is None else self.array()  # type: ignore[return-value]
+
+    def changed(self) -> None:
+        """Count a change of the values: what has saved them for its gradient must know."""
+        if self._storage is not None:
+            self._storage.version += 1
+
+    def _handed_on(self) -> Tensor:
+        """Another tensor of the call that gives this one's values, which waits."""
+        out = _output(self.requires_grad, True)
+        out.deferred = self.deferred
+        return out
+
+    def _takes_over(self, other: Tensor) -> Self:
+        """Let this tensor have the values of the call of `other`, which waits, as its own.
+
+        Nobody has seen the memory of a tensor that waits, so a change in place needs none of it.
+        """
+        self.deferred, self.requires_grad = other.deferred, other.requires_grad
+        return self
+
+    @property
+    def storage(self) -> Storage:
+        """What this tensor shares with all of its memory."""
+        if self._storage is None:
+            self._storage = Storage()
+        return self._storage
+
+    @property
+    def data(self) -> Tensor:
+        """The values, of the same memory, without history."""
+        return self.detach()
+
+    @data.setter
+    def data(self, data: ArrayLike | Tensor) -> None:
+        array = data.settled() if isinstance(data, Tensor) else as_array(data)
+        if self.requires_grad and array.dtype.kind != "f":
+            raise TypeError(
+                f"Tensor: data must be floating point for requires_grad, got {array.dtype}"
+            )
+        self.settled()
+        self.changed()
+        self._array, self.deferred, self.is_own = array, None, False
+        self._storage, self._base = data.storage if isinstance(data, Tensor) else None, None
+
+    def detach(self) -> Tensor:
+        """A tensor of the same memory without history."""
+        out = _output(False, False)
+        out._array, out._node, out._storage = self.settled(), None, self.storage
+        return out
+
+    def detach_(self) -> Self:
+        """Forget how this tensor was made."""
+        self.settled()
+        self._node, self._base, self.requires_grad = None, None, False
+        return self
+
+    def numpy(self, *, force: bool = False) -> np.ndarray:
+        """The array itself; with `force`, also of a tensor that requires a gradient.
+
+        Raises
+        ------
+        RuntimeError
+            If the tensor requires a gradient: what NumPy computes would not be recorded.
+        """
+        if self.requires_grad and not force:
+            raise RuntimeError(
+                "numpy: the tensor must not require a gradient, got one that does, and NumPy is "
+                "not recorded: use tensor.detach().numpy() instead"
+            )
+        return self.settled()
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def item(self) -> Any:
+        """The only element as a Python number."""
+        if self.numel() != 1:
+            raise RuntimeError(
+                f"item: a tensor must have one element to be a number, got shape {self.shape}"
+            )
+        return self.array().item()
+
+    def tolist(self) -> Any:
+        """The elements as nested lists."""
+        return self.array().tolist()
+
+    # Facts.
+
+    @property
+    def shape(self) -> Size:
+        """Lengths of the axes."""
+        return Size((self._array if self.deferred is None else self.deferred).shape)  # type: ignore[union-attr]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the elements."""
+        return (self._array if self.deferred is None else self.deferred).dtype  # type: ignore[union-attr]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len((self._array if self.deferred is None else self.deferred).shape)  # type: ignore[union-attr]
+
+    @property
+    def device(self) -> device:
+        """The CPU."""
+        return device("cpu")
+
+    @property
+    def is_cuda(self) -> bool:
+        """False: there is only the CPU."""
+        return False
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no op made this tensor."""
+        return self._node is None and not (self.deferred and self.requires_grad)
+
+    @property
+    def grad_fn(self) -> Node | None:
+        """The recorded op that made this tensor, None for a leaf."""
+        self.array()
+        return self._node
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return int(self.dtype.itemsize)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self.numel() * self.itemsize
+
+    @property
+    def _version(self) -> int:
+        """How often the values were changed in place."""
+        return 0 if self._storage is None else self._storage.version
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or the length of one axis."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        """Number of axes."""
+        return self.ndim
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod((self._array if self.deferred is None else self.deferred).shape)  # type: ignore[union-attr]
+
+    def element_size(self) -> int:
+        """Bytes of an element."""
+        return self.itemsize
+
+    def stride(self, dim: int | None = None) -> Any:
+        """Elements from one to the next, along all axes or one."""
+        strides = tuple(step // self.itemsize for step in self.array().strides)
+        return strides if dim is None else strides[dim]
+
+    def data_ptr(self) -> int:
+        """Address of the first element."""
+        return int(self.settled().__array_interface__["data"][0])
+
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie in C order without gaps."""
+        return bool(self.array().flags.c_contiguous)
+
+    def is_floating_point(self) -> bool:
+        """Whether the elements are floating point numbers."""
+        return self.dtype.kind == "f"
+
+    # Gradients.
+
+    @property
+    def grad(self) -> Tensor | None:
+        """Sum of the gradients of all `backward` calls since it was last None."""
+        grad = self._grad
+        if type(grad) is np.ndarray:
+            self._grad = grad = _wrap(grad)
+        return grad  # type: ignore[return-value]
+
+    @grad.setter
+    def grad(self, grad: ArrayLike | Tensor | None) -> None:
+        if grad is not None and not isinstance(grad, (np.ndarray, Tensor)):
+            raise TypeError(f"grad: must be a Tensor or None, got {type(grad).__name__}")
+        if grad is not None and tuple(grad.shape) != tuple(self.shape):
+            raise RuntimeError(
+                f"grad: must have the tensor's shape {tuple(self.shape)}, got {tuple(grad.shape)}"
+            )
+        self._grad = grad
+
+    def grad_array(self) -> np.ndarray | None:
+        """The gradient as an array, for those that compute with it."""
+        grad = self._grad
+        return grad.settled() if isinstance(grad, Tensor) else grad
+
+    def add_grad(self, gradient: np.ndarray) -> None:
+        """Add to the gradient."""
+        before = self.grad_array()
+        self._grad = gradient if before is None else before + gradient
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Ask for gradients of this tensor, or for none.
+
+        Raises
+        ------
+        RuntimeError
+            If the values are not floating point, or gradients are turned off for what an op made.
+        """
+        if requires_grad and self.dtype.kind != "f":
+            raise RuntimeError(
+                f"requires_grad_: only floating point tensors can require gradients, "
+                f"got {self.dtype}"
+            )
+        if not requires_grad and not self.is_leaf:
+            raise RuntimeError(
+                "requires_grad_: the tensor must be a leaf to be told not to require a gradient, "
+                "got the result of an op; use detach()"
+            )
+        self.requires_grad = bool(requires_grad)
+        return self
+
+    def retain_grad(self) -> None:
+        """Keep the gradient of this tensor, which an op made, in `grad` too."""
+        if not self.requires_grad:
+            raise RuntimeError("retain_grad: the tensor must require a gradient, got one without")
+        self.array()
+        if self._node is not None:
+            self._node.retainer = weakref.ref(self)
+
+    def backward(
+        self,
+        gradient: ArrayLike | Tensor | None = None,
+        retain_graph: bool = False,
+        create_graph: bool = False,
+    ) -> None:
+        """Add the gradient of this tensor to `grad` of every leaf that it depends on.
+
+        Parameters
+        ----------
+        gradient : array_like, optional
+            Gradient of this tensor, of its shape; 1 for a scalar by default.
+        retain_graph : bool
+            Keep what was recorded, so that `backward` can be called again.
+        create_graph : bool
+            Must be False: gradients are not recorded.
+
+        Raises
+        ------
+        RuntimeError
+            If no gradient is required, a non-scalar gets no `gradient`, what was recorded has been
+            freed by an earlier `backward`, or what an op has saved was changed in place since.
+        ValueError
+            If `gradient` has another shape.
+        NotImplementedError
+            If `create_graph` is true.
+        """
+        root, seed = self.root("backward", gradient, create_graph)
+        run_backward((root,), (seed,), bool(retain_graph))
+
+    def root(
+        self, op: str, gradient: ArrayLike | Tensor | None, create_graph: bool = False
+    ) -> tuple[Node | Tensor, np.ndarray]:
+        """Where the way back from this tensor begins, and the gradient there."""
+        if create_graph:
+            raise NotImplementedError(
+                f"{op}: create_graph must be False, got True: gradients are not recorded, so there "
+                f"are none of higher order"
+            )
+        if not self.requires_grad:
+            raise RuntimeError(f"{op}: the tensor must require a gradient, got one without")
+        values = self.settled()
+        if gradient is None:
+            if values.size != 1:
+                raise RuntimeError(
+                    f"{op}: gradient must be given for a tensor of shape {tuple(self.shape)}, "
+                    f"got None (grad can be implicitly created only for scalar outputs)"
+                )
+            seed = np.ones_like(values)
+        else:
+            seed = as_array(gradient).astype(values.dtype, copy=True)
+            if seed.shape != values.shape:
+                raise ValueError(
+                    f"{op}: gradient must have shape {tuple(self.shape)}, got {seed.shape}"
+                )
+        return self if self._node is None else self._node, seed
+
+    # Python's protocols.
+
+    __hash__ = object.__hash__
+
+    def __len__(self) -> int:
+        if not self.ndim:
+            raise TypeError("len: a tensor must have an axis to have a length, got a 0-d tensor")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if not self.ndim:
+            raise TypeError("iter: a tensor must have an axis to be iterated over, got a 0-d one")
+        return (self[i] for i in range(self.shape[0]))
+
+    def __contains__(self, value: Any) -> bool:
+        return bool((self.array() == as_array(value)).any())
+
+    def __bool__(self) -> bool:
+        if self.numel() != 1:
+            raise RuntimeError(
+                f"bool: a tensor must have one element to be true or false, got shape "
+                f"{tuple(self.shape)}: its boolean value is ambiguous; use any() or all()"
+            )
+        return bool(self.array().item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __complex__(self) -> complex:
+        return complex(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.kind not in "iub" or self.numel() != 1:
+            raise TypeError(
+                f"index: only an integer tensor of one element can be an index, got {self.dtype} "
+                f"of shape {tuple(self.shape)}"
+            )
+        return int(self.item())
+
+    def __format__(self, spec: str) -> str:
+        if not self.ndim:
+            return format(self.item(), spec)
+        return object.__format__(self, spec)
+
+    def __repr__(self) -> str:
+        from fastlayers.autograd.printing import text
+
+        return text(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        if not self.is_leaf:
+            raise RuntimeError(
+                "deepcopy: only Tensors created explicitly by the user (graph leaves) support the "
+                "deepcopy protocol, got the result of an op, such as an activation that a module "
+                "keeps: keep x.detach() instead"
+            )
+        out = copy.copy(self)
+        out._array = self.array().copy(order="K")
+        out._grad = copy.deepcopy(self._grad, memo)
+        memo[id(self)] = out
+        return out
+
+    def __copy__(self) -> Self:
+        out = _output(self.requires_grad, self.is_own, type(self))
+        out._array, out._node, out._grad = self.settled(), self._node, self._grad
+        out._storage = self.storage
+        return out  # type: ignore[return-value]
+
+    def __reduce__(self) -> Any:
+        return _unpickled, (type(self), self.array(), self.requires_grad and self.is_leaf)
+
+
+def _unpickled(kind: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tensor:
+    out = _output(requires_grad, True, kind)
+    out._array = array
+    return out
+
+
+def record(
+    data: np.ndarray,
+    inputs: tuple[Tensor | None, ...],
+    backward: Backward,
+    *,
+    saved: tuple[Any, ...] | None = None,
+    requires_grad: bool | None = None,
+    fresh: bool = False,
+) -> Tensor:
+    """The tensor of an op's output, with a node on the tape where a gradient may be asked for.
+
+    Parameters
+    ----------
+    data : ndarray
+        The output.
+    inputs : tuple of Tensor or None
+    backward : callable
+        From the output's gradient to one for each input, None where it isn't required.
+    saved : tuple, optional
+        The inputs, and `OUTPUT`, whose values `backward` reads: where they are changed in place
+        before, it is not called. All inputs by default.
+    requires_grad : bool, optional
+        Whether the output requires a gradient, where an earlier call has found it out.
+    fresh : bool
+        The gradients and the output are arrays of their own, which share no memory, and the
+        gradients have the shapes and dtypes of the inputs; otherwise that is checked.
+
+    Returns
+    -------
+    Tensor
+    """
+    if (watcher := lazy.watcher) is not None:
+        backward = watcher.recorded(data, inputs, backward)
+    if requires_grad is None:
+        requires_grad = wants_grad(inputs)
+    out = _output(requires_grad, fresh)
+    out._array = data
+    if requires_grad:
+        out._node = _node(out, data, inputs, backward, inputs if saved is None else saved, fresh)
+    return out
+
+
+def _node(
+    output: Tensor,
+    data: np.ndarray,
+    inputs: tuple[Tensor | None, ...],
+    backward: Backward,
+    saved: tuple[Any, ...],
+    fresh: bool,
+) -> Node:
+    edges = tuple(
+        None if t is None or not t.requires_grad else t if t._node is None else t._node
+        for t in inputs
+    )
+    storages = tuple(
+        (output if t is OUTPUT else t).storage for t in saved if t is not None
+    )
+    return Node(data, edges, backward, storages, fresh)
+
+
+def defer(deferred: lazy.Deferred, requires_grad: bool) -> Tensor:
+    """The tensor of a call that runs when its values are first used."""
+    out = _output(requires_grad, True)
+    out.deferred = deferred
+    lazy.state.waiting.append(weakref.ref(out))
+    if (watcher := lazy.watcher) is not None:
+        watcher.deferred(deferred)
+    return out
+
+
+def wants_grad(inputs: Sequence[Tensor | None]) -> bool:
+    """Whether an op of these inputs is to be recorded."""
+    if mode.thread.enabled:
+        for t in inputs:
+            if t is not None and t.requires_grad:
+                return True
+    return False
+
+
+def _output(requires_grad: bool, is_own: bool, kind: type[Tensor] = Tensor) -> Tensor:
+    """A tensor to be given values."""
+    out = kind.__new__(kind)
+    out._array = out._node = out._grad = out._storage = out._base = out.deferred = None
+    out.requires_grad, out.is_own = requires_grad, is_own
+    return out
+
+
+def _wrap(array: np.ndarray) -> Tensor:
+    """A tensor of the library's own array."""
+    out = _output(False, True)
+    out._array = array
+    return out
+
+
+def as_array(value: Any) -> np.ndarray:
+    """The values of a tensor, an array or numbers; Python floats become float32."""
+    if isinstance(value, Tensor):
+        return value.array()
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ndarray):  # a subclass, such as a memory map
+        return plain("Tensor", "data", value)
+    if isinstance(value, (list, tuple)) and _holds_tensors(value):
+        value = _values(value)
+        return np.asarray(value)
+    array = np.asarray(value)
+    is_python = not isinstance(value, np.generic)
+    return array.astype(np.float32) if is_python and array.dtype == np.float64 else array
+
+
+def _holds_tensors(values: Any) -> bool:
+    while isinstance(values, (list, tuple)) and values:
+        values = values[0]
+    return isinstance(values, Tensor)
+
+
+def _values(values: Any) -> Any:
+    """Nested lists of tensors, as NumPy reads them."""
+    if isinstance(values, (list, tuple)):
+        return [_values(value) for value in values]
+    return as_array(values)

@@ -1,0 +1,91 @@
+"""Shapes and devices, as PyTorch has them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+__all__ = ["Size", "device", "is_cpu"]
+
+
+class Size(tuple[int, ...]):
+    """The lengths of a tensor's axes.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/size.html
+    """
+
+    __slots__ = ()
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self)
+
+    def __getitem__(self, index: Any) -> Any:
+        value = tuple.__getitem__(self, index)
+        return Size(value) if isinstance(index, slice) else value
+
+    def __add__(self, other: tuple[int, ...]) -> Size:  # type: ignore[override]
+        return Size(tuple.__add__(self, other))
+
+    def __repr__(self) -> str:
+        return f"torch.Size({list(self)})"
+
+
+class device:  # noqa: N801  PyTorch's name
+    """A place of tensors; theirs is "cpu", others can be named only.
+
+    Parameters
+    ----------
+    type : str or device
+        Such as "cpu" or "cuda:0".
+    index : int, optional
+
+    Raises
+    ------
+    RuntimeError
+        If there is no such kind of device in PyTorch.
+    """
+
+    __slots__ = ("index", "type")
+
+    def __init__(self, type: Any, index: Any = None) -> None:
+        if isinstance(type, device):
+            type, index = type.type, type.index
+        name, _, number = str(type).partition(":")
+        if name not in ("cpu", "cuda", "mps", "xpu", "meta") or (number and not number.isdigit()):
+            raise RuntimeError(f"device: type must be such as 'cpu' or 'cuda:0', got {type!r}")
+        self.type, self.index = name, int(number) if number else index
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, device):
+            return NotImplemented
+        return (self.type, self.index) == (other.type, other.index)
+
+    def __hash__(self) -> int:
+        return hash((self.type, self.index))
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+    def __repr__(self) -> str:
+        index = "" if self.index is None else f", index={self.index}"
+        return f"device(type={self.type!r}{index})"
+
+
+def is_cpu(op: str, target: Any) -> bool:
+    """Whether `target` names a device, which must be the CPU.
+
+    Raises
+    ------
+    ValueError
+        If it is another one.
+    """
+    named = isinstance(target, str) and target.partition(":")[0] in ("cpu", "cuda", "mps", "xpu")
+    if not named and not isinstance(target, device):
+        return False
+    if device(target).type != "cpu":
+        raise ValueError(f"{op}: target must be 'cpu', the only device, got {str(target)!r}")
+    return True
+

@@ -1,0 +1,21 @@
+"""The functions of tensors that PyTorch has in its own namespace, and its tensors as methods.
+
+NumPy computes them; convolutions, pooling and the like, which need more, are in
+`fastlayers.nn.functional`. They are the names of `fastlayers` itself.
+"""
+
+from fastlayers.functions import arithmetic, compare, elementwise, indexing, numpy_protocol
+from fastlayers.functions import reduction, shape
+from fastlayers.functions.arithmetic import *
+from fastlayers.functions.compare import *
+from fastlayers.functions.elementwise import *
+from fastlayers.functions.reduction import *
+from fastlayers.functions.shape import *
+
+__all__ = [
+    *arithmetic.__all__,
+    *compare.__all__,
+    *elementwise.__all__,
+    *reduction.__all__,
+    *shape.__all__,
+]

@@ -1,0 +1,111 @@
+"""Sums, products and quotients of pairs of elements, and products of matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastlayers.autograd import inplace
+from fastlayers.autograd.tensor import Tensor
+from fastlayers.functions.table import binary, method, recorded, register, unbroadcast
+from fastlayers.ops import arithmetic
+
+__all__ = ["add", "div", "divide", "matmul", "mm", "mul", "multiply", "sub", "subtract"]
+
+_sum = binary("add", arithmetic.add, (lambda dy: dy, lambda dy: dy), "")
+_difference = binary("sub", np.subtract, (lambda dy: dy, lambda dy: -dy), "")
+mul = multiply = binary(
+    "mul",
+    np.multiply,
+    (lambda dy, b: dy * b, lambda dy, a: dy * a),
+    "``input * other``.",
+    symbol="mul",
+)
+_quotient = binary(
+    "div",
+    np.true_divide,
+    (lambda dy, b: dy / b, lambda dy, a, b: -dy * a / (b * b)),
+    "``input / other``, of integers in float32.",
+    symbol="truediv",
+    real=True,
+)
+
+
+def add(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
+    """``input + alpha * other``."""
+    if isinstance(input, Tensor) and isinstance(other, Tensor) and alpha == 1:
+        for a, b in ((input, other), (other, input)):
+            if a.deferred is not None and (out := a.deferred.add(a, b)) is not None:
+                return out
+    return _sum(input, other if alpha == 1 else mul(other, alpha))
+
+
+def sub(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
+    """``input - alpha * other``."""
+    return _difference(input, other if alpha == 1 else mul(other, alpha))
+
+
+def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
+    """``input / other``, of integers in float32; rounded by `rounding_mode` "floor" or "trunc".
+
+    Raises
+    ------
+    ValueError
+        If `rounding_mode` is another one.
+    """
+    if rounding_mode is None:
+        return _quotient(input, other)
+    from fastlayers.functions.elementwise import floor_divide, trunc
+
+    if rounding_mode == "floor":
+        return floor_divide(input, other)
+    if rounding_mode != "trunc":
+        raise ValueError(
+            f"div: rounding_mode must be None, 'floor' or 'trunc', got {rounding_mode!r}"
+        )
+    return trunc(_quotient(input, other))
+
+
+def _add_in_place(self: Tensor, other: Any) -> Tensor:
+    """``self += other``; a sum with a residual waits, as ``self + other`` does."""
+    if isinstance(other, Tensor) and self.deferred is not None:
+        held = self._handed_on()
+        out = held.deferred.add(held, other)  # type: ignore[union-attr]
+        del held
+        if out is not None:
+            return self._takes_over(out)
+    return inplace.apply("add_", add, self, other)
+
+
+register("add", add, np.add, symbol="add")
+register("sub", sub, np.subtract, symbol="sub")
+register("div", div, np.true_divide, symbol="truediv")
+method(_add_in_place, "__iadd__")
+subtract, divide = sub, div
+method(sub, "subtract")
+method(mul, "multiply")
+method(div, "divide", "true_divide")
+
+
+@recorded(tensors=2, saves=(0, 1), numpy=np.matmul)
+def matmul(a: np.ndarray, b: np.ndarray) -> Any:
+    """Product of matrices, with NumPy's rules for vectors and stacks of matrices."""
+
+    def gradient(dy: np.ndarray) -> Any:
+        left = a[None, :] if a.ndim == 1 else a
+        right = b[:, None] if b.ndim == 1 else b
+        dy = dy[..., None, :] if a.ndim == 1 and b.ndim > 1 else dy
+        dy = dy[..., None] if b.ndim == 1 else dy
+        dy = dy[None] if a.ndim == b.ndim == 1 else dy
+        da = unbroadcast(dy @ np.swapaxes(right, -1, -2), left.shape).reshape(a.shape)
+        db = unbroadcast(np.swapaxes(left, -1, -2) @ dy, right.shape).reshape(b.shape)
+        return da, db
+
+    return a @ b, gradient
+
+
+mm = matmul
+method(mm, "mm", "bmm")
+method(lambda self, other: matmul(self, other), "__matmul__")
+method(lambda self, other: matmul(other, self), "__rmatmul__")
