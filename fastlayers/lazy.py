@@ -31,8 +31,11 @@ class Deferred(Protocol):
     def run(self) -> Recording:
         """Compute the output, and give it with what the tape records of it."""
 
-    def add(self, output: Tensor, other: Tensor) -> Tensor | None:
+    def add(self, output: Tensor, other: Tensor, in_place: bool = False) -> Tensor | None:
         """``output + other`` as a part of the call of `output`, where it can be one."""
+
+    def reads(self, t: Tensor) -> bool:
+        """Whether the values of `t` are yet to be read."""
 
 
 class Watcher(Protocol):

@@ -76,8 +76,8 @@ class _Meter:
         if not count:  # whose mean is NaN
             return
         self.samples += count
-        self._loss += float(loss.data) * count
-        self._right += _right_answers(output.data, np.asarray(target))
+        self._loss += loss.item() * count
+        self._right += _right_answers(output.array(), np.asarray(target))
 
     def add_ranks(self) -> None:
         """Add the samples of all ranks."""
@@ -291,7 +291,7 @@ def _train_epoch(
             optimizer.zero_grad()
             output = model(inputs)
             value = loss(output, targets)
-            if len(targets) and not np.isfinite(value.data):
+            if len(targets) and not np.isfinite(value.array()):
                 raise ValueError(
                     f"fit: the training loss must be finite, got {value.item()} after "
                     f"{meter.samples} samples of the epoch; try a smaller learning rate"

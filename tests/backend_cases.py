@@ -185,10 +185,10 @@ def training_results(folder: Path) -> Results:
             loss = nn.functional.cross_entropy(model(fl.tensor(images)), fl.tensor(labels))
             loss.backward()
             optimizer.step()
-            results[f"{name} loss {step}"] = np.asarray(loss.data)
+            results[f"{name} loss {step}"] = np.asarray(loss.array())
         model.eval()
         with fl.no_grad():
-            results[f"{name} output"] = np.array(model(fl.tensor(images)).data)
+            results[f"{name} output"] = np.array(model(fl.tensor(images)).array())
         fl.save(model.state_dict(), folder / f"{name}.npz")
         model.load_state_dict(fl.load(folder / f"{name}.npz"))
         results |= {f"{name} {key}": value for key, value in model.state_dict().items()}

@@ -19,15 +19,15 @@ def leaf(*shape, seed=0, dtype=np.float64):
 
 def channels_last(*shape):
     n, c, h, w = shape
-    return Tensor(leaf(n, h, w, c).data.transpose(0, 3, 1, 2), True)
+    return Tensor(leaf(n, h, w, c).array().transpose(0, 3, 1, 2), True)
 
 
 def test_ndarray_is_wrapped_without_copy():
     data = np.zeros(3)
     t = Tensor(data)
-    assert t.data is data and t.numpy() is data and t.detach().data is data
-    assert Tensor(t).data is data
-    assert not np.shares_memory(fl.tensor(data).data, data)
+    assert t.array() is data and t.numpy() is data and t.detach().array() is data
+    assert Tensor(t).array() is data
+    assert not np.shares_memory(fl.tensor(data).array(), data)
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,13 @@ def test_broadcasting(op, left, right):
 
 
 @pytest.mark.parametrize("op", BINARY.values(), ids=BINARY)
-@pytest.mark.parametrize("other", [2, 2.5, np.float64(3), leaf(2, 3, seed=1).data, leaf(3).data])
+@pytest.mark.parametrize("other", [2, 2.5, np.float64(3), leaf(2, 3, seed=1).array(), leaf(3).array()])
 def test_constants_on_either_side(op, other):
     x = leaf(2, 3)
     for function in (lambda t: op(t, other), lambda t: op(other, t)):
         assert isinstance(function(x), Tensor)
         gradcheck(function, [x])
-    np.testing.assert_array_equal(op(other, x).data, op(other, x.data))
+    np.testing.assert_array_equal(op(other, x).array(), op(other, x.array()))
 
 
 @pytest.mark.parametrize("op", BINARY.values(), ids=BINARY)
@@ -103,8 +103,8 @@ def test_python_numbers_keep_float32(op):
 def test_matmul(left, right):
     a, b = leaf(*left), leaf(*right, seed=1)
     gradcheck(lambda a, b: a @ b, [a, b])
-    gradcheck(lambda b: a.data @ b, [b])
-    gradcheck(lambda a: a @ b.data, [a])
+    gradcheck(lambda b: a.array() @ b, [b])
+    gradcheck(lambda a: a @ b.array(), [a])
 
 
 @pytest.mark.parametrize("dim", [None, 0, -1, (0, 2), (1,), (0, 1, 2)])
@@ -113,8 +113,8 @@ def test_matmul(left, right):
 def test_reductions(name, dim, keepdim):
     x = leaf(2, 3, 4)
     y = getattr(x, name)(dim, keepdim=keepdim)
-    np.testing.assert_allclose(y.data, getattr(np, name)(x.data, axis=dim, keepdims=keepdim))
-    assert y.shape == np.sum(x.data, axis=dim, keepdims=keepdim).shape
+    np.testing.assert_allclose(y.array(), getattr(np, name)(x.array(), axis=dim, keepdims=keepdim))
+    assert y.shape == np.sum(x.array(), axis=dim, keepdims=keepdim).shape
     gradcheck(lambda x: getattr(x, name)(dim, keepdim), [x])
 
 
@@ -133,7 +133,7 @@ RESHAPES = {
 def test_reshapes_keep_the_order_of_nchw(reshape, make):
     x = make(2, 3, 4, 5)
     y = reshape(x)
-    np.testing.assert_array_equal(y.data.ravel(), np.array(x.data, order="C").ravel())
+    np.testing.assert_array_equal(y.array().ravel(), np.array(x.array(), order="C").ravel())
     gradcheck(reshape, [x])
 
 
@@ -211,7 +211,7 @@ def test_retained_graph():
     y = (x * x).sum()
     for times in (1, 2):
         y.backward(retain_graph=True)
-        np.testing.assert_allclose(x.grad, times * 2 * x.data)
+        np.testing.assert_allclose(x.grad, times * 2 * x.array())
     y.backward()
     with pytest.raises(RuntimeError, match="retain_graph"):
         y.backward()
@@ -259,7 +259,7 @@ def test_gradients_share_no_memory(function):
 
 def test_gradients_of_a_recorded_op_share_no_memory():
     x, y = leaf(3), leaf(3)
-    record(2 * (x.data + y.data), (x, y), lambda dy: (2 * dy,) * 2).sum().backward()
+    record(2 * (x.array() + y.array()), (x, y), lambda dy: (2 * dy,) * 2).sum().backward()
     np.testing.assert_array_equal([x.grad, y.grad], np.full((2, 3), 2))
     assert not np.may_share_memory(x.grad, y.grad)
 
@@ -332,9 +332,9 @@ def test_leaves_and_detach():
     y = x * 2
     assert x.is_leaf and not y.is_leaf and Tensor(1.0).is_leaf
     d = y.detach()
-    assert d.is_leaf and not d.requires_grad and d.data is y.data
+    assert d.is_leaf and not d.requires_grad and d.array() is y.array()
     (d * x).sum().backward()
-    np.testing.assert_allclose(x.grad, 2 * x.data)
+    np.testing.assert_allclose(x.grad, 2 * x.array())
     assert y.grad is None
 
 
@@ -359,7 +359,7 @@ def test_deep_chains():
 def test_memory_is_freed_with_the_loss(backward):
     x = leaf(3)
     middle = x * 2
-    alive, array = weakref.ref(middle), weakref.ref(middle.data)
+    alive, array = weakref.ref(middle), weakref.ref(middle.array())
     loss = (middle * middle).sum()
     gc.disable()
     try:
@@ -377,14 +377,14 @@ def test_memory_is_freed_with_the_loss(backward):
 def test_argmax():
     x = Tensor(np.array([[1, 5, 5], [9, 0, 2.0]]))
     assert x.argmax().item() == 3
-    np.testing.assert_array_equal(x.argmax(1).data, [1, 0])
+    np.testing.assert_array_equal(x.argmax(1).array(), [1, 0])
     assert x.argmax(dim=0, keepdim=True).shape == (1, 3)
 
 
 def test_comparisons():
     labels = Tensor(np.array([1, 2, 3]))
-    np.testing.assert_array_equal((labels == np.array([1, 0, 3])).data, [True, False, True])
-    np.testing.assert_array_equal((labels != Tensor([1, 0, 3])).data, [False, True, False])
+    np.testing.assert_array_equal((labels == np.array([1, 0, 3])).array(), [True, False, True])
+    np.testing.assert_array_equal((labels != Tensor([1, 0, 3])).array(), [False, True, False])
     assert (labels == 2).sum().item() == 1
     assert len({labels, labels}) == 1
 
@@ -412,10 +412,10 @@ def test_repr():
 
 def test_conversion_to_arrays():
     x = leaf(2, 3)
-    assert np.asarray(x) is x.data or np.shares_memory(np.asarray(x), x.data)
-    assert not np.shares_memory(np.array(x), x.data)
+    assert np.asarray(x) is x.array() or np.shares_memory(np.asarray(x), x.array())
+    assert not np.shares_memory(np.array(x), x.array())
     assert np.asarray(x, np.float32).dtype == np.float32
-    np.testing.assert_allclose(np.exp(np.asarray(x)), np.exp(x.data))
+    np.testing.assert_allclose(np.exp(np.asarray(x)), np.exp(x.array()))
 
 
 def test_to():
@@ -444,7 +444,7 @@ def test_quotients_of_integers_are_float32():
 
 @pytest.mark.parametrize("x", [leaf(2, 3), F.linear(leaf(2, 3), leaf(3, 3))])
 def test_a_gradient_of_another_shape_is_refused(x):
-    y = record(x.data.copy(), (x,), lambda dy: (dy[:, :1],))
+    y = record(x.array().copy(), (x,), lambda dy: (dy[:, :1],))
     with pytest.raises(ValueError, match="an op's gradient must have its input's shape"):
         y.sum().backward()
 
@@ -493,7 +493,7 @@ def test_leaves_without_a_gradient_are_not_told_of():
     b = fl.Tensor(np.ones(2, np.float32), requires_grad=True)
     heard = Heard()
     autograd.listen(heard)
-    y = autograd.record(a.data + 1, (a, b), lambda dy: (dy, None))
+    y = autograd.record(a.array() + 1, (a, b), lambda dy: (dy, None))
     y.sum().backward()
     assert [leaf for leaf, _ in heard.told] == [a]
     assert b.grad is None

@@ -183,7 +183,7 @@ def test_without_gradients_there_is_no_backward():
 def test_model_gradients_and_random_state_stay():
     fl.manual_seed(1)
     net, x = Net(), fl.tensor(X, requires_grad=True)
-    net.fc.weight.grad = np.ones_like(net.fc.weight.data)
+    net.fc.weight.grad = np.ones_like(net.fc.weight.array())
     before = {key: value.copy() for key, value in net.state_dict().items()}
     expected = fl.random.numpy_generator().bit_generator.state, fl.random.dropout_stream()[1]
     profiled(net, x, loss=lambda y, t: F.cross_entropy(y, t) + (net.fc.weight * 1e-3).sum())

@@ -20,7 +20,7 @@ def drawn():
     """Numbers of the generator, among them half words, and the masks of dropout."""
     generator = random.numpy_generator()
     numbers = generator.random(3).tolist(), generator.integers(0, 9, 3, np.uint32).tolist()
-    return numbers, F.dropout(ONES).data.tobytes(), random.dropout_stream()
+    return numbers, F.dropout(ONES).array().tobytes(), random.dropout_stream()
 
 
 def numbers():

@@ -382,7 +382,7 @@ def test_a_file_that_was_made_up(keys, value, message, tmp_path):
 def test_a_model_that_takes_no_values(tmp_path):
     path, run = tmp_path / "last.npz", Run(seed=1)
     Run(epochs=1).fit(path)
-    run.model[0].bias.data.flags.writeable = False
+    run.model[0].bias.array().flags.writeable = False
     check_nothing_changes(run, path, "the model's '0.bias' must be writable")
 
 

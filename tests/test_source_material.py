@@ -22,7 +22,7 @@ def test_convolution():
     x = fl.tensor(X, requires_grad=True)
     y = conv(x)
     # 1 + 1*1 + 2*2 + 3*5 + 4*6, 1 + 1*3 + 2*4 + 3*7 + 4*8, ...
-    np.testing.assert_array_equal(y.data, [[[[45, 65], [85, 105]]]])
+    np.testing.assert_array_equal(y.array(), [[[[45, 65], [85, 105]]]])
     y.sum().backward()
     np.testing.assert_array_equal(x.grad, [[[[1, 2, 1, 2], [4, 6, 4, 6], [3, 4, 3, 4]]]])
     np.testing.assert_array_equal(conv.weight.grad, [[[[16, 20], [32, 36]]]])
@@ -33,8 +33,8 @@ def test_max_pooling():
     pool = nn.MaxPool2d(kernel_size=(2, 2), stride=(1, 2), return_indices=True)
     x = fl.tensor(X, requires_grad=True)
     y, indices = pool(x)
-    np.testing.assert_array_equal(y.data, [[[[6, 8], [10, 12]]]])
-    np.testing.assert_array_equal(indices.data, [[[[5, 7], [9, 11]]]])
+    np.testing.assert_array_equal(y.array(), [[[[6, 8], [10, 12]]]])
+    np.testing.assert_array_equal(indices.array(), [[[[5, 7], [9, 11]]]])
     y.sum().backward()
     np.testing.assert_array_equal(x.grad, [[[[0, 0, 0, 0], [0, 1, 0, 1], [0, 1, 0, 1]]]])
 
@@ -49,9 +49,9 @@ def test_batch_norm_by_its_four_lines(shape):
     mean = x.mean(axes, keepdims=True)
     var = ((x - mean) ** 2).mean(axes, keepdims=True)
     x_hat = (x - mean) / np.sqrt(var + norm.eps)
-    y = norm.weight.data.reshape(like) * x_hat + norm.bias.data.reshape(like)
+    y = norm.weight.array().reshape(like) * x_hat + norm.bias.array().reshape(like)
 
-    np.testing.assert_allclose(norm(x).data, y, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(norm(x).array(), y, rtol=1e-4, atol=1e-5)
 
 
 class Net(nn.Module):

@@ -87,7 +87,7 @@ def test_figures_of_an_epoch_weigh_samples(model):
 
 
 def test_loader_and_progress_bar(model, capsys):
-    inputs, targets = (np.concatenate([t.data for t in ts]) for ts in zip(*batches(), strict=True))
+    inputs, targets = (np.concatenate([t.array() for t in ts]) for ts in zip(*batches(), strict=True))
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=10, shuffle=True)
     history = train(model, loader, loader, epochs=2, progress=True)
     assert len(history.epochs) == 2 and capsys.readouterr().out == ""
@@ -133,7 +133,7 @@ def test_best_epoch(tmp_path, script, best):
     assert history.best_epoch == best and history.best is history.epochs[best - 1]
     assert history.best_state["weight"] == best and kept[-1] == best
     assert kept[0] == 1
-    assert model.weight.data == 3  # the last epoch's
+    assert model.weight.array() == 3  # the last epoch's
 
 
 def test_best_state_is_a_copy(model):
@@ -179,10 +179,10 @@ def test_evaluate_leaves_the_model_alone(model, training):
     check_state(model.state_dict(), before)
     assert all(p.grad is None for p in model.parameters())
     model.eval()
-    inputs, targets = (np.concatenate([t.data for t in ts]) for ts in zip(*batches(), strict=True))
+    inputs, targets = (np.concatenate([t.array() for t in ts]) for ts in zip(*batches(), strict=True))
     output = model(inputs)
     assert loss == pytest.approx(LOSS(output, targets).item(), rel=1e-5)
-    assert accuracy == (output.data.argmax(1) == targets).mean()
+    assert accuracy == (output.array().argmax(1) == targets).mean()
 
 
 def test_evaluate_records_nothing(model):
@@ -218,13 +218,13 @@ def test_loss_that_is_not_finite(model, value):
     state = []
 
     def loss(output, target):
-        state.append({name: p.data.copy() for name, p in model.named_parameters()})
+        state.append({name: p.array().copy() for name, p in model.named_parameters()})
         return LOSS(output, target) * (1.0 if len(state) < 3 else value)
 
     with pytest.raises(ValueError, match=r"fit: the training loss must be finite, got (nan|inf)"):
         fit(model, loss, optim.SGD(model.parameters(), 0.1), batches(), progress=False)
     assert len(state) == 3
-    check_state({name: p.data for name, p in model.named_parameters()}, state[-1])
+    check_state({name: p.array() for name, p in model.named_parameters()}, state[-1])
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_interrupt_keeps_the_checkpoint(model, tmp_path):
 def test_targets_that_are_no_labels():
     fl.manual_seed(0)
     model = nn.Linear(2, 1)
-    pairs = [(x, Tensor(x.data.sum(1, keepdims=True))) for x, _ in batches()]
+    pairs = [(x, Tensor(x.array().sum(1, keepdims=True))) for x, _ in batches()]
     optimizer = optim.SGD(model.parameters(), 0.1)
     history = fit(model, nn.MSELoss(), optimizer, pairs, epochs=5, progress=False)
     assert history.epochs[-1]["train_loss"] < history.epochs[0]["train_loss"] / 2

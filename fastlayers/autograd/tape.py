@@ -78,7 +78,7 @@ class Node:
     def name(self) -> str:
         """Name as PyTorch has it, such as MulBackward0."""
         path = getattr(self.backward, "__qualname__", "op").partition(".<locals>")[0].split(".")
-        op = path[-2] if path[-1] == "alone" else path[-1]
+        op = path[-2] if len(path) > 1 else path[-1]  # a head or a step of a chain is a class
         return "".join(word.capitalize() for word in op.strip("_").split("_")) + "Backward0"
 
     def __repr__(self) -> str:

@@ -153,19 +153,11 @@ class Tensor:
         if self._storage is not None:
             self._storage.version += 1
 
-    def _handed_on(self) -> Tensor:
-        """Another tensor of the call that gives this one's values, which waits."""
+    def twin(self) -> Tensor:
+        """Another tensor of the call that this one waits for."""
         out = _output(self.requires_grad, True)
         out.deferred = self.deferred
         return out
-
-    def _takes_over(self, other: Tensor) -> Self:
-        """Let this tensor have the values of the call of `other`, which waits, as its own.
-
-        Nobody has seen the memory of a tensor that waits, so a change in place needs none of it.
-        """
-        self.deferred, self.requires_grad = other.deferred, other.requires_grad
-        return self
 
     @property
     def storage(self) -> Storage:

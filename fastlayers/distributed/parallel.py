@@ -75,7 +75,7 @@ class DistributedDataParallel(Module):
         if group.world_size() == 1:
             return
         _check_structure(op, module, self._channel)
-        self._take_over([*(p.data for p in module.parameters()), *module.buffers()])
+        self._take_over([*(p.array() for p in module.parameters()), *module.buffers()])
         params = [p for p in module.parameters() if p.requires_grad]
         self._reducer = Reducer(params, int(bucket_cap_mb * MEBIBYTE), self._channel)
         listen(self._reducer)

@@ -70,11 +70,9 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
 def _add_in_place(self: Tensor, other: Any) -> Tensor:
     """``self += other``; a sum with a residual waits, as ``self + other`` does."""
     if isinstance(other, Tensor) and self.deferred is not None:
-        held = self._handed_on()
-        out = held.deferred.add(held, other)  # type: ignore[union-attr]
-        del held
+        out = self.deferred.add(self, other, in_place=True)
         if out is not None:
-            return self._takes_over(out)
+            return out
     return inplace.apply("add_", add, self, other)
 
 

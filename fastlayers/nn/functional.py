@@ -10,8 +10,8 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from fastlayers import ops
-from fastlayers.autograd import Tensor, record, wants_grad
+from fastlayers import autograd, ops
+from fastlayers.autograd import OUTPUT, Tensor, record, wants_grad
 from fastlayers.nn import fusion, heads
 
 __all__ = [
@@ -142,7 +142,11 @@ def max_pool2d(
         return fusion.apply(x, pool)
     y, offsets = ops.max_pool2d_forward(x.array(), *window, ceil_mode)
     shape = x.shape
-    out = record(y, (x,), lambda dy: (ops.max_pool2d_backward(dy, offsets, shape, *window),))
+
+    def backward(dy: np.ndarray) -> tuple[np.ndarray]:
+        return (ops.max_pool2d_backward(dy, offsets, shape, *window),)
+
+    out = record(y, (x,), backward, saved=())
     return out, Tensor(ops.max_pool2d_indices(offsets, shape, *window))
 
 
@@ -160,7 +164,11 @@ def avg_pool2d(
     options = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     shape = x.shape
     y = ops.avg_pool2d(x.array(), *options)
-    return record(y, (x,), lambda dy: (ops.avg_pool2d_backward(dy, shape, *options),))
+
+    def backward(dy: np.ndarray) -> tuple[np.ndarray]:
+        return (ops.avg_pool2d_backward(dy, shape, *options),)
+
+    return record(y, (x,), backward, saved=())
 
 
 def adaptive_avg_pool2d(input: Input, output_size: int | Sequence[int | None] | None) -> Tensor:
@@ -168,7 +176,11 @@ def adaptive_avg_pool2d(input: Input, output_size: int | Sequence[int | None] | 
     x = _tensor(input)
     shape = x.shape
     y = ops.adaptive_avg_pool2d(x.array(), output_size)
-    return record(y, (x,), lambda dy: (ops.adaptive_avg_pool2d_backward(dy, shape),))
+
+    def backward(dy: np.ndarray) -> tuple[np.ndarray]:
+        return (ops.adaptive_avg_pool2d_backward(dy, shape),)
+
+    return record(y, (x,), backward, saved=())
 
 
 def batch_norm(
@@ -195,22 +207,24 @@ def batch_norm(
         if folded is not None:
             return folded
     options = (*running, *affine, training, momentum, eps)
-    return fusion.start(
-        heads.BatchNorm(inputs, ops.batchnorm.normalisation("batch_norm", x.array(), *options))
-    )
+    norm = ops.batchnorm.normalisation("batch_norm", x.array(), *options)
+    given = [t for t in (running_mean, running_var) if isinstance(t, Tensor)]
+    if training:
+        for t in given:
+            t.changed()
+    return fusion.start(heads.BatchNorm(inputs, norm, () if training else tuple(given)))
 
 
 def dropout(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Zero elements with probability p; see `fastlayers.ops.dropout`.
-
-    `inplace` is taken as PyTorch's hint; the result is a new tensor.
-    """
+    """Zero elements with probability p; see `fastlayers.ops.dropout`."""
+    if inplace and isinstance(input, Tensor):
+        return autograd.inplace.apply("dropout_", dropout, input, p, training)
     x = _tensor(input)
     if not training:
         ops.dropout(x.array(), p, False)
         return x
     y, mask = ops.dropout_forward(x.array(), p)
-    return record(y, (x,), lambda dy: (ops.dropout_backward(dy, mask, p),))
+    return record(y, (x,), lambda dy: (ops.dropout_backward(dy, mask, p),), saved=())
 
 
 def _feature_dropout(input: Input, p: float, training: bool, op: str, batched: int) -> Tensor:
@@ -220,16 +234,24 @@ def _feature_dropout(input: Input, p: float, training: bool, op: str, batched: i
         return x
     axis = 1 if x.ndim == batched else 0
     y, scale = ops.feature_dropout_forward(x.array(), p, axis)
-    return record(y, (x,), lambda dy: (ops.feature_dropout_backward(dy, scale, axis),))
+
+    def backward(dy: np.ndarray) -> tuple[np.ndarray]:
+        return (ops.feature_dropout_backward(dy, scale, axis),)
+
+    return record(y, (x,), backward, saved=())
 
 
 def dropout1d(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Zero whole channels of (N, C, L) or (C, L); see `fastlayers.ops.dropout1d`."""
+    if inplace and isinstance(input, Tensor):
+        return autograd.inplace.apply("dropout1d_", dropout1d, input, p, training)
     return _feature_dropout(input, p, training, "dropout1d", 3)
 
 
 def dropout2d(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Zero whole channels of (N, C, H, W) or (C, H, W); see `fastlayers.ops.dropout2d`."""
+    if inplace and isinstance(input, Tensor):
+        return autograd.inplace.apply("dropout2d_", dropout2d, input, p, training)
     return _feature_dropout(input, p, training, "dropout2d", 4)
 
 
@@ -242,7 +264,7 @@ def _of_output(
     """Record an op whose gradient needs its output."""
     x = _tensor(input)
     y = forward(x.array(), *options)
-    return record(y, (x,), lambda dy: (backward(dy, y, *options),))
+    return record(y, (x,), lambda dy: (backward(dy, y, *options),), saved=(OUTPUT,))
 
 
 def _of_input(
@@ -258,12 +280,16 @@ def _of_input(
 
 
 def relu(input: Input, inplace: bool = False) -> Tensor:
-    """``max(x, 0)``; `inplace` is taken as PyTorch's hint, the result is a new tensor."""
+    """``max(x, 0)``."""
+    if inplace and isinstance(input, Tensor):
+        return fusion.apply_in_place("relu_", input, fusion.RELU)
     return fusion.apply(_tensor(input), fusion.RELU)
 
 
 def leaky_relu(input: Input, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    """``x`` or ``negative_slope * x``; the result is a new tensor."""
+    """``x`` or ``negative_slope * x``."""
+    if inplace and isinstance(input, Tensor):
+        return autograd.inplace.apply("leaky_relu_", leaky_relu, input, negative_slope)
     return _of_input(input, ops.leaky_relu, ops.leaky_relu_backward, negative_slope)
 
 
@@ -326,7 +352,7 @@ def cross_entropy(
             return (ops.cross_entropy_apply(dy, kept.pop(), reuse=True),)
         return (ops.cross_entropy_backward(dy, logits, *options),)
 
-    return record(loss, (x,), backward, requires_grad=needs_grad, fresh=True)
+    return record(loss, (x,), backward, saved=(x,), requires_grad=needs_grad, fresh=True)
 
 
 def nll_loss(
@@ -381,4 +407,5 @@ def binary_cross_entropy_with_logits(
 
 def flatten(input: Input, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """Join the axes from `start_dim` to `end_dim` into one."""
-    return _tensor(input).flatten(start_dim, end_dim)
+    out: Tensor = _tensor(input).flatten(start_dim, end_dim)
+    return out

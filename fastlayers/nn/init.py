@@ -7,7 +7,7 @@ sqrt(5)``, which is uniform in ``+-1 / sqrt(fan_in)``, for weights and biases.
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -70,9 +70,14 @@ def _fan(op: str, tensor: Tensor, mode: str) -> int:
     return fans(op, tensor)[mode == "fan_out"]
 
 
+def _fill(tensor: Tensor, values: Any) -> None:
+    tensor.settled()[...] = values
+    tensor.changed()
+
+
 def constant_(tensor: T, val: float) -> T:
     """Set all elements to `val`."""
-    tensor.data[...] = val
+    _fill(tensor, val)
     return tensor
 
 
@@ -88,13 +93,13 @@ def ones_(tensor: T) -> T:
 
 def uniform_(tensor: T, a: float = 0.0, b: float = 1.0) -> T:
     """Draw from the uniform distribution on [a, b)."""
-    tensor.data[...] = random.numpy_generator().uniform(a, b, tensor.shape)
+    _fill(tensor, random.numpy_generator().uniform(a, b, tensor.shape))
     return tensor
 
 
 def normal_(tensor: T, mean: float = 0.0, std: float = 1.0) -> T:
     """Draw from the normal distribution."""
-    tensor.data[...] = random.numpy_generator().normal(mean, std, tensor.shape)
+    _fill(tensor, random.numpy_generator().normal(mean, std, tensor.shape))
     return tensor
 
 

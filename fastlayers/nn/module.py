@@ -33,7 +33,9 @@ class Parameter(Tensor):
 
     def __init__(self, data: ArrayLike | Tensor, requires_grad: bool = True) -> None:
         super().__init__(data, requires_grad)
-        self.data = np.ascontiguousarray(self.data).reshape(self.data.shape)
+        array = self.settled()
+        if not array.flags.c_contiguous:
+            self._array = np.ascontiguousarray(array).reshape(array.shape)
 
     def __repr__(self) -> str:
         return f"Parameter containing:\n{super().__repr__()}"
@@ -225,7 +227,7 @@ class Module:
             if set_to_none:
                 parameter.grad = None
             elif parameter.grad is not None:
-                parameter.grad[...] = 0
+                parameter.grad.zero_()
 
     def apply(self, function: Callable[[Module], Any]) -> Self:
         """Call `function` with every module, those below first."""
@@ -244,7 +246,8 @@ class Module:
         for module in self.modules():
             for parameter in module._parameters.values():
                 if parameter is not None:
-                    parameter.data, parameter.grad = parameter.data.astype(dtype), None
+                    parameter.grad = None
+                    parameter.data = parameter.array().astype(dtype)
             for name, array in list(module._buffers.items()):
                 if array is not None and array.dtype.kind == "f":
                     module._keep(module._buffers, name, array.astype(dtype))

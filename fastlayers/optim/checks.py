@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fastlayers.autograd import Tensor
 from fastlayers.ops._check import plain, writable
 
 __all__ = ["arrays", "flag", "is_number", "is_parameter", "number", "parameter", "whole_number"]
@@ -41,24 +42,24 @@ def flag(op: str, name: str, value: Any) -> None:
 
 
 def is_parameter(item: Any) -> bool:
-    """Whether `item` has values and a place for a gradient."""
-    return isinstance(getattr(item, "data", None), np.ndarray) and hasattr(item, "grad")
+    """Whether `item` is a tensor."""
+    return isinstance(item, Tensor)
 
 
 def parameter(op: str, item: Any) -> None:
     """Raise TypeError unless `item` is a parameter of floats, ValueError if an op made it."""
     if not is_parameter(item):
         raise TypeError(f"{op}: params must hold parameters, got {type(item).__name__}")
-    if item.data.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{op}: params must be float32 or float64, got {item.data.dtype}")
-    if not getattr(item, "is_leaf", True):
+    if item.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{op}: params must be float32 or float64, got {item.dtype}")
+    if not item.is_leaf:
         raise ValueError(f"{op}: params must be leaves, got the result of an op")
 
 
 def arrays(op: str, p: Any, state: Mapping[str, Any]) -> None:
     """Raise an error unless `p` can be updated by its gradient and the arrays of its state."""
-    data = p.data
-    for name, array in ({"params": data, "grad": p.grad} | dict(state)).items():
+    data = p.array()
+    for name, array in ({"params": data, "grad": p.grad_array()} | dict(state)).items():
         if name == "step":
             continue
         if not isinstance(array, np.ndarray):

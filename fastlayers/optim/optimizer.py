@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from fastlayers import kernels
+from fastlayers.autograd import Tensor
 from fastlayers.optim import checks
 from fastlayers.runtime import backend, threads
 from fastlayers.runtime.memory import zeros
@@ -41,17 +42,7 @@ def updates() -> Any:
     return kernels.optimizer
 
 
-class Parameter(Protocol):
-    """What an optimiser needs of a parameter: its values, changed in place, and their gradient."""
-
-    @property
-    def data(self) -> np.ndarray:
-        """The values."""
-        ...
-
-    grad: np.ndarray | None
-
-
+Parameter = Tensor
 Params = Iterable[Parameter] | Iterable[Group]
 
 
@@ -122,7 +113,10 @@ class Optimizer(ABC):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, or replace them by zeros."""
         for p in self._params():
-            p.grad = None if set_to_none or p.grad is None else np.zeros_like(p.grad)
+            if set_to_none:
+                p.grad = None
+            elif (gradient := p.grad) is not None:
+                gradient.zero_()
 
     def step(self, closure: Callable[[], T] | None = None) -> T | None:
         """Update every parameter that has a gradient, and return what `closure` returned, if given.
@@ -135,21 +129,26 @@ class Optimizer(ABC):
             no parameter is changed then.
         """
         result = closure() if closure is not None else None
-        due = [(g, [p for p in g["params"] if p.grad is not None]) for g in self.param_groups]
+        due = [(g, [p for p in g["params"] if p._grad is not None]) for g in self.param_groups]
         for group in self.param_groups:
             self._check_options(group)
         parts = [(g, key, ps) for g, some in due if some for key, ps in self._parts(g, some)]
         tables = [] if backend.NUMPY else [self._table(group, ps) for group, _, ps in parts]
         if backend.NUMPY or any(table is None for table in tables):
             self._step_slowly(parts)
-            return result
-        for (group, key, params), table in zip(parts, tables, strict=True):
-            self._update(group, key, params, *table)  # type: ignore[misc]
+        else:
+            for (group, key, params), table in zip(parts, tables, strict=True):
+                self._update(group, key, params, *table)  # type: ignore[misc]
+        for _, _, params in parts:
+            for p in params:
+                p.changed()
         return result
 
     def _table(self, group: Group, params: list[Parameter]) -> Table | None:
         """Addresses of the arrays, if all are there and as the kernels take them."""
-        arrays: list[Any] = [p.data for p in params] + [p.grad for p in params]
+        # `grad_array` where somebody has asked for the tensor of a gradient: 0.1 us each.
+        grads = [g if type(g := p._grad) is np.ndarray else p.grad_array() for p in params]
+        arrays: list[Any] = [p._array for p in params] + grads
         if names := self._arrays(group):
             find = self.state.get
             entries = [find(p, _NOTHING) for p in params]
@@ -169,12 +168,15 @@ class Optimizer(ABC):
             for p in params:
                 for name in self._arrays(group):
                     if name not in self.state[p]:
-                        self.state[p][name] = zeros(p.data.shape, p.data.dtype)
+                        self.state[p][name] = zeros(p.array().shape, p.dtype)
             for dtype in _LIKE:
-                some = [p for p in params if p.data.dtype == dtype]
+                some = [p for p in params if p.dtype == dtype]
                 if some and backend.NUMPY:
                     names = self._arrays(group)
-                    arrays = [(p.data, p.grad, *(self.state[p][n] for n in names)) for p in some]
+                    arrays = [
+                        (p.array(), p.grad_array(), *(self.state[p][n] for n in names))
+                        for p in some
+                    ]
                     with np.errstate(all="ignore"):  # as kernels do
                         self._update(group, key, some, _LIKE[dtype][1], arrays, 1)
                     continue
@@ -190,11 +192,12 @@ class Optimizer(ABC):
         """Update parameters by copies of their arrays."""
         for p in params:
             state = self.state[p] if self._arrays(group) else {}
-            arrays = [p.data, p.grad, *(state[name] for name in self._arrays(group))]
+            values = (state[name] for name in self._arrays(group))
+            arrays: list[Any] = [p.array(), p.grad_array(), *values]
             arrays = [np.asarray(array) for array in arrays]  # of no subclass
             flat = [np.array(array, dtype, order="C").reshape(-1) for array in arrays]
             places = [array.__array_interface__["data"][0] for array in flat]
-            table = np.array([[*places, p.data.size]], np.int64)
+            table = np.array([[*places, p.numel()]], np.int64)
             self._update(group, key, [p], _LIKE[dtype][1], table, 1)
             for role, (array, changed) in enumerate(zip(arrays, flat, strict=True)):
                 if role != 1:
@@ -320,9 +323,9 @@ class Optimizer(ABC):
             if value >= 2**53:
                 raise ValueError(f"{self._op}: step must be less than 2**53, got {value!r}")
             return int(value)
-        if np.shape(value) != p.data.shape:
+        if np.shape(value) != p.array().shape:
             raise ValueError(
-                f"{self._op}: {name} must have its parameter's shape {p.data.shape}, "
+                f"{self._op}: {name} must have its parameter's shape {p.array().shape}, "
                 f"got {np.shape(value)}"
             )
-        return np.array(value, p.data.dtype, order="C")
+        return np.array(value, p.dtype, order="C")

@@ -70,8 +70,8 @@ def test_ranks_and_what_they_share(ranks):
         distributed.barrier()
         assert os.path.exists("said")
 
-        drawn = np.concatenate([p.data.ravel() for p in nn.Linear(3, 2).parameters()])
-        masks = nn.functional.dropout(np.ones(64, np.float32)).data
+        drawn = np.concatenate([p.array().ravel() for p in nn.Linear(3, 2).parameters()])
+        masks = nn.functional.dropout(np.ones(64, np.float32)).array()
         line = distributed.rank(), distributed.local_rank(), size, drawn.tobytes().hex()
         print(*line, (masks > 0).astype(int).tobytes().hex())
         """,
@@ -203,7 +203,7 @@ def test_caches_of_ranks_that_start_together(ranks, tmp_path):
     from fastlayers.runtime import cache
 
     distributed.init()
-    x = nn.functional.relu(np.linspace(-1, 1, 101, dtype=np.float32)).data
+    x = nn.functional.relu(np.linspace(-1, 1, 101, dtype=np.float32)).array()
     assert np.array_equal(x, np.maximum(np.linspace(-1, 1, 101, dtype=np.float32), 0))
     print(distributed.rank(), cache.progress().kernels)
     """

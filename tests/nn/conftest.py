@@ -33,7 +33,7 @@ def check_layer() -> Callable[..., bool]:
             return layer(*tensors[: len(inputs)])
 
         rng = np.random.default_rng(1)
-        values = [Tensor(p.data + rng.uniform(0, 0.5, p.shape), True) for _, p in named]
+        values = [Tensor(p.array() + rng.uniform(0, 0.5, p.shape), True) for _, p in named]
         return gradcheck(function, [*inputs, *values])
 
     return check

@@ -45,13 +45,13 @@ VALUES = [
 
 @pytest.mark.parametrize(("layer", "x", "y"), VALUES)
 def test_values(layer, x, y):
-    np.testing.assert_allclose(layer(np.array([x, x], float)).data, [y, y], rtol=1e-12)
+    np.testing.assert_allclose(layer(np.array([x, x], float)).array(), [y, y], rtol=1e-12)
 
 
 def test_shares():
     x = np.log(np.array([[1.0, 3], [2, 2]]))
-    np.testing.assert_allclose(nn.Softmax(1)(x).data, [[0.25, 0.75], [0.5, 0.5]])
-    np.testing.assert_allclose(np.exp(nn.LogSoftmax(0)(x).data), [[1 / 3, 0.6], [2 / 3, 0.4]])
+    np.testing.assert_allclose(nn.Softmax(1)(x).array(), [[0.25, 0.75], [0.5, 0.5]])
+    np.testing.assert_allclose(np.exp(nn.LogSoftmax(0)(x).array()), [[1 / 3, 0.6], [2 / 3, 0.4]])
 
 
 def test_errors():

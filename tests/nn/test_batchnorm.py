@@ -33,10 +33,10 @@ def test_gradients(check_layer, layer, shape, affine, training, tracks):
 def test_training_normalises_by_the_batch(layer, shape, eps):
     norm, x = layer(3, eps=eps, dtype=np.float64), batch(shape)
     norm.weight.data[...], norm.bias.data[...] = [1, -2, 3], [0, 1, 2]
-    mean, var = (f(axis=axes(shape), keepdims=True) for f in (x.data.mean, x.data.var))
+    mean, var = (f(axis=axes(shape), keepdims=True) for f in (x.array().mean, x.array().var))
     like = (3,) + (1,) * (len(shape) - 2)
-    scale, shift = norm.weight.data.reshape(like), norm.bias.data.reshape(like)
-    np.testing.assert_allclose(norm(x).data, (x.data - mean) / np.sqrt(var + eps) * scale + shift)
+    scale, shift = norm.weight.array().reshape(like), norm.bias.array().reshape(like)
+    np.testing.assert_allclose(norm(x).array(), (x.array() - mean) / np.sqrt(var + eps) * scale + shift)
 
 
 @NORMS
@@ -48,8 +48,8 @@ def test_running_statistics(layer, shape, momentum):
         x = batch(shape, seed=number)
         norm(x)
         share = 1 / number if momentum is None else momentum
-        mean += share * (x.data.mean(axes(shape)) - mean)
-        var += share * (x.data.var(axes(shape), ddof=1) - var)
+        mean += share * (x.array().mean(axes(shape)) - mean)
+        var += share * (x.array().var(axes(shape), ddof=1) - var)
         assert norm.num_batches_tracked == number
     np.testing.assert_allclose(norm.running_mean, mean)
     np.testing.assert_allclose(norm.running_var, var)
@@ -64,9 +64,9 @@ def test_evaluation_uses_and_keeps_running_statistics(layer, shape):
     x = batch(shape, seed=1)
     like = (3,) + (1,) * (len(shape) - 2)
     mean, var = norm.running_mean.reshape(like), norm.running_var.reshape(like)
-    np.testing.assert_allclose(norm(x).data, (x.data - mean) / np.sqrt(var + 1e-5))
+    np.testing.assert_allclose(norm(x).array(), (x.array() - mean) / np.sqrt(var + 1e-5))
     # a sample's result does not depend on its batch
-    np.testing.assert_allclose(norm(Tensor(x.data[:1])).data, norm(x).data[:1])
+    np.testing.assert_allclose(norm(Tensor(x.array()[:1])).array(), norm(x).array()[:1])
     for key, value in norm.state_dict().items():
         np.testing.assert_array_equal(value, before[key])
 
@@ -76,13 +76,13 @@ def test_without_running_statistics(layer, shape):
     norm, x = layer(3, track_running_stats=False, dtype=np.float64), batch(shape)
     assert norm.running_mean is norm.running_var is norm.num_batches_tracked is None
     assert list(norm.state_dict()) == ["weight", "bias"]
-    np.testing.assert_array_equal(norm(x).data, norm.eval()(x).data)
+    np.testing.assert_array_equal(norm(x).array(), norm.eval()(x).array())
 
 
 def test_parameters():
     norm = nn.BatchNorm2d(10)
     assert norm.weight.shape == norm.bias.shape == (10,)
-    np.testing.assert_array_equal([norm.weight.data, norm.bias.data], [[1] * 10, [0] * 10])
+    np.testing.assert_array_equal([norm.weight.array(), norm.bias.array()], [[1] * 10, [0] * 10])
     bare = nn.BatchNorm2d(10, affine=False)
     assert bare.weight is bare.bias is None and not list(bare.parameters())
     assert list(bare.state_dict()) == ["running_mean", "running_var", "num_batches_tracked"]

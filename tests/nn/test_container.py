@@ -11,8 +11,8 @@ def layers():
 def test_sequential_applies_in_order():
     first, relu, last = layers()
     x = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)
-    expected = last(relu(first(x))).data
-    np.testing.assert_array_equal(nn.Sequential(first, relu, last)(x).data, expected)
+    expected = last(relu(first(x))).array()
+    np.testing.assert_array_equal(nn.Sequential(first, relu, last)(x).array(), expected)
 
 
 @pytest.mark.parametrize("make", [lambda given: nn.Sequential(*given), nn.ModuleList])

@@ -27,7 +27,7 @@ def test_gradients_of_labels(check_layer, loss, options, shape, reduction):
     target = Tensor(labels % 4 if labels.ndim else np.asarray(2))
     options = options | {"reduction": reduction}
     op = ops.cross_entropy if loss is nn.CrossEntropyLoss else ops.nll_loss
-    np.testing.assert_array_equal(loss(**options)(x, target), op(x.data, target.data, **options))
+    np.testing.assert_array_equal(loss(**options)(x, target), op(x.array(), target.array(), **options))
     check_layer(loss(**options), x, target)
 
 
@@ -38,7 +38,7 @@ def test_gradients_of_yes_no_targets(check_layer, options, shape, reduction):
     x, target = Tensor(RNG.standard_normal(shape), True), Tensor(RNG.uniform(0, 1, shape))
     loss, op = nn.BCEWithLogitsLoss, ops.binary_cross_entropy_with_logits
     options = options | {"reduction": reduction}
-    np.testing.assert_array_equal(loss(**options)(x, target), op(x.data, target.data, **options))
+    np.testing.assert_array_equal(loss(**options)(x, target), op(x.array(), target.array(), **options))
     check_layer(loss(**options), x, target)
 
 
@@ -60,14 +60,14 @@ def test_values():
     np.testing.assert_allclose(nn.NLLLoss(reduction="sum")(logits, labels).item(), -np.log(12))
     np.testing.assert_allclose(nn.MSELoss()(np.array([1.0, 2]), np.array([3.0, 5])).item(), 6.5)
     chances = nn.BCEWithLogitsLoss(reduction="none")(np.log([3.0, 1 / 3]), np.array([1.0, 0]))
-    np.testing.assert_allclose(chances.data, -np.log([0.75, 0.75]))
+    np.testing.assert_allclose(chances.array(), -np.log([0.75, 0.75]))
 
 
 def test_ignored_labels():
     x = Tensor(RNG.standard_normal((3, 4)), True)
     loss = nn.CrossEntropyLoss(ignore_index=9)(x, np.array([1, 9, 2]))
     np.testing.assert_allclose(
-        loss.item(), nn.CrossEntropyLoss()(x.data[::2], np.array([1, 2])).item()
+        loss.item(), nn.CrossEntropyLoss()(x.array()[::2], np.array([1, 2])).item()
     )
     loss.backward()
     np.testing.assert_array_equal(x.grad[1], [0, 0, 0, 0])

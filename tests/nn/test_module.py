@@ -85,7 +85,7 @@ def test_state_keys_and_shapes_are_those_of_torch():
 
 def test_state_is_the_memory_of_the_parameters():
     module = model()
-    assert module.state_dict()["0.weight"] is module[0].weight.data
+    assert module.state_dict()["0.weight"] is module[0].weight.array()
     assert module.state_dict()["1.running_mean"] is module[1].running_mean
 
 
@@ -103,7 +103,7 @@ def test_load_state_without_strictness():
     keys = module.load_state_dict({"4.bias": [1, 2], "5.bias": 0}, strict=False)
     assert keys.unexpected_keys == ["5.bias"]
     assert keys.missing_keys == [key for key in KEYS if key != "4.bias"]
-    np.testing.assert_array_equal(module[4].bias.data, [1, 2])
+    np.testing.assert_array_equal(module[4].bias.array(), [1, 2])
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,8 @@ def step(kind, steps, arrays, dtype, momentum):
     norm.weight.data[...] = np.linspace(-1, 2, channels)
     norm.bias.data[...] = np.linspace(1, -1, channels)
     y = Chain(norm, steps)(x, other)
-    y.backward((arrays[2][tuple(map(slice, y.shape))] / max(1, len(x.data))).astype(dtype))
-    given = {"y": y.data, "dx": x.grad} | ({"dother": other.grad} if "add" in steps else {})
+    y.backward((arrays[2][tuple(map(slice, y.shape))] / max(1, len(x.array()))).astype(dtype))
+    given = {"y": y.array(), "dx": x.grad} | ({"dother": other.grad} if "add" in steps else {})
     summed = {"dweight": norm.weight.grad, "dbias": norm.bias.grad}
     return given, summed, {"mean": norm.running_mean, "var": norm.running_var}
 
@@ -208,7 +208,7 @@ def test_too_few_values_are_an_error_of_all_ranks(ranks, parts, momentum):
 def test_nan_stays_in_its_channel_and_reaches_all_ranks(ranks):
     x = np.random.default_rng(0).standard_normal((2, 4, 3)).astype(np.float32)
     x[1, 2, 1], x[0, 0, 2] = np.nan, np.inf
-    for y in ranks(2, lambda rank: SyncBatchNorm(3)(x[rank]).data)[0]:
+    for y in ranks(2, lambda rank: SyncBatchNorm(3)(x[rank]).array())[0]:
         np.testing.assert_array_equal(np.isnan(y), np.tile([False, True, True], (4, 1)))
 
 
@@ -248,13 +248,13 @@ def test_without_running_statistics_evaluation_is_of_the_own_batch(ranks):
 
     def run(rank):
         norm = SyncBatchNorm(3, **options)
-        return norm(x[rank]).data, norm.eval()(x[rank]).data
+        return norm(x[rank]).array(), norm.eval()(x[rank]).array()
 
     results, sums = ranks(2, run)
-    whole = nn.BatchNorm1d(3, **options)(x.reshape(10, 3)).data.reshape(x.shape)
+    whole = nn.BatchNorm1d(3, **options)(x.reshape(10, 3)).array().reshape(x.shape)
     for rank, (trained, evaluated) in enumerate(results):
         np.testing.assert_allclose(trained, whole[rank], 1e-5, 1e-6)
-        np.testing.assert_array_equal(evaluated, nn.BatchNorm1d(3, **options)(x[rank]).data)
+        np.testing.assert_array_equal(evaluated, nn.BatchNorm1d(3, **options)(x[rank]).array())
     assert sums == 2
 
 

@@ -22,21 +22,21 @@ def run(optimizer, p, grads):
     for grad in grads:
         p.grad = grad
         optimizer.step()
-    return p.data
+    return p.array()
 
 
 def test_groups():
     p, q, r = (parameter(3, seed=seed) for seed in range(3))
-    want = [a.data - lr * a.grad for a, lr in ((p, 1.0), (q, 2.0), (r, 3.0))]
+    want = [a.array() - lr * a.grad for a, lr in ((p, 1.0), (q, 2.0), (r, 3.0))]
     groups = [{"params": p}, {"params": (x for x in [q]), "lr": 2.0}]
     optimizer = SGD(groups, lr=1.0)
     assert "lr" not in groups[0]
     optimizer.add_param_group({"params": [r], "lr": 3.0})
     optimizer.step()
-    np.testing.assert_allclose([a.data for a in (p, q, r)], want, rtol=1e-14)
+    np.testing.assert_allclose([a.array() for a in (p, q, r)], want, rtol=1e-14)
     optimizer.param_groups[1]["lr"] = 0
     optimizer.step()
-    np.testing.assert_allclose(q.data, want[1], rtol=1e-14)
+    np.testing.assert_allclose(q.array(), want[1], rtol=1e-14)
 
 
 def test_zero_grad():
@@ -51,7 +51,7 @@ def test_zero_grad():
 
 def test_closure():
     p = parameter(3, grad=False)
-    want = p.data - 0.5
+    want = p.array() - 0.5
 
     def closure():
         p.grad = np.ones(3)
@@ -59,7 +59,7 @@ def test_closure():
 
     optimizer = SGD([p], lr=0.5)
     assert optimizer.step(closure) == 7 and optimizer.step() is None
-    np.testing.assert_allclose(p.data, want - 0.5)
+    np.testing.assert_allclose(p.array(), want - 0.5)
 
 
 @pytest.mark.parametrize("options", [{"momentum": 0.9, "dampening": 0.5}, {}])
@@ -69,10 +69,10 @@ def test_state_dict_resumes(options):
     first, second = SGD([p], lr=0.1, **options), SGD([q], lr=5.0)
     run(first, p, grads[:3])
     state = first.state_dict()
-    q.data[...] = p.data
+    q.data[...] = p.array()
     run(first, p, grads[3:])  # must not reach the copy
     second.load_state_dict(state)
-    np.testing.assert_array_equal(run(second, q, grads[3:]), p.data)
+    np.testing.assert_array_equal(run(second, q, grads[3:]), p.array())
     assert second.state_dict().keys() == {"state", "param_groups"}
     assert second.state_dict()["param_groups"] == first.state_dict()["param_groups"]
 
@@ -153,13 +153,13 @@ def test_step_changes_nothing_on_error(make):
     p, q = parameter(3), parameter(3)
     optimizer = make([{"params": [p]}, {"params": [q]}])
     optimizer.step()
-    before = p.data.copy(), repr(optimizer.state_dict())
+    before = p.array().copy(), repr(optimizer.state_dict())
     op = make.__name__
 
     def refused(error, message):
         with pytest.raises(error, match=f"{op}: {message}"):
             optimizer.step()
-        np.testing.assert_array_equal(p.data, before[0])
+        np.testing.assert_array_equal(p.array(), before[0])
         assert repr(optimizer.state_dict()["state"]) in before[1]
 
     for grad in (np.ones(4), np.ones((3, 1)), np.ones(3, np.float32)):
@@ -168,9 +168,9 @@ def test_step_changes_nothing_on_error(make):
     q.grad = [1.0, 2.0, 3.0]
     refused(TypeError, "grad must be an array, got list")
     q.grad = np.ones(3)
-    q.data.flags.writeable = False
+    q.array().flags.writeable = False
     refused(ValueError, "params must be writable")
-    q.data.flags.writeable = True
+    q.array().flags.writeable = True
     optimizer.param_groups[1]["lr"] = float("nan")
     refused(ValueError, "lr must be a finite number >= 0, got nan")
 
@@ -200,7 +200,7 @@ def test_many_parameters_of_any_kind_in_a_group():
     ):
         dtypes = [np.float32, np.float64]
         together = [parameter(*s, dtype=d, seed=i) for i, s in enumerate(shapes) for d in dtypes]
-        alone = [Parameter(p.data.copy(), p.grad.copy()) for p in together]
+        alone = [Parameter(p.array().copy(), p.grad.copy()) for p in together]
         strided = np.zeros((40, 6), np.float32)
         together.append(Parameter(strided[::2, 1:4], np.ones((20, 3), np.float32)))
         alone.append(Parameter(np.zeros((20, 3), np.float32), np.ones((20, 3), np.float32)))
@@ -216,7 +216,7 @@ def test_many_parameters_of_any_kind_in_a_group():
             for p, grad in zip(hidden, grads, strict=True):
                 p.grad = grad
         for p, q in zip(together, alone, strict=True):
-            np.testing.assert_array_equal(p.data, q.data)
+            np.testing.assert_array_equal(p.array(), q.array())
         assert strided[1::2].any() == strided[:, 4:].any() == False  # noqa: E712
 
 
@@ -229,7 +229,7 @@ def test_replaced_arrays_are_found(make):
     for seed in range(6):
         grad = parameter(6, 4, seed=seed).grad
         p.grad, q.grad = grad, np.asfortranarray(grad)
-        q.data = np.asfortranarray(q.data) if seed % 2 else np.ascontiguousarray(q.data)
+        q.data = np.asfortranarray(q.array()) if seed % 2 else np.ascontiguousarray(q.array())
         for name, array in second.state.get(q, {}).items():
             if name != "step":
                 wide = np.zeros((6, 8))
@@ -237,7 +237,7 @@ def test_replaced_arrays_are_found(make):
                 second.state[q][name] = wide[:, ::2] if seed % 3 else array.copy()
         first.step()
         second.step()
-        np.testing.assert_array_equal(p.data, q.data)
+        np.testing.assert_array_equal(p.array(), q.array())
     q.data = [1.0]
     with pytest.raises(AttributeError):
         second.step()

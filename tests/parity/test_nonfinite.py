@@ -67,4 +67,4 @@ def test_a_step_by_such_a_gradient(make, value, dtype):
             state = optimizer.state[p]
     want = {n: t.numpy() for n, t in optimizer.state[theirs].items() if n != "step"}
     compare({n: state[n] for n in want}, want)
-    compare({"p": ours.data}, {"p": theirs.detach().numpy()})
+    compare({"p": ours.array()}, {"p": theirs.detach().numpy()})

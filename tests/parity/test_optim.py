@@ -69,7 +69,7 @@ def test_equals_torch(seed):
     second = build(torch.optim, name, theirs, options, *schedule)
     for _ in range(12):
         for p, q in zip(ours, theirs, strict=True):
-            p.grad = np.asarray(rng.standard_normal(p.data.shape), dtype)
+            p.grad = np.asarray(rng.standard_normal(p.array().shape), dtype)
             q.grad = torch.tensor(p.grad)
         compare(first, second, ours, theirs, TOLERANCE[dtype])
 
@@ -80,7 +80,7 @@ def compare(first, second, ours, theirs, tolerance):
         if scheduler:
             scheduler.step()
     for p, q in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(p.array(), q.detach().numpy(), rtol=tolerance, atol=tolerance)
     for mine, other in zip(first[0].param_groups, second[0].param_groups, strict=True):
         for option in {"lr", "momentum", "betas"} & mine.keys():
             np.testing.assert_allclose(mine[option], other[option], rtol=1e-12, atol=1e-17)

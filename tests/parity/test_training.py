@@ -68,7 +68,7 @@ def test_states_load_both_ways(nets):
     images, _ = next(batches(1))
     with torch.no_grad():
         expected = theirs.eval()(torch.tensor(images)).numpy()
-    np.testing.assert_allclose(ours.eval()(images).data, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ours.eval()(images).array(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_losses_are_those_of_torch(nets):

@@ -518,10 +518,10 @@ def step(images: Any, labels: Any, training: bool, change: Any = None) -> dict[s
     fl.manual_seed(3)
     loss = F.cross_entropy(model(fl.Tensor(images)), labels)
     loss.backward()
-    results = {"loss": bits(loss.data)} | {n: bits(b) for n, b in model.named_buffers()}
+    results = {"loss": bits(loss.array())} | {n: bits(b) for n, b in model.named_buffers()}
     if not training:  # a normalisation goes into the convolution's weight
         with fl.no_grad():
-            results["output"] = bits(model(fl.Tensor(images)).data)
+            results["output"] = bits(model(fl.Tensor(images)).array())
     for name, p in model.named_parameters():
         assert type(p.grad) is np.ndarray and p.grad.dtype == np.float32, name
         results[f"{name}.grad"] = bits(p.grad)
@@ -534,7 +534,7 @@ def put(name: str, form: Callable[[np.ndarray], Any]) -> Callable[[nn.Module], N
     def change(model: nn.Module) -> None:
         table, key = model._state()[name]
         if isinstance(table[key], nn.Parameter):
-            table[key].data = form(table[key].data)
+            table[key].data = form(table[key].array())
         else:
             path = name.rpartition(".")[0]
             dict(model.named_modules())[path].register_buffer(key, form(table[key]))
@@ -608,7 +608,7 @@ def optimised(make: Any, role: str, form: Any) -> tuple[dict[str, Any], Any]:
         setattr(leaf, role, form(getattr(leaf, role)))
     elif role in state:
         state[role] = form(state[role])
-    arrays = {"data": leaf.data, "grad": leaf.grad, "other": first.data}
+    arrays = {"data": leaf.array(), "grad": leaf.grad, "other": first.array()}
     return arrays | {n: a for n, a in state.items() if n != "step"}, optimizer.step
 
 

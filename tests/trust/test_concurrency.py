@@ -231,7 +231,7 @@ def test_one_model_serves_many_threads(figures, effort):
     def serve():
         model.eval()
         with fl.no_grad():
-            return [model(x).data.tobytes() for x in batches]
+            return [model(x).array().tobytes() for x in batches]
 
     expected = serve()
     for _ in range(rounds := effort(5, 200)):
@@ -328,7 +328,7 @@ def test_a_loader_s_thread_has_the_random_state_of_who_asks(prefetch):
     def drawn():
         with fl_random.fork_rng():
             fl.manual_seed(3)
-            return [batch.data.tolist() for batch in DataLoader(Noise(), 2, prefetch=prefetch)]
+            return [batch.array().tolist() for batch in DataLoader(Noise(), 2, prefetch=prefetch)]
 
     fl.manual_seed(1)
     expected = np.random.default_rng(3).random(6).astype(np.float32).reshape(3, 2).tolist()
@@ -551,7 +551,7 @@ def step(number):
         optimizer.step()
         model.eval()
         with fl.no_grad():
-            output = model(x).data.tobytes()
+            output = model(x).array().tobytes()
         return output, [value.tobytes() for value in model.state_dict().values()]
 
 
@@ -663,7 +663,7 @@ def test_ctrl_c(place, epoch, tmp_path, figures, monkeypatch):
     model = Improving()
 
     def reached(here):
-        if here == place and model.weight.data[0] >= 2 * epoch - 1 and not seen:
+        if here == place and model.weight.array()[0] >= 2 * epoch - 1 and not seen:
             seen.append(here)
             press_ctrl_c()
 

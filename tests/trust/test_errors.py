@@ -86,7 +86,7 @@ class World:
         self.adam = optim.Adam(self.norm.parameters(), 0.1)
         self.sgd = optim.SGD(self.net.parameters(), 0.1, momentum=0.9)
         for p in (*self.net.parameters(), *self.norm.parameters()):
-            p.grad = np.ones_like(p.data)
+            p.grad = np.ones_like(p.array())
         self.sgd.step()
         self.adam.step()
         self.step_lr = optim.StepLR(self.sgd, 2)
@@ -186,7 +186,7 @@ def frozen(value: Any) -> Any:
         case np.ndarray():
             return value.dtype, value.shape, value.tobytes()
         case Tensor():
-            return frozen(value.data), frozen(value.grad), value.requires_grad
+            return frozen(value.array()), frozen(value.grad), value.requires_grad
         case dict():
             return {key: frozen(item) for key, item in value.items()}
         case list() | tuple():

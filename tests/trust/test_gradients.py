@@ -86,7 +86,7 @@ def gradients(function: Callable[..., Any], learnt: Arrays, wanted: set[str]) ->
     tensors = {name: Tensor(a, name in wanted) for name, a in learnt.items()}
     y = function(**tensors)
     y = y if isinstance(y, Tensor) else y[0]
-    y.backward(cases.like(y.data))
+    y.backward(cases.like(y.array()))
     return {name: t.grad for name, t in tensors.items()}
 
 
@@ -465,7 +465,7 @@ def test_conversions_between_dtypes_are_differentiated():
     y = x.to(np.float32)
     (y * y).sum().backward()
     assert y.dtype == np.float32 and x.grad.dtype == np.float64
-    np.testing.assert_allclose(x.grad, 2 * x.data, rtol=1e-6)
+    np.testing.assert_allclose(x.grad, 2 * x.array(), rtol=1e-6)
     assert not x.to(np.int64).requires_grad and x.to(np.float64) is x
 
 
@@ -600,7 +600,7 @@ def in_double(module: nn.Module) -> nn.Module:
     for part in module.modules():
         for key, p in part._parameters.items():
             if p is not None:
-                setattr(part, key, nn.Parameter(p.data + rng.uniform(0, 0.1, p.shape)))
+                setattr(part, key, nn.Parameter(p.array() + rng.uniform(0, 0.1, p.shape)))
         for key, b in part._buffers.items():
             if b is not None and b.dtype.kind == "f":
                 setattr(part, key, b + rng.uniform(0, 0.5, b.shape))
@@ -629,7 +629,7 @@ def check_module(module: nn.Module, *inputs: Any, **options: Any) -> int:
     given = [
         Tensor(i, True) if i is real[0] or isinstance(module, nn.MSELoss) else i for i in inputs
     ]
-    values = [Tensor(getattr(*place).data, True) for place in places]
+    values = [Tensor(getattr(*place).array(), True) for place in places]
     gradcheck(function, [*given, *values], rtol=1e-5, atol=1e-6, **options)
     return len(values) + sum(isinstance(t, Tensor) for t in given)
 
@@ -884,7 +884,7 @@ def test_every_model_is_in_the_table():
 
 
 def slope(given: float, told: float) -> Callable[[Tensor], Tensor]:
-    return lambda x: record(x.data * given, (x,), lambda dy: (dy * told,))
+    return lambda x: record(x.array() * given, (x,), lambda dy: (dy * told,))
 
 
 def leaf(*shape: int, seed: int = 0) -> Tensor:
@@ -893,11 +893,11 @@ def leaf(*shape: int, seed: int = 0) -> Tensor:
 
 def one_wrong_element(x: Tensor) -> Tensor:
     factors = np.where(np.arange(x.numel()).reshape(x.shape) == 4, 2.001, 2)
-    return record(x.data * 2, (x,), lambda dy: (dy * factors,))
+    return record(x.array() * 2, (x,), lambda dy: (dy * factors,))
 
 
 def of_wrong_shape(x: Tensor) -> Tensor:
-    return record(x.data * 2, (x,), lambda dy: (dy[:1] * 2,), fresh=True)
+    return record(x.array() * 2, (x,), lambda dy: (dy[:1] * 2,), fresh=True)
 
 
 class Counter:
@@ -910,7 +910,7 @@ class Counter:
         self.calls += 1
         off = self.calls * 1e-9
         forward, backward = (off, 0.0) if self.which == "output" else (0.0, off)
-        return record(x.data * 2 + forward, (x,), lambda dy: (dy * 2 + backward,))
+        return record(x.array() * 2 + forward, (x,), lambda dy: (dy * 2 + backward,))
 
 
 @pytest.mark.parametrize("fast", [False, True])
@@ -987,14 +987,14 @@ def test_gradcheck_gives_tensors_of_the_same_memory_and_leaves_the_given_ones_al
     x.grad = np.ones((3, 4))
 
     def function(t: Tensor) -> Tensor:
-        seen.append(t.data)
+        seen.append(t.array())
         return t * t
 
-    before = x.data.copy()
+    before = x.array().copy()
     assert gradcheck(function, x)
-    assert seen[0] is x.data and all(a.strides == x.data.strides for a in seen)
+    assert seen[0] is x.array() and all(a.strides == x.array().strides for a in seen)
     np.testing.assert_array_equal(x.grad, np.ones((3, 4)))
-    np.testing.assert_array_equal(x.data, before)
+    np.testing.assert_array_equal(x.array(), before)
 
 
 def test_gradcheck_with_fast_mode_takes_two_calls_an_input():

@@ -279,7 +279,7 @@ def test_what_dropout_drops_is_zero_whatever_it_was(p, dtype, figures):
     assert same_bits(ops.dropout(x, p, training=False), x)
     rows = x[:, :, 0, 0]
     fl.manual_seed(9)
-    dropped = nn.Dropout1d(p)(fl.Tensor(x[:, :, 0])).data == 0
+    dropped = nn.Dropout1d(p)(fl.Tensor(x[:, :, 0])).array() == 0
     assert dropped.all((1, 2)).all() == (p == 1) and rows.size
 
 
@@ -587,7 +587,7 @@ def test_optimisers(make, values, state, dtype, figures):
             p.grad = grad if i == 0 else np.ones_like(grad)
             optimizer.step()
         found = {n: a for n, a in optimizer.state[p].items() if isinstance(a, np.ndarray)}
-        return {"p": p.data, **found}
+        return {"p": p.array(), **found}
 
     plain = {steps: run(np.ones(39, dtype), steps) for steps in (1, 3)}
     for at in (0, 17, 38):
@@ -611,14 +611,14 @@ def test_a_chain_of_layers_keeps_nan_in_its_channel():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)).eval()
     x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
     with fl.no_grad():
-        plain = model(fl.tensor(x)).data.copy()
+        plain = model(fl.tensor(x)).array().copy()
         for value in VALUES:
             mean, var = model[1].running_mean, model[1].running_var
             for buffers in ((mean,), (var,), (mean, var)):
                 kept = [buffer[2] for buffer in buffers]
                 for buffer in buffers:
                     buffer[2] = value
-                y = model(fl.tensor(x)).data
+                y = model(fl.tensor(x)).array()
                 for buffer, number in zip(buffers, kept, strict=True):
                     buffer[2] = number
                 assert same_bits(y, plain, (np.arange(4) != 2)[:, None, None])

@@ -152,8 +152,8 @@ def of_chain(case: cases.Case, steps: tuple[str, ...], fused: bool) -> Arrays:
         else:
             y = F.relu(y) if step == "relu" else F.max_pool2d(y, 2)
     assert (y.deferred is not None) is fused
-    y.backward(cases.like(y.data))
-    return {"y": y.data} | kept | {f"d{k}": t.grad for k, t in learnt.items()}
+    y.backward(cases.like(y.array()))
+    return {"y": y.array()} | kept | {f"d{k}": t.grad for k, t in learnt.items()}
 
 
 @pytest.mark.parametrize(("op", "steps"), FUSED, ids=str)
@@ -223,7 +223,7 @@ class Training:
             loss = F.cross_entropy(self.model(x), labels)
             loss.backward()
             self.optimizer.step()
-            self.losses.append(loss.data)
+            self.losses.append(loss.array())
         self.scheduler.step()
 
     def bits(self) -> dict[str, bytes]:
@@ -344,7 +344,7 @@ def test_dropout_follows_the_seed(op, shape, p, figures):
 
     def masks(seed: int, count: int = 2, n: int | None = None) -> list[np.ndarray]:
         fl.manual_seed(seed)
-        return [op(x[:n], p).data for _ in range(count)]
+        return [op(x[:n], p).array() for _ in range(count)]
 
     first, second = masks(3)
     for threads in THREADS:
@@ -390,8 +390,8 @@ def test_a_slice_of_a_batch_is_as_in_the_batch(case, figures):
             given = {k: a[part] if k in ("input", "target") else a for k, a in arrays.items()}
             x = Tensor(given.pop("input"), True)
             y = getattr(F, case.op)(x, **given, **case.options)
-            y.backward(cases.like(y.data) if dy is None else dy)
-            return {"y": y.data, "dx": x.grad}
+            y.backward(cases.like(y.array()) if dy is None else dy)
+            return {"y": y.array(), "dx": x.grad}
 
         whole = run(slice(None), None)
         dy = cases.like(whole["y"])
@@ -414,6 +414,6 @@ def test_a_model_in_evaluation_tells_the_same_of_an_image_in_any_batch(name, gra
         if isinstance(module, nn.Conv2d):
             module.algorithm = "direct"
     with nullcontext() if grad else fl.no_grad():
-        whole = model(images).data
+        whole = model(images).array()
         for part in (slice(0, 1), slice(5, 8), slice(9, None)):
-            assert model(images[part]).data.tobytes() == whole[part].tobytes()
+            assert model(images[part]).array().tobytes() == whole[part].tobytes()
