@@ -1,7 +1,8 @@
 """Train convolutional networks on a CPU, fast and without torch.
 
-``import fastlayers as fl`` gives PyTorch-shaped layers (`fl.nn`), optimisers (`fl.optim`), data
-(`fl.data`), models (`fl.models`) and training (`fl.training`), also on several processes
+``import fastlayers as fl``, or ``as torch``, gives tensors and the functions of them that PyTorch
+has (`fl.exp`, `fl.cat`), layers (`fl.nn`), optimisers (`fl.optim`), data sets, transforms and
+models (`fl.vision`), loaders (`fl.data`) and training (`fl.training`), also on several processes
 (`fl.distributed`), and below them the ops on NumPy arrays (`fl.ops`) and the compiled kernels
 (`fl.kernels`).
 
@@ -15,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastlayers import (
+        accelerator,
+        backends,
+        cuda,
         data,
         distributed,
         kernels,
@@ -26,8 +30,18 @@ if TYPE_CHECKING:
         testing,
         training,
     )
-    from fastlayers.autograd import Tensor, no_grad, tensor
+    from fastlayers.autograd import (
+        Tensor,
+        enable_grad,
+        inference_mode,
+        is_grad_enabled,
+        no_grad,
+        set_grad_enabled,
+    )
+    from fastlayers.autograd.dtypes import *
+    from fastlayers.autograd.types import Size, device
     from fastlayers.checkpoint import load, save
+    from fastlayers.functions import *
     from fastlayers.lazy import is_fusion_enabled, set_fusion_enabled
     from fastlayers.precompile import warmup
     from fastlayers.profiling import profile
@@ -36,57 +50,66 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Tensor",
+_MODULES = (
+    "accelerator",
+    "autograd",
+    "backends",
+    "cuda",
     "data",
     "distributed",
-    "get_num_threads",
-    "is_fusion_enabled",
     "kernels",
-    "load",
-    "manual_seed",
     "models",
     "nn",
-    "no_grad",
     "ops",
     "optim",
-    "profile",
     "random",
-    "save",
-    "set_fusion_enabled",
-    "set_num_threads",
-    "tensor",
     "testing",
     "training",
-    "warmup",
-]
-
+)
 _HOMES = {
+    "Size": "autograd.types",
     "Tensor": "autograd",
+    "device": "autograd.types",
+    "enable_grad": "autograd",
     "get_num_threads": "runtime.threads",
+    "inference_mode": "autograd",
     "is_fusion_enabled": "lazy",
+    "is_grad_enabled": "autograd",
     "load": "checkpoint",
     "manual_seed": "random",
     "no_grad": "autograd",
     "profile": "profiling",
     "save": "checkpoint",
     "set_fusion_enabled": "lazy",
+    "set_grad_enabled": "autograd",
     "set_num_threads": "runtime.threads",
-    "tensor": "autograd",
     "warmup": "precompile",
 }
+# Whose names are all those of `fastlayers`, so that they are listed in one place only.
+_SHARED = ("autograd.dtypes", "functions")
+
+__all__ = [*_MODULES, *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    elif name in __all__:
+    if name in _MODULES:
         value = importlib.import_module(f"{__name__}.{name}")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = _shared(name)
     globals()[name] = value
     return value
 
 
+def _shared(name: str) -> Any:
+    for home in () if name.startswith("_") else _SHARED:
+        module = importlib.import_module(f"{__name__}.{home}")
+        if name in module.__all__:
+            return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    shared = (importlib.import_module(f"{__name__}.{home}").__all__ for home in _SHARED)
+    return sorted([*__all__, "__version__", *(name for names in shared for name in names)])

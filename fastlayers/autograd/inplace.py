@@ -29,7 +29,7 @@ def check_target(op: str, target: Tensor) -> np.ndarray:
         read-only or repeats its elements.
     """
     if mode.thread.enabled:
-        root = target if target._base is None else target._base[0]
+        root = target if target.base is None else target.base[0]
         for what, t in (("a leaf", target), ("a view of a leaf", root)):
             if t.requires_grad and t.is_leaf:
                 raise RuntimeError(
@@ -88,14 +88,14 @@ def _before(target: Tensor, values: np.ndarray) -> Tensor:
 
 def make_view(out: Tensor, of: Tensor, look: Look) -> Tensor:
     """Let `out` be known as the view ``look(array)`` of the array of `of`."""
-    if of._base is None:
+    if of.base is None:
         root = of
     else:
-        root, outer = of._base
+        root, outer = of.base
         inner, look = look, lambda array: inner(outer(array))
     storage = root.storage
-    out._base, out._storage = (root, look), storage
-    views = storage.views
+    out.base, out._storage = (root, look), storage
+    views = storage.views = [] if storage.views is None else storage.views
     # Those that are gone are removed when there may be as many of them as others.
     if len(views) >= 16 and len(views) & (len(views) - 1) == 0:
         views[:] = [view for view in views if view() is not None]
@@ -106,14 +106,14 @@ def make_view(out: Tensor, of: Tensor, look: Look) -> Tensor:
 def rebind(target: Tensor, node: Node) -> None:
     """Let `target`, whose memory was changed, have been made by the op of `node`."""
     root = target
-    if target._base is not None:
-        root, look = target._base
+    if target.base is not None:
+        root, look = target.base
         node = _patched(root, look, node)
     root._node, root.requires_grad = node, True
-    for reference in root.storage.views:
+    for reference in root.storage.views or ():
         view = reference()
-        if view is not None and view._base is not None and view._base[0] is root:
-            view._node, view.requires_grad = _seen(root, view._base[1]), True
+        if view is not None and view.base is not None and view.base[0] is root:
+            view._node, view.requires_grad = _seen(root, view.base[1]), True
 
 
 def _like(root: Tensor) -> np.ndarray:
@@ -138,7 +138,7 @@ def _patched(root: Tensor, look: Look, part: Node) -> Node:
         inside[...] = 0
         return rest, gradient
 
-    return Node(root.array(), (_edge(root), part), copy_slices)
+    return Node((_edge(root), part), copy_slices)
 
 
 def _seen(root: Tensor, look: Look) -> Node:
@@ -149,4 +149,4 @@ def _seen(root: Tensor, look: Look) -> Node:
         look(dx)[...] = dy
         return (dx,)
 
-    return Node(look(root.array()), (_edge(root),), as_strided)
+    return Node((_edge(root),), as_strided)

@@ -26,6 +26,7 @@ __all__ = ["OUTPUT", "Backward", "Gradients", "Listener", "Node", "listen", "run
 
 Gradients = Sequence[np.ndarray | None]
 Backward = Callable[[np.ndarray], Gradients]
+Likes = Sequence[tuple[tuple[int, ...], np.dtype] | None]
 # Among the tensors that an op has saved: its own output.
 OUTPUT: Any = object()
 
@@ -39,7 +40,7 @@ class Storage:
 
     def __init__(self) -> None:
         self.version = 0
-        self.views: list[weakref.ref[Tensor]] = []
+        self.views: list[weakref.ref[Tensor]] | None = None
 
 
 class Node:
@@ -48,30 +49,28 @@ class Node:
     __slots__ = (
         "__weakref__",
         "backward",
-        "dtype",
         "edges",
-        "fresh",
+        "likes",
         "number",
         "retainer",
         "saved",
-        "shape",
-        "versions",
     )
 
     def __init__(
         self,
-        output: np.ndarray,
-        edges: tuple[Node | Tensor | None, ...],
+        edges: Sequence[Node | Tensor | None],
         backward: Backward,
-        saved: tuple[Storage, ...] = (),
-        fresh: bool = False,
+        saved: Sequence[tuple[Storage, int]] = (),
+        likes: Likes | None = None,
     ) -> None:
         self.number = next(_numbers)
-        self.shape, self.dtype = output.shape, output.dtype
-        self.edges: tuple[Node | Tensor | None, ...] | None = edges
+        self.edges: Sequence[Node | Tensor | None] | None = edges
         self.backward: Backward | None = backward
-        self.fresh = fresh
-        self.saved, self.versions = saved, [storage.version for storage in saved]
+        # The shapes and dtypes of the inputs, which the gradients must have. None if they do, and
+        # are arrays of their own.
+        self.likes = likes
+        # What it has saved, and the version that this was of.
+        self.saved = saved
         # The tensor of this op's output that keeps its gradient (`Tensor.retain_grad`).
         self.retainer: weakref.ref[Tensor] | None = None
 
@@ -118,19 +117,25 @@ class _Pass:
         # Leaves get their gradients when all went well: an error leaves them as they were.
         self.leaves: dict[int, tuple[Tensor, np.ndarray]] = {}
 
-    def add(self, edges: Sequence[Any], parts: Gradients, shared: Gradients | None) -> None:
+    def add(
+        self,
+        edges: Sequence[Any],
+        parts: Gradients,
+        likes: Likes | None = None,
+        shared: Gradients = (),
+    ) -> None:
         """Hand the gradients of an op's inputs on.
 
-        `shared` holds the arrays whose memory they may be in, None if they are of their own and
-        have the shapes and dtypes of the inputs.
+        `likes` are the shapes and dtypes that they must have, None where they do, and `shared` the
+        arrays whose memory they may be in.
         """
         nodes, leaves = self.nodes, self.leaves
         for i, edge in enumerate(edges):
             part = parts[i]
             if part is None or edge is None:
                 continue
-            if shared is not None:
-                part = _fitting(edge, part)
+            if likes is not None:
+                part = _fitting(likes[i], part)
             if type(edge) is not Node:
                 key = id(edge)
                 if key in leaves:
@@ -161,7 +166,7 @@ def run_backward(
     """
     way, found = _Pass(), dict[int, np.ndarray]()
     progress = _Progress(roots) if _listeners and wanted is None else None
-    way.add(roots, seeds, ())
+    way.add(roots, seeds)
     if progress is not None:
         progress.reached(roots, way.leaves)
     while way.order:
@@ -175,7 +180,7 @@ def run_backward(
                 "backward: retain_graph must be True in all calls but the last, got a second call "
                 "for what the first has freed (trying to backward through the graph a second time)"
             )
-        for storage, version in zip(node.saved, node.versions, strict=True):
+        for storage, version in node.saved:
             if storage.version != version:
                 _fail_changed(node, storage.version, version)
         edges, parts = node.edges, node.backward(gradient)
@@ -186,14 +191,20 @@ def run_backward(
             )
         if not retain_graph:
             node.backward = node.edges = None
-            node.saved, node.versions = (), []
-        way.add(edges, parts, None if node.fresh else (gradient, *parts))
+            node.saved = ()
+        if node.likes is None:
+            way.add(edges, parts)
+        else:
+            way.add(edges, parts, node.likes, (gradient, *parts))
         if progress is not None:
             progress.reached(edges, way.leaves)
     if wanted is not None:
         return found | {key: way.leaves[key][1] for key in wanted if key in way.leaves}
     for leaf, gradient in way.leaves.values():
-        leaf.add_grad(gradient)
+        if leaf._grad is None:
+            leaf._grad = gradient
+        else:
+            leaf.add_grad(gradient)
     if progress is not None:
         progress.finish()
     return found
@@ -251,16 +262,16 @@ class _Progress:
             listener.finish()
 
 
-def _fitting(edge: Node | Tensor, part: np.ndarray) -> np.ndarray:
+def _fitting(like: Any, part: np.ndarray) -> np.ndarray:
     """A gradient as its kernels, which check nothing, expect it."""
-    if part.shape != edge.shape:
+    shape, dtype = like
+    if part.shape != shape:
         raise ValueError(
-            f"backward: an op's gradient must have its input's shape {tuple(edge.shape)}, "
-            f"got {part.shape}"
+            f"backward: an op's gradient must have its input's shape {shape}, got {part.shape}"
         )
-    if part.dtype is edge.dtype or part.dtype == edge.dtype:
+    if part.dtype is dtype or part.dtype == dtype:
         return part
-    return part.astype(edge.dtype)  # of an op of float32 and float64
+    return part.astype(dtype)  # of an op of float32 and float64
 
 
 def _meets(part: np.ndarray, others: Gradients) -> bool:

@@ -88,7 +88,8 @@ def setitem(self: Tensor, index: Any, value: Any) -> None:
     backward.__qualname__ = "setitem.<locals>.backward"
     array[where] = given
     self.changed()
-    inplace.rebind(self, Node(array, edges, backward))
+    likes = [(t.array().shape, t.dtype) if t is not None else None for t in (self, source)]
+    inplace.rebind(self, Node(edges, backward, (), likes))
 
 
 method(getitem, "__getitem__")

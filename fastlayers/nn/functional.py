@@ -140,8 +140,8 @@ def max_pool2d(
     pool = fusion.MaxPool((*window, ceil_mode))
     if not return_indices:
         return fusion.apply(x, pool)
+    shape = x.array().shape
     y, offsets = ops.max_pool2d_forward(x.array(), *window, ceil_mode)
-    shape = x.shape
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray]:
         return (ops.max_pool2d_backward(dy, offsets, shape, *window),)
@@ -162,7 +162,7 @@ def avg_pool2d(
     """Mean of each window; see `fastlayers.ops.avg_pool2d`."""
     x = _tensor(input)
     options = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    shape = x.shape
+    shape = x.array().shape
     y = ops.avg_pool2d(x.array(), *options)
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray]:
@@ -174,7 +174,7 @@ def avg_pool2d(
 def adaptive_avg_pool2d(input: Input, output_size: int | Sequence[int | None] | None) -> Tensor:
     """Means over windows that give an output size; see `fastlayers.ops.adaptive_avg_pool2d`."""
     x = _tensor(input)
-    shape = x.shape
+    shape = x.array().shape
     y = ops.adaptive_avg_pool2d(x.array(), output_size)
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray]:

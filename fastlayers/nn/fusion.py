@@ -211,7 +211,7 @@ class MaxPool(Step):
 
     def alone(self, x: Tensor) -> Recording:  # noqa: D102
         y, offsets = ops.max_pool2d_forward(x.array(), *self.window)
-        shape, window = x.shape, self.window[:4]
+        shape, window = x.array().shape, self.window[:4]
 
         def backward(dy: np.ndarray) -> Any:
             return (ops.max_pool2d_backward(dy, offsets, shape, *window),)

@@ -101,7 +101,7 @@ class Linear(_Head):
     def run(self, steps: Steps) -> Recording:
         """Map the last axis; the only step is a ReLU."""
         (x, w, b), needs, shape = self.arguments, _needs(self.inputs), self.shape
-        relu, before = self.relu or bool(steps), self.inputs[0].shape
+        relu, before = self.relu or bool(steps), self.inputs[0].array().shape
         y = linear_rows(x, w, b, relu)
 
         def backward(dy: np.ndarray) -> Any:

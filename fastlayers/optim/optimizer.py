@@ -114,7 +114,7 @@ class Optimizer(ABC):
         """Forget all gradients, or replace them by zeros."""
         for p in self._params():
             if set_to_none:
-                p.grad = None
+                p._grad = None  # `grad` checks what it is given
             elif (gradient := p.grad) is not None:
                 gradient.zero_()
 
@@ -141,7 +141,8 @@ class Optimizer(ABC):
                 self._update(group, key, params, *table)  # type: ignore[misc]
         for _, _, params in parts:
             for p in params:
-                p.changed()
+                if (storage := p._storage) is not None:  # `changed`, without 10 calls of it
+                    storage.version += 1
         return result
 
     def _table(self, group: Group, params: list[Parameter]) -> Table | None:
