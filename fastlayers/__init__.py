@@ -12,6 +12,7 @@ Each is loaded when it is first used, and Numba with the first kernel.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ _HOMES = {
     "warmup": "precompile",
 }
 # Whose names are all those of `fastlayers`, so that they are listed in one place only.
-_SHARED = ("autograd.dtypes", "functions")
+_SHARED = ("autograd.dtypes", "functions")  # tensors come first: functions are their methods
 
 __all__ = [*_MODULES, *_HOMES]
 
@@ -103,7 +104,9 @@ def __getattr__(name: str) -> Any:
 
 
 def _shared(name: str) -> Any:
-    for home in () if name.startswith("_") else _SHARED:
+    # A module that is being imported, `from fastlayers import lazy`, is asked for here first.
+    other = name.startswith("_") or importlib.util.find_spec(f"{__name__}.{name}") is not None
+    for home in () if other else _SHARED:
         module = importlib.import_module(f"{__name__}.{home}")
         if name in module.__all__:
             return getattr(module, name)
