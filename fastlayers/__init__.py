@@ -104,6 +104,8 @@ def __getattr__(name: str) -> Any:
 
 
 def _shared(name: str) -> Any:
+    import importlib.util
+
     # A module that is being imported, `from fastlayers import lazy`, is asked for here first.
     other = name.startswith("_") or importlib.util.find_spec(f"{__name__}.{name}") is not None
     for home in () if other else _SHARED:
