@@ -18,7 +18,7 @@ from fastlayers.autograd.dtypes import can_cast
 from fastlayers.autograd.tape import Node
 from fastlayers.autograd.tensor import Look, Tensor, wants_grad
 
-__all__ = ["apply", "check_target", "make_view", "rebind", "reshape"]
+__all__ = ["apply", "check_target", "edge", "make_view", "rebind", "reshape"]
 
 
 def check_target(op: str, target: Tensor) -> np.ndarray:
@@ -48,7 +48,9 @@ def check_target(op: str, target: Tensor) -> np.ndarray:
     return array
 
 
-def apply(op: str, function: Callable[..., Tensor], target: Tensor, *args: Any, **kw: Any) -> Tensor:
+def apply(
+    op: str, function: Callable[..., Tensor], target: Tensor, *args: Any, **kw: Any
+) -> Tensor:
     """Replace the values of `target` by ``function(target, *args, **kw)``.
 
     Raises
@@ -145,7 +147,8 @@ def _like(root: Tensor) -> np.ndarray:
     return np.zeros_like(root.array())
 
 
-def _edge(tensor: Tensor) -> Node | Tensor | None:
+def edge(tensor: Tensor) -> Node | Tensor | None:
+    """Where the gradient of a tensor goes: the op that made it, or itself, a leaf."""
     if not tensor.requires_grad:
         return None
     return tensor if tensor._node is None else tensor._node
@@ -162,7 +165,7 @@ def _patched(root: Tensor, look: Look, part: Node) -> Node:
         inside[...] = 0
         return rest, gradient
 
-    return Node(root.array(), (_edge(root), part), copy_slices)
+    return Node(root.array(), (edge(root), part), copy_slices)
 
 
 def _seen(root: Tensor, look: Look) -> Node:
@@ -179,4 +182,4 @@ def _seen(root: Tensor, look: Look) -> Node:
         inside[...] = dy
         return (dx,)
 
-    return Node(look(root.array()), (_edge(root),), as_strided)
+    return Node(look(root.array()), (edge(root),), as_strided)

@@ -44,9 +44,9 @@ def sizes(op: str, given: tuple[Any, ...], name: str = "shape") -> tuple[int, ..
         If it holds other than integers.
     """
     several = given
-    if len(given) == 1 and not hasattr(given[0], "__index__"):
-        several = given[0]
-    elif len(given) == 1 and isinstance(given[0], (Tensor, np.ndarray)) and given[0].ndim:
+    if (len(given) == 1 and not hasattr(given[0], "__index__")) or (
+        len(given) == 1 and isinstance(given[0], (Tensor, np.ndarray)) and given[0].ndim
+    ):
         several = given[0]
     try:
         return tuple(size.__index__() for size in several)
