@@ -6,6 +6,7 @@ values; its views, and the tensor that it is a view of, get nodes that follow fr
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd import mode
+from fastlayers.autograd.dtypes import can_cast
 from fastlayers.autograd.tape import Node
 from fastlayers.autograd.tensor import Look, Tensor, wants_grad
 
-__all__ = ["apply", "check_target", "make_view", "rebind"]
+__all__ = ["apply", "check_target", "edge", "make_view", "rebind", "reshape"]
 
 
 def check_target(op: str, target: Tensor) -> np.ndarray:
@@ -46,7 +48,9 @@ def check_target(op: str, target: Tensor) -> np.ndarray:
     return array
 
 
-def apply(op: str, function: Callable[..., Tensor], target: Tensor, *args: Any, **kw: Any) -> Tensor:
+def apply(
+    op: str, function: Callable[..., Tensor], target: Tensor, *args: Any, **kw: Any
+) -> Tensor:
     """Replace the values of `target` by ``function(target, *args, **kw)``.
 
     Raises
@@ -67,7 +71,7 @@ def apply(op: str, function: Callable[..., Tensor], target: Tensor, *args: Any, 
             f"{op}: the result must have the tensor's shape {array.shape}, got {values.shape} "
             f"(output doesn't match the broadcast shape)"
         )
-    if not np.can_cast(values.dtype, array.dtype, "same_kind"):
+    if not can_cast(values.dtype, array.dtype):
         raise RuntimeError(
             f"{op}: the result must be of the tensor's kind {array.dtype}, got {values.dtype}, "
             f"which can't be cast to it"
@@ -103,6 +107,28 @@ def make_view(out: Tensor, of: Tensor, look: Look) -> Tensor:
     return out
 
 
+def reshape(target: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Let `target` be ``function(target)``, a view of its memory, from now on.
+
+    What were its views are then views of another tensor, of its former shape, as `target` is.
+    """
+    if target.requires_grad and target.is_leaf:  # within no_grad(); it stays a leaf
+        target._array = function(target.detach()).array()
+        return target
+    whole = target
+    if target._base is None:
+        whole = copy.copy(target)
+        for reference in target.storage.views:
+            view = reference()
+            if view is not None and view._base is not None and view._base[0] is target:
+                view._base = whole, view._base[1]
+        target.storage.views.append(weakref.ref(target))
+    with mode.enable_grad():
+        out = function(whole)
+    target._array, target._node, target._base = out._array, out._node, out._base
+    return target
+
+
 def rebind(target: Tensor, node: Node) -> None:
     """Let `target`, whose memory was changed, have been made by the op of `node`."""
     root = target
@@ -121,7 +147,8 @@ def _like(root: Tensor) -> np.ndarray:
     return np.zeros_like(root.array())
 
 
-def _edge(tensor: Tensor) -> Node | Tensor | None:
+def edge(tensor: Tensor) -> Node | Tensor | None:
+    """Where the gradient of a tensor goes: the op that made it, or itself, a leaf."""
     if not tensor.requires_grad:
         return None
     return tensor if tensor._node is None else tensor._node
@@ -138,7 +165,7 @@ def _patched(root: Tensor, look: Look, part: Node) -> Node:
         inside[...] = 0
         return rest, gradient
 
-    return Node((_edge(root), part), copy_slices)
+    return Node((edge(root), part), copy_slices)
 
 
 def _seen(root: Tensor, look: Look) -> Node:
@@ -146,7 +173,13 @@ def _seen(root: Tensor, look: Look) -> Node:
 
     def as_strided(dy: np.ndarray) -> Any:
         dx = _like(root)
-        look(dx)[...] = dy
+        inside = look(dx)
+        # Of an expanded tensor the gradients of all its repetitions add up.
+        over = tuple(i for i, step in enumerate(inside.strides) if not step and dy.shape[i] > 1)
+        if over:
+            dy = dy.sum(over, keepdims=True)
+            inside = inside[tuple(slice(1 if i in over else None) for i in range(dy.ndim))]
+        inside[...] = dy
         return (dx,)
 
-    return Node((_edge(root),), as_strided)
+    return Node((edge(root),), as_strided)

@@ -18,7 +18,7 @@ from fastlayers.autograd.tape import OUTPUT
 from fastlayers.autograd.tensor import Tensor, record, wants_grad
 from fastlayers.functions.promotion import common, floating, operand
 
-__all__ = ["NUMPY", "binary", "comparison", "method", "recorded", "register", "tensor", "unary", "unbroadcast", "view"]
+__all__ = ["NUMPY", "binary", "comparison", "method", "recorded", "register", "result", "tensor", "unary", "unbroadcast", "view"]
 
 Function = Callable[..., Tensor]
 # What NumPy's functions do to tensors (`fastlayers.functions.numpy_protocol`).
@@ -257,7 +257,12 @@ def comparison(name: str, forward: Any, doc: str, symbol: str) -> Function:
 
 
 def recorded(
-    *, tensors: int = 1, saves: tuple[int, ...] = (), saves_output: bool = False, numpy: Any = None
+    *,
+    tensors: int = 1,
+    saves: tuple[int, ...] = (),
+    saves_output: bool = False,
+    numpy: Any = None,
+    in_place: bool = False,
 ) -> Callable[[Callable[..., Any]], Function]:
     """Make a function of tensors of one of arrays.
 
@@ -271,6 +276,8 @@ def recorded(
         Whether the gradient reads the output.
     numpy : callable, optional
         NumPy's function that is this one.
+    in_place : bool
+        Whether there is a method `name_` too.
 
     Returns
     -------
@@ -286,19 +293,30 @@ def recorded(
                 args, options = _by_name(function, args, options, tensors)
             inputs = tuple(tensor(value) for value in args[:tensors])
             out, gradient = function(*(t.array() for t in inputs), *args[tensors:], **options)
-
-            def backward(dy: np.ndarray) -> Any:
-                with np.errstate(all="ignore"):
-                    parts = gradient(dy)
-                return parts if isinstance(parts, tuple) else (parts,)
-
-            backward.__qualname__ = f"{function.__name__}.<locals>.backward"
             saved = tuple(inputs[i] for i in saves) + ((OUTPUT,) if saves_output else ())
-            return record(np.asarray(out), inputs, backward, saved=saved)
+            return result(function.__name__, out, inputs, gradient, saved)
 
-        return register(function.__name__, call, numpy, in_place=False)
+        return register(function.__name__, call, numpy, in_place=in_place)
 
     return decorate
+
+
+def result(
+    name: str,
+    out: Any,
+    inputs: tuple[Tensor | None, ...],
+    gradient: Callable[[np.ndarray], Any],
+    saved: tuple[Any, ...] = (),
+) -> Tensor:
+    """The tensor of a function's output; `gradient` gives dx of one input, or a tuple of all."""
+
+    def backward(dy: np.ndarray) -> Any:
+        with np.errstate(all="ignore"):
+            parts = gradient(dy)
+        return parts if isinstance(parts, tuple) else (parts,)
+
+    backward.__qualname__ = f"{name}.<locals>.backward"
+    return record(np.asarray(out), inputs, backward, saved=saved)
 
 
 def _by_name(

@@ -1,0 +1,211 @@
+"""Tensors joined to one, and one divided into several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fastlayers.autograd.tensor import Tensor
+from fastlayers.functions.promotion import common
+from fastlayers.functions.reduction import axis
+from fastlayers.functions.shape import narrow, reshape, select, sizes
+from fastlayers.functions.table import NUMPY, method, result, tensor
+
+__all__ = [
+    "cat",
+    "chunk",
+    "concat",
+    "concatenate",
+    "hstack",
+    "split",
+    "stack",
+    "tensor_split",
+    "unbind",
+    "vstack",
+]
+
+
+def _given(op: str, tensors: Any) -> list[Tensor]:
+    """The tensors to join; other values than tensors are refused, as PyTorch does."""
+    if isinstance(tensors, Tensor) or not isinstance(tensors, (list, tuple)):
+        raise TypeError(
+            f"{op}: tensors must be a list or tuple of tensors, got {type(tensors).__name__}"
+        )
+    for i, x in enumerate(tensors):
+        if not isinstance(x, (Tensor, np.ndarray)):
+            raise TypeError(f"{op}: tensors must be tensors, got {type(x).__name__} at {i}")
+    if not tensors:
+        raise ValueError(f"{op}: tensors must hold at least one (non-empty), got none")
+    return [tensor(x) for x in tensors]
+
+
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Join tensors along an axis that they have; empty ones of shape (0,) are left out.
+
+    Parameters
+    ----------
+    tensors : sequence of Tensor
+        Of the same lengths along all other axes; the result has their common dtype.
+    dim : int
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are no tensors, or none.
+    RuntimeError
+        If they have other lengths, or no axis.
+    """
+    given = _given("cat", tensors)
+    dtype = common(tuple(given))
+    parts = [x for x in given if x.shape != (0,)] or given[:1]
+    first = parts[0].shape
+    at = axis("cat", len(first), dim)
+    for i, x in enumerate(parts):
+        if not x.ndim:
+            raise RuntimeError(f"cat: tensors must have an axis, got a zero-dimensional one at {i}")
+        rest = (*x.shape[:at], *x.shape[at + 1 :])
+        if len(x.shape) != len(first) or rest != (*first[:at], *first[at + 1 :]):
+            raise RuntimeError(
+                f"cat: sizes of tensors must match except in dimension {dim}, "
+                f"got {tuple(first)} and {tuple(x.shape)}"
+            )
+    arrays = [x.array() for x in parts]
+    ends = np.cumsum([array.shape[at] for array in arrays])[:-1]
+    out = np.concatenate([np.asarray(array, dtype) for array in arrays], at)
+    return result("cat", out, tuple(parts), lambda dy: tuple(np.split(dy, ends, at)))
+
+
+def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Join tensors of one shape along a new axis.
+
+    Raises
+    ------
+    RuntimeError
+        If their shapes differ.
+    """
+    given = _given("stack", tensors)
+    for x in given:
+        if x.shape != given[0].shape:
+            raise RuntimeError(
+                f"stack: tensors must have equal size, "
+                f"got {tuple(given[0].shape)} and {tuple(x.shape)}"
+            )
+    at, dtype = axis("stack", given[0].ndim + 1, dim), common(tuple(given))
+    out = np.stack([np.asarray(x.array(), dtype) for x in given], at)
+    return result("stack", out, tuple(given), lambda dy: tuple(np.moveaxis(dy, at, 0)))
+
+
+def _with_axes(x: Tensor, ndim: int) -> Tensor:
+    """The tensor with axes of length 1 in front, so that there are `ndim`."""
+    return x if x.ndim >= ndim else reshape(x, *(1,) * (ndim - x.ndim), *x.shape)
+
+
+def hstack(tensors: Sequence[Tensor]) -> Tensor:
+    """Join tensors along their second axis, those of one axis along that."""
+    given = [_with_axes(x, 1) for x in _given("hstack", tensors)]
+    return cat(given, 0 if given[0].ndim == 1 else 1)
+
+
+def vstack(tensors: Sequence[Tensor]) -> Tensor:
+    """Join tensors along their first axis; one axis is a row."""
+    return cat([_with_axes(x, 2) for x in _given("vstack", tensors)])
+
+
+def _length(op: str, x: Tensor, dim: int) -> tuple[int, int]:
+    """An axis and its length."""
+    if not x.ndim:
+        raise RuntimeError(f"{op}: input must be at least a 1-dimensional tensor, got a 0-d one")
+    at = axis(op, x.ndim, dim)
+    return at, x.shape[at]
+
+
+def split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
+    """Views of parts along an axis: of one size, where the last may be smaller, or of several.
+
+    Raises
+    ------
+    RuntimeError
+        If a size is negative, or several don't add up to the length.
+    """
+    at, whole = _length("split", tensor, dim)
+    size = split_size_or_sections
+    if isinstance(size, (list, tuple)):
+        lengths = sizes("split", (size,), "split_size_or_sections")
+        if sum(lengths) != whole or min(lengths, default=0) < 0:
+            raise RuntimeError(
+                f"split: split_size_or_sections must not be negative and sum exactly to {whole}, "
+                f"got {list(lengths)}"
+            )
+    else:
+        size = sizes("split", (size,), "split_size_or_sections")[0]
+        if size < 0 or (size == 0 and whole):
+            raise RuntimeError(f"split: split_size must be positive, got {size}")
+        starts = range(0, whole, size) if size and whole else (0,)
+        lengths = tuple(min(size, whole - start) for start in starts)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    pairs = zip(ends.tolist(), lengths, strict=True)
+    return tuple(narrow(tensor, at, end - length, length) for end, length in pairs)
+
+
+def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+    """Views of at most `chunks` parts along an axis, of one size but for the last.
+
+    Raises
+    ------
+    RuntimeError
+        If `chunks` is not positive.
+    """
+    at, whole = _length("chunk", input, dim)
+    if chunks < 1:
+        raise RuntimeError(f"chunk: chunks must be greater than 0, got {chunks}")
+    if not whole:
+        return split(input, [0] * chunks, at)
+    return split(input, -(-whole // chunks), at)
+
+
+def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
+    """Views of parts along an axis: so many of nearly one size, or divided at indices.
+
+    Raises
+    ------
+    RuntimeError
+        If the number of parts is not positive.
+    """
+    at, whole = _length("tensor_split", input, dim)
+    where = indices_or_sections
+    where = where.tolist() if isinstance(where, Tensor) else where
+    if isinstance(where, (list, tuple)):
+        places = sizes("tensor_split", (where,), "indices_or_sections")
+        marks = [slice(0, i).indices(whole)[1] for i in places]
+    else:
+        count = sizes("tensor_split", (where,), "indices_or_sections")[0]
+        if count < 1:
+            raise RuntimeError(f"tensor_split: sections must be greater than 0, got {count}")
+        small, larger = divmod(whole, count)
+        marks = [i * small + min(i, larger) for i in range(1, count)]
+    pairs = zip([0, *marks], [*marks, whole], strict=True)
+    return tuple(narrow(input, at, start, max(end - start, 0)) for start, end in pairs)
+
+
+def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+    """Views of all parts along an axis, without it.
+
+    Raises
+    ------
+    IndexError
+        If there is no axis.
+    """
+    if not input.ndim:
+        raise IndexError("unbind: input must have an axis, got a 0-d tensor (it has no dimensions)")
+    at = axis("unbind", input.ndim, dim)
+    return tuple(select(input, at, i) for i in range(input.shape[at]))
+
+
+concat = concatenate = cat
+for _function in (split, chunk, tensor_split, unbind):
+    method(_function, _function.__name__)
+method(split, "split_with_sizes")
+
+NUMPY |= {np.concatenate: cat, np.stack: stack, np.hstack: hstack, np.vstack: vstack}
