@@ -38,7 +38,7 @@ def check_target(op: str, target: Tensor) -> np.ndarray:
                 )
     array = target.settled()
     apart = all(step or size < 2 for size, step in zip(array.shape, array.strides, strict=True))
-    if not (array.flags.writeable and apart):
+    if not (array.flags.writeable and (apart or not array.size)):
         raise RuntimeError(
             f"{op}: the tensor must be writable, got a read-only one or one that repeats its "
             f"elements (more than one element refers to a single memory location); clone() it first"
