@@ -4,18 +4,22 @@ NumPy computes them; convolutions, pooling and the like, which need more, are in
 `fastlayers.nn.functional`. They are the names of `fastlayers` itself.
 """
 
-from fastlayers.functions import arithmetic, compare, elementwise, indexing, numpy_protocol
-from fastlayers.functions import reduction, shape
+from fastlayers.functions import arithmetic, compare, division, elementwise, indexing, numpy_protocol
+from fastlayers.functions import pairs, reduction, shape
 from fastlayers.functions.arithmetic import *
 from fastlayers.functions.compare import *
+from fastlayers.functions.division import *
 from fastlayers.functions.elementwise import *
+from fastlayers.functions.pairs import *
 from fastlayers.functions.reduction import *
 from fastlayers.functions.shape import *
 
 __all__ = [
     *arithmetic.__all__,
     *compare.__all__,
+    *division.__all__,
     *elementwise.__all__,
+    *pairs.__all__,
     *reduction.__all__,
     *shape.__all__,
 ]

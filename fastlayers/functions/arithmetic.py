@@ -8,6 +8,7 @@ import numpy as np
 
 from fastlayers.autograd import inplace
 from fastlayers.autograd.tensor import Tensor
+from fastlayers.functions.division import floored, truncated
 from fastlayers.functions.table import binary, method, recorded, register, unbroadcast
 from fastlayers.ops import arithmetic
 
@@ -56,15 +57,11 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     """
     if rounding_mode is None:
         return _quotient(input, other)
-    from fastlayers.functions.elementwise import floor_divide, trunc
-
-    if rounding_mode == "floor":
-        return floor_divide(input, other)
-    if rounding_mode != "trunc":
+    if rounding_mode not in ("floor", "trunc"):
         raise ValueError(
             f"div: rounding_mode must be None, 'floor' or 'trunc', got {rounding_mode!r}"
         )
-    return trunc(_quotient(input, other))
+    return (floored if rounding_mode == "floor" else truncated)(input, other)
 
 
 def _add_in_place(self: Tensor, other: Any) -> Tensor:

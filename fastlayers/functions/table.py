@@ -82,6 +82,7 @@ def unary(
     *,
     keeps_integers: bool = False,
     in_place: bool = True,
+    numpy: Any = None,
 ) -> Function:
     """A function of each element.
 
@@ -99,6 +100,8 @@ def unary(
         Otherwise integers are computed with as float32.
     in_place : bool
         Whether there is a method `name_` too.
+    numpy : ufunc, optional
+        NumPy's function; `forward` by default, if that is a ufunc.
     """
     asks = () if gradient is None else _asks(gradient)
     saves_input, saves_output = "x" in asks, "y" in asks
@@ -124,7 +127,8 @@ def unary(
         return record(b, (x,), backward, saved=saved)
 
     function.__doc__ = doc
-    numpy = forward if isinstance(forward, np.ufunc) else None
+    if numpy is None and isinstance(forward, np.ufunc):
+        numpy = forward
     return register(name, function, numpy, in_place=in_place)
 
 
@@ -243,7 +247,7 @@ def _operator(function: Function, swapped: bool = False) -> Callable[..., Any]:
     return apply
 
 
-def comparison(name: str, forward: Any, doc: str, symbol: str) -> Function:
+def comparison(name: str, forward: Any, doc: str, symbol: str = "") -> Function:
     """A function of pairs of elements that is true or false."""
 
     def function(input: Any, other: Any) -> Tensor:
@@ -251,8 +255,9 @@ def comparison(name: str, forward: Any, doc: str, symbol: str) -> Function:
         return Tensor(np.asarray(forward(x, y)))
 
     function.__doc__ = doc
-    function = register(name, function, forward, in_place=False)
-    method(_operator(function), f"__{symbol}__")
+    function = register(name, function, forward)
+    if symbol:
+        method(_operator(function), f"__{symbol}__")
     return function
 
 
