@@ -15,6 +15,7 @@ import numpy as np
 from fastlayers.autograd import mode
 from fastlayers.autograd.tape import Node
 from fastlayers.autograd.tensor import Look, Tensor, wants_grad
+from fastlayers.autograd.types import RANKS
 
 __all__ = ["apply", "check_target", "make_view", "rebind"]
 
@@ -67,16 +68,22 @@ def apply(op: str, function: Callable[..., Tensor], target: Tensor, *args: Any, 
             f"{op}: the result must have the tensor's shape {array.shape}, got {values.shape} "
             f"(output doesn't match the broadcast shape)"
         )
-    if not np.can_cast(values.dtype, array.dtype, "same_kind"):
+    if RANKS[values.dtype.kind] > RANKS[array.dtype.kind]:
         raise RuntimeError(
             f"{op}: the result must be of the tensor's kind {array.dtype}, got {values.dtype}, "
             f"which can't be cast to it"
         )
-    array[...] = values
+    np.copyto(array, values, casting="unsafe")
     target.changed()
-    if result._node is not None:
-        rebind(target, result._node)
+    if result.requires_grad:
+        rebind(target, result._node or _replaced(result, lambda dy: (dy,)))
+    elif wants_grad(tensors) and array.dtype.kind == "f":  # a step function, such as x.eq_(y)
+        rebind(target, _replaced(before, lambda dy: (np.zeros_like(dy),)))
     return target
+
+
+def _replaced(by: Tensor, backward: Callable[[np.ndarray], Any]) -> Node:
+    return Node(by.array(), (_edge(by),), backward)
 
 
 def _before(target: Tensor, values: np.ndarray) -> Tensor:

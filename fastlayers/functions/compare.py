@@ -9,7 +9,7 @@ import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.reduction import axes
-from fastlayers.functions.table import binary, comparison, method, operands, register, tensor
+from fastlayers.functions.table import alias, binary, comparison, method, operands, register, tensor
 
 __all__ = [
     "all",
@@ -49,14 +49,11 @@ ge = greater_equal = comparison("ge", np.greater_equal, "``input >= other``.", "
 logical_and = comparison("logical_and", np.logical_and, "Whether both are not 0.")
 logical_or = comparison("logical_or", np.logical_or, "Whether one is not 0.")
 logical_xor = comparison("logical_xor", np.logical_xor, "Whether just one is not 0.")
-for _function, _name in (
-    (ne, "not_equal"),
-    (lt, "less"),
-    (le, "less_equal"),
-    (gt, "greater"),
-    (ge, "greater_equal"),
-):
-    method(_function, _name)
+alias("ne", "not_equal")
+alias("lt", "less")
+alias("le", "less_equal")
+alias("gt", "greater")
+alias("ge", "greater_equal")
 
 
 def logical_not(input: Any) -> Tensor:

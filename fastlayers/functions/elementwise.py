@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd.tensor import Tensor, record
-from fastlayers.functions.table import method, recorded, register, tensor, unary
+from fastlayers.functions.reduction import axis
+from fastlayers.functions.table import alias, method, recorded, register, tensor, unary
 from fastlayers.ops import activation
 
 __all__ = [
@@ -80,14 +81,24 @@ def _step(ufunc: Any) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: np.asarray(ufunc(x)) if x.dtype.kind == "f" else x.copy()
 
 
+def _sign(x: np.ndarray) -> np.ndarray:
+    return x.copy() if x.dtype == np.bool_ else np.asarray(np.sign(x))
+
+
+def _square(x: np.ndarray) -> np.ndarray:
+    return np.square(x.astype(np.int64) if x.dtype == np.bool_ else x)
+
+
 def _gaussian(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
     return dy * (2 / math.sqrt(math.pi)) * np.exp(-x * x)
 
 
 abs = unary("abs", np.abs, lambda dy, x: dy * np.sign(x), "``|x|``.", keeps_integers=True)
 neg = unary("neg", np.negative, lambda dy: -dy, "``-x``.", keeps_integers=True)
-sign = unary("sign", np.sign, None, "-1, 0 or 1.", keeps_integers=True)
-square = unary("square", np.square, lambda dy, x: dy * 2 * x, "``x^2``.", keeps_integers=True)
+sign = unary("sign", _sign, None, "-1, 0 or 1.", keeps_integers=True, numpy=np.sign)
+square = unary(
+    "square", _square, lambda dy, x: dy * 2 * x, "``x^2``.", keeps_integers=True, numpy=np.square
+)
 reciprocal = unary("reciprocal", np.reciprocal, lambda dy, y: -dy * y * y, "``1 / x``.")
 sqrt = unary("sqrt", np.sqrt, lambda dy, y: dy / (2 * y), "Square root.")
 rsqrt = unary("rsqrt", lambda x: 1 / np.sqrt(x), lambda dy, y: dy * -0.5 * y**3, "``1 / sqrt(x)``.")
@@ -157,13 +168,11 @@ tanh = unary(
     numpy=np.tanh,
 )
 absolute, negative = abs, neg
-for _function in (abs, neg):
-    method(_function, f"__{_function.__name__}__")
+alias("abs", "absolute")
+alias("neg", "negative")
+method(abs, "__abs__")
+method(neg, "__neg__")
 method(positive, "__pos__")
-for _name in ("absolute", "negative"):
-    _base = {"absolute": "abs", "negative": "neg"}[_name]
-    method(getattr(Tensor, _base), _name)
-    method(getattr(Tensor, f"{_base}_"), f"{_name}_")
 
 
 def round(input: Any, *, decimals: int = 0) -> Tensor:
@@ -195,14 +204,16 @@ def softmax(input: Any, dim: int, dtype: Any = None) -> Tensor:
     """Softmax along `dim`; see `fastlayers.nn.functional.softmax`."""
     from fastlayers.nn import functional
 
-    return functional.softmax(_converted(input, dtype), dim)
+    x = _converted(input, dtype)
+    return functional.softmax(x, axis("softmax", x.ndim, dim))
 
 
 def log_softmax(input: Any, dim: int, dtype: Any = None) -> Tensor:
     """Logarithm of `softmax`; see `fastlayers.nn.functional.log_softmax`."""
     from fastlayers.nn import functional
 
-    return functional.log_softmax(_converted(input, dtype), dim)
+    x = _converted(input, dtype)
+    return functional.log_softmax(x, axis("log_softmax", x.ndim, dim))
 
 
 def _converted(input: Any, dtype: Any) -> Tensor:

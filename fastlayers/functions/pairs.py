@@ -14,7 +14,7 @@ import numpy as np
 from fastlayers.autograd.tensor import Tensor, record
 from fastlayers.functions.arithmetic import add, mul, sub
 from fastlayers.functions.promotion import common, operand
-from fastlayers.functions.table import binary, method, register, tensor, unbroadcast
+from fastlayers.functions.table import alias, binary, method, register, tensor, unbroadcast
 
 __all__ = [
     "addcdiv",
@@ -75,10 +75,16 @@ fmin = binary(
     "The smaller one, or the one that is not NaN.",
     in_place=False,
 )
+def _scale(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``1 / (a^2 + b^2)``; 0 at the origin."""
+    square = a * a + b * b
+    return np.where(square == 0, square, 1 / square)
+
+
 atan2 = binary(
     "atan2",
     np.arctan2,
-    (lambda dy, a, b: dy * b / (a * a + b * b), lambda dy, a, b: -dy * a / (a * a + b * b)),
+    (lambda dy, a, b: dy * b * _scale(a, b), lambda dy, a, b: -dy * a * _scale(a, b)),
     "Angle of the point (`other`, `input`) from the first axis, in radians.",
     real=True,
 )
@@ -129,7 +135,7 @@ def pow(input: Any, exponent: Any) -> Tensor:
     RuntimeError
         If `exponent` is a negative integer for integers.
     """
-    if isinstance(exponent, int) and exponent < 0 and tensor(input).dtype.kind in "iu":
+    if isinstance(exponent, int) and exponent < 0 and tensor(input).dtype.kind in "iub":
         raise RuntimeError(
             f"pow: exponent must not be negative for integers, got {exponent} (Integers to "
             f"negative integer powers are not allowed)"
@@ -262,5 +268,4 @@ def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Tensor
 clip = clamp
 for _function in (clamp, clamp_min, clamp_max, lerp, addcmul, addcdiv):
     register(_function.__name__, _function)
-method(clamp, "clip")
-method(Tensor.clamp_, "clip_")
+alias("clamp", "clip")

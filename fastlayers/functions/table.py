@@ -16,9 +16,9 @@ import numpy as np
 from fastlayers.autograd import inplace
 from fastlayers.autograd.tape import OUTPUT
 from fastlayers.autograd.tensor import Tensor, record, wants_grad
-from fastlayers.functions.promotion import common, floating, operand
+from fastlayers.functions.promotion import common, floating, number, operand
 
-__all__ = ["NUMPY", "binary", "comparison", "method", "recorded", "register", "tensor", "unary", "unbroadcast", "view"]
+__all__ = ["NUMPY", "alias", "binary", "comparison", "method", "recorded", "register", "tensor", "unary", "unbroadcast", "view"]
 
 Function = Callable[..., Tensor]
 # What NumPy's functions do to tensors (`fastlayers.functions.numpy_protocol`).
@@ -34,6 +34,14 @@ def method(function: Callable[..., Any], *names: str) -> None:
     """Make a function a method of `Tensor`."""
     for name in names:
         setattr(Tensor, name, function)
+
+
+def alias(name: str, *others: str) -> None:
+    """Give the methods `name` and `name_` other names."""
+    for other in others:
+        for suffix in ("", "_"):
+            if hasattr(Tensor, name + suffix):
+                method(getattr(Tensor, name + suffix), other + suffix)
 
 
 def register(
@@ -161,8 +169,8 @@ def operands(op: str, left: Any, right: Any, real: bool = False) -> tuple[Any, A
         dtype = common((a, b))
     if real and dtype.kind != "f":
         dtype = np.dtype(np.float32)
-    x = np.asarray(a if a_tensor is None else a_tensor.array(), dtype)
-    y = np.asarray(b if b_tensor is None else b_tensor.array(), dtype)
+    x = number(a, dtype) if a_tensor is None else np.asarray(a_tensor.array(), dtype)
+    y = number(b, dtype) if b_tensor is None else np.asarray(b_tensor.array(), dtype)
     return a_tensor, b_tensor, x, y
 
 

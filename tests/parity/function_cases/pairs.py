@@ -82,13 +82,22 @@ def _close(draw: Draw) -> Arguments:
     return (a, b), draw.pick({}, {"rtol": 0.1}, {"equal_nan": True})
 
 
-_PAIRS = "mul multiply eq ne not_equal lt less le less_equal gt greater ge greater_equal"
-_PAIRS += " remainder fmod floor_divide bitwise_and bitwise_or bitwise_xor"
-_TENSORS = "maximum minimum fmax fmin atan2 logical_and logical_or logical_xor"
+_COMPARED = "eq ne not_equal lt less le less_equal gt greater ge greater_equal"
+_PAIRS = "mul multiply remainder fmod floor_divide bitwise_and bitwise_or bitwise_xor"
+_TENSORS = "maximum minimum fmax fmin"
 ROWS = [
     *(Row(name, _two()) for name in _PAIRS.split()),
     *(Row(name, _two(numbers=False)) for name in _TENSORS.split()),
-    *(Row(name, _two(numbers=False, dtypes=FLOATS)) for name in ("hypot", "logaddexp")),
+    # In place PyTorch's integers require gradients.
+    *(Row(name, _two(), forms=("function", "method")) for name in _COMPARED.split()),
+    *(Row(name, _two(dtypes=FLOATS), forms=("in_place",)) for name in _COMPARED.split()),
+    # In place PyTorch gives the first input the gradient of the identity.
+    *(
+        Row(f"logical_{name}", _two(numbers=False), forms=("function", "method"))
+        for name in ("and", "or", "xor")
+    ),
+    # With integers PyTorch's gradient of the angle overflows.
+    *(Row(name, _two(numbers=False, dtypes=FLOATS)) for name in ("atan2", "hypot", "logaddexp")),
     *(Row(name, _two(dtypes=INTEGERS, low=0)) for name in ("bitwise_and", "bitwise_or")),
     Row("bitwise_left_shift", _two(dtypes=("int64", "int32"), low=0)),
     Row("bitwise_right_shift", _two(dtypes=("int64", "int32"), low=0)),
