@@ -5,11 +5,13 @@ NumPy computes them; convolutions, pooling and the like, which need more, are in
 """
 
 from fastlayers.functions import arithmetic, compare, division, elementwise, indexing, numpy_protocol
-from fastlayers.functions import pairs, reduction, shape
+from fastlayers.functions import norms, order, pairs, reduction, shape
 from fastlayers.functions.arithmetic import *
 from fastlayers.functions.compare import *
 from fastlayers.functions.division import *
 from fastlayers.functions.elementwise import *
+from fastlayers.functions.norms import *
+from fastlayers.functions.order import *
 from fastlayers.functions.pairs import *
 from fastlayers.functions.reduction import *
 from fastlayers.functions.shape import *
@@ -19,6 +21,8 @@ __all__ = [
     *compare.__all__,
     *division.__all__,
     *elementwise.__all__,
+    *norms.__all__,
+    *order.__all__,
     *pairs.__all__,
     *reduction.__all__,
     *shape.__all__,

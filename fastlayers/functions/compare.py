@@ -9,7 +9,16 @@ import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.reduction import axes
-from fastlayers.functions.table import alias, binary, comparison, method, operands, register, tensor
+from fastlayers.functions.table import (
+    alias,
+    binary,
+    comparison,
+    method,
+    numpy_names,
+    operands,
+    register,
+    tensor,
+)
 
 __all__ = [
     "all",
@@ -99,6 +108,7 @@ method(bitwise_not, "__invert__")
 
 
 def _quantified(name: str, find: Any, doc: str) -> Callable[..., Tensor]:
+    @numpy_names
     def function(input: Any, dim: Any = None, keepdim: bool = False) -> Tensor:
         x = tensor(input).array()
         y = np.asarray(find(x, axes(name, x.ndim, dim), keepdims=keepdim))

@@ -18,7 +18,7 @@ from fastlayers.autograd.tape import OUTPUT
 from fastlayers.autograd.tensor import Tensor, record, wants_grad
 from fastlayers.functions.promotion import common, floating, number, operand
 
-__all__ = ["NUMPY", "alias", "binary", "comparison", "method", "recorded", "register", "tensor", "unary", "unbroadcast", "view"]
+__all__ = ["NUMPY", "alias", "binary", "comparison", "method", "numpy_names", "recorded", "register", "tensor", "unary", "unbroadcast", "view"]
 
 Function = Callable[..., Tensor]
 # What NumPy's functions do to tensors (`fastlayers.functions.numpy_protocol`).
@@ -269,6 +269,20 @@ def comparison(name: str, forward: Any, doc: str, symbol: str = "") -> Function:
     return function
 
 
+def numpy_names(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function take `axis` and `keepdims` for `dim` and `keepdim`, as PyTorch's do."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        if "axis" in options:
+            options["dim"] = options.pop("axis")
+        if "keepdims" in options:
+            options["keepdim"] = options.pop("keepdims")
+        return function(*args, **options)
+
+    return call
+
+
 def recorded(
     *, tensors: int = 1, saves: tuple[int, ...] = (), saves_output: bool = False, numpy: Any = None
 ) -> Callable[[Callable[..., Any]], Function]:
@@ -293,12 +307,15 @@ def recorded(
     """
 
     def decorate(function: Callable[..., Any]) -> Function:
+        @numpy_names
         @functools.wraps(function)
         def call(*args: Any, **options: Any) -> Tensor:
             if len(args) < tensors:
                 args, options = _by_name(function, args, options, tensors)
             inputs = tuple(tensor(value) for value in args[:tensors])
-            out, gradient = function(*(t.array() for t in inputs), *args[tensors:], **options)
+            arrays = [t.array() for t in inputs]
+            with np.errstate(all="ignore"):
+                out, gradient = function(*arrays, *args[tensors:], **options)
 
             def backward(dy: np.ndarray) -> Any:
                 with np.errstate(all="ignore"):
@@ -307,7 +324,9 @@ def recorded(
 
             backward.__qualname__ = f"{function.__name__}.<locals>.backward"
             saved = tuple(inputs[i] for i in saves) + ((OUTPUT,) if saves_output else ())
-            return record(np.asarray(out), inputs, backward, saved=saved)
+            out = np.asarray(out)
+            known = None if out.dtype.kind == "f" else False  # integers have no gradient
+            return record(out, inputs, backward, saved=saved, requires_grad=known)
 
         return register(function.__name__, call, numpy, in_place=False)
 

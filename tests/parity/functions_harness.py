@@ -252,7 +252,8 @@ def coarsest(*values: Any) -> float:
 
 def is_gap(error: BaseException) -> bool:
     """Whether PyTorch's error says that it hasn't got something."""
-    return "not implemented" in str(error) or "not supported" in str(error)
+    gaps = ("not implemented", "not support", "Bad in-place call")
+    return any(gap in str(error) for gap in gaps)
 
 
 def meets(a: np.ndarray, b: np.ndarray) -> bool:
