@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd import mode
-from fastlayers.autograd.dtypes import can_cast
 from fastlayers.autograd.tape import Node
 from fastlayers.autograd.tensor import Look, Tensor, wants_grad
+from fastlayers.autograd.types import RANKS
 
 __all__ = ["apply", "check_target", "edge", "make_view", "rebind", "reshape"]
 
@@ -40,7 +40,7 @@ def check_target(op: str, target: Tensor) -> np.ndarray:
                 )
     array = target.settled()
     apart = all(step or size < 2 for size, step in zip(array.shape, array.strides, strict=True))
-    if not (array.flags.writeable and apart):
+    if not (array.flags.writeable and (apart or not array.size)):
         raise RuntimeError(
             f"{op}: the tensor must be writable, got a read-only one or one that repeats its "
             f"elements (more than one element refers to a single memory location); clone() it first"
@@ -71,16 +71,22 @@ def apply(
             f"{op}: the result must have the tensor's shape {array.shape}, got {values.shape} "
             f"(output doesn't match the broadcast shape)"
         )
-    if not can_cast(values.dtype, array.dtype):
+    if RANKS[values.dtype.kind] > RANKS[array.dtype.kind]:
         raise RuntimeError(
             f"{op}: the result must be of the tensor's kind {array.dtype}, got {values.dtype}, "
             f"which can't be cast to it"
         )
-    array[...] = values
+    np.copyto(array, values, casting="unsafe")
     target.changed()
-    if result._node is not None:
-        rebind(target, result._node)
+    if result.requires_grad:
+        rebind(target, result._node or _replaced(result, lambda dy: (dy,)))
+    elif wants_grad(tensors) and array.dtype.kind == "f":  # a step function, such as x.eq_(y)
+        rebind(target, _replaced(before, lambda dy: (np.zeros_like(dy),)))
     return target
+
+
+def _replaced(by: Tensor, backward: Callable[[np.ndarray], Any]) -> Node:
+    return Node(by.array(), (_edge(by),), backward)
 
 
 def _before(target: Tensor, values: np.ndarray) -> Tensor:
@@ -116,16 +122,16 @@ def reshape(target: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         target._array = function(target.detach()).array()
         return target
     whole = target
-    if target._base is None:
+    if target.base is None:
         whole = copy.copy(target)
-        for reference in target.storage.views:
+        for reference in target.storage.views or ():
             view = reference()
-            if view is not None and view._base is not None and view._base[0] is target:
-                view._base = whole, view._base[1]
+            if view is not None and view.base is not None and view.base[0] is target:
+                view.base = whole, view.base[1]
         target.storage.views.append(weakref.ref(target))
     with mode.enable_grad():
         out = function(whole)
-    target._array, target._node, target._base = out._array, out._node, out._base
+    target._array, target._node, target.base = out._array, out._node, out.base
     return target
 
 

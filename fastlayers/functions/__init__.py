@@ -10,13 +10,17 @@ from fastlayers.functions import (
     compare,
     conversion,
     creation,
+    division,
     dlpack,
     elementwise,
     indexing,
     joining,
     masks,
+    norms,
     numpy_protocol,
+    order,
     padding,
+    pairs,
     products,
     reduction,
     sampling,
@@ -28,10 +32,14 @@ from fastlayers.functions.arrangement import *
 from fastlayers.functions.compare import *
 from fastlayers.functions.conversion import *
 from fastlayers.functions.creation import *
+from fastlayers.functions.division import *
 from fastlayers.functions.dlpack import *
 from fastlayers.functions.elementwise import *
 from fastlayers.functions.joining import *
 from fastlayers.functions.masks import *
+from fastlayers.functions.norms import *
+from fastlayers.functions.order import *
+from fastlayers.functions.pairs import *
 from fastlayers.functions.products import *
 from fastlayers.functions.reduction import *
 from fastlayers.functions.sampling import *
@@ -45,10 +53,14 @@ __all__ = [
     *compare.__all__,
     *conversion.__all__,
     *creation.__all__,
+    *division.__all__,
     *dlpack.__all__,
     *elementwise.__all__,
     *joining.__all__,
     *masks.__all__,
+    *norms.__all__,
+    *order.__all__,
+    *pairs.__all__,
     *products.__all__,
     *reduction.__all__,
     *sampling.__all__,

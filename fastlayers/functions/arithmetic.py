@@ -8,7 +8,9 @@ import numpy as np
 
 from fastlayers.autograd import inplace
 from fastlayers.autograd.tensor import Tensor
-from fastlayers.functions.table import binary, method, recorded, register, unbroadcast
+from fastlayers.functions.division import floored, truncated
+from fastlayers.functions.promotion import common, operand
+from fastlayers.functions.table import alias, binary, method, recorded, register, unbroadcast
 from fastlayers.ops import arithmetic
 
 __all__ = ["add", "div", "divide", "matmul", "mm", "mul", "multiply", "sub", "subtract"]
@@ -32,18 +34,28 @@ _quotient = binary(
 )
 
 
+def _scaled(op: str, input: Any, other: Any, alpha: Any) -> Any:
+    """``alpha * other`` in the dtype of ``input + other``."""
+    if alpha == 1:
+        return other
+    dtype = common((operand(op, "input", input), operand(op, "other", other)))
+    if isinstance(alpha, float) and dtype.kind != "f":
+        raise RuntimeError(f"{op}: alpha must be an integer for integers, got {alpha}")
+    return mul(other, Tensor(np.asarray(alpha, dtype)))
+
+
 def add(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
     """``input + alpha * other``."""
     if isinstance(input, Tensor) and isinstance(other, Tensor) and alpha == 1:
         for a, b in ((input, other), (other, input)):
             if a.deferred is not None and (out := a.deferred.add(a, b)) is not None:
                 return out
-    return _sum(input, other if alpha == 1 else mul(other, alpha))
+    return _sum(input, _scaled("add", input, other, alpha))
 
 
 def sub(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
     """``input - alpha * other``."""
-    return _difference(input, other if alpha == 1 else mul(other, alpha))
+    return _difference(input, _scaled("sub", input, other, alpha))
 
 
 def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
@@ -56,15 +68,11 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     """
     if rounding_mode is None:
         return _quotient(input, other)
-    from fastlayers.functions.elementwise import floor_divide, trunc
-
-    if rounding_mode == "floor":
-        return floor_divide(input, other)
-    if rounding_mode != "trunc":
+    if rounding_mode not in ("floor", "trunc"):
         raise ValueError(
             f"div: rounding_mode must be None, 'floor' or 'trunc', got {rounding_mode!r}"
         )
-    return trunc(_quotient(input, other))
+    return (floored if rounding_mode == "floor" else truncated)(input, other)
 
 
 def _add_in_place(self: Tensor, other: Any) -> Tensor:
@@ -81,9 +89,9 @@ register("sub", sub, np.subtract, symbol="sub")
 register("div", div, np.true_divide, symbol="truediv")
 method(_add_in_place, "__iadd__")
 subtract, divide = sub, div
-method(sub, "subtract")
-method(mul, "multiply")
-method(div, "divide", "true_divide")
+alias("sub", "subtract")
+alias("mul", "multiply")
+alias("div", "divide", "true_divide")
 
 
 @recorded(tensors=2, saves=(0, 1), numpy=np.matmul)
