@@ -3,10 +3,16 @@
 from fastlayers.optim import lr_scheduler
 from fastlayers.optim.adam import Adam, AdamW
 from fastlayers.optim.lr_scheduler import (
+    ConstantLR,
     CosineAnnealingLR,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
     LRScheduler,
     MultiStepLR,
     OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
     StepLR,
 )
 from fastlayers.optim.optimizer import Optimizer
@@ -16,11 +22,17 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "ConstantLR",
     "CosineAnnealingLR",
+    "ExponentialLR",
     "LRScheduler",
+    "LambdaLR",
+    "LinearLR",
     "MultiStepLR",
     "OneCycleLR",
     "Optimizer",
+    "ReduceLROnPlateau",
+    "SequentialLR",
     "StepLR",
     "lr_scheduler",
 ]

@@ -11,7 +11,16 @@ import numpy as np
 
 from fastlayers.ops._check import plain, writable
 
-__all__ = ["arrays", "flag", "is_number", "is_parameter", "number", "parameter", "whole_number"]
+__all__ = [
+    "arrays",
+    "flag",
+    "fraction",
+    "is_number",
+    "is_parameter",
+    "number",
+    "parameter",
+    "whole_number",
+]
 
 
 def is_number(value: Any) -> bool:
@@ -32,6 +41,12 @@ def whole_number(op: str, name: str, value: Any, minimum: int = 1) -> None:
     """Raise ValueError unless `value` is an integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
         raise ValueError(f"{op}: {name} must be an integer >= {minimum}, got {value!r}")
+
+
+def fraction(op: str, name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a number in [0, 1]."""
+    if not is_number(value) or value > 1:
+        raise ValueError(f"{op}: {name} must be a number in [0, 1], got {value!r}")
 
 
 def flag(op: str, name: str, value: Any) -> None:
