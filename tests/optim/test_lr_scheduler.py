@@ -261,7 +261,11 @@ BAD = [
     (OneCycleLR, {"total_steps": 9, "max_lr": math.nan}, "max_lr must be a finite number >= 0"),
     (OneCycleLR, {"total_steps": 9, "max_lr": [1, 2]}, "max_lr must have a value for each of 1"),
     (OneCycleLR, {"total_steps": 9, "pct_start": 1.1}, r"pct_start must be a number in \[0, 1\]"),
-    (OneCycleLR, {"total_steps": 9, "anneal_strategy": "sin"}, "anneal_strategy must be one of cos, linear"),
+    (
+        OneCycleLR,
+        {"total_steps": 9, "anneal_strategy": "sin"},
+        "anneal_strategy must be one of cos, linear",
+    ),
     (OneCycleLR, {"total_steps": 9, "div_factor": 0}, "div_factor must be a finite number > 0"),
     (OneCycleLR, {"total_steps": 9, "final_div_factor": -1}, "final_div_factor must be a finite"),
     (OneCycleLR, {"total_steps": 9, "base_momentum": -1}, "base_momentum must be a finite number"),
