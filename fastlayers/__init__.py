@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastlayers import (
         data,
         distributed,
+        func,
         kernels,
         models,
         nn,
@@ -40,6 +41,7 @@ __all__ = [
     "Tensor",
     "data",
     "distributed",
+    "func",
     "get_num_threads",
     "is_fusion_enabled",
     "kernels",

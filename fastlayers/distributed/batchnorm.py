@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -118,5 +119,5 @@ def _synchronised(layer: Module) -> SyncBatchNorm:
     """A layer of the same attributes; of the tables of parameters and buffers it has its own."""
     out = SyncBatchNorm.__new__(SyncBatchNorm)
     for name, value in vars(layer).items():
-        object.__setattr__(out, name, dict(value) if type(value) is dict else value)
+        object.__setattr__(out, name, copy.copy(value) if type(value) in (dict, set) else value)
     return out

@@ -14,10 +14,12 @@ from fastlayers.runtime import memory
 __all__ = [
     "array",
     "describe",
+    "device",
     "epsilon",
     "float_type",
     "gradient",
     "integer",
+    "is_device",
     "is_relu",
     "labels",
     "needs",
@@ -102,6 +104,20 @@ def float_type(op: str, name: str, value: Any) -> np.dtype:
     if dtype is None or dtype not in _FLOATS:
         raise TypeError(f"{op}: {name} must be float32 or float64, got {value!r}")
     return dtype
+
+
+def is_device(value: Any) -> bool:
+    """Whether `value` names a device, rather than a dtype: text as "cuda:0", or what has a type."""
+    name = getattr(value, "type", value)
+    kinds = ("cpu", "cuda", "mps", "xpu", "meta", "mkldnn", "hip", "xla")
+    return isinstance(name, str) and name.partition(":")[0] in kinds
+
+
+def device(op: str, value: Any) -> None:
+    """Raise ValueError unless `value` is None or names the only device."""
+    name = getattr(value, "type", value)
+    if value is not None and not (isinstance(name, str) and name.partition(":")[0] == "cpu"):
+        raise ValueError(f"{op}: device must be 'cpu', the only device, got {value!r}")
 
 
 def gradient(op: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

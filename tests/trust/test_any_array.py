@@ -532,12 +532,13 @@ def put(name: str, form: Callable[[np.ndarray], Any]) -> Callable[[nn.Module], N
     """Give a function that replaces an array of a module's state by another form of it."""
 
     def change(model: nn.Module) -> None:
-        table, key = model._state()[name]
-        if isinstance(table[key], nn.Parameter):
-            table[key].data = form(table[key].data)
+        path, _, key = name.rpartition(".")
+        part = model.get_submodule(path)
+        value = getattr(part, key)
+        if isinstance(value, nn.Parameter):
+            value.data = form(value.data)
         else:
-            path = name.rpartition(".")[0]
-            dict(model.named_modules())[path].register_buffer(key, form(table[key]))
+            part.register_buffer(key, form(value))
 
     return change
 
