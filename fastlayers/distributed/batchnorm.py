@@ -60,7 +60,7 @@ class SyncBatchNorm(_BatchNorm):
 
     Parameters
     ----------
-    num_features, eps, momentum, affine, track_running_stats, dtype
+    num_features, eps, momentum, affine, track_running_stats, device, dtype, bias
         As for `nn.BatchNorm2d`.
 
     Raises

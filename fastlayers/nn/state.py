@@ -105,4 +105,5 @@ def _fitting(key: str, place: np.ndarray, given: Any) -> np.ndarray:
 
 def _is_whole(value: np.ndarray) -> bool:
     """Whether floats are integers, as a count is after ``.half()``, that int64 holds."""
-    return bool(np.all(np.abs(value) < 2.0**53) and np.all(value == np.trunc(value)))
+    wide = value.astype(np.float64)
+    return bool(np.all(np.abs(wide) < 2.0**53) and np.all(wide == np.trunc(wide)))

@@ -16,6 +16,7 @@ __all__ = [
     "describe",
     "device",
     "epsilon",
+    "finite",
     "float_type",
     "gradient",
     "integer",
@@ -32,6 +33,7 @@ __all__ = [
     "probability",
     "same_dtype",
     "same_shape",
+    "scalar",
     "shape",
     "vector",
     "writable",
@@ -135,11 +137,18 @@ def possible(op: str, name: str, shape: tuple[int, ...], itemsize: int) -> None:
         raise MemoryError(f"{op}: {name} must fit into memory, got {shape}, {nbytes} bytes")
 
 
+def scalar(value: Any) -> Any:
+    """The number in an array or tensor without dimensions; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
 def integer(op: str, name: str, value: Any, least: int, most: float = math.inf) -> int:
     if type(value) is int:
         number = value
     elif isinstance(value, np.integer):
         number = int(value)
+    elif type(value) is not type(element := scalar(value)):
+        return integer(op, name, element, least, most)
     else:
         raise TypeError(f"{op}: {name} must be an integer, got {describe(value)}")
     if number < least:
@@ -193,10 +202,18 @@ def is_relu(op: str, activation: Any) -> bool:
 
 
 def number(op: str, name: str, value: Any) -> float:
-    """Any real number, NaN and infinity included."""
+    """Any real number, NaN and infinity included; also the element of an array of no dimension."""
+    value = scalar(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
         raise TypeError(f"{op}: {name} must be a number, got {describe(value)}")
     return float(value)
+
+
+def finite(op: str, name: str, value: Any) -> float:
+    """A number that is neither infinite nor NaN."""
+    if not math.isfinite(x := number(op, name, value)):
+        raise ValueError(f"{op}: {name} must be finite, got {value!r}")
+    return x
 
 
 def probability(op: str, name: str, value: Any) -> float:

@@ -419,7 +419,7 @@ EMPTY: Any = [
     ("avg_pool2d", ("nchw",), {"kernel_size": 2}, "chw"),
     ("adaptive_avg_pool2d", ("nchw",), {"output_size": 2}, "chw"),
     *[("batch_norm", (shape, *"cccc"), {}, "c") for shape in ("nc", "nch", "nchw")],
-    *[("batch_norm", (shape, *"cccc"), {"training": True}, shape) for shape in ("nc", "nchw")],
+    *[("batch_norm", (shape, *"cccc"), {"training": True}, "c") for shape in ("nc", "nchw")],
     *[("dropout", (shape,), {"p": 0.5}, "") for shape in ("n", "nc", "nchw")],
     *[("feature_dropout", ("nchw"[1 - a :],), {"p": 0.5, "channel_axis": a}, "") for a in (0, 1)],
     *[
