@@ -8,6 +8,7 @@ import pytest
 import fastlayers as fl
 from fastlayers import Tensor, autograd, nn
 from fastlayers.autograd import is_grad_enabled, record
+from fastlayers.func import functional_call
 from fastlayers.nn import functional as F
 from fastlayers.testing import gradcheck
 
@@ -181,11 +182,18 @@ def test_branches_join():
 
 
 def test_module_called_several_times():
-    layer = nn.Linear(3, 3)
+    class Repeated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.layer(self.layer(x) * self.layer(x + 1))
+
+    module = Repeated()
 
     def function(x, weight, bias):
-        layer.weight, layer.bias = weight, bias  # plain tensors in the parameters' places
-        return layer(layer(x) * layer(x + 1))
+        return functional_call(module, {"layer.weight": weight, "layer.bias": bias}, x)
 
     gradcheck(function, [leaf(2, 3), leaf(3, 3, seed=1), leaf(3, seed=2)])
 

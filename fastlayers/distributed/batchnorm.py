@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -39,8 +40,11 @@ def _batch_norm(
     x = input if isinstance(input, Tensor) else Tensor(input)
     inputs = x, weight, bias
     array, w, b = heads.arrays(inputs)
-    statistics = (running_mean, running_var, w, b, momentum, eps)
-    norm = normalisation_of_part("batch_norm", array, *statistics, _channel().sum)
+    kept = [t.array() if isinstance(t, Tensor) else t for t in (running_mean, running_var)]
+    norm = normalisation_of_part("batch_norm", array, *kept, w, b, momentum, eps, _channel().sum)
+    for t in (running_mean, running_var):
+        if isinstance(t, Tensor):
+            t.changed()
     return fusion.start(heads.BatchNorm(inputs, norm))
 
 
@@ -59,7 +63,7 @@ class SyncBatchNorm(_BatchNorm):
 
     Parameters
     ----------
-    num_features, eps, momentum, affine, track_running_stats, dtype
+    num_features, eps, momentum, affine, track_running_stats, device, dtype, bias
         As for `nn.BatchNorm2d`.
 
     Raises
@@ -118,5 +122,5 @@ def _synchronised(layer: Module) -> SyncBatchNorm:
     """A layer of the same attributes; of the tables of parameters and buffers it has its own."""
     out = SyncBatchNorm.__new__(SyncBatchNorm)
     for name, value in vars(layer).items():
-        object.__setattr__(out, name, dict(value) if type(value) is dict else value)
+        object.__setattr__(out, name, copy.copy(value) if type(value) in (dict, set) else value)
     return out

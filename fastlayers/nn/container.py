@@ -29,7 +29,7 @@ class _Numbered(Module):
             raise TypeError(
                 f"{type(self).__name__}: module must be a Module, got {type(module).__name__}"
             )
-        self._keep(self._modules, name, module)
+        self.add_module(name, module)
 
     def __len__(self) -> int:
         return len(self._modules)

@@ -90,9 +90,8 @@ class Conv2d(Module):
         self.algorithm = algorithm
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = Parameter(init.new("Conv2d", shape, dtype))
-        self.bias = Parameter(init.new("Conv2d", (out_channels,), dtype)) if bias else None
-        if not bias:
-            self.register_parameter("bias", None)
+        values = Parameter(init.new("Conv2d", (out_channels,), dtype)) if bias else None
+        self.register_parameter("bias", values)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -4,10 +4,16 @@ from fastlayers.optim import lr_scheduler
 from fastlayers.optim.adadelta import Adadelta
 from fastlayers.optim.adam import Adam, AdamW
 from fastlayers.optim.lr_scheduler import (
+    ConstantLR,
     CosineAnnealingLR,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
     LRScheduler,
     MultiStepLR,
     OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
     StepLR,
 )
 from fastlayers.optim.optimizer import Optimizer
@@ -18,11 +24,17 @@ __all__ = [
     "Adadelta",
     "Adam",
     "AdamW",
+    "ConstantLR",
     "CosineAnnealingLR",
+    "ExponentialLR",
     "LRScheduler",
+    "LambdaLR",
+    "LinearLR",
     "MultiStepLR",
     "OneCycleLR",
     "Optimizer",
+    "ReduceLROnPlateau",
+    "SequentialLR",
     "StepLR",
     "lr_scheduler",
 ]

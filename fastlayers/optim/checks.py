@@ -12,13 +12,32 @@ import numpy as np
 from fastlayers.autograd import Tensor
 from fastlayers.ops._check import plain, writable
 
-__all__ = ["arrays", "flag", "is_number", "is_parameter", "number", "parameter", "whole_number"]
+__all__ = [
+    "arrays",
+    "flag",
+    "fraction",
+    "hint",
+    "is_number",
+    "is_parameter",
+    "number",
+    "parameter",
+    "scalar",
+    "whole_number",
+]
+
+
+def scalar(value: Any) -> Any:
+    """The number in an array or tensor of one element; anything else as it is."""
+    if hasattr(value, "item") and hasattr(value, "shape") and math.prod(value.shape) == 1:
+        return value.item()
+    return value
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite real number >= 0; a bool is none."""
+    """Whether `value`, or the only element of it, is a finite real number >= 0; a bool is none."""
     if type(value) is float:  # an ABC check takes 0.5 us
         return 0 <= value < math.inf
+    value = scalar(value)
     real = isinstance(value, Real) and not isinstance(value, bool)
     return real and math.isfinite(value) and value >= 0
 
@@ -33,6 +52,21 @@ def whole_number(op: str, name: str, value: Any, minimum: int = 1) -> None:
     """Raise ValueError unless `value` is an integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
         raise ValueError(f"{op}: {name} must be an integer >= {minimum}, got {value!r}")
+
+
+def fraction(op: str, name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a number in [0, 1]."""
+    if not is_number(value) or value > 1:
+        raise ValueError(f"{op}: {name} must be a number in [0, 1], got {value!r}")
+
+
+def hint(op: str, name: str, value: Any) -> None:
+    """Raise ValueError unless an option of PyTorch's asks for nothing but what is done here."""
+    if name in ("foreach", "fused"):  # which of its loops PyTorch takes
+        if value is not None and not isinstance(value, bool):
+            raise ValueError(f"{op}: {name} must be a bool or None, got {value!r}")
+    elif value is not False:
+        raise ValueError(f"{op}: {name} must be False, the only choice here, got {value!r}")
 
 
 def flag(op: str, name: str, value: Any) -> None:

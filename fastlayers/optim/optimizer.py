@@ -6,14 +6,13 @@ import copy
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from itertools import chain
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from fastlayers import kernels
 from fastlayers.autograd import Tensor
-from fastlayers.optim import checks
+from fastlayers.optim import checks, states
 from fastlayers.runtime import backend, threads
 from fastlayers.runtime.memory import zeros
 
@@ -29,6 +28,8 @@ _LIKE = {
 }
 _ARRAY_TYPE = id(np.ndarray)
 _NOTHING: dict[str, Any] = {}
+# Options of PyTorch's groups that say how a step is computed, and not what.
+_HINTS = frozenset({"capturable", "differentiable", "foreach", "fused"})
 # Multiply-adds and loads that an element costs.
 ELEMENT_WORK = 4
 
@@ -43,7 +44,7 @@ def updates() -> Any:
 
 
 Parameter = Tensor
-Params = Iterable[Parameter] | Iterable[Group]
+Params = Iterable[Parameter] | Iterable[Group] | Iterable[tuple[str, Parameter]]
 
 
 class Optimizer(ABC):
@@ -52,14 +53,16 @@ class Optimizer(ABC):
     Parameters
     ----------
     params
-        Parameters, or dicts each with "params" and the options that differ from `defaults`.
+        Parameters, pairs of a name and a parameter, or dicts each with "params" and the options
+        that differ from `defaults`.
     defaults
         The options of groups that do not set their own.
 
     Attributes
     ----------
     param_groups : list of dict
-        Each group's "params" and options; a change takes effect at the next step.
+        Each group's "params", "param_names" if they have names, and options; a change takes
+        effect at the next step.
     state : dict
         For each parameter that was updated, what the algorithm keeps from step to step.
 
@@ -77,7 +80,7 @@ class Optimizer(ABC):
 
     def __init__(self, params: Params, defaults: Mapping[str, Any]) -> None:
         self._op = type(self).__name__
-        self.defaults = dict(defaults)
+        self.defaults = self._options(defaults)
         self.state: defaultdict[Parameter, dict[str, Any]] = defaultdict(dict)
         self.param_groups: list[Group] = []
         items: list[Any] = self._listed(params)
@@ -100,7 +103,14 @@ class Optimizer(ABC):
             )
         params = param_group["params"]
         params = [params] if checks.is_parameter(params) else self._listed(params)
-        group = {"params": params} | self.defaults | param_group | {"params": params}
+        group = {"params": params} | self.defaults | self._options(param_group)
+        group |= self._apart(params)
+        params = group["params"]
+        if any(("param_names" in group) != ("param_names" in other) for other in self.param_groups):
+            raise ValueError(
+                f"{self._op}: params must have names in all groups or in none, "
+                f"got some without and some with them"
+            )
         seen = {id(p) for p in self._params()}
         for p in params:
             checks.parameter(self._op, p)
@@ -109,6 +119,32 @@ class Optimizer(ABC):
             seen.add(id(p))
         self._check_options(group)
         self.param_groups.append(group)
+
+    def _options(self, group: Mapping[str, Any]) -> Group:
+        """Options with numbers for arrays and tensors of one, and without those of PyTorch alone.
+
+        What these ask for, if anything, must be what is done here.
+        """
+        options = dict(group)
+        for name in _HINTS & options.keys():
+            checks.hint(self._op, name, options.pop(name))
+        for name, value in options.items():
+            pair = name == "betas" and isinstance(value, tuple | list)
+            options[name] = tuple(map(checks.scalar, value)) if pair else checks.scalar(value)
+        return options
+
+    def _apart(self, items: list[Any]) -> Group:
+        """The "params" of a group, and their "param_names" if it is given in pairs with them."""
+        pairs = [item for item in items if isinstance(item, tuple)]
+        if not pairs:
+            return {"params": items}
+        if len(pairs) != len(items) or any(len(pair) != 2 for pair in pairs):
+            raise ValueError(
+                f"{self._op}: params must all be pairs of a name and a parameter where one is, "
+                f"got {len(pairs)} tuples among {len(items)} items"
+            )
+        names, params = zip(*pairs, strict=True)
+        return {"params": list(params), "param_names": list(names)}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, or replace them by zeros."""
@@ -204,6 +240,13 @@ class Optimizer(ABC):
                 if role != 1:
                     array[...] = changed.reshape(array.shape)
 
+    def __repr__(self) -> str:
+        lines = [f"{self._op} ("]
+        for number, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {number}")
+            lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
+        return "\n".join([*lines, ")"])
+
     def state_dict(self) -> dict[str, Any]:
         """Copy of the state and options, in which parameters are numbered in their order."""
         number = {id(p): i for i, p in enumerate(self._params())}
@@ -218,45 +261,21 @@ class Optimizer(ABC):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` of an optimiser for the same parameters returned.
 
+        It may be PyTorch's: options that its groups have besides must ask for nothing else than
+        is done here, and values may be tensors.
+
         Raises
         ------
         ValueError
             If groups, parameters, options or shapes do not fit; nothing is changed then.
         """
         try:
-            self.param_groups, self.state = self._loaded(state_dict)
+            self.param_groups, self.state = states.loaded(self, state_dict)
         except (AttributeError, LookupError, TypeError) as error:
             raise ValueError(
                 f"{self._op}: state_dict must be as state_dict() gives it, got one of another "
                 f"structure: {type(error).__name__}: {error}"
             ) from error
-
-    def _loaded(
-        self, state_dict: Mapping[str, Any]
-    ) -> tuple[list[Group], defaultdict[Parameter, dict[str, Any]]]:
-        if not {"state", "param_groups"} <= set(state_dict):
-            raise ValueError(
-                f"{self._op}: state_dict must have 'state' and 'param_groups', "
-                f"got {sorted(state_dict)}"
-            )
-        saved = state_dict["param_groups"]
-        expected, given = ([len(g["params"]) for g in gs] for gs in (self.param_groups, saved))
-        if expected != given:
-            raise ValueError(
-                f"{self._op}: state_dict must have groups of {expected} parameters, got {given}"
-            )
-        groups = [
-            copy.deepcopy(dict(new)) | {"params": old["params"]}
-            for old, new in zip(self.param_groups, saved, strict=True)
-        ]
-        for group in groups:
-            if missing := sorted(self.defaults.keys() - group.keys()):
-                raise ValueError(f"{self._op}: state_dict must have all options, got no {missing}")
-            self._check_options(group)
-        numbers = chain.from_iterable(group["params"] for group in saved)
-        params = dict(zip(numbers, self._params(), strict=True))
-        state = self._loaded_state(state_dict["state"], params)
-        return groups, state
 
     @abstractmethod
     def _check_options(self, group: Group) -> None:
@@ -294,39 +313,3 @@ class Optimizer(ABC):
                 f"got {type(params).__name__}"
             )
         return list(params)
-
-    def _loaded_state(
-        self, saved: Mapping[int, Mapping[str, Any]], params: Mapping[int, Parameter]
-    ) -> defaultdict[Parameter, dict[str, Any]]:
-        if unknown := [index for index in saved if index not in params]:
-            raise ValueError(
-                f"{self._op}: state_dict must have state of the groups' parameters only, "
-                f"got parameters {unknown}"
-            )
-        state: defaultdict[Parameter, dict[str, Any]] = defaultdict(dict)
-        for index, entry in saved.items():
-            if (
-                not self._state_names
-                <= set(entry)
-                <= self._state_names | self._optional_state_names
-            ):
-                raise ValueError(
-                    f"{self._op}: state_dict must have {sorted(self._state_names)} for a "
-                    f"parameter, got {sorted(entry)}"
-                )
-            p = params[index]
-            state[p] = {name: self._loaded_value(name, value, p) for name, value in entry.items()}
-        return state
-
-    def _loaded_value(self, name: str, value: Any, p: Parameter) -> Any:
-        if name == "step":
-            checks.whole_number(self._op, name, value)
-            if value >= 2**53:
-                raise ValueError(f"{self._op}: step must be less than 2**53, got {value!r}")
-            return int(value)
-        if np.shape(value) != p.array().shape:
-            raise ValueError(
-                f"{self._op}: {name} must have its parameter's shape {p.array().shape}, "
-                f"got {np.shape(value)}"
-            )
-        return np.array(value, p.dtype, order="C")

@@ -3,6 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
+from fastlayers import nn
+
 from fastlayers.optim import SGD, Adam, AdamW
 
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
@@ -14,9 +16,10 @@ OPTIONS = [
 BOTH = pytest.mark.parametrize("make", [Adam, AdamW])
 
 
-class Parameter:
-    def __init__(self, data, grad=None):
-        self.data, self.grad = data, grad
+def Parameter(data, grad=None):
+    p = nn.Parameter(data)
+    p.grad = grad
+    return p
 
 
 def arrays(count, shape=(5, 7), dtype=np.float64):

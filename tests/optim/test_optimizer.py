@@ -4,12 +4,15 @@ import sys
 import numpy as np
 import pytest
 
+from fastlayers import nn
+
 from fastlayers.optim import SGD, Adam
 
 
-class Parameter:
-    def __init__(self, data, grad=None):
-        self.data, self.grad = data, grad
+def Parameter(data, grad=None):
+    p = nn.Parameter(data)
+    p.grad = grad
+    return p
 
 
 def parameter(*shape, dtype=np.float64, grad=True, seed=0):
@@ -241,3 +244,62 @@ def test_replaced_arrays_are_found(make):
     q.data = [1.0]
     with pytest.raises(AttributeError):
         second.step()
+
+
+def test_hints_of_pytorch_are_taken_and_not_kept():
+    optimizer = Adam([parameter(3)], foreach=True, fused=None, capturable=False)
+    assert not {"foreach", "fused", "capturable", "differentiable"} & optimizer.defaults.keys()
+    optimizer.add_param_group({"params": [parameter(3)], "differentiable": False})
+    for options in ({"capturable": True}, {"differentiable": 0}, {"foreach": "yes"}):
+        with pytest.raises(ValueError, match=f"Adam: {next(iter(options))} must be"):
+            Adam([parameter(3)], **options)
+    with pytest.raises(TypeError):
+        SGD([parameter(3)], 0.1, 0.9, 0, 0, False, True)  # by keyword only, as PyTorch's
+
+
+def test_named_parameters():
+    p, q = parameter(3), parameter(3, seed=1)
+    optimizer = SGD([("first", p), ("second", q)], lr=0.1)
+    group = optimizer.param_groups[0]
+    assert group["params"] == [p, q] and group["param_names"] == ["first", "second"]
+    other = SGD([("a", p), ("b", q)], lr=0.1)
+    other.load_state_dict(without(optimizer.state_dict(), "none"))
+    assert other.param_groups[0]["param_names"] == ["first", "second"]
+    other = SGD([("a", p), ("b", q)], lr=0.1)
+    other.load_state_dict(SGD([p, q], lr=0.2).state_dict())
+    assert other.param_groups[0]["param_names"] == ["a", "b"]
+    with pytest.raises(ValueError, match="params must have names in all groups or in none"):
+        optimizer.add_param_group({"params": [parameter(3, seed=2)]})
+    for wrong in ([("first", p), q], [("first", p, 1)]):
+        with pytest.raises(ValueError, match="params must all be pairs of a name and a parameter"):
+            SGD(wrong)
+
+
+@pytest.mark.parametrize("step", [3, 3.0, np.float32(3), np.array(3.0, np.float32), np.array([3])])
+def test_step_of_any_number_type(step):
+    p = parameter(3)
+    adam = Adam([p])
+    adam.step()
+    state = adam.state_dict()
+    state["state"][0]["step"] = step
+    adam.load_state_dict(state)
+    assert adam.state[p]["step"] == 3 and type(adam.state[p]["step"]) is int
+    for wrong in (2.5, -1.0, np.array(0.0), np.ones(2), "3"):
+        state["state"][0]["step"] = wrong
+        with pytest.raises(ValueError, match="Adam: step must be an integer >= 1"):
+            adam.load_state_dict(state)
+
+
+def test_options_in_arrays_of_one_number():
+    optimizer = Adam([parameter(3)], lr=np.array(0.5), betas=[np.array([0.5]), 0.75])
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.75)
+    optimizer.param_groups[0]["lr"] = np.array(0.25)
+    optimizer.step()
+
+
+def test_repr_shows_groups():
+    assert repr(SGD([parameter(3)], lr=0.1)) == (
+        "SGD (\nParameter Group 0\n    dampening: 0\n    lr: 0.1\n    maximize: False\n"
+        "    momentum: 0\n    nesterov: False\n    weight_decay: 0\n)"
+    )

@@ -3,14 +3,17 @@ import itertools
 import numpy as np
 import pytest
 
+from fastlayers import nn
+
 from fastlayers.optim import SGD
 
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
 
 
-class Parameter:
-    def __init__(self, data, grad=None):
-        self.data, self.grad = data, grad
+def Parameter(data, grad=None):
+    p = nn.Parameter(data)
+    p.grad = grad
+    return p
 
 
 def parameter(*shape, dtype=np.float64, grad=True, seed=0):

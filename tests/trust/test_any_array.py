@@ -419,7 +419,7 @@ EMPTY: Any = [
     ("avg_pool2d", ("nchw",), {"kernel_size": 2}, "chw"),
     ("adaptive_avg_pool2d", ("nchw",), {"output_size": 2}, "chw"),
     *[("batch_norm", (shape, *"cccc"), {}, "c") for shape in ("nc", "nch", "nchw")],
-    *[("batch_norm", (shape, *"cccc"), {"training": True}, shape) for shape in ("nc", "nchw")],
+    *[("batch_norm", (shape, *"cccc"), {"training": True}, "c") for shape in ("nc", "nchw")],
     *[("dropout", (shape,), {"p": 0.5}, "") for shape in ("n", "nc", "nchw")],
     *[("feature_dropout", ("nchw"[1 - a :],), {"p": 0.5, "channel_axis": a}, "") for a in (0, 1)],
     *[
@@ -532,12 +532,13 @@ def put(name: str, form: Callable[[np.ndarray], Any]) -> Callable[[nn.Module], N
     """Give a function that replaces an array of a module's state by another form of it."""
 
     def change(model: nn.Module) -> None:
-        table, key = model._state()[name]
-        if isinstance(table[key], nn.Parameter):
-            table[key].data = form(table[key].array())
+        path, _, key = name.rpartition(".")
+        part = model.get_submodule(path)
+        value = getattr(part, key)
+        if isinstance(value, nn.Parameter):
+            value.data = form(value.array())
         else:
-            path = name.rpartition(".")[0]
-            dict(model.named_modules())[path].register_buffer(key, form(table[key]))
+            part.register_buffer(key, form(value))
 
     return change
 

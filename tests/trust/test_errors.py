@@ -90,7 +90,8 @@ class World:
         self.sgd.step()
         self.adam.step()
         self.step_lr = optim.StepLR(self.sgd, 2)
-        self.outgrown = optim.StepLR(optim.SGD([nn.Parameter([1.0])], 0.1), 2)
+        self.outgrown = optim.CosineAnnealingLR(optim.SGD([nn.Parameter([1.0])], 0.1), 2)
+        self.outgrown.last_epoch = 2
         self.outgrown.optimizer.add_param_group({"params": [nn.Parameter([1.0])]})
         self.one_cycle = optim.OneCycleLR(optim.SGD([nn.Parameter([1.0])], 0.1), 0.1, 1)
         self.one_cycle.step()

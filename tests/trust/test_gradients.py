@@ -609,27 +609,21 @@ def in_double(module: nn.Module) -> nn.Module:
 
 def check_module(module: nn.Module, *inputs: Any, **options: Any) -> int:
     """Check the gradients by inputs and parameters; how many there are."""
-    places = [
-        (part, key)
-        for part in module.modules()
-        for key, p in part._parameters.items()
-        if p is not None
-    ]
+    names = dict(module.named_parameters())
     buffers = [(b, b.copy()) for b in module.buffers()]
 
     def function(*tensors: Any) -> Any:
         fl.manual_seed(0)
         for buffer, before in buffers:  # momentum=None counts the batches
             buffer[...] = before
-        for (part, key), t in zip(places, tensors[len(inputs) :], strict=True):
-            setattr(part, key, t)  # a plain tensor in the parameter's place
-        return module(*tensors[: len(inputs)])
+        values = dict(zip(names, tensors[len(inputs) :], strict=True))
+        return fl.func.functional_call(module, values, tensors[: len(inputs)])
 
     real = [i for i in inputs if isinstance(i, np.ndarray) and i.dtype.kind == "f"]
     given = [
         Tensor(i, True) if i is real[0] or isinstance(module, nn.MSELoss) else i for i in inputs
     ]
-    values = [Tensor(getattr(*place).array(), True) for place in places]
+    values = [Tensor(p.array(), True) for p in names.values()]
     gradcheck(function, [*given, *values], rtol=1e-5, atol=1e-6, **options)
     return len(values) + sum(isinstance(t, Tensor) for t in given)
 
