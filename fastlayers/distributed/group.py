@@ -8,6 +8,7 @@ core make way for each other, and a rank that has ended is seen by those who wai
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import socket
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers import random
-from fastlayers.runtime import threads
+from fastlayers.runtime import notice, threads
 
 __all__ = [
     "Channel",
@@ -286,12 +287,12 @@ def end_all(reason: str, status: int) -> None:
     """End all ranks, of which this one says why; returns where it is alone."""
     if _world.size == 1:
         return
-    sys.stderr.write(  # at once, or other ranks' lines could come between
+    notice.tell(
         f"fastlayers: rank {_world.rank} of {_world.size} on {socket.gethostname()} failed, "
-        f"so all are ended: {reason}\n"
+        f"so all are ended: {reason}"
     )
-    sys.stderr.flush()
-    sys.stdout.flush()
+    with contextlib.suppress(Exception):  # the others wait, whatever becomes of this output
+        sys.stdout.flush()
     _world.control.Abort(status)
 
 

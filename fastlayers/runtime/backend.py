@@ -11,10 +11,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-import warnings
 from typing import Any
 
 import numpy as np
+
+from fastlayers.runtime import notice
 
 __all__ = ["NUMPY", "name", "reference"]
 
@@ -53,10 +54,8 @@ def _decide() -> bool | None:
 
 def _on_numpy(reason: str) -> bool:
     """Warn, once for a process."""
-    warnings.warn(
-        f"fastlayers runs on NumPy alone, many times slower than compiled: {reason}",
-        RuntimeWarning,
-        stacklevel=3,
+    notice.warn(
+        f"fastlayers runs on NumPy alone, many times slower than compiled: {reason}", stacklevel=3
     )
     return True
 
