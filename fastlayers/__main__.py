@@ -17,7 +17,7 @@ import numpy as np
 import fastlayers as fl
 from fastlayers import distributed, precompile
 from fastlayers.data import Dataset
-from fastlayers.runtime import backend, cpu
+from fastlayers.runtime import backend, cpu, threads
 
 __all__ = ["main"]
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (ModuleNotFoundError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         return _failed(str(error), 1)
     except KeyboardInterrupt:
         return _failed("interrupted", 130)
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=_positive, help=f"default: {BATCH_SIZES}")
     add("--lr", type=float, default=0.01, help="highest learning rate of the one-cycle schedule")
     add("--seed", type=int, default=0)
-    add("--threads", type=_positive, help="default: all cores")
+    add("--threads", type=_positive, help="default: all cores that this process may use")
     add("--out", type=Path, help="folder of the results (default: runs/<data>-<model>-<time>)")
     add("--resume", action="store_true", help="keep all in <out>/last.*, and go on from there")
     warmup = commands.add_parser("warmup", help="compile kernels ahead, such as for an image")
@@ -273,6 +273,8 @@ def _info(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(rows, indent=2))
         return 0
+    if "threads" in rows:
+        rows["threads"] = f"{rows['threads']} ({rows.pop('threads set by')})"
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:<{width}}  {value}")
@@ -293,6 +295,7 @@ def _compiled_info() -> dict[str, Any]:
         "CPU": cpu.fleet() or cpu.cpu_name(),
         "vector bits": 8 * cpu.vector_bytes(),
         "threads": fl.get_num_threads(),
+        "threads set by": threads.origin(),
         "threading layer": threading_layer(),
         "cache folder": str(folder or "none can be written"),
         "cached kernels": len(list(folder.glob("*.nbc"))) if folder else 0,

@@ -227,6 +227,60 @@ def test_loss_that_is_not_finite(model, value):
     check_state({name: p.array() for name, p in model.named_parameters()}, state[-1])
 
 
+def all_ignored(index=-100):
+    inputs, targets = batches(1, seed=5)[0]
+    return inputs, Tensor(np.full(len(targets), index))
+
+
+def own_loss(output, target):
+    return nn.functional.cross_entropy(output, target, ignore_index=7)
+
+
+@pytest.mark.parametrize(
+    ("loss", "index"),
+    [(LOSS, -100), (nn.CrossEntropyLoss(ignore_index=7), 7), (own_loss, 7)],
+)
+def test_a_batch_of_ignored_targets_has_its_step_and_does_not_count(model, loss, index):
+    first, second = batches(2)
+    state = copied(model)
+    optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for inputs, targets in (first, all_ignored(index), second):  # the plain loop
+        optimizer.zero_grad()
+        loss(model(inputs), targets).backward()
+        optimizer.step()
+    expected = copied(model)
+    assert all(np.isfinite(value).all() for value in expected.values())
+    model.load_state_dict(state)
+    optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    history = fit(model, loss, optimizer, [first, all_ignored(index), second], progress=False)
+    check_state(model.state_dict(), expected)
+    assert math.isfinite(history.epochs[0]["train_loss"])
+    assert 0 < history.epochs[0]["train_accuracy"] <= 1
+    some = evaluate(model, loss, [first, all_ignored(index), second])
+    assert some == evaluate(model, loss, [first, second])
+
+
+def test_nothing_but_ignored_targets(model):
+    with pytest.raises(ValueError, match="fit: train must give at least one batch with targets"):
+        train(model, [all_ignored()])
+    with pytest.raises(ValueError, match="evaluate: batches must give at least one batch with"):
+        evaluate(model, LOSS, [all_ignored()])
+
+
+def test_a_diverged_model_counts(model):
+    state = copied(model)
+    state["0.bias"][:] = math.nan
+    model.load_state_dict(state)
+    assert math.isnan(evaluate(model, LOSS, batches(1))[0])
+    targets = Tensor(np.full((16, 2), math.nan, np.float32))  # which nothing ignores
+    linear = nn.Linear(2, 2)
+    state, pairs = copied(linear), [(batches(1)[0][0], targets)]
+    with pytest.raises(ValueError, match="fit: the training loss must be finite, got nan"):
+        fit(linear, nn.MSELoss(), optim.SGD(linear.parameters(), 0.1), pairs, progress=False)
+    check_state(linear.state_dict(), state)
+    assert math.isnan(evaluate(linear, nn.MSELoss(), pairs)[0])
+
+
 @pytest.mark.parametrize(
     ("argument", "options"),
     [
