@@ -27,12 +27,12 @@ if TYPE_CHECKING:
         training,
     )
     from fastlayers.autograd import Tensor, no_grad, tensor
-    from fastlayers.checkpoint import load, save
     from fastlayers.lazy import is_fusion_enabled, set_fusion_enabled
     from fastlayers.precompile import warmup
     from fastlayers.profiling import profile
     from fastlayers.random import manual_seed
     from fastlayers.runtime.threads import get_num_threads, set_num_threads
+    from fastlayers.state import load, save
 
 __version__ = "0.1.0"
 
@@ -65,11 +65,11 @@ _HOMES = {
     "Tensor": "autograd",
     "get_num_threads": "runtime.threads",
     "is_fusion_enabled": "lazy",
-    "load": "checkpoint",
+    "load": "state",
     "manual_seed": "random",
     "no_grad": "autograd",
     "profile": "profiling",
-    "save": "checkpoint",
+    "save": "state",
     "set_fusion_enabled": "lazy",
     "set_num_threads": "runtime.threads",
     "tensor": "autograd",
