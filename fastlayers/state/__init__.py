@@ -127,7 +127,9 @@ def load(
         except MemoryError:
             raise
         except Exception as error:  # of zipfile, zlib, NumPy, Python's parser, json, struct
-            raise ValueError(f"load: {name} cannot be read as {kind} file: {error}") from error
+            raise ValueError(
+                f"load: {name} cannot be read as {kind} file: {error!s:.500}"
+            ) from error
 
 
 _SAFETENSORS = "a safetensors"

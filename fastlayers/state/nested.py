@@ -127,7 +127,10 @@ def decode(value: Any, arrays: Arrays, leaf: Callable[[np.ndarray], Any]) -> Any
         case "tuple":
             return tuple(decode(item, arrays, leaf) for item in content)
         case "dict":
-            found = {decode(key, {}, leaf): decode(item, arrays, leaf) for key, item in content}
+            found = {
+                int(key["int"], 16) if isinstance(key, dict) else key: decode(item, arrays, leaf)
+                for key, item in content
+            }
             if len(found) == len(content):
                 return found
     raise ValueError(f"its structure has an entry {kind[:80]!r} of {len(content)}")

@@ -106,7 +106,7 @@ def read(
         raise ValueError("its members are compressed, those of torch.save are not")
     data = archive.read(members[pickle])
     reader = _Reader(archive, members, folder, largest_content(size), leaf)
-    return plain(unpickle(data, reader.names(), reader.storage), most=len(data))
+    return plain(unpickle(data, reader.names(), reader.storage), 1000 + 10 * len(data))
 
 
 class _Reader:
@@ -202,10 +202,16 @@ class _Reader:
         dtype: Any, metadata: Any = None,
     ) -> Leaf:  # fmt: skip
         """The tensor of `torch._utils._rebuild_tensor_v3`."""
-        if not isinstance(typed, _TypedStorage) or not isinstance(dtype, _DType):
-            raise ValueError("a tensor without a storage or a dtype is refused")
-        typed = _TypedStorage(typed.storage, dtype.name)
+        if not isinstance(dtype, _DType):
+            raise ValueError("a tensor without a dtype is refused")
+        typed = _TypedStorage(_checked(typed).storage, dtype.name)
         return self.tensor(typed, offset, shape, stride, metadata=metadata)
+
+
+def _checked(typed: Any) -> _TypedStorage:
+    if not isinstance(typed, _TypedStorage):
+        raise ValueError("a tensor without a storage is refused")
+    return typed
 
 
 def _first(data: Any, *_: Any) -> Any:
@@ -215,6 +221,7 @@ def _first(data: Any, *_: Any) -> Any:
 
 def _of_type(function: Any, _: Any, arguments: Any, __: Any) -> Any:
     """The tensor of a class or with attributes, without these."""
+    _checked(arguments[0])  # and no function, so that this is not called by itself
     return call(function, arguments)
 
 

@@ -205,30 +205,36 @@ _INSTRUCTIONS: dict[bytes, Callable[[_Machine, bytes], None]] = {
 def plain(value: Any, most: int) -> Any:
     """A copy of a value that is dicts, lists and tuples of plain values and of leaves' values.
 
+    What occurs at several places is the same object at all of them, as it was.
+
     Raises
     ------
     ValueError
-        If it is not, or nested more than 100 deep, or has more than `most` parts: one that
-        refers to some of its parts again and again grows exponentially.
+        If it is not, or nested more than 100 deep, or has more than `most` parts, where those of
+        what occurs twice count twice: such a value can grow exponentially with its pickle.
     """
-    left = most
+    done: dict[int, tuple[Any, int]] = {}
 
-    def copied(value: Any, depth: int) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0 or depth > _DEEPEST:
-            raise ValueError(f"it is nested more than {_DEEPEST} deep, or repeats its parts")
-        match value:
-            case dict():
-                return {key: copied(item, depth + 1) for key, item in value.items()}
-            case list():
-                return [copied(item, depth + 1) for item in value]
-            case tuple():
-                return tuple(copied(item, depth + 1) for item in value)
-            case Leaf():
-                return value.value
-        if type(value) not in _PLAIN:
-            raise ValueError(f"a {type(value).__name__.strip('_')} is refused where data is to be")
-        return value
+    def copied(value: Any, depth: int) -> tuple[Any, int]:
+        kind = type(value)
+        if isinstance(value, Leaf):
+            return value.value, 1
+        if kind in _PLAIN:
+            return value, 1
+        if kind not in (dict, list, tuple):
+            raise ValueError(f"a {kind.__name__.strip('_')} is refused where data is to be")
+        if id(value) not in done:
+            if depth > _DEEPEST:
+                raise ValueError(f"it is nested more than {_DEEPEST} deep, or contains itself")
+            parts = [copied(p, depth + 1) for p in (value.values() if kind is dict else value)]
+            items = [item for item, _ in parts]
+            count = 1 + sum(count for _, count in parts)
+            if count > most:
+                raise ValueError("it repeats its parts too often")
+            done[id(value)] = (
+                dict(zip(value, items, strict=True)) if kind is dict else kind(items),
+                count,
+            )
+        return done[id(value)]
 
-    return copied(value, 0)
+    return copied(value, 0)[0]
