@@ -171,11 +171,10 @@ class _Reader:
         hooks: Any = None, metadata: Any = None,
     ) -> Leaf:  # fmt: skip
         """The tensor of `torch._utils._rebuild_tensor_v2`."""
-        if not isinstance(typed, _TypedStorage) or metadata:
-            raise ValueError(
-                "a tensor without a storage, or a negated or conjugate view is refused"
-            )
-        storage, content = typed.storage, typed.storage.content
+        if metadata:
+            raise ValueError("a negated or conjugate view of a tensor is refused")
+        storage = _checked(typed).storage
+        content = storage.content
         dtype = np.dtype(self.order + _DTYPES[typed.dtype])
         is_bfloat16 = typed.dtype == "bfloat16"
         if not _is_within(content.size // dtype.itemsize, offset, shape, stride):

@@ -28,9 +28,10 @@ import pytest
 import safetensors.numpy
 
 import fastlayers as fl
-from fastlayers import checkpoint, nn, optim
+from fastlayers import nn, optim
 from fastlayers.data import CIFAR10
 from fastlayers.data.idx import read_idx
+from fastlayers.state import files as state_files
 
 CHAPTER = "state files"
 SUFFIXES = ("npz", "safetensors")
@@ -566,8 +567,8 @@ class Faults:
             name: self.wrapped(getattr(os, name)) for name in ("open", "fsync", "replace", "close")
         }
         everything = {name: getattr(os, name) for name in dir(os)}
-        monkeypatch.setattr(checkpoint, "os", SimpleNamespace(**everything | calls))
-        monkeypatch.setattr(checkpoint, "open", self.opened, raising=False)
+        monkeypatch.setattr(state_files, "os", SimpleNamespace(**everything | calls))
+        monkeypatch.setattr(state_files, "open", self.opened, raising=False)
 
     def wrapped(self, call):
         def called(*args, **kwargs):
@@ -784,7 +785,7 @@ def test_folders_that_cannot_be_synced(tmp_path, monkeypatch):
                 raise OSError(number, "no")
             real(descriptor)
 
-        monkeypatch.setattr(checkpoint, "os", SimpleNamespace(**vars(os) | {"fsync": fsync}))
+        monkeypatch.setattr(state_files, "os", SimpleNamespace(**vars(os) | {"fsync": fsync}))
         with pytest.raises(OSError) if raised else contextlib.nullcontext():
             fl.save(NEW, path)
         assert flat(fl.load(path)) == flat(NEW)
