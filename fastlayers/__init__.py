@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     )
     from fastlayers.autograd.dtypes import *
     from fastlayers.autograd.types import Size, device
-    from fastlayers.checkpoint import load, save
     from fastlayers.functions import *
     from fastlayers.lazy import is_fusion_enabled, set_fusion_enabled
     from fastlayers.precompile import warmup
     from fastlayers.profiling import profile
     from fastlayers.random import manual_seed
     from fastlayers.runtime.threads import get_num_threads, set_num_threads
+    from fastlayers.state import load, save
 
 __version__ = "0.1.0"
 
@@ -78,11 +78,11 @@ _HOMES = {
     "inference_mode": "autograd",
     "is_fusion_enabled": "lazy",
     "is_grad_enabled": "autograd",
-    "load": "checkpoint",
+    "load": "state",
     "manual_seed": "random",
     "no_grad": "autograd",
     "profile": "profiling",
-    "save": "checkpoint",
+    "save": "state",
     "set_fusion_enabled": "lazy",
     "set_grad_enabled": "autograd",
     "set_num_threads": "runtime.threads",

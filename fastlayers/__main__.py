@@ -25,6 +25,8 @@ DATA = ("digits", "mnist", "fashion-mnist", "cifar10")
 # With 1,437 digits an epoch is 45 steps of 32 images, with MNIST's 60,000 it is 938 of 64.
 EPOCHS = {"digits": 20, "mnist": 3, "fashion-mnist": 10, "cifar10": 15}
 BATCH_SIZES = {"digits": 32, "mnist": 64, "fashion-mnist": 64, "cifar10": 64}
+# Of state files, which other programs read too.
+SUFFIX = ".safetensors"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,7 +151,7 @@ def _train(options: argparse.Namespace) -> int:
     folder = options.out or Path("runs") / f"{options.data}-{options.model}-{stamp}"
     if distributed.rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / f"model{_state_suffix()}"
+    checkpoint = folder / f"model{SUFFIX}"
     ranks = distributed.world_size()
     _say(
         f"{options.model} on {options.data}: {len(train)} images to train, {len(test)} held out, "
@@ -184,12 +186,12 @@ def _print_best(folder: Path, history: fl.training.History) -> None:
 
 
 def _last(folder: Path) -> Path:
-    """The training's state: that which is there, whatever has been installed since."""
-    paths = [folder / f"last{suffix}" for suffix in (".safetensors", ".npz")]
+    """The training's state; an earlier release wrote npz where safetensors was not installed."""
+    paths = [folder / f"last{suffix}" for suffix in (SUFFIX, ".npz")]
     found = [path for path in paths if path.exists()]
     if found:
         _say(f"going on from {found[0]}")
-    return found[0] if found else folder / f"last{_state_suffix()}"
+    return found[0] if found else folder / f"last{SUFFIX}"
 
 
 def _print_epoch(figures: dict[str, Any]) -> None:
@@ -199,15 +201,6 @@ def _print_epoch(figures: dict[str, Any]) -> None:
         f"accuracy {figures['valid_accuracy']:.2%}; {figures['images_per_second']:.0f} images/s",
         flush=True,
     )
-
-
-def _state_suffix() -> str:
-    """Safetensors where it is installed, npz otherwise."""
-    try:
-        import safetensors.numpy  # noqa: F401
-    except ModuleNotFoundError:
-        return ".npz"
-    return ".safetensors"
 
 
 def _write_results(folder: Path, history: fl.training.History, options: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 """Files of a whole training, from which it goes on as if it had not been stopped.
 
-Such a file has a tree of dicts, lists and numbers as JSON text in one array, beside the arrays
-that the tree names, and a checksum of all, since safetensors has none.
+Such a file has a tree of dicts, lists and numbers as JSON text in one array, as
+`fastlayers.state.nested` encodes it, beside the arrays that the tree names, and a checksum of all,
+since safetensors has none.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from fastlayers import random
-from fastlayers.checkpoint import load, save
 from fastlayers.nn import Module
 from fastlayers.optim import LRScheduler
+from fastlayers.state import load, nested, save
 
 __all__ = ["Snapshot", "pack", "unpack"]
 
@@ -27,8 +28,6 @@ Tree = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 
 FORMAT = 1
-# What JSON has as it is; Python writes and reads every bit of a float, infinities and NaN too.
-_PLAIN = (str, int, float, bool, type(None))
 # What a schedule changes from step to step.
 _POSITION = {"last_epoch", "_last_lr"}
 # What a file of another structure leads to, such as one that was made up.
@@ -166,7 +165,7 @@ def pack(tree: Any) -> Arrays:
         If it holds anything else.
     """
     arrays: Arrays = {}
-    text = json.dumps(_encoded(tree, "", arrays))
+    text = json.dumps(nested.encode("fit", tree, arrays))
     arrays["tree"] = np.frombuffer(text.encode(), np.uint8)
     arrays["checksum"] = np.array(_checksum(arrays), np.uint32)
     return arrays
@@ -185,44 +184,7 @@ def unpack(arrays: Mapping[str, np.ndarray]) -> Any:
         raise ValueError(f"it has no tree and checksum, but {sorted(parts)[:3]}")
     if parts.pop("checksum").tolist() != _checksum(parts):
         raise ValueError("it is damaged, its checksum is that of another content")
-    return _decoded(json.loads(parts.pop("tree").tobytes()), parts)
-
-
-def _encoded(value: Any, name: str, arrays: Arrays) -> Any:
-    """What JSON has for a value; arrays are put aside."""
-    if isinstance(value, np.ndarray | np.generic):
-        while name in arrays:  # {"a/b": x, "a": {"b": y}}
-            name += "'"
-        arrays[name] = np.asarray(value)
-        return {"array" if isinstance(value, np.ndarray) else "scalar": name}
-    if isinstance(value, dict):
-        below = [
-            [key, _encoded(item, f"{name}/{key}" if name else f"{key}", arrays)]
-            for key, item in value.items()
-        ]
-        return {"dict": below}
-    if isinstance(value, list | tuple):
-        below = [_encoded(item, f"{name}/{i}", arrays) for i, item in enumerate(value)]
-        return {"tuple": below} if isinstance(value, tuple) else below
-    if not isinstance(value, _PLAIN):
-        raise TypeError(
-            f"fit: the state {name} must be of numbers, text and arrays for resume, "
-            f"got {type(value).__name__}"
-        )
-    return value
-
-
-def _decoded(value: Any, arrays: Arrays) -> Any:
-    if isinstance(value, list):
-        return [_decoded(item, arrays) for item in value]
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "dict":
-        return {key: _decoded(item, arrays) for key, item in content}
-    if kind == "tuple":
-        return tuple(_decoded(item, arrays) for item in content)
-    return arrays[content] if kind == "array" else arrays[content][()]
+    return nested.decode(json.loads(parts.pop("tree").tobytes()), parts, lambda array: array)
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> int:

@@ -13,10 +13,10 @@ import numpy as np
 
 from fastlayers import distributed
 from fastlayers.autograd import Tensor, no_grad
-from fastlayers.checkpoint import save
 from fastlayers.distributed import spread
 from fastlayers.nn import Module
 from fastlayers.snapshot import Snapshot
+from fastlayers.state import save
 
 __all__ = ["History", "evaluate", "fit"]
 

@@ -397,7 +397,7 @@ def test_parts_without_a_state(tmp_path):
     with pytest.raises(TypeError, match="fit: scheduler must have state_dict.*got Other"):
         run.fit(path, scheduler=Other())
     run.optimizer.param_groups[0]["note"] = {1}
-    with pytest.raises(TypeError, match="fit: the state optimizer/state/param_groups/0/note must"):
+    with pytest.raises(TypeError, match=r"fit: state\['optimizer'\]\['state'\].*\['note'\] must"):
         run.fit(path)
     assert os.listdir(tmp_path) == []
 

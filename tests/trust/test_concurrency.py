@@ -588,7 +588,8 @@ class Improving(nn.Module):
 SOURCES = [
     sys.modules[module].__file__
     for module in (
-        "fastlayers.training", "fastlayers.checkpoint", "fastlayers.data.loader",
+        "fastlayers.training", "fastlayers.state", "fastlayers.state.files",
+        "fastlayers.state.nested", "fastlayers.state.npz", "fastlayers.data.loader",
         "fastlayers.data.prefetch", "fastlayers.data.dataset", "fastlayers.data.collate",
         "fastlayers.nn.module",
     )
