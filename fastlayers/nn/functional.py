@@ -12,6 +12,7 @@ import numpy as np
 
 from fastlayers import ops
 from fastlayers.autograd import Tensor, record, wants_grad
+from fastlayers.names import absent
 from fastlayers.nn import fusion, heads
 
 __all__ = [
@@ -382,3 +383,7 @@ def binary_cross_entropy_with_logits(
 def flatten(input: Input, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """Join the axes from `start_dim` to `end_dim` into one."""
     return _tensor(input).flatten(start_dim, end_dim)
+
+
+def __getattr__(name: str) -> Any:
+    raise absent("nn.functional", name, __all__)
