@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from fastlayers.names import absent
 from fastlayers.nn import functional, init
 from fastlayers.nn.activation import GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, Softmax, Tanh
 from fastlayers.nn.batchnorm import BatchNorm1d, BatchNorm2d
@@ -54,4 +55,4 @@ def __getattr__(name: str) -> Any:
         from fastlayers.distributed import SyncBatchNorm
 
         return SyncBatchNorm
-    raise AttributeError(f"nn: name must be that of a layer or module of it, got {name!r}")
+    raise absent("nn", name, [*__all__, "SyncBatchNorm"])

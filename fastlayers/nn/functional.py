@@ -12,6 +12,7 @@ import numpy as np
 
 from fastlayers import autograd, ops
 from fastlayers.autograd import OUTPUT, Tensor, record, wants_grad
+from fastlayers.names import absent
 from fastlayers.nn import fusion, heads
 
 __all__ = [
@@ -409,3 +410,7 @@ def flatten(input: Input, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """Join the axes from `start_dim` to `end_dim` into one."""
     out: Tensor = _tensor(input).flatten(start_dim, end_dim)
     return out
+
+
+def __getattr__(name: str) -> Any:
+    raise absent("nn.functional", name, __all__)

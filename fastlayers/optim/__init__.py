@@ -1,5 +1,8 @@
 """Optimisers and learning rate schedules, with PyTorch's interface and values."""
 
+from typing import Any
+
+from fastlayers.names import absent
 from fastlayers.optim import lr_scheduler
 from fastlayers.optim.adadelta import Adadelta
 from fastlayers.optim.adam import Adam, AdamW
@@ -38,3 +41,7 @@ __all__ = [
     "StepLR",
     "lr_scheduler",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    raise absent("optim", name, __all__)

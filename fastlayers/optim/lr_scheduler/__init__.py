@@ -4,6 +4,9 @@ Most schedules go on from the groups' present rates, so several of them can work
 and a rate set by hand is lowered from there.
 """
 
+from typing import Any
+
+from fastlayers.names import absent
 from fastlayers.optim.lr_scheduler.base import LRScheduler
 from fastlayers.optim.lr_scheduler.decay import (
     CosineAnnealingLR,
@@ -29,3 +32,7 @@ __all__ = [
     "SequentialLR",
     "StepLR",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    raise absent("optim.lr_scheduler", name, __all__)
