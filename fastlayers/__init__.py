@@ -1,7 +1,7 @@
 """Train convolutional networks on a CPU, fast and without torch.
 
 ``import fastlayers as fl`` gives PyTorch-shaped layers (`fl.nn`), optimisers (`fl.optim`), data
-(`fl.data`), models (`fl.models`) and training (`fl.training`), also on several processes
+(`fl.data`), images (`fl.vision`) and training (`fl.training`), also on several processes
 (`fl.distributed`), and below them the ops on NumPy arrays (`fl.ops`) and the compiled kernels
 (`fl.kernels`).
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         random,
         testing,
         training,
+        utils,
+        vision,
     )
     from fastlayers.autograd import Tensor, no_grad, tensor
     from fastlayers.checkpoint import load, save
@@ -58,6 +60,8 @@ __all__ = [
     "tensor",
     "testing",
     "training",
+    "utils",
+    "vision",
     "warmup",
 ]
 

@@ -84,15 +84,15 @@ def _positive(text: str) -> int:
 
 
 def _mlp(channels: int, size: int) -> fl.nn.Module:
-    return fl.models.MLP(channels * size * size)
+    return fl.vision.models.MLP(channels * size * size)
 
 
 MODELS: dict[str, Callable[[int, int], fl.nn.Module]] = {
-    "cifar-cnn": lambda channels, _: fl.models.CifarCNN(10, channels, batch_norm=True),
-    "cnn": lambda channels, size: fl.models.CNN(10, channels, size),
+    "cifar-cnn": lambda channels, _: fl.vision.models.CifarCNN(10, channels, batch_norm=True),
+    "cnn": lambda channels, size: fl.vision.models.CNN(10, channels, size),
     "mlp": _mlp,
-    "resnet20": lambda channels, _: fl.models.resnet20(10, channels),
-    "vgg": lambda channels, size: fl.models.vgg_small(10, channels, size),
+    "resnet20": lambda channels, _: fl.vision.models.resnet20(10, channels),
+    "vgg": lambda channels, size: fl.vision.models.vgg_small(10, channels, size),
 }
 # The only size that the network with fixed linear layers takes.
 CIFAR_SIZE = 32
