@@ -33,12 +33,13 @@ if TYPE_CHECKING:
     from fastlayers.lazy import is_fusion_enabled, set_fusion_enabled
     from fastlayers.precompile import warmup
     from fastlayers.profiling import profile
-    from fastlayers.random import manual_seed
+    from fastlayers.random import Generator, manual_seed
     from fastlayers.runtime.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Generator",
     "Tensor",
     "data",
     "distributed",
@@ -66,6 +67,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Generator": "random",
     "Tensor": "autograd",
     "get_num_threads": "runtime.threads",
     "is_fusion_enabled": "lazy",
