@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         random,
         testing,
         training,
+        utils,
+        vision,
     )
     from fastlayers.autograd import (
         Tensor,
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from fastlayers.lazy import is_fusion_enabled, set_fusion_enabled
     from fastlayers.precompile import warmup
     from fastlayers.profiling import profile
-    from fastlayers.random import manual_seed
+    from fastlayers.random import Generator, manual_seed
     from fastlayers.runtime.threads import get_num_threads, set_num_threads
     from fastlayers.state import load, save
 
@@ -68,8 +70,11 @@ _MODULES = (
     "random",
     "testing",
     "training",
+    "utils",
+    "vision",
 )
 _HOMES = {
+    "Generator": "random",
     "Size": "autograd.types",
     "Tensor": "autograd",
     "device": "autograd.types",

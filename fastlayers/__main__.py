@@ -16,7 +16,7 @@ import numpy as np
 
 import fastlayers as fl
 from fastlayers import distributed, precompile
-from fastlayers.data import Dataset
+from fastlayers.data.dataset import MapStyle
 from fastlayers.runtime import backend, cpu, threads
 
 __all__ = ["main"]
@@ -86,28 +86,28 @@ def _positive(text: str) -> int:
 
 
 def _mlp(channels: int, size: int) -> fl.nn.Module:
-    return fl.models.MLP(channels * size * size)
+    return fl.vision.models.MLP(channels * size * size)
 
 
 MODELS: dict[str, Callable[[int, int], fl.nn.Module]] = {
-    "cifar-cnn": lambda channels, _: fl.models.CifarCNN(10, channels, batch_norm=True),
-    "cnn": lambda channels, size: fl.models.CNN(10, channels, size),
+    "cifar-cnn": lambda channels, _: fl.vision.models.CifarCNN(10, channels, batch_norm=True),
+    "cnn": lambda channels, size: fl.vision.models.CNN(10, channels, size),
     "mlp": _mlp,
-    "resnet20": lambda channels, _: fl.models.resnet20(10, channels),
-    "vgg": lambda channels, size: fl.models.vgg_small(10, channels, size),
+    "resnet20": lambda channels, _: fl.vision.models.resnet20(10, channels),
+    "vgg": lambda channels, size: fl.vision.models.vgg_small(10, channels, size),
 }
 # The only size that the network with fixed linear layers takes.
 CIFAR_SIZE = 32
 
 
-def _datasets(options: argparse.Namespace) -> tuple[Dataset, Dataset]:
+def _datasets(options: argparse.Namespace) -> tuple[MapStyle, MapStyle]:
     """Training and held-out images."""
     if options.data == "digits":
         return fl.data.Digits(train=True), fl.data.Digits(train=False)
     kinds = {
-        "mnist": fl.data.MNIST,
-        "fashion-mnist": fl.data.FashionMNIST,
-        "cifar10": fl.data.CIFAR10,
+        "mnist": fl.vision.datasets.MNIST,
+        "fashion-mnist": fl.vision.datasets.FashionMNIST,
+        "cifar10": fl.vision.datasets.CIFAR10,
     }
     kind, download = kinds[options.data], options.data_dir is None
     if distributed.local_rank():  # the first rank of each host downloads
@@ -141,9 +141,9 @@ def _train(options: argparse.Namespace) -> int:
         )
     model = MODELS[options.model](channels, size)
     batch_size = options.batch_size or BATCH_SIZES[options.data]
-    loader = fl.data.DataLoader(train, batch_size, shuffle=True, seed=options.seed)
+    loader = fl.data.DataLoader(train, batch_size, shuffle=True, seed=options.seed, num_workers=1)
     shifted = fl.data.RandomShift(loader, 1, seed=options.seed)
-    held_out = fl.data.DataLoader(test, 250)
+    held_out = fl.data.DataLoader(test, 250, num_workers=1)
     epochs = options.epochs or EPOCHS[options.data]
     optimizer = fl.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05)
     scheduler = fl.optim.OneCycleLR(optimizer, options.lr, total_steps=epochs * len(loader))

@@ -160,6 +160,69 @@ def numpy_generator() -> np.random.Generator:
     return (_own.get() or _shared).generator
 
 
+class Generator:
+    """A source of random numbers with a state of its own, as `torch.Generator
+    <https://docs.pytorch.org/docs/stable/generated/torch.Generator.html>`_.
+
+    Its numbers are NumPy's, not PyTorch's: the same seed gives the same numbers again, and others
+    than in PyTorch.
+
+    Parameters
+    ----------
+    device : str
+        "cpu", the only one.
+
+    Attributes
+    ----------
+    numpy : numpy.random.Generator
+        What draws the numbers.
+
+    Raises
+    ------
+    ValueError
+        For another device.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        if str(device) != "cpu":
+            raise ValueError(f"Generator: device must be 'cpu', the only device, got {device!r}")
+        self.manual_seed(67280421310721)  # PyTorch's default
+
+    def manual_seed(self, seed: int) -> Generator:
+        """Begin the numbers of this non-negative seed, and give the generator itself."""
+        self._seed = _whole_number("Generator.manual_seed", "seed", seed)
+        self.numpy = np.random.default_rng(self._seed)
+        return self
+
+    def seed(self) -> int:
+        """Begin the numbers of a seed that the system draws, and give it."""
+        self.manual_seed(int(np.random.SeedSequence().generate_state(1, np.uint64)[0]))
+        return self._seed
+
+    def initial_seed(self) -> int:
+        """The seed whose numbers these are."""
+        return self._seed
+
+
+def as_numpy(op: str, generator: Any) -> np.random.Generator:
+    """NumPy's generator for an argument ``generator``, where None stands for the library's own.
+
+    Raises
+    ------
+    TypeError
+        If it is neither None, a `Generator` nor a `numpy.random.Generator`.
+    """
+    if generator is None:
+        return numpy_generator()
+    found = generator.numpy if isinstance(generator, Generator) else generator
+    if not isinstance(found, np.random.Generator):
+        raise TypeError(
+            f"{op}: generator must be a Generator of fastlayers or of NumPy, "
+            f"got {type(generator).__name__}"
+        )
+    return found
+
+
 def dropout_stream() -> tuple[np.uint64, np.uint64]:
     """Key and stream number of the next dropout mask; no two calls share a stream."""
     state = _own.get() or _shared

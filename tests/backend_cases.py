@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import fastlayers as fl
-from fastlayers import models, nn, ops, optim
+from fastlayers import nn, ops, optim
+from fastlayers.vision import models
 
 Results = dict[str, np.ndarray]
 

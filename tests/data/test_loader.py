@@ -15,12 +15,12 @@ def points():
 
 
 def epoch(loader):
-    return [label for _, y in loader for label in np.asarray(y.data).tolist()]
+    return [label for _, y in loader for label in np.asarray(np.asarray(y)).tolist()]
 
 
 @pytest.mark.parametrize("prefetch", PREFETCHES)
 def test_batches_are_lists_of_tensors(points, prefetch):
-    batches = list(DataLoader(points, batch_size=4, prefetch=prefetch))
+    batches = list(DataLoader(points, batch_size=4, **workers(prefetch)))
     assert all(isinstance(batch, list) for batch in batches)
     assert all(isinstance(field, Tensor) for batch in batches for field in batch)
     assert [x.shape for x, _ in batches] == [(4, 2), (4, 2), (2, 2)]
@@ -42,7 +42,7 @@ def test_length(size, batch_size, drop_last, expected):
 def test_order_does_not_depend_on_prefetch(points, seed):
     def epochs(prefetch):
         random.manual_seed(5)
-        loader = DataLoader(points, 3, shuffle=True, seed=seed, prefetch=prefetch)
+        loader = DataLoader(points, 3, shuffle=True, seed=seed, **workers(prefetch))
         return [epoch(loader) for _ in range(3)]
 
     reference = epochs(0)
@@ -78,12 +78,12 @@ def test_order_is_drawn_when_the_epoch_begins(points):
     random.manual_seed(1)
     batches = iter(DataLoader(points, 3, shuffle=True))
     random.manual_seed(2)
-    assert [int(label) for _, y in batches for label in y.data] == expected
+    assert [int(label) for _, y in batches for label in np.asarray(y)] == expected
 
 
 def test_samples_and_fields_stay_together(points):
     for x, y in DataLoader(points, 3, shuffle=True, seed=0):
-        np.testing.assert_array_equal(x.data[:, 0], 2 * y.data)
+        np.testing.assert_array_equal(x.data[:, 0], 2 * np.asarray(y))
 
 
 def test_sampler(points):

@@ -10,11 +10,12 @@ import pytest
 from cases import DTYPES
 
 import fastlayers as fl
-from fastlayers import distributed, models, nn
+from fastlayers import distributed, nn
 from fastlayers.distributed import SyncBatchNorm, convert_sync_batchnorm
 from fastlayers.distributed import batchnorm as home
 from fastlayers.nn import functional as F
 from fastlayers.runtime import backend
+from fastlayers.vision import models
 
 # Samples of each rank: all alike, very unlike, one and none.
 PARTS = [(4, 4), (9, 2, 1), (5, 0, 1, 7), (1, 1, 1)]

@@ -128,7 +128,7 @@ def test_compilation_turned_off(run):
 
 
 def test_numba_is_imported_by_the_first_op_alone(run):
-    code = "import sys\nfrom fastlayers import data, models, nn, ops, optim, training\n"
+    code = "import sys\nfrom fastlayers import data, nn, ops, optim, training, utils, vision\n"
     code += "assert not {'numba', 'llvmlite'} & set(sys.modules)\n"
     result = run(code, FASTLAYERS_BACKEND="")
     assert result.returncode == 0 and not result.stderr, result.stderr

@@ -22,7 +22,7 @@ from state.torch_archive import tensor as torch_tensor
 from trust.test_state_files import crafted, entry, npy, packed
 
 import fastlayers as fl
-from fastlayers import Tensor, data, models, nn, ops, optim, random, training
+from fastlayers import Tensor, data, nn, ops, optim, random, training
 from fastlayers.autograd import record
 from fastlayers.nn import functional as F
 from fastlayers.nn import init
@@ -30,6 +30,7 @@ from fastlayers.ops._check import describe
 from fastlayers.ops.batchnorm_parts import normalisation_of_part
 from fastlayers.snapshot import pack, unpack
 from fastlayers.state import safetensors
+from fastlayers.vision import models
 
 PACKAGE = Path(fl.__file__).parent
 # What users call; `runtime` and the commands have tests of their own.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastlayers as fl
-from fastlayers import Tensor, models, nn, ops
+from fastlayers import Tensor, nn, ops
 from fastlayers.autograd import record
 from fastlayers.lazy import set_fusion_enabled
 from fastlayers.nn import functional as F
@@ -18,6 +18,7 @@ from fastlayers.nn import fusion
 from fastlayers.ops.conv import prepare
 from fastlayers.ops.conv_pool import prepare_pooled
 from fastlayers.testing import GradcheckError, gradcheck
+from fastlayers.vision import models
 
 Arrays = dict[str, np.ndarray]
 Options = dict[str, Any]

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 
 import fastlayers as fl
-from fastlayers import Tensor, models, nn, ops, optim
+from fastlayers import Tensor, nn, ops, optim
 from fastlayers.lazy import set_fusion_enabled
 from fastlayers.nn import functional as F
 from fastlayers.nn import fusion
 from fastlayers.ops.linear import SHORT_DOT
 from fastlayers.runtime.threads import get_num_threads, set_num_threads
+from fastlayers.vision import models
 
 Arrays = dict[str, np.ndarray]
 

@@ -7,17 +7,18 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlayers.data.dataset import ImageDataset
+from fastlayers.autograd import Tensor
 from fastlayers.data.download import data_folder, fetch, find_file
 from fastlayers.data.idx import read_idx
+from fastlayers.vision.datasets.base import Function, VisionDataset
 
 
-class MNIST(ImageDataset):
+class MNIST(VisionDataset):
     """The MNIST handwritten digits: 60,000 training and 10,000 test images.
 
     As `torchvision.datasets.MNIST
-    <https://pytorch.org/vision/stable/generated/torchvision.datasets.MNIST.html>`_, but with the
-    images ready for use: float32 of shape (N, 1, 28, 28) in [0, 1], and labels int64 (N,).
+    <https://docs.pytorch.org/vision/stable/generated/torchvision.datasets.MNIST.html>`_, but with
+    images that are ready for use without a transform: float32 of shape (1, 28, 28) in [0, 1].
 
     Parameters
     ----------
@@ -26,18 +27,40 @@ class MNIST(ImageDataset):
         files with or without ``.gz``. By default see `data_folder`.
     train : bool
         Whether to give the training images or the test images.
+    transform, target_transform : callable, optional
+        Are given each image, uint8 of shape (28, 28), and each label, an int.
     download : bool
         Whether to download what is missing, into ``root/MNIST/raw``.
 
+    Attributes
+    ----------
+    data : Tensor
+        The images, uint8 of shape (N, 28, 28).
+    targets : Tensor
+        The labels, int64 of shape (N,).
+
     Raises
     ------
+    TypeError
+        A transform cannot be called.
     FileNotFoundError
         A file is neither there nor could it be downloaded.
     ValueError
         A file is damaged, or holds something else.
     """
 
-    classes: ClassVar[tuple[str, ...]] = tuple("0123456789")
+    classes: Any = (
+        "0 - zero",
+        "1 - one",
+        "2 - two",
+        "3 - three",
+        "4 - four",
+        "5 - five",
+        "6 - six",
+        "7 - seven",
+        "8 - eight",
+        "9 - nine",
+    )
     _name: ClassVar[str] = "MNIST"
     _address: ClassVar[str] = "https://ossci-datasets.s3.amazonaws.com/mnist/"
     _md5: ClassVar[dict[str, str]] = {
@@ -51,8 +74,12 @@ class MNIST(ImageDataset):
         self,
         root: str | os.PathLike[str] | None = None,
         train: bool = True,
+        transform: Function | None = None,
+        target_transform: Function | None = None,
         download: bool = False,
     ) -> None:
+        super().__init__(root, transform, target_transform)
+        self.train = train
         part = "train" if train else "t10k"
         folder = data_folder(root)
         images_path = self._locate(f"{part}-images-idx3-ubyte", folder, download)
@@ -69,9 +96,7 @@ class MNIST(ImageDataset):
                 f"{self._name}: {labels_path} must hold labels from 0 to "
                 f"{len(self.classes) - 1}, got {labels.max()}"
             )
-        # The true division by 255 rounds as torchvision's does.
-        pixels = np.divide(images[:, np.newaxis], np.float32(255), dtype=np.float32)
-        super().__init__(pixels, labels.astype(np.int64))
+        self.data, self.targets = Tensor(images), Tensor(labels.astype(np.int64))
 
     def _locate(self, stem: str, root: Path, download: bool) -> Path:
         raw = root / self._name / "raw"
@@ -100,12 +125,12 @@ class FashionMNIST(MNIST):
     """Zalando's Fashion-MNIST: 60,000 training and 10,000 test images of ten kinds of clothing.
 
     As `torchvision.datasets.FashionMNIST
-    <https://pytorch.org/vision/stable/generated/torchvision.datasets.FashionMNIST.html>`_, with
-    the shapes, parameters and errors of `MNIST`; the folder is ``root/FashionMNIST/raw``. Its
+    <https://docs.pytorch.org/vision/stable/generated/torchvision.datasets.FashionMNIST.html>`_,
+    with the shapes, parameters and errors of `MNIST`; the folder is ``root/FashionMNIST/raw``. Its
     files have the names of MNIST's: do not put both into ``root`` itself.
     """
 
-    classes: ClassVar[tuple[str, ...]] = (
+    classes: Any = (
         "T-shirt/top",
         "Trouser",
         "Pullover",
