@@ -119,7 +119,9 @@ def _shared(name: str) -> Any:
         module = importlib.import_module(f"{__name__}.{home}")
         if name in module.__all__:
             return getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from fastlayers.names import absent
+
+    raise absent(__name__, name, () if other else __dir__())
 
 
 def __dir__() -> list[str]:

@@ -52,7 +52,7 @@ _PYTORCH = {
         local_response_norm logsigmoid lp_pool1d lp_pool2d lp_pool3d margin_ranking_loss max_pool1d
         max_pool1d_with_indices max_pool2d_with_indices max_pool3d max_pool3d_with_indices
         max_unpool1d max_unpool2d max_unpool3d mish multi_margin_loss multilabel_margin_loss
-        multilabel_soft_margin_loss normalize one_hot pad pairwise_distance pdist pixel_shuffle
+        multilabel_soft_margin_loss normalize pairwise_distance pdist pixel_shuffle
         pixel_unshuffle poisson_nll_loss prelu relu6 relu_ rms_norm rrelu rrelu_ selu selu_ silu
         smooth_l1_loss soft_margin_loss softmin softplus softshrink softsign tanhshrink threshold
         threshold_ triplet_margin_loss triplet_margin_with_distance_loss unfold upsample

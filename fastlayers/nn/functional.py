@@ -12,6 +12,8 @@ import numpy as np
 
 from fastlayers import autograd, ops
 from fastlayers.autograd import OUTPUT, Tensor, record, wants_grad
+from fastlayers.functions.masks import one_hot
+from fastlayers.functions.padding import pad
 from fastlayers.names import absent
 from fastlayers.nn import fusion, heads
 
@@ -33,6 +35,8 @@ __all__ = [
     "max_pool2d",
     "mse_loss",
     "nll_loss",
+    "one_hot",
+    "pad",
     "relu",
     "sigmoid",
     "softmax",
