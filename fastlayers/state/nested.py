@@ -20,18 +20,18 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd import Tensor
+from fastlayers.state.safetensors import METADATA
 
-__all__ = ["NUMBERS", "Arrays", "decode", "encode", "pack", "unpack"]
+__all__ = ["DEEPEST", "NUMBERS", "PLAIN", "Arrays", "decode", "encode", "pack", "unpack"]
 
 Arrays = dict[str, np.ndarray]
 
 # Of booleans, integers and floating point numbers of up to 64 bits, in any byte order.
 NUMBERS = frozenset("?bBhHiIlLqQefd")
 _STRUCTURE = "__structure__"
-_RESERVED = "__metadata__"  # by the safetensors format
 _LONGEST_NAME = 65_000
-_DEEPEST = 100
-_PLAIN = (str, int, float, bool, type(None))
+DEEPEST = 100
+PLAIN = (str, int, float, bool, type(None))
 
 
 def pack(value: Any) -> Arrays:
@@ -78,9 +78,9 @@ def unpack(arrays: Arrays, size: int, leaf: Callable[[np.ndarray], Any]) -> Any:
 
 def encode(op: str, value: Any, arrays: Arrays, keys: tuple[Any, ...] = ()) -> Any:
     """What JSON has for a value below some keys; arrays are put aside."""
-    if len(keys) > _DEEPEST:
+    if len(keys) > DEEPEST:
         raise ValueError(
-            f"{op}: {_place(keys[:3])} must be nested at most {_DEEPEST} deep, got more, "
+            f"{op}: {_place(keys[:3])} must be nested at most {DEEPEST} deep, got more, "
             f"or what contains itself"
         )
     if _is_array(value):
@@ -91,7 +91,7 @@ def encode(op: str, value: Any, arrays: Arrays, keys: tuple[Any, ...] = ()) -> A
         return {"scalar" if isinstance(value, np.generic) else "array": name}
     if isinstance(value, Mapping):
         for key in value:
-            if not isinstance(key, _PLAIN) or isinstance(key, np.generic):
+            if not isinstance(key, PLAIN) or isinstance(key, np.generic):
                 raise TypeError(
                     f"{op}: {_place(keys)} must have text and numbers for keys, "
                     f"got {type(key).__name__} {key!r}"
@@ -101,7 +101,7 @@ def encode(op: str, value: Any, arrays: Arrays, keys: tuple[Any, ...] = ()) -> A
     if isinstance(value, list | tuple):
         items = [encode(op, item, arrays, (*keys, i)) for i, item in enumerate(value)]
         return {"tuple": items} if isinstance(value, tuple) else items
-    if not isinstance(value, _PLAIN):
+    if not isinstance(value, PLAIN):
         raise TypeError(
             f"{op}: {_place(keys)} must be a numeric array, a number, text, None, or a dict, list "
             f"or tuple of these, got {type(value).__name__}"
@@ -168,10 +168,10 @@ def _array(op: str, keys: tuple[Any, ...], value: Any) -> np.ndarray:
 
 def _checked_name(op: str, name: str) -> str:
     text = name.encode(errors="replace")
-    if len(text) > _LONGEST_NAME or text.decode() != name or "\0" in name or name == _RESERVED:
+    if len(text) > _LONGEST_NAME or text.decode() != name or "\0" in name or name == METADATA:
         raise ValueError(
             f"{op}: names must be text of at most {_LONGEST_NAME} bytes without null characters, "
-            f"other than {_RESERVED!r}, got {name[:80]!r}"
+            f"other than {METADATA!r}, got {name[:80]!r}"
         )
     return name
 

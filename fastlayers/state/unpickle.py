@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastlayers.state.nested import DEEPEST, PLAIN
+
 __all__ = ["Function", "Leaf", "call", "plain", "unpickle"]
 
 _CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False, b")": ()}
@@ -21,10 +23,8 @@ _EMPTY: dict[bytes, Callable[[], Any]] = {b"]": list, b"}": dict}
 _NUMBERS = {b"K": "<B", b"M": "<H", b"J": "<i", b"G": ">d"}
 _TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 _LENGTHS = {b"q": 1, b"r": 4, b"h": 1, b"j": 4}  # of the memo's indices
-_PLAIN = (str, int, float, bool, type(None))  # whose hashes do not recurse
 _LONGEST_NAME = 200
 _MOST_ARGUMENTS = 8
-_DEEPEST = 100
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class _Machine:
     def set(self, code: bytes) -> None:
         items = self.since_mark() if code == b"u" else self.popped(2)
         keys = items[::2]
-        if any(type(key) not in _PLAIN for key in keys):
+        if any(type(key) not in PLAIN for key in keys):  # whose hashes do not recurse
             raise ValueError("a key of a dict is neither text nor a number")
         self.target(dict).update(zip(keys, items[1::2], strict=True))
 
@@ -219,13 +219,13 @@ def plain(value: Any, most: int) -> Any:
         kind = type(value)
         if isinstance(value, Leaf):
             return value.value, 1
-        if kind in _PLAIN:
+        if kind in PLAIN:
             return value, 1
         if kind not in (dict, list, tuple):
             raise ValueError(f"a {kind.__name__.strip('_')} is refused where data is to be")
         if id(value) not in done:
-            if depth > _DEEPEST:
-                raise ValueError(f"it is nested more than {_DEEPEST} deep, or contains itself")
+            if depth > DEEPEST:
+                raise ValueError(f"it is nested more than {DEEPEST} deep, or contains itself")
             parts = [copied(p, depth + 1) for p in (value.values() if kind is dict else value)]
             items = [item for item, _ in parts]
             count = 1 + sum(count for _, count in parts)
