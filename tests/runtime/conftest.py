@@ -37,7 +37,8 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
     ) -> subprocess.CompletedProcess[str]:
         env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
         # as for pytest itself, but for the library's own words on backend and cache
-        env |= {"PYTHONWARNINGS": "error,default:fastlayers"} | variables
+        env |= {"PYTHONWARNINGS": "error,default:fastlayers"}
+        env |= {"FASTLAYERS_QUIET": 1} | variables  # a busy machine takes its time to compile
         return subprocess.run(
             [*map(str, command), sys.executable, "-c", code],
             env={name: str(value) for name, value in env.items() if value is not None},

@@ -28,8 +28,8 @@ class Raising:
 
 
 @pytest.fixture(params=["missing", "closed", "full", "raising", "empty"])
-def broken(request, monkeypatch, tmp_path):
-    """Give sys.stderr a stream that takes no text."""
+def broken(request, tmp_path):
+    """Give a stream that takes no text; pytest itself replaces sys.stderr as the test begins."""
     if request.param == "full" and not sys.platform.startswith("linux"):
         pytest.skip("needs /dev/full")
     stream = {"missing": None, "raising": Raising(), "empty": object()}.get(request.param)
@@ -38,8 +38,7 @@ def broken(request, monkeypatch, tmp_path):
         stream = open(path, "w", buffering=1)  # noqa: SIM115 (it is closed below, or for the test)
     if request.param == "closed":
         stream.close()
-    monkeypatch.setattr("sys.stderr", stream)
-    yield
+    yield stream
     if request.param == "full":
         with contextlib.suppress(OSError):
             stream.close()
@@ -50,19 +49,20 @@ def test_a_broken_stderr_is_no_failure(monkeypatch, capsys, broken, bars):
     monkeypatch.delitem(sys.modules, "tqdm", raising=False)
     if bars:
         pytest.importorskip("tqdm")
+    monkeypatch.setattr("sys.stderr", broken)
     notice.tell("a line")
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.filterwarnings("always")
-@pytest.mark.usefixtures("broken")
-def test_a_warning_that_cannot_be_shown_is_no_failure(monkeypatch):
+def test_a_warning_that_cannot_be_shown_is_no_failure(monkeypatch, broken):
     shown = []
 
     def show(message, category, filename, lineno, file=None, line=None):
         shown.append(str(message))
         sys.stderr.write(str(message))
 
+    monkeypatch.setattr("sys.stderr", broken)
     monkeypatch.setattr(warnings, "showwarning", show)
     notice.warn("a warning")
     assert shown == ["a warning"]

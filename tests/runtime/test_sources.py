@@ -102,7 +102,6 @@ def as_archive(folder):
 def test_every_release_runs_its_own_kernels(run, tmp_path, installed):
     releases = [installed(release(tmp_path / str(factor), factor)) for factor in (3, 5)]
     start = {"FASTLAYERS_CACHE_DIR": tmp_path / "cache", "options": {"cwd": tmp_path}}
-    start["FASTLAYERS_QUIET"] = 1
     found = [run(code, paths, **start) for paths, code in (*releases, releases[0])]
     assert [result.stderr for result in found] == [""] * 3
     assert [result.stdout for result in found] == [

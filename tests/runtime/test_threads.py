@@ -1,3 +1,4 @@
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,6 +8,7 @@ from numba import njit
 
 import fastlayers as fl
 from fastlayers import ops
+from fastlayers.__main__ import main
 from fastlayers.runtime import threads
 from fastlayers.runtime.parallel import parallel_for
 from fastlayers.runtime.threads import workers_for
@@ -234,3 +236,12 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 def test_fork_while_another_thread_compiles(run):
     result = run(COMPILING)
     assert result.returncode == 0, result.stderr
+
+
+def test_info_says_what_set_the_number(capsys):
+    fl.set_num_threads(2)
+    assert main(["info"]) == 0
+    assert "2 (set_num_threads)" in capsys.readouterr().out
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["threads"], found["threads set by"]) == (2, "set_num_threads")
