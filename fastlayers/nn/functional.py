@@ -399,15 +399,17 @@ def binary_cross_entropy_with_logits(
     pos_weight: Input | None = None,
 ) -> Tensor:
     """Loss of logits against yes-no targets; see the op of the same name in `fastlayers.ops`."""
-    return _loss(
-        input,
-        ops.binary_cross_entropy_with_logits,
-        ops.binary_cross_entropy_with_logits_backward,
-        target=target,
-        weight=weight,
-        reduction=reduction,
-        pos_weight=pos_weight,
-    )
+    x, t = _tensor(input), _tensor(target)
+    op = "binary_cross_entropy_with_logits"
+    factor, yes = _constant(op, "weight", weight), _constant(op, "pos_weight", pos_weight)
+    options = (x.array(), t.array(), factor, reduction, yes)
+
+    def backward(dy: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        dx = ops.binary_cross_entropy_with_logits_backward(dy, *options)
+        by_target = ops.loss.binary_cross_entropy_with_logits_by_target
+        return dx, by_target(dy, *options) if t.requires_grad else None
+
+    return record(ops.binary_cross_entropy_with_logits(*options), (x, t), backward)
 
 
 def flatten(input: Input, start_dim: int = 0, end_dim: int = -1) -> Tensor:

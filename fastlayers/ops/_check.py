@@ -90,7 +90,13 @@ def vector(op: str, name: str, value: Any, size: int, dtype: np.dtype) -> np.nda
 
 def same_dtype(op: str, name: str, value: np.ndarray, dtype: np.dtype) -> None:
     if value.dtype != dtype:
-        raise TypeError(f"{op}: {name} must be {dtype} as the input is, got {describe(value)}")
+        hint = ""
+        if name != "grad_output" and value.dtype in _FLOATS:  # a layer's; what is fed is converted
+            kind = "float" if value.dtype == np.float32 else "double"
+            hint = f"; input.{kind}(), or .astype(np.{value.dtype}) of an array, converts the input"
+        raise TypeError(
+            f"{op}: {name} must be {dtype} as the input is, got {describe(value)}{hint}"
+        )
 
 
 def same_shape(op: str, name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -159,8 +165,11 @@ def integer(op: str, name: str, value: Any, least: int, most: float = math.inf) 
 
 
 def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
-    """An integer, or a pair of (height, width), as a pair."""
+    """An integer, alone or in a sequence, or a pair of (height, width), as a pair."""
     if type(value) is not tuple or len(value) != 2:  # layers keep one; an ABC check takes 0.5 us
+        value = scalar(value)
+        if isinstance(value, (tuple, list)) and len(value) == 1:
+            value = scalar(value[0])
         if isinstance(value, (int, np.integer)):
             number = integer(op, name, value, least, LARGEST)
             return number, number

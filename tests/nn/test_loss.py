@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from fastlayers import Tensor, nn, ops
+from fastlayers.nn import functional as F
+from fastlayers.testing import gradcheck
 
 RNG = np.random.default_rng(0)
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -131,3 +133,17 @@ X, LABELS = np.ones((3, 4), np.float32), np.zeros(3, int)
 def test_errors(error, message, call):
     with pytest.raises(error, match=rf"^{message}\b.*\bgot\b"):
         call()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("factors", [{}, {"weight": 0.5}, {"weight": 2.0, "pos_weight": 3.0}])
+def test_gradient_by_the_target_of_binary_cross_entropy(reduction, factors):
+    rng = np.random.default_rng(0)
+    x, t = Tensor(rng.standard_normal((3, 4)), True), Tensor(rng.random((3, 4)), True)
+    given = {name: np.full(4, value) for name, value in factors.items()}
+
+    def loss(x, t):
+        return F.binary_cross_entropy_with_logits(x, t, reduction=reduction, **given)
+
+    gradcheck(loss, [x, t])
+    gradcheck(lambda t: loss(x.detach(), t), [t])

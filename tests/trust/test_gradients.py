@@ -319,7 +319,6 @@ LOGITS, LABELS, WEIGHTS = distinct(4, 3), np.array([1, 0, 2, 1]), np.array([0.5,
     ("name", "others", "arguments"),
     [
         ("batch_norm", {"running_mean": WEIGHTS, "running_var": WEIGHTS}, {}),
-        ("binary_cross_entropy_with_logits", {"target": LOGITS}, {}),
         (
             "binary_cross_entropy_with_logits",
             dict.fromkeys(("weight", "pos_weight"), WEIGHTS),
@@ -577,6 +576,7 @@ LAYERS: dict[str, tuple[Options, dict[str, list[Any]], list[Any]]] = {
                 "momentum": [0.1, 1.0, None],
                 "affine": [True, False],
                 "track_running_stats": [True, False],
+                "bias": [True, False],
             },
             [x],
         )
@@ -591,7 +591,7 @@ NO_LAYERS = {"Module", "Parameter", "functional", "init", "Sequential", "ModuleL
 def test_every_layer_and_option_is_in_the_table():
     assert LAYERS.keys() | NO_LAYERS == set(nn.__all__)
     for name, (base, options, _) in LAYERS.items():
-        parameters = inspect.signature(getattr(nn, name)).parameters.keys() - {"dtype"}
+        parameters = inspect.signature(getattr(nn, name)).parameters.keys() - {"device", "dtype"}
         assert parameters == options.keys() >= base.keys(), name
 
 
