@@ -14,11 +14,22 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd import mode
-from fastlayers.autograd.dtypes import can_cast
 from fastlayers.autograd.tape import Node
 from fastlayers.autograd.tensor import Look, Tensor, wants_grad
 
-__all__ = ["apply", "check_target", "edge", "make_view", "rebind", "reshape"]
+__all__ = ["apply", "check_target", "make_view", "rebind", "reshape"]
+
+
+def check_recorded(op: str, target: Tensor) -> None:
+    """Refuse to change a leaf that requires a gradient, or a view of one, while ops are recorded."""
+    if mode.thread.enabled:
+        root = target if target._base is None else target._base[0]
+        for what, t in (("a leaf", target), ("a view of a leaf", root)):
+            if t.requires_grad and t.is_leaf:
+                raise RuntimeError(
+                    f"{op}: the tensor must not be {what} that requires grad, which is being used "
+                    f"in an in-place operation while ops are recorded; change it within no_grad()"
+                )
 
 
 def check_target(op: str, target: Tensor) -> np.ndarray:
@@ -30,17 +41,10 @@ def check_target(op: str, target: Tensor) -> np.ndarray:
         If it is a leaf that requires a gradient, or a view of one, and ops are recorded; if it is
         read-only or repeats its elements.
     """
-    if mode.thread.enabled:
-        root = target if target._base is None else target._base[0]
-        for what, t in (("a leaf", target), ("a view of a leaf", root)):
-            if t.requires_grad and t.is_leaf:
-                raise RuntimeError(
-                    f"{op}: the tensor must not be {what} that requires grad, which is being used "
-                    f"in an in-place operation while ops are recorded; change it within no_grad()"
-                )
+    check_recorded(op, target)
     array = target.settled()
     apart = all(step or size < 2 for size, step in zip(array.shape, array.strides, strict=True))
-    if not (array.flags.writeable and apart):
+    if not (array.flags.writeable and (apart or not array.size)):
         raise RuntimeError(
             f"{op}: the tensor must be writable, got a read-only one or one that repeats its "
             f"elements (more than one element refers to a single memory location); clone() it first"
@@ -71,7 +75,7 @@ def apply(
             f"{op}: the result must have the tensor's shape {array.shape}, got {values.shape} "
             f"(output doesn't match the broadcast shape)"
         )
-    if not can_cast(values.dtype, array.dtype):
+    if not np.can_cast(values.dtype, array.dtype, "same_kind"):
         raise RuntimeError(
             f"{op}: the result must be of the tensor's kind {array.dtype}, got {values.dtype}, "
             f"which can't be cast to it"
@@ -107,11 +111,18 @@ def make_view(out: Tensor, of: Tensor, look: Look) -> Tensor:
     return out
 
 
-def reshape(target: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+def reshape(op: str, target: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Let `target` be ``function(target)``, a view of its memory, from now on.
 
     What were its views are then views of another tensor, of its former shape, as `target` is.
+
+    Raises
+    ------
+    RuntimeError
+        If it is a leaf that requires a gradient, or a view of one, and ops are recorded.
     """
+    check_recorded(op, target)
+    target.settled()
     if target.requires_grad and target.is_leaf:  # within no_grad(); it stays a leaf
         target._array = function(target.detach()).array()
         return target
@@ -147,8 +158,7 @@ def _like(root: Tensor) -> np.ndarray:
     return np.zeros_like(root.array())
 
 
-def edge(tensor: Tensor) -> Node | Tensor | None:
-    """Where the gradient of a tensor goes: the op that made it, or itself, a leaf."""
+def _edge(tensor: Tensor) -> Node | Tensor | None:
     if not tensor.requires_grad:
         return None
     return tensor if tensor._node is None else tensor._node
@@ -165,7 +175,7 @@ def _patched(root: Tensor, look: Look, part: Node) -> Node:
         inside[...] = 0
         return rest, gradient
 
-    return Node(root.array(), (edge(root), part), copy_slices)
+    return Node(root.array(), (_edge(root), part), copy_slices)
 
 
 def _seen(root: Tensor, look: Look) -> Node:
@@ -182,4 +192,4 @@ def _seen(root: Tensor, look: Look) -> Node:
         inside[...] = dy
         return (dx,)
 
-    return Node(look(root.array()), (edge(root),), as_strided)
+    return Node(look(root.array()), (_edge(root),), as_strided)

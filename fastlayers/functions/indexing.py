@@ -203,7 +203,10 @@ def setitem(self: Tensor, index: Any, value: Any) -> None:
         return rest, whole.reshape(given.shape)
 
     backward.__qualname__ = "setitem.<locals>.backward"
-    edges = tuple(None if t is None else inplace.edge(t) for t in (self, source))
+    edges = tuple(
+        None if t is None or not t.requires_grad else t if t._node is None else t._node
+        for t in (self, source)
+    )
     inplace.rebind(self, Node(array, edges, backward))
 
 
