@@ -49,6 +49,25 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return printed.getvalue().splitlines()
 
 
+class Python2(pickle._Pickler):
+    """Writes text and bytes as Python 2 wrote its strings."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_string(self, value):
+        data = value.encode() if isinstance(value, str) else value
+        self.write(b"T" + struct.pack("<i", len(data)) + data)
+        self.memoize(value)
+
+    dispatch[str] = dispatch[bytes] = save_string
+
+
+def by_python_2(value) -> bytes:
+    file = io.BytesIO()
+    Python2(file, protocol=2).dump(value)
+    return file.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
 @pytest.fixture
 def cifar10(tmp_path):
     """A folder of small files as torchvision has them: a class is a row of bright pixels."""
@@ -64,12 +83,10 @@ def cifar10(tmp_path):
             b"data": images.reshape(20, -1),
             b"filenames": [b"x.png"] * 20,
         }
-        data = pickle.dumps(content, protocol=2)
-        # As Python 2 wrote it, and NumPy before version 2.
-        (folder / name).write_bytes(data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
-    meta = {b"label_names": [b"airplane", b"automobile", b"bird", b"cat", b"deer", b"dog"]
-            + [b"frog", b"horse", b"ship", b"truck"], b"num_cases_per_batch": 20, b"num_vis": 3072}
-    (folder / "batches.meta").write_bytes(pickle.dumps(meta, protocol=2))
+        (folder / name).write_bytes(by_python_2(content))
+    names = "airplane automobile bird cat deer dog frog horse ship truck".encode().split()
+    meta = {b"label_names": names, b"num_cases_per_batch": 20, b"num_vis": 3072}
+    (folder / "batches.meta").write_bytes(by_python_2(meta))
     return tmp_path
 
 

@@ -18,7 +18,19 @@ from fastlayers.autograd.tape import Node
 from fastlayers.autograd.tensor import Look, Tensor, wants_grad
 from fastlayers.autograd.types import RANKS
 
-__all__ = ["apply", "check_target", "edge", "make_view", "rebind", "reshape"]
+__all__ = ["apply", "check_recorded", "check_target", "edge", "make_view", "rebind", "reshape"]
+
+
+def check_recorded(op: str, target: Tensor) -> None:
+    """Refuse to change a leaf that requires a gradient, or a view of one, while ops are recorded."""
+    if mode.thread.enabled:
+        root = target if target.base is None else target.base[0]
+        for what, t in (("a leaf", target), ("a view of a leaf", root)):
+            if t.requires_grad and t.is_leaf:
+                raise RuntimeError(
+                    f"{op}: the tensor must not be {what} that requires grad, which is being used "
+                    f"in an in-place operation while ops are recorded; change it within no_grad()"
+                )
 
 
 def check_target(op: str, target: Tensor) -> np.ndarray:
@@ -30,14 +42,7 @@ def check_target(op: str, target: Tensor) -> np.ndarray:
         If it is a leaf that requires a gradient, or a view of one, and ops are recorded; if it is
         read-only or repeats its elements.
     """
-    if mode.thread.enabled:
-        root = target if target.base is None else target.base[0]
-        for what, t in (("a leaf", target), ("a view of a leaf", root)):
-            if t.requires_grad and t.is_leaf:
-                raise RuntimeError(
-                    f"{op}: the tensor must not be {what} that requires grad, which is being used "
-                    f"in an in-place operation while ops are recorded; change it within no_grad()"
-                )
+    check_recorded(op, target)
     array = target.settled()
     apart = all(step or size < 2 for size, step in zip(array.shape, array.strides, strict=True))
     if not (array.flags.writeable and (apart or not array.size)):
@@ -86,7 +91,7 @@ def apply(
 
 
 def _replaced(by: Tensor, backward: Callable[[np.ndarray], Any]) -> Node:
-    return Node(by.array(), (_edge(by),), backward)
+    return Node(by.array(), (edge(by),), backward)
 
 
 def _before(target: Tensor, values: np.ndarray) -> Tensor:
@@ -113,11 +118,18 @@ def make_view(out: Tensor, of: Tensor, look: Look) -> Tensor:
     return out
 
 
-def reshape(target: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+def reshape(op: str, target: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Let `target` be ``function(target)``, a view of its memory, from now on.
 
     What were its views are then views of another tensor, of its former shape, as `target` is.
+
+    Raises
+    ------
+    RuntimeError
+        If it is a leaf that requires a gradient, or a view of one, and ops are recorded.
     """
+    check_recorded(op, target)
+    target.settled()
     if target.requires_grad and target.is_leaf:  # within no_grad(); it stays a leaf
         target._array = function(target.detach()).array()
         return target
@@ -154,7 +166,6 @@ def _like(root: Tensor) -> np.ndarray:
 
 
 def edge(tensor: Tensor) -> Node | Tensor | None:
-    """Where the gradient of a tensor goes: the op that made it, or itself, a leaf."""
     if not tensor.requires_grad:
         return None
     return tensor if tensor._node is None else tensor._node

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers.autograd.dtypes import can_cast
 from fastlayers.autograd.tensor import Tensor, wants_grad
 from fastlayers.autograd.types import device as Device
 from fastlayers.functions.creation import check_device, dtype_of
@@ -224,7 +223,8 @@ def _type(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
         If there is no type of the name.
     """
     if dtype is None:
-        return next(name for name, kind in _TYPES.items() if kind.dtype == self.dtype)
+        known = (name for name, kind in _TYPES.items() if kind.dtype == self.dtype)
+        return next(known, f"torch.{self.dtype}")
     if isinstance(dtype, str):
         if dtype not in _TYPES:
             raise ValueError(f"type: dtype must be such as 'torch.FloatTensor', got {dtype!r}")
@@ -285,6 +285,13 @@ def iinfo(type: Any) -> Any:
 def promote_types(type1: Any, type2: Any) -> np.dtype:
     """The smallest dtype that both can be cast to."""
     return promote(_dtype("promote_types", type1), _dtype("promote_types", type2))
+
+
+def can_cast(from_: Any, to: Any) -> bool:
+    """Whether in-place operations cast so: to the same kind or a higher one of bool < int < float."""
+    kinds = (_dtype("can_cast", dtype).kind.replace("u", "i") for dtype in (from_, to))
+    first, second = ("bif".index(kind) for kind in kinds)
+    return first <= second
 
 
 def result_type(tensor1: Any, tensor2: Any) -> np.dtype:

@@ -12,7 +12,7 @@ from fastlayers.functions.arithmetic import add, matmul, mul
 from fastlayers.functions.einsum import einsum
 from fastlayers.functions.reduction import axis
 from fastlayers.functions.shape import permute, reshape, unsqueeze
-from fastlayers.functions.table import NUMPY, method, tensor
+from fastlayers.functions.table import NUMPY, method, register, tensor
 
 __all__ = ["addmm", "baddbmm", "dot", "einsum", "mv", "outer", "tensordot"]
 
@@ -134,8 +134,10 @@ def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     return reshape(matmul(first, second), *shape[0], *shape[1])
 
 
-for _function in (outer, dot, mv, addmm, baddbmm):
+for _function in (outer, dot, mv):
     method(_function, _function.__name__)
+register("addmm", addmm)
+register("baddbmm", baddbmm)
 method(outer, "ger")
 NUMPY |= {
     np.outer: outer,
