@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers import random
+from fastlayers.autograd import Tensor
 from fastlayers.checkpoint import load, save
 from fastlayers.nn import Module
 from fastlayers.optim import LRScheduler
@@ -80,7 +81,8 @@ class Snapshot:
         Raises
         ------
         TypeError
-            If a state holds other than numbers, text, arrays, and dicts, lists and tuples of them.
+            If a state holds other than numbers, text, arrays, tensors, and dicts, lists and tuples
+            of them.
         OSError, ModuleNotFoundError
             As for `fastlayers.save`.
         """
@@ -158,7 +160,7 @@ class Snapshot:
 
 
 def pack(tree: Any) -> Arrays:
-    """Named arrays of a tree of dicts, lists, tuples, numbers, text and arrays.
+    """Named arrays of a tree of dicts, lists, tuples, numbers, text, arrays and tensors.
 
     Raises
     ------
@@ -190,11 +192,12 @@ def unpack(arrays: Mapping[str, np.ndarray]) -> Any:
 
 def _encoded(value: Any, name: str, arrays: Arrays) -> Any:
     """What JSON has for a value; arrays are put aside."""
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, np.ndarray | np.generic | Tensor):
         while name in arrays:  # {"a/b": x, "a": {"b": y}}
             name += "'"
-        arrays[name] = np.asarray(value)
-        return {"array" if isinstance(value, np.ndarray) else "scalar": name}
+        arrays[name] = value.array() if isinstance(value, Tensor) else np.asarray(value)
+        kind = "array" if isinstance(value, np.ndarray) else "scalar"
+        return {"tensor" if isinstance(value, Tensor) else kind: name}
     if isinstance(value, dict):
         below = [
             [key, _encoded(item, f"{name}/{key}" if name else f"{key}", arrays)]
@@ -206,7 +209,7 @@ def _encoded(value: Any, name: str, arrays: Arrays) -> Any:
         return {"tuple": below} if isinstance(value, tuple) else below
     if not isinstance(value, _PLAIN):
         raise TypeError(
-            f"fit: the state {name} must be of numbers, text and arrays for resume, "
+            f"fit: the state {name} must be of numbers, text, arrays and tensors for resume, "
             f"got {type(value).__name__}"
         )
     return value
@@ -222,6 +225,8 @@ def _decoded(value: Any, arrays: Arrays) -> Any:
         return {key: _decoded(item, arrays) for key, item in content}
     if kind == "tuple":
         return tuple(_decoded(item, arrays) for item in content)
+    if kind == "tensor":
+        return Tensor(arrays[content])
     return arrays[content] if kind == "array" else arrays[content][()]
 
 
@@ -266,9 +271,9 @@ def _same(name: str, saved: Any, own: Any) -> None:
         raise ValueError(f"{name} is {saved!r} there and {own!r} here")
 
 
-def _check_model(saved: Mapping[str, Any], own: Arrays) -> None:
+def _check_model(saved: Mapping[str, Any], own: Tree) -> None:
     def kinds(state: Mapping[str, Any]) -> dict[str, str]:
-        return {name: f"{value.dtype} {value.shape}" for name, value in state.items()}
+        return {name: f"{value.dtype} {tuple(value.shape)}" for name, value in state.items()}
 
     there, here = kinds(saved), kinds(own)
     for name in sorted(there.keys() | here.keys()):
