@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers import random
+from fastlayers.autograd import Tensor
 from fastlayers.nn import Module
 from fastlayers.optim import LRScheduler
 from fastlayers.state import load, nested, save
@@ -79,7 +80,8 @@ class Snapshot:
         Raises
         ------
         TypeError
-            If a state holds other than numbers, text, arrays, and dicts, lists and tuples of them.
+            If a state holds other than numbers, text, arrays, tensors, and dicts, lists and tuples
+            of them.
         OSError, ModuleNotFoundError
             As for `fastlayers.save`.
         """
@@ -157,7 +159,7 @@ class Snapshot:
 
 
 def pack(tree: Any) -> Arrays:
-    """Named arrays of a tree of dicts, lists, tuples, numbers, text and arrays.
+    """Named arrays of a tree of dicts, lists, tuples, numbers, text, arrays and tensors.
 
     Raises
     ------
@@ -184,7 +186,7 @@ def unpack(arrays: Mapping[str, np.ndarray]) -> Any:
         raise ValueError(f"it has no tree and checksum, but {sorted(parts)[:3]}")
     if parts.pop("checksum").tolist() != _checksum(parts):
         raise ValueError("it is damaged, its checksum is that of another content")
-    return nested.decode(json.loads(parts.pop("tree").tobytes()), parts, lambda array: array)
+    return nested.decode(json.loads(parts.pop("tree").tobytes()), parts, Tensor)
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
@@ -228,9 +230,9 @@ def _same(name: str, saved: Any, own: Any) -> None:
         raise ValueError(f"{name} is {saved!r} there and {own!r} here")
 
 
-def _check_model(saved: Mapping[str, Any], own: Arrays) -> None:
+def _check_model(saved: Mapping[str, Any], own: Tree) -> None:
     def kinds(state: Mapping[str, Any]) -> dict[str, str]:
-        return {name: f"{value.dtype} {value.shape}" for name, value in state.items()}
+        return {name: f"{value.dtype} {tuple(value.shape)}" for name, value in state.items()}
 
     there, here = kinds(saved), kinds(own)
     for name in sorted(there.keys() | here.keys()):

@@ -55,7 +55,7 @@ class History:
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
-    best_state: dict[str, np.ndarray] = field(default_factory=dict)
+    best_state: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def best(self) -> dict[str, Any]:
@@ -377,6 +377,6 @@ def _keep_best(
     if history.best_epoch and score(figures) <= score(history.best):
         return
     history.best_epoch = figures["epoch"]
-    history.best_state = {k: np.array(v) for k, v in model.state_dict().items()}
+    history.best_state = {k: v.clone() for k, v in model.state_dict().items()}
     if checkpoint is not None:
         save(history.best_state, checkpoint)

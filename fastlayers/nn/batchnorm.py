@@ -74,7 +74,7 @@ class _BatchNorm(Module):
         if len(shape) not in self._ndims or shape[1] != self.num_features:
             raise ValueError(
                 f"{op}: input must have shape {self._shapes} with C = {self.num_features}, "
-                f"got {shape}"
+                f"got {tuple(shape)}"
             )
         tracks = self.training and self.track_running_stats
         counter = self.num_batches_tracked if tracks else None
@@ -98,6 +98,7 @@ class _BatchNorm(Module):
         )
         if count is not None:
             count += 1
+            counter.changed()
         return output
 
     def extra_repr(self) -> str:

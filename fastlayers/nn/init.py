@@ -58,7 +58,8 @@ def fans(op: str, tensor: Tensor) -> tuple[int, int]:
     """Inputs and outputs that each output and input of a weight (out, in, ...) is connected to."""
     if tensor.ndim < 2:
         raise ValueError(
-            f"{op}: tensor must have at least 2 dimensions for a fan, got shape {tensor.shape}"
+            f"{op}: tensor must have at least 2 dimensions for a fan, got shape "
+            f"{tuple(tensor.shape)}"
         )
     taps = math.prod(tensor.shape[2:])
     return tensor.shape[1] * taps, tensor.shape[0] * taps

@@ -16,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from fastlayers.autograd import Tensor
 from fastlayers.state import archive, files, nested, npz, safetensors, torch_file
 
 __all__ = ["load", "save"]
@@ -90,8 +91,8 @@ def load(
     Returns
     -------
     object
-        What was saved, with arrays for tensors: a dict of str to ndarray for a state dict. Each
-        array has memory of its own.
+        What was saved: a dict of str to Tensor for a state dict. A mapping of names to arrays
+        alone, such as any npz file, gives tensors too. Each has memory of its own.
 
     Raises
     ------
@@ -158,9 +159,9 @@ def _opened(path: Any) -> Iterator[tuple[IO[bytes], str]]:
         yield io.BytesIO(path.read()), str(getattr(path, "name", type(path).__name__))
 
 
-def _leaf(array: np.ndarray) -> Any:
-    """What `load` gives for an array."""
-    return array
+def _leaf(array: np.ndarray) -> Tensor:
+    """What `load` gives for a tensor, or for an array with a name alone."""
+    return Tensor(array)
 
 
 def _converted(array: np.ndarray, dtype: np.dtype | None) -> np.ndarray:

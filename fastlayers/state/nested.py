@@ -3,9 +3,9 @@
 A mapping of names to arrays is kept as it is. Of everything else one array more has the structure,
 as JSON text that names the other arrays:
 
-    array  -> {"array": name}         dict  -> {"dict": [[key, value], ...]}
-    scalar -> {"scalar": name}        tuple -> {"tuple": [value, ...]}
-    int    -> {"int": "0x..."} beyond 64 bits
+    tensor -> {"tensor": name}        dict  -> {"dict": [[key, value], ...]}
+    array  -> {"array": name}         tuple -> {"tuple": [value, ...]}
+    scalar -> {"scalar": name}        int   -> {"int": "0x..."} beyond 64 bits
 
 Lists, text, other numbers, bools and None are JSON's own; Python writes and reads every bit of a
 float, infinities and NaN too.
@@ -56,7 +56,7 @@ def pack(value: Any) -> Arrays:
 
 
 def unpack(arrays: Arrays, size: int, leaf: Callable[[np.ndarray], Any]) -> Any:
-    """The value that `pack` made the arrays of, each of which `leaf` is called with.
+    """The value that `pack` made the arrays of; `leaf` makes the tensors.
 
     Raises
     ------
@@ -88,7 +88,9 @@ def encode(op: str, value: Any, arrays: Arrays, keys: tuple[Any, ...] = ()) -> A
         while name in arrays:  # {"a/b": x, "a": {"b": y}}
             name += "'"
         arrays[_checked_name(op, name)] = _array(op, keys, value)
-        return {"scalar" if isinstance(value, np.generic) else "array": name}
+        is_tensor = isinstance(value, Tensor)
+        kind = "scalar" if isinstance(value, np.generic) else "tensor" if is_tensor else "array"
+        return {kind: name}
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, PLAIN) or isinstance(key, np.generic):
@@ -118,8 +120,10 @@ def decode(value: Any, arrays: Arrays, leaf: Callable[[np.ndarray], Any]) -> Any
         return value
     ((kind, content),) = value.items()
     match kind:
-        case "array":
+        case "tensor":
             return leaf(arrays.pop(content))
+        case "array":
+            return arrays.pop(content)
         case "scalar":
             return arrays.pop(content)[()]
         case "int":

@@ -60,7 +60,7 @@ def test_evaluation_uses_and_keeps_running_statistics(layer, shape):
     norm = layer(3, dtype=np.float64)
     norm(batch(shape))
     norm.eval()
-    before = {key: value.copy() for key, value in norm.state_dict().items()}
+    before = {key: value.clone() for key, value in norm.state_dict().items()}
     x = batch(shape, seed=1)
     like = (3,) + (1,) * (len(shape) - 2)
     mean, var = norm.running_mean.reshape(like), norm.running_var.reshape(like)
@@ -124,7 +124,7 @@ ONES = np.ones((4, 3, 2, 2), np.float32)
 def test_errors_leave_statistics_alone(layer, error, x, momentum):
     norm = layer(3, momentum=momentum)
     norm.running_mean[...], norm.num_batches_tracked[...] = 0.5, 3
-    before = {key: value.copy() for key, value in norm.state_dict().items()}
+    before = {key: value.clone() for key, value in norm.state_dict().items()}
     with pytest.raises(error, match=r"(?i)^batch_?norm.*: .*\b(input|running_mean)\b.*\bgot\b"):
         norm(x)
     for key, value in norm.state_dict().items():

@@ -44,7 +44,7 @@ def names(pairs):
 
 
 def copied(module):
-    return {key: value.copy() for key, value in module.state_dict().items()}
+    return {key: value.clone() for key, value in module.state_dict().items()}
 
 
 def check_unchanged(module, before):
@@ -86,8 +86,12 @@ def test_state_keys_and_shapes_are_those_of_torch():
 
 def test_state_is_the_memory_of_the_parameters():
     module = model()
-    assert module.state_dict()["0.weight"] is module[0].weight.array()
-    assert module.state_dict()["1.running_mean"] is module[1].running_mean
+    state = module.state_dict()
+    assert all(type(value) is fl.Tensor and not value.requires_grad for value in state.values())
+    assert state["0.weight"].array() is module[0].weight.array()
+    assert state["1.running_mean"].array() is module[1].running_mean.array()
+    kept = module.state_dict(keep_vars=True)
+    assert kept["0.weight"] is module[0].weight and kept["1.running_var"] is module[1].running_var
 
 
 def test_load_state_copies():
