@@ -193,7 +193,8 @@ def run_backward(
     if wanted is not None:
         return found | {key: way.leaves[key][1] for key in wanted if key in way.leaves}
     for leaf, gradient in way.leaves.values():
-        leaf.add_grad(gradient)
+        if leaf.requires_grad:  # it may have been turned off since
+            leaf.add_grad(gradient)
     if progress is not None:
         progress.finish()
     return found
