@@ -201,6 +201,8 @@ def run_backward(
     if wanted is not None:
         return found | {key: way.leaves[key][1] for key in wanted if key in way.leaves}
     for leaf, gradient in way.leaves.values():
+        if not leaf.requires_grad:
+            continue  # turned off since
         if leaf._grad is None:
             leaf._grad = gradient
         else:

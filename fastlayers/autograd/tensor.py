@@ -198,9 +198,17 @@ class Tensor:
         return out
 
     def detach_(self) -> Self:
-        """Forget how this tensor was made."""
+        """Forget how this tensor was made.
+
+        Raises
+        ------
+        RuntimeError
+            If it is a view.
+        """
         self.settled()
-        self._node, self.base, self.requires_grad = None, None, False
+        if self.base is not None:
+            raise RuntimeError("detach_: the tensor must not be a view, got one; use detach()")
+        self._node, self.requires_grad = None, False
         return self
 
     def numpy(self, *, force: bool = False) -> np.ndarray:

@@ -93,6 +93,21 @@ def _gaussian(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
     return dy * (2 / math.sqrt(math.pi)) * np.exp(-x * x)
 
 
+def _compiled(op: str) -> Any:
+    """A function and its gradient from the output, by kernels, in the memory layout of the input.
+
+    Of arrays with channels kernels would give channels-last memory.
+    """
+    forward, backward = getattr(activation, op), getattr(activation, f"{op}_backward")
+
+    def flat(function: Any, *arrays: np.ndarray) -> np.ndarray:
+        if not all(a.flags.c_contiguous for a in arrays):
+            return np.asarray(function(*arrays))
+        return np.asarray(function(*(a.reshape(-1) for a in arrays))).reshape(arrays[-1].shape)
+
+    return lambda x: flat(forward, x), lambda dy, y: flat(backward, dy, y)
+
+
 abs = unary("abs", np.abs, lambda dy, x: dy * np.sign(x), "``|x|``.", keeps_integers=True)
 neg = unary("neg", np.negative, lambda dy: -dy, "``-x``.", keeps_integers=True)
 sign = unary("sign", _sign, None, "-1, 0 or 1.", keeps_integers=True, numpy=np.sign)
@@ -153,20 +168,8 @@ positive = unary(
     numpy=np.positive,
 )
 
-# By the compiled kernels.
-sigmoid = unary(
-    "sigmoid",
-    activation.sigmoid,
-    lambda dy, y: activation.sigmoid_backward(dy, y),
-    "``1 / (1 + e^-x)``.",
-)
-tanh = unary(
-    "tanh",
-    activation.tanh,
-    lambda dy, y: activation.tanh_backward(dy, y),
-    "Hyperbolic tangent.",
-    numpy=np.tanh,
-)
+sigmoid = unary("sigmoid", *_compiled("sigmoid"), "``1 / (1 + e^-x)``.")
+tanh = unary("tanh", *_compiled("tanh"), "Hyperbolic tangent.", numpy=np.tanh)
 absolute, negative = abs, neg
 alias("abs", "absolute")
 alias("neg", "negative")

@@ -149,6 +149,8 @@ def unbroadcast(dy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if dy.shape == shape:
         return dy
     extra = dy.ndim - len(shape)
+    if extra < 0:  # what is assigned may have more axes of length 1 than where it goes
+        dy, extra = dy.reshape((1,) * -extra + dy.shape), 0
     dy = dy.sum(axis=tuple(range(extra))) if extra else dy
     repeated = tuple(i for i, size in enumerate(shape) if size == 1 and dy.shape[i] != 1)
     return dy.sum(axis=repeated, keepdims=True) if repeated else dy
