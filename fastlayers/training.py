@@ -306,7 +306,7 @@ def _train_epoch(
             value = loss(output, targets)
             value.backward()
             if len(targets):
-                _check_loss(value.item(), model, meter.samples)
+                _check_loss(value.item(), model, optimizer, meter.samples)
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
@@ -327,7 +327,7 @@ def _train_epoch(
     return meter
 
 
-def _check_loss(mean: float, model: Module, samples: int) -> None:
+def _check_loss(mean: float, model: Module, optimizer: _Optimizer, samples: int) -> None:
     """Raise if the training has failed, before the step that would spoil the parameters.
 
     The mean over no target, as where all of a batch are ignored, is NaN, and its gradients are 0.
@@ -336,6 +336,7 @@ def _check_loss(mean: float, model: Module, samples: int) -> None:
         return
     gradients = (p.grad for p in model.parameters() if p.grad is not None)
     if math.isinf(mean) or not all(np.isfinite(np.asarray(grad)).all() for grad in gradients):
+        optimizer.zero_grad()  # of no use to the caller either
         raise ValueError(
             f"fit: the training loss must be finite, got {mean} after {samples} samples of the "
             "epoch; try a smaller learning rate"
