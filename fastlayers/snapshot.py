@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers import random
-from fastlayers.autograd import Tensor
+from fastlayers.autograd.tensor import Tensor, as_array
 from fastlayers.nn import Module
 from fastlayers.optim import LRScheduler
 from fastlayers.state import load, nested, save
@@ -173,7 +173,7 @@ def pack(tree: Any) -> Arrays:
     return arrays
 
 
-def unpack(arrays: Mapping[str, np.ndarray]) -> Any:
+def unpack(arrays: Mapping[str, np.ndarray | Tensor]) -> Any:
     """The tree that `pack` made the arrays of, to the bit.
 
     Raises
@@ -181,7 +181,7 @@ def unpack(arrays: Mapping[str, np.ndarray]) -> Any:
     ValueError
         If it made other ones.
     """
-    parts = dict(arrays)
+    parts = {name: as_array(array) for name, array in arrays.items()}
     if not {"tree", "checksum"} <= parts.keys():
         raise ValueError(f"it has no tree and checksum, but {sorted(parts)[:3]}")
     if parts.pop("checksum").tolist() != _checksum(parts):

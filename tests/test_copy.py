@@ -47,7 +47,6 @@ def test_deepcopy_of_a_leaf_has_its_gradient():
     assert not np.shares_memory(np.asarray(other.grad), np.asarray(leaf.grad))
 
 
-@pytest.mark.xfail(strict=True, reason="the gradient is copied")
 def test_deepcopy_of_a_parameter_has_no_gradient():
     other = copy.deepcopy(trained_leaf(nn.Parameter))
     assert type(other) is nn.Parameter and other.requires_grad and other.grad is None
@@ -60,7 +59,6 @@ def test_deepcopy_keeps_what_is_shared():
     assert first is second
 
 
-@pytest.mark.xfail(strict=True, reason="the gradient is pickled")
 @pytest.mark.parametrize("kind", [fl.Tensor, nn.Parameter])
 def test_pickled_leaves_have_no_gradient(kind):
     other = pickled(trained_leaf(kind))
@@ -68,7 +66,6 @@ def test_pickled_leaves_have_no_gradient(kind):
     assert values(other).tolist() == [1, 2]
 
 
-@pytest.mark.xfail(strict=True, reason="it becomes a leaf, or cannot be copied, without a reason")
 def test_a_result_cannot_be_copied_deeply():
     result = trained_leaf() * 2.0
     with pytest.raises(RuntimeError, match=LEAVES):
@@ -76,7 +73,6 @@ def test_a_result_cannot_be_copied_deeply():
     assert values(copy.deepcopy(result.detach())).tolist() == [2, 4]
 
 
-@pytest.mark.xfail(strict=True, reason="its way back cannot be pickled")
 def test_a_pickled_result_is_a_leaf():
     other = pickled(trained_leaf() * 2.0)
     assert values(other).tolist() == [2, 4] and other.requires_grad
@@ -92,7 +88,6 @@ def test_a_result_without_a_gradient_can_be_copied():
     assert not pickled(result).requires_grad
 
 
-@pytest.mark.xfail(strict=True, reason="the reason is not given")
 def test_a_module_that_keeps_an_activation_says_why_it_cannot_be_copied():
     module = Keeping()
     copy.deepcopy(module)

@@ -506,11 +506,12 @@ class Tensor:
                 "deepcopy protocol, got the result of an op, such as an activation that a module "
                 "keeps: keep x.detach() instead"
             )
-        out = copy.copy(self)
+        out = _output(self.requires_grad, True, type(self))
         out._array = self.array().copy(order="K")
-        out._grad = copy.deepcopy(self._grad, memo)
+        if type(self) is Tensor:  # a parameter's copy has no gradient, as in PyTorch
+            out._grad = copy.deepcopy(self._grad, memo)
         memo[id(self)] = out
-        return out
+        return out  # type: ignore[return-value]
 
     def __copy__(self) -> Self:
         out = _output(self.requires_grad, self.is_own, type(self))
@@ -519,7 +520,7 @@ class Tensor:
         return out  # type: ignore[return-value]
 
     def __reduce__(self) -> Any:
-        return _unpickled, (type(self), self.array(), self.requires_grad and self.is_leaf)
+        return _unpickled, (type(self), self.settled(), self.requires_grad)
 
 
 def _unpickled(kind: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tensor:

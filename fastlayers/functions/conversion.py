@@ -161,6 +161,9 @@ def clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
     return out if plain else out.contiguous(memory_format=memory_format)
 
 
+method(lambda self: clone(self), "copy")  # NumPy's name
+
+
 class _TensorType(type):
     """The class of `FloatTensor` and its like, which know tensors by their dtype."""
 
