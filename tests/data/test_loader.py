@@ -18,6 +18,8 @@ from fastlayers.data import (
     get_worker_info,
 )
 
+# From Python 3.12 on, where other tests have left threads.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 WORKERS = [
     {},
     {"num_workers": 1},
