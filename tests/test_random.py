@@ -159,3 +159,25 @@ def test_bad_ranks(rank, kind):
     with pytest.raises(kind, match=r"^set_rank: rank must .*, got "):
         random.set_rank(rank)
     assert random.get_rng_state() == before
+
+
+def test_a_generator_of_its_own():
+    random.manual_seed(0)
+    before = random.get_rng_state()
+    generator = random.Generator("cpu")
+    assert generator.manual_seed(3) is generator and generator.initial_seed() == 3
+    drawn = generator.numpy.random(3)
+    assert random.as_numpy("op", generator) is generator.numpy
+    np.testing.assert_array_equal(drawn, np.random.default_rng(3).random(3))
+    assert generator.seed() == generator.initial_seed() != 3
+    assert random.get_rng_state() == before
+    assert random.Generator().initial_seed() == random.Generator().initial_seed()
+
+
+def test_a_generator_refuses():
+    with pytest.raises(ValueError, match="Generator: device must be 'cpu', .* got 'cuda'"):
+        random.Generator("cuda")
+    with pytest.raises(ValueError, match="Generator.manual_seed: seed must not be negative"):
+        random.Generator().manual_seed(-1)
+    with pytest.raises(TypeError, match="op: generator must be a Generator .* got int"):
+        random.as_numpy("op", 3)

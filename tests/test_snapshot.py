@@ -199,7 +199,7 @@ def test_an_interrupt_at_any_point_of_a_run_and_of_one_that_goes_on(tmp_path, ef
             self.optimizer = optim.SGD(self.model.parameters(), 0.1, momentum=0.9)
 
         def __call__(self):
-            loader = DataLoader(data, 2, prefetch=0)
+            loader = DataLoader(data, 2)
             self.history = fit(
                 self.model, nn.MSELoss(), self.optimizer, loader, loader, 2, progress=False,
                 resume=path,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from types import GenericAlias
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ __all__ = [
     "IterableDataset",
     "MapStyle",
     "Subset",
+    "describe",
     "fetch_batch",
     "fetch_samples",
 ]
@@ -154,6 +155,9 @@ class ConcatDataset(Dataset):
     def __len__(self) -> int:
         return self.cumulative_sizes[-1]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(describe, self.datasets))})"
+
     def __getitem__(self, index: int) -> Any:
         position = first_axis_index("ConcatDataset", index, len(self))
         if not isinstance(position, int):
@@ -193,6 +197,9 @@ class Subset(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} samples of {describe(self.dataset)})"
+
     def __getitem__(self, index: Indices) -> Any:
         """Give the sample at an int; a slice or integer array is passed on to the dataset."""
         chosen = self.indices[first_axis_index("Subset", index, len(self))]
@@ -222,3 +229,12 @@ def fetch_samples(dataset: MapStyle, keys: Sequence[Any]) -> list[Any]:
         samples: list[Any] = several(list(keys))
         return samples
     return [dataset[key] for key in keys]
+
+
+def describe(dataset: Any) -> str:
+    """A dataset in a line: as it tells itself, or its type and length."""
+    told = repr(dataset) if isinstance(dataset, Dataset) else ""
+    if told and "\n" not in told and not told.startswith("<"):
+        return told
+    samples = f"{len(dataset)} samples" if isinstance(dataset, Sized) else "no length"
+    return f"{type(dataset).__name__} of {samples}"

@@ -14,7 +14,7 @@ from fastlayers import random
 from fastlayers.data import options
 from fastlayers.data.checks import callable_or_none, true_or_false, whole_number
 from fastlayers.data.collate import cut, default_collate, default_convert
-from fastlayers.data.dataset import IterableDataset
+from fastlayers.data.dataset import IterableDataset, describe
 from fastlayers.data.distributed import DistributedSampler
 from fastlayers.data.fetch import Plan
 from fastlayers.data.iteration import Team, made_by_workers, made_here
@@ -170,7 +170,7 @@ class DataLoader:
             batches = f"batch_sampler={type(self.batch_sampler).__name__}"
         sampler = type(self.sampler).__name__
         return (
-            f"DataLoader({options.describe(self.dataset)}, {batches}, sampler={sampler}, "
+            f"DataLoader({describe(self.dataset)}, {batches}, sampler={sampler}, "
             f"num_workers={self.num_workers}, drop_last={self.drop_last})"
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import multiprocessing
 import numbers
-from collections.abc import Sized
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -103,9 +102,3 @@ def check_generator(generator: Any, seed: int | None) -> None:
     random.as_numpy(_OP, generator)
     if generator is not None and seed is not None:
         raise ValueError(f"{_OP}: seed must be None if a generator is given, got {seed!r}")
-
-
-def describe(dataset: Any) -> str:
-    """A dataset in a few words."""
-    samples = f"{len(dataset)} samples" if isinstance(dataset, Sized) else "no length"
-    return f"{type(dataset).__name__} of {samples}"

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import queue
 import random as python_random
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -26,7 +27,7 @@ from fastlayers.runtime.threads import set_num_threads
 __all__ = ["start_processes"]
 
 _PARENT_CHECK = 5.0  # seconds between two looks at whether the program is still there
-_PATIENCE = 5.0  # seconds that a worker has to end by itself
+_PATIENCE = 5.0  # seconds that workers have to end by themselves
 
 
 def _reduced(tensor: Tensor) -> tuple[Any, ...]:
@@ -93,8 +94,9 @@ def _end(channels: Sequence[ProcessChannel], program: int) -> None:
     for channel in started:
         channel.put(None)
         channel.results.close()
+    deadline = time.monotonic() + _PATIENCE
     for channel in started:
-        channel.process.join(_PATIENCE)
+        channel.process.join(max(0.0, deadline - time.monotonic()))
         if channel.process.is_alive():
             channel.process.terminate()
             channel.process.join()

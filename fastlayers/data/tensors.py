@@ -64,6 +64,10 @@ class TensorDataset(Dataset):
     def __len__(self) -> int:
         return int(self.tensors[0].shape[0])
 
+    def __repr__(self) -> str:
+        held = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in self.tensors)
+        return f"{type(self).__name__}({held})"
+
     def __getitem__(self, index: Indices) -> tuple[Any, ...]:
         """Give the sample at an int, or the batch at a slice or a 1-d integer array."""
         key = first_axis_index(type(self).__name__, index, len(self))
