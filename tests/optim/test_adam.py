@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from fastlayers import nn
-
 from fastlayers.optim import SGD, Adam, AdamW
 
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}

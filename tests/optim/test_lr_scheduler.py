@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from fastlayers import nn
-
 from fastlayers.optim import SGD, Adam, Optimizer, lr_scheduler
 from fastlayers.optim.lr_scheduler import (
     ConstantLR,

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from fastlayers import nn
-
 from fastlayers.optim import SGD, Adam
 
 

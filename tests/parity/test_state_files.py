@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from state.loading import load_arrays
 
 import fastlayers as fl
 from fastlayers import nn
@@ -79,7 +80,7 @@ def test_checkpoints_of_a_training(kind, options):
         "scheduler": scheduler.state_dict(), "history": [(1, 0.25), (2, float("inf"))], "n": 2**70,
         "best": None, "name": "größe", "shape": model[0].weight.shape, "resumed": True,
     }  # fmt: skip
-    found = fl.load(saved(checkpoint), map_location="cpu", weights_only=True)
+    found = load_arrays(saved(checkpoint), map_location="cpu", weights_only=True)
     check_equal(found, checkpoint)
     ours = network(nn)
     ours.load_state_dict(found["model"])
@@ -92,7 +93,7 @@ def test_checkpoints_of_a_training(kind, options):
 def test_a_state_dict_in_a_file(tmp_path):
     model, _ = trained()
     torch.save(model.state_dict(), tmp_path / "model.pth")
-    check_equal(fl.load(tmp_path / "model.pth"), dict(model.state_dict()))
+    check_equal(load_arrays(tmp_path / "model.pth"), dict(model.state_dict()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -103,10 +104,10 @@ def test_dtypes(dtype):
         "scalar": values[0, 0].clone(),
         "empty": torch.zeros(0, 3).to(values.dtype),
     }
-    check_equal(fl.load(saved(value)), value)
+    check_equal(load_arrays(saved(value)), value)
     if dtype not in ("uint16", "uint32", "uint64"):  # of which old releases of it know none
         content = safetensors_torch.save(value)
-        found = fl.load(io.BytesIO(content))
+        found = load_arrays(io.BytesIO(content))
         check_equal({name: found[name] for name in value}, value)
 
 
@@ -118,7 +119,7 @@ def test_views_and_shared_storages():
         "none of it": base[:0], "last": base.to(memory_format=torch.contiguous_format).mT,
         "half": base.to(torch.bfloat16)[1],
     }  # fmt: skip
-    check_equal(fl.load(saved(value)), value)
+    check_equal(load_arrays(saved(value)), value)
 
 
 def test_parameters_and_buffers():
@@ -131,12 +132,12 @@ def test_parameters_and_buffers():
         torch.nn.Buffer(torch.ones(3)),
         torch.ones(2, requires_grad=True),
     ]
-    check_equal(fl.load(saved(value)), value)
-    check_equal(fl.load(saved(value[0])), value[0])
+    check_equal(load_arrays(saved(value)), value)
+    check_equal(load_arrays(saved(value[0])), value[0])
 
 
 def test_dtypes_as_data():
-    found = fl.load(saved([torch.float16, torch.bfloat16, torch.int64]))
+    found = load_arrays(saved([torch.float16, torch.bfloat16, torch.int64]))
     assert found == [np.dtype("f2"), np.dtype("f4"), np.dtype("i8")]
 
 
@@ -160,14 +161,14 @@ def test_dtypes_as_data():
 )
 def test_what_is_refused(value, message):
     with pytest.raises(ValueError, match=f"^load: .* cannot be read as a torch file: {message}"):
-        fl.load(saved(value))
+        load_arrays(saved(value))
 
 
 def test_other_formats_of_torch_are_named(tmp_path):
     with pytest.raises(ValueError, match="in the format of torch.save before PyTorch 1.6"):
-        fl.load(saved({"w": torch.ones(3)}, _use_new_zipfile_serialization=False))
+        load_arrays(saved({"w": torch.ones(3)}, _use_new_zipfile_serialization=False))
     with pytest.raises(ValueError, match="pickle protocol 4 is refused"):
-        fl.load(saved({"w": torch.ones(3)}, pickle_protocol=4))
+        load_arrays(saved({"w": torch.ones(3)}, pickle_protocol=4))
 
 
 @pytest.mark.parametrize("alignment", [1, 4096])
@@ -177,7 +178,7 @@ def test_other_alignments_of_the_records(alignment):
     value = {"x": torch.arange(5.0), "y": torch.ones(3, dtype=torch.int8)}
     with config.patch({"save.storage_alignment": alignment}):
         file = saved(value)
-    check_equal(fl.load(file), value)
+    check_equal(load_arrays(file), value)
 
 
 def test_safetensors_of_a_model(tmp_path):
@@ -185,7 +186,7 @@ def test_safetensors_of_a_model(tmp_path):
     path = tmp_path / "model.safetensors"
     safetensors_torch.save_file(model.state_dict(), path, metadata={"format": "pt", "note": '"}{'})
     state = dict(model.state_dict())
-    found = fl.load(path)
+    found = load_arrays(path)
     check_equal({name: found[name] for name in state}, state)
     fl.save(found, path)
     for name, value in safetensors_torch.load_file(path).items():

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+from state.loading import load_arrays
 
 import fastlayers as fl
 from fastlayers import nn, optim
@@ -27,7 +28,7 @@ def bits(value):
 
 def kept(value, path):
     fl.save(value, path)
-    return fl.load(path)
+    return load_arrays(path)
 
 
 VALUES = {
@@ -84,7 +85,7 @@ def test_a_training_goes_on_from_its_file(tmp_path):
     step(model, optimizer)
     path = tmp_path / "last.pth"
     fl.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 1}, path)
-    checkpoint = fl.load(path, map_location="cpu", weights_only=True)
+    checkpoint = load_arrays(path, map_location="cpu", weights_only=True)
     again = nn.Linear(3, 2)
     other = optim.Adam(again.parameters())
     again.load_state_dict(checkpoint["model"])
@@ -100,7 +101,7 @@ def test_floating_point_arrays_are_converted(tmp_path):
     fl.save(
         {"a": [np.ones(2), np.ones(2, np.float16)], "n": np.ones(2, int), "f": 0.5}, tmp_path / "m"
     )
-    found = fl.load(tmp_path / "m", dtype=np.float32)
+    found = load_arrays(tmp_path / "m", dtype=np.float32)
     assert [a.dtype for a in found["a"]] == [np.float32] * 2
     assert found["n"].dtype == int and found["f"] == 0.5
 
@@ -167,7 +168,7 @@ def test_damaged_structures_are_errors(structure, message):
     with pytest.raises(
         ValueError, match=f"^load: BytesIO cannot be read as an npz file: .*{message}"
     ):
-        fl.load(file_of(structure, x=np.ones(1)))
+        load_arrays(file_of(structure, x=np.ones(1)))
 
 
 def test_a_packed_structure_is_bounded():
@@ -178,4 +179,4 @@ def test_a_packed_structure_is_bounded():
     )
     file.seek(0)
     with pytest.raises(ValueError, match="its structure has 4200004 bytes in a file of "):
-        fl.load(file)
+        load_arrays(file)

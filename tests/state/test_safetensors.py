@@ -7,6 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import safetensors.numpy
+from state.loading import load_arrays
 
 import fastlayers as fl
 
@@ -21,7 +22,7 @@ def entry(dtype, shape, begin, end):
 
 
 def load(content, **options):
-    return fl.load(io.BytesIO(content), **options)
+    return load_arrays(io.BytesIO(content), **options)
 
 
 def refused(content, message):
@@ -77,7 +78,7 @@ def test_the_order_is_that_of_the_header():
     }
     fl.save(state, file)
     file.seek(0)
-    assert list(fl.load(file)) == list(state)
+    assert list(load_arrays(file)) == list(state)
 
 
 def test_written_files_are_aligned_and_read_by_the_package(tmp_path):
@@ -95,14 +96,14 @@ def test_written_files_are_aligned_and_read_by_the_package(tmp_path):
         n: (a.dtype, a.tolist()) for n, a in state.items()
     }
     fl.save({}, path)
-    assert safetensors.numpy.load_file(path) == {} == fl.load(path)
+    assert safetensors.numpy.load_file(path) == {} == load_arrays(path)
 
 
 def test_the_package_is_not_needed(tmp_path, monkeypatch):
     for name in ("safetensors", "safetensors.numpy"):
         monkeypatch.setitem(sys.modules, name, None)
     fl.save({"x": np.ones(2)}, tmp_path / "m.safetensors")
-    assert fl.load(tmp_path / "m.safetensors")["x"].tolist() == [1, 1]
+    assert load_arrays(tmp_path / "m.safetensors")["x"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -183,4 +184,4 @@ def test_other_lengths_of_a_header(tmp_path, monkeypatch):
     path.write_bytes(file_of(b" " + header, bytes(4)))
     monkeypatch.undo()
     with pytest.raises(ValueError, match="cannot be read as a safetensors file: its header is no"):
-        fl.load(path)
+        load_arrays(path)

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+from state.loading import load_arrays
 
 import fastlayers as fl
 from fastlayers import nn, optim
@@ -45,8 +46,8 @@ def check_equal(found, expected):
 @pytest.mark.parametrize("content", [state(), {}], ids=["full", "empty"])
 def test_round_trip(tmp_path, name, content):
     fl.save(MappingProxyType(content), tmp_path / name)
-    check_equal(fl.load(tmp_path / name), content)
-    check_equal(fl.load(str(tmp_path / name)), content)
+    check_equal(load_arrays(tmp_path / name), content)
+    check_equal(load_arrays(str(tmp_path / name)), content)
 
 
 def test_other_suffixes_hold_npz(tmp_path):
@@ -60,7 +61,7 @@ def test_other_suffixes_hold_npz(tmp_path):
 def test_format_is_found_by_content(tmp_path, before):
     fl.save(state(), tmp_path / f"m.{before}")
     os.rename(tmp_path / f"m.{before}", tmp_path / "m.pth")
-    check_equal(fl.load(tmp_path / "m.pth"), state())
+    check_equal(load_arrays(tmp_path / "m.pth"), state())
 
 
 @FORMATS
@@ -68,7 +69,7 @@ def test_tensors_are_saved_as_arrays(tmp_path, suffix):
     path = tmp_path / f"m.{suffix}"
     fl.save({"t": fl.tensor([1.0, 2]), "scalar": np.float32(2.5)}, path)
     check_equal(
-        fl.load(path), {"t": np.array([1, 2], np.float32), "scalar": np.array(2.5, np.float32)}
+        load_arrays(path), {"t": np.array([1, 2], np.float32), "scalar": np.array(2.5, np.float32)}
     )
 
 
@@ -85,21 +86,21 @@ def test_new_file_has_the_usual_permissions(tmp_path, suffix):
 def test_files_of_other_formats(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=f"load: .*{name}"):
-        fl.load(tmp_path / name)
+        load_arrays(tmp_path / name)
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
-        fl.load(tmp_path / "m.npz")
+        load_arrays(tmp_path / "m.npz")
 
 
 @FORMATS
 def test_what_has_a_state_dict_is_saved_by_it(tmp_path, suffix):
     model = nn.Linear(2, 3)
     fl.save(model, tmp_path / f"m.{suffix}")
-    check_equal(fl.load(tmp_path / f"m.{suffix}"), arrays(model))
+    check_equal(load_arrays(tmp_path / f"m.{suffix}"), arrays(model))
     fl.save(optim.SGD(model.parameters(), 0.5), tmp_path / f"o.{suffix}")
-    assert fl.load(tmp_path / f"o.{suffix}")["param_groups"][0]["lr"] == 0.5
+    assert load_arrays(tmp_path / f"o.{suffix}")["param_groups"][0]["lr"] == 0.5
 
 
 @pytest.mark.parametrize("content", [state(), {"a": [1, np.ones(2)]}])
@@ -113,7 +114,7 @@ def test_open_files(tmp_path, content):
     buffer.seek(5)
     for path in (tmp_path / "m.npz", tmp_path / "other", None):
         with open(path, "rb") if path else buffer as file:
-            found = fl.load(file)
+            found = load_arrays(file)
         assert found.keys() == content.keys()
         if "a" not in content:
             check_equal(found, content)
@@ -124,7 +125,7 @@ def test_an_open_file_at_its_end():
     file = io.BytesIO()
     fl.save({"x": np.ones(2)}, file)
     with pytest.raises(ValueError, match="^load: BytesIO must be an npz.*got one without content"):
-        fl.load(file)
+        load_arrays(file)
 
 
 def test_files_and_options_of_other_kinds(tmp_path):
@@ -132,22 +133,22 @@ def test_files_and_options_of_other_kinds(tmp_path):
     with open(tmp_path / "text", "w") as file:
         for bad in (3, {}, None, file):
             kind = type(bad).__name__
-            for call in (lambda bad=bad: fl.save({}, bad), lambda bad=bad: fl.load(bad)):
+            for call in (lambda bad=bad: fl.save({}, bad), lambda bad=bad: load_arrays(bad)):
                 with pytest.raises(
                     TypeError, match=f"path must be a path or a file .*, got {kind}"
                 ):
                     call()
     fl.save({}, path)
     with pytest.raises(ValueError, match="load: weights_only must be True.*executed, got False"):
-        fl.load(path, weights_only=False)
+        load_arrays(path, weights_only=False)
     for place in ("cuda", "cuda:0", {"cuda:0": "cpu"}, lambda storage, location: storage):
         with pytest.raises(ValueError, match="load: map_location must be None or 'cpu', got "):
-            fl.load(path, place)
+            load_arrays(path, place)
     for dtype in (np.int32, "junk", np.complex64, np.longdouble):
         with pytest.raises(TypeError, match="load: dtype must be float16, float32 or float64, got"):
-            fl.load(path, dtype=dtype)
+            load_arrays(path, dtype=dtype)
     for place in (None, "cpu", "cpu:0"):
-        assert fl.load(path, place, weights_only=None, dtype="f4") == {}
+        assert load_arrays(path, place, weights_only=None, dtype="f4") == {}
 
 
 def test_the_former_module():

@@ -4,6 +4,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from state.loading import load_arrays
 from state.torch_archive import (
     Code,
     archive,
@@ -23,7 +24,7 @@ FLOATS = np.arange(12, dtype=np.float32)
 
 
 def load(content, **options):
-    return fl.load(io.BytesIO(content), **options)
+    return load_arrays(io.BytesIO(content), **options)
 
 
 def refused(content, message):
@@ -247,7 +248,7 @@ def test_other_formats_are_named(start, message, name, tmp_path):
     path.write_bytes(start)
     if name == "m.pth" or start[:1] in (b"\x80", b"."):
         with pytest.raises(ValueError, match=rf"^load: \S* must be .* torch file, got .*{message}"):
-            fl.load(path)
+            load_arrays(path)
     else:
         with pytest.raises(ValueError, match=f"^load: {path} cannot be read as a safetensors file"):
-            fl.load(path)
+            load_arrays(path)

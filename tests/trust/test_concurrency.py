@@ -333,12 +333,8 @@ def test_a_loader_draws_by_the_random_state_of_who_asks(prefetch):
     def drawn():
         with fl_random.fork_rng():
             fl.manual_seed(3)
-<<<<<<< HEAD
-            return [batch.array().tolist() for batch in DataLoader(Noise(), 2, prefetch=prefetch)]
-=======
             loader = DataLoader(Noise(), 2, **ahead(prefetch))
             return [np.asarray(batch).tolist() for batch in loader]
->>>>>>> w-data
 
     fl.manual_seed(1)
     generator = np.random.default_rng(3)
@@ -607,15 +603,10 @@ class Improving(nn.Module):
 SOURCES = [
     sys.modules[module].__file__
     for module in (
-<<<<<<< HEAD
         "fastlayers.training", "fastlayers.state", "fastlayers.state.files",
         "fastlayers.state.nested", "fastlayers.state.npz", "fastlayers.data.loader",
-        "fastlayers.data.prefetch", "fastlayers.data.dataset", "fastlayers.data.collate",
-=======
-        "fastlayers.training", "fastlayers.checkpoint", "fastlayers.data.loader",
         "fastlayers.data.iteration", "fastlayers.data.threads", "fastlayers.data.dataset",
         "fastlayers.data.collate",
->>>>>>> w-data
         "fastlayers.nn.module",
     )
 ]  # fmt: skip

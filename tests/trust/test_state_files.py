@@ -26,6 +26,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import safetensors.numpy
+from state.loading import load_arrays
 from state.torch_archive import archive as torch_archive
 from state.torch_archive import named, storage, tensor, torch_file
 
@@ -216,7 +217,7 @@ def load_damaged(path, data, trained, before, figures, **memory):
     path.write_bytes(data)
     with bounded_memory(figures, data, **memory):
         try:
-            found = fl.load(path)
+            found = load_arrays(path)
         except ValueError as error:
             assert str(error).startswith(f"load: {path} ")
             return None
@@ -553,7 +554,7 @@ NAMES = (
 def test_any_text_is_a_name_and_no_more(suffix, tmp_path):
     state = {name: np.full(2, i, np.float32) for i, name in enumerate(NAMES)}
     fl.save(state, tmp_path / f"m.{suffix}")
-    assert flat(fl.load(tmp_path / f"m.{suffix}")) == flat(state)
+    assert flat(load_arrays(tmp_path / f"m.{suffix}")) == flat(state)
     assert os.listdir(tmp_path) == [f"m.{suffix}"]
 
 
@@ -572,7 +573,7 @@ def test_layouts_of_other_programs(tmp_path):
     path, values = tmp_path / "m.npz", np.arange(6, dtype=np.float32).reshape(2, 3)
     for array in (values, values.astype(">f4"), np.asfortranarray(values), values.astype("=f4")):
         path.write_bytes(packed([("x.npy", npy(array))]))
-        assert flat(fl.load(path)) == flat({"x": values})
+        assert flat(load_arrays(path)) == flat({"x": values})
     content = {"data": values.tobytes()}
     for member in (
         crafted_npy(header="{'shape':(2,3,),'fortran_order':False,'descr':'=f4'}", **content),
@@ -585,12 +586,12 @@ def test_layouts_of_other_programs(tmp_path):
     ):
         for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             path.write_bytes(packed([("x.npy", member)], compression))
-            assert flat(fl.load(path)) == flat({"x": values})
+            assert flat(load_arrays(path)) == flat({"x": values})
     header = {"__metadata__": {"format": "pt"}, "x": entry(0, 24, shape=(2, 3))}
     path = tmp_path / "m.safetensors"
     for width in (*range(100, 109), 0x4B50):  # arrays that begin anywhere, a file with "PK"
         path.write_bytes(crafted(json.dumps(header).ljust(width).encode(), values.tobytes()))
-        found = fl.load(path)
+        found = load_arrays(path)
         assert flat(found) == flat({"x": values})
         assert found["x"].flags.writeable and found["x"].flags.aligned
 
@@ -598,7 +599,7 @@ def test_layouts_of_other_programs(tmp_path):
 def test_zeros_may_be_packed_to_a_thousandth(tmp_path):
     np.savez_compressed(tmp_path / "m.npz", x=np.zeros(10**6))
     assert (tmp_path / "m.npz").stat().st_size < 10**4
-    assert not fl.load(tmp_path / "m.npz")["x"].any()
+    assert not load_arrays(tmp_path / "m.npz")["x"].any()
 
 
 @pytest.mark.parametrize(
@@ -610,9 +611,9 @@ def test_the_package_safetensors_agrees(dtype, tmp_path):
     native = {k: np.asarray(v, np.asarray(v).dtype.newbyteorder("=")) for k, v in state.items()}
     path = tmp_path / "m.safetensors"
     fl.save(state, path)
-    assert flat(dict(safetensors.numpy.load_file(path))) == flat(native) == flat(fl.load(path))
+    assert flat(dict(safetensors.numpy.load_file(path))) == flat(native) == flat(load_arrays(path))
     safetensors.numpy.save_file({k: np.array(v, order="C") for k, v in native.items()}, path)
-    found = fl.load(path)
+    found = load_arrays(path)
     assert {k: v.tolist() for k, v in found.items()} == {k: v.tolist() for k, v in native.items()}
 
 
@@ -681,7 +682,7 @@ def checked_save(path, old):
     if not path.exists():
         assert not old
         return False
-    found = flat(fl.load(path))
+    found = flat(load_arrays(path))
     assert found in ([flat(OLD)] if old else []) + [flat(NEW)]
     return found == flat(NEW)
 
@@ -791,7 +792,7 @@ for i in range(count):
 
 def check_whole(path):
     """The number that a whole file of `SAVING` is filled with."""
-    state = fl.load(path)
+    state = load_arrays(path)
     (number,) = {*state["x"].tolist(), *state["y"].tolist()}
     assert state["x"].shape == (5000,) and state["y"].shape == (3,)
     return number
@@ -833,7 +834,7 @@ def test_a_link_keeps_pointing_where_it_did(suffix, tmp_path):
     link.symlink_to(target)
     for state in (OLD, NEW):
         fl.save(state, link)
-        assert link.is_symlink() and flat(fl.load(target)) == flat(state)
+        assert link.is_symlink() and flat(load_arrays(target)) == flat(state)
 
 
 @FORMATS
@@ -856,7 +857,7 @@ def test_folders_that_cannot_be_synced(tmp_path, monkeypatch):
         monkeypatch.setattr(state_files, "os", SimpleNamespace(**vars(os) | {"fsync": fsync}))
         with pytest.raises(OSError) if raised else contextlib.nullcontext():
             fl.save(NEW, path)
-        assert flat(fl.load(path)) == flat(NEW)
+        assert flat(load_arrays(path)) == flat(NEW)
 
 
 # What is loaded into.
