@@ -16,6 +16,7 @@ from fastlayers.functions.masks import one_hot
 from fastlayers.functions.padding import pad
 from fastlayers.names import absent
 from fastlayers.nn import fusion, heads
+from fastlayers.ops import _check
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -343,8 +344,15 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Loss of logits against class indices; see `fastlayers.ops.cross_entropy`."""
+    """Loss of logits against class indices, or class probabilities of the shape of `input`.
+
+    See `fastlayers.ops.cross_entropy`. Of probabilities t it is ``-sum_c weight_c * t_c * log p_c``
+    with ``p = softmax(input)``, and its mean over the samples is not weighted.
+    """
     x = _tensor(input)
+    if getattr(target, "dtype", np.dtype(int)).kind == "f":
+        options = (ignore_index, reduction, label_smoothing)
+        return _cross_entropy_of_probabilities(x, _tensor(target), weight, *options)
     logits, needs_grad = x.array(), wants_grad((x,))
     labels = _constant("cross_entropy", "target", target)
     weights = _constant("cross_entropy", "weight", weight)
@@ -358,6 +366,41 @@ def cross_entropy(
         return (ops.cross_entropy_backward(dy, logits, *options),)
 
     return record(loss, (x,), backward, saved=(x,), requires_grad=needs_grad, fresh=True)
+
+
+def _cross_entropy_of_probabilities(
+    x: Tensor,
+    target: Tensor,
+    weight: Input | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
+    _check.same_shape("cross_entropy", "target", target.array(), x.array().shape)
+    _check.one_of("cross_entropy", "reduction", reduction, ("none", "mean", "sum"))
+    _check.probability("cross_entropy", "label_smoothing", label_smoothing)
+    if ignore_index >= 0:
+        raise ValueError(
+            f"cross_entropy: ignore_index must be negative for class probabilities, "
+            f"got {ignore_index}"
+        )
+    axis = min(x.ndim - 1, 1)
+    classes = x.array().shape[axis]
+    if label_smoothing:
+        target = target * (1 - label_smoothing) + label_smoothing / classes
+    terms = target * log_softmax(x, axis)
+    if weight is not None:
+        factors = _check.vector("cross_entropy", "weight", _array(weight), classes, x.dtype)
+        terms = terms * factors.reshape(-1, *[1] * (x.ndim - axis - 1))
+    losses = -terms.sum(axis)
+    if reduction == "none":
+        return losses
+    total: Tensor = losses.sum()
+    return total if reduction == "sum" else total / losses.numel()
+
+
+def _array(value: Input) -> np.ndarray:
+    return value.array() if isinstance(value, Tensor) else value
 
 
 def nll_loss(

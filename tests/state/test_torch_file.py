@@ -95,7 +95,7 @@ def test_what_occurs_twice_is_one_object():
     one = Code(tensor(storage("Float", "0", 12), 0, (12,), (1,)) + b"q\x00")
     pair = Code(coded((0.9, 0.99)) + b"q\x01")
     value = coded([one, Code(b"h\0"), pair, Code(b"h\1")])
-    a, b, c, d = load(archive(value, [FLOATS.tobytes()]))
+    a, b, c, d = fl.load(io.BytesIO(archive(value, [FLOATS.tobytes()])))
     assert a is b and c is d == (0.9, 0.99)
 
 
