@@ -1,5 +1,6 @@
 """What all tests share: the long form, and the figures of what was checked."""
 
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -41,6 +42,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_FIGURES] = Figures()
+
+
+def pytest_collection_finish() -> None:
+    """Let collections of garbage see new objects only: those of 14,000 tests take 0.5 s each."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -585,7 +585,7 @@ def test_tables_hold_offsets_of_more_than_31_bits():
     assert row == [1, (h - 2) * w * c, (h - 1) * w * c, 0, 2]
 
 
-def test_live_views_are_never_handed_out(effort, figures, young_heap):
+def test_live_views_are_never_handed_out(effort, figures):
     steps, before = effort(5000, 40_000), memory.memory_stats()["used_blocks"]
     with ThreadPoolExecutor(4) as pool:
         checked = list(pool.map(lambda seed: Churn(seed).run(steps), range(1, 5)))
