@@ -199,8 +199,7 @@ def test_killed_compilation(run, tmp_path, moment):
     assert bool(left) == (moment != "compiled")
     result = found(run(RELU, **variables))
     assert result.kernels > 0 and not result.stderr
-    result = found(run(RELU, **variables))
-    assert result.kernels == 0 and not result.stderr
+    assert len(list(tmp_path.glob("*/*.nbc"))) == result.kernels
 
 
 # The kernel is in kernels/activation.py: what is below 0 is then 3.

@@ -317,9 +317,10 @@ def refused(call: Call, given: dict[str, Any], error: type[Exception], message: 
 
 
 @dtypes
-def test_results_do_not_depend_on_how_an_array_lies_in_memory(dtype, figures):
-    for call in calls(dtype):
-        if not call.arrays:
+def test_results_do_not_depend_on_how_an_array_lies_in_memory(dtype, figures, effort):
+    """In the short form each call has one type, and what follows it the same: its gradient."""
+    for number, call in enumerate(calls(dtype)):
+        if not call.arrays or effort(DTYPES[number // 2 % 2] != dtype, False):
             continue
         wanted, after = plain(call)
         for form in FORMS:
