@@ -55,7 +55,7 @@ def check_no_worker_is_left():
 
 
 @pytest.fixture
-def no_worker_is_left(young_heap):
+def no_worker_is_left():
     check_no_worker_is_left()
     yield
     gc.collect()
@@ -572,7 +572,7 @@ def step(number):
 
 @pytest.mark.parametrize("number", range(len(KINDS)))
 def test_another_thread_may_train_at_any_point_of_a_step(number, figures, effort):
-    other, every = (number + 1) % len(KINDS), effort(20, 1)
+    other, every = (number + 1) % len(KINDS), effort(60, 1)
     expected, found = [step(number), step(other)], []
     # Not the random state, which has a lock that the other thread would wait for.
     files = {m.__file__ for name, m in sys.modules.items() if name.startswith("fastlayers.")}
@@ -632,7 +632,7 @@ def test_an_interrupt_at_any_point_of_fit(prefetch, tmp_path, figures, effort, m
 
     total = at_points(action, SOURCES, lambda seen: None)
     assert saved == [2, 4] and total > 300
-    points = range(1, total + 1, effort(3, 1))
+    points = range(1, total + 1, effort(9, 1))
     for at in points:
         path.unlink(missing_ok=True)
         with pytest.raises(KeyboardInterrupt):

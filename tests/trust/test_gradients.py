@@ -26,7 +26,7 @@ Calls = Iterator[tuple[Arrays, Options]]
 
 CHAPTER = "gradients"
 # Elements of all inputs from which the derivative along one direction stands for all elements; in
-# the short form from FEW on but for each fourth call.
+# the short form from FEW on but for each twelfth call.
 MOST, FEW = 400, 60
 # Calls of functions, methods and layers with distinct options that are checked at least.
 LEAST = 1900
@@ -297,7 +297,7 @@ def test_functions(name, effort, figures):
         layout = cases.LAYOUTS[number % len(cases.LAYOUTS)]
         learnt = {key: layout(a) for key, a in learnt.items()}
         try:
-            compared += check(call, learnt, MOST if number % 4 == 0 else effort(FEW, MOST))
+            compared += check(call, learnt, MOST if number % 12 == 0 else effort(FEW, MOST))
         except AssertionError as error:
             shapes = {key: a.shape for key, a in learnt.items()}
             raise AssertionError(f"{name}, {shapes}, {layout.__name__}, {options}") from error
@@ -630,7 +630,8 @@ def check_module(module: nn.Module, *inputs: Any, **options: Any) -> int:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_layers(name, figures):
+def test_layers(name, figures, effort):
+    """In the short form along one direction, but for each fourth layer."""
     base, options, inputs = LAYERS[name]
     varied = [base] if base or ("output_size" not in options and "dim" not in options) else []
     varied += [
@@ -640,9 +641,9 @@ def test_layers(name, figures):
         if key not in ("args", "kwargs")
     ]
     compared = 0
-    for arguments, training in itertools.product(varied, (True, False)):
+    for number, (arguments, training) in enumerate(itertools.product(varied, (True, False))):
         layer = in_double(getattr(nn, name)(**arguments)).train(training)
-        compared += check_module(layer, *inputs)
+        compared += check_module(layer, *inputs, fast_mode=effort(number % 4 > 0, False))
     figures.count(CHAPTER, "layers")
     figures.count(CHAPTER, "layers x options x arguments", compared)
 
@@ -680,7 +681,8 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor, training: bool) -> Tensor:
 
 
 @pytest.mark.parametrize(("kind", "state", "steps"), list(chains()), ids=str)
-def test_chains_that_run_as_one(kind, state, steps, figures):
+def test_chains_that_run_as_one(kind, state, steps, figures, effort):
+    """And as one op after the other, in the short form along one direction."""
     compared = 0
     for o in every(
         training=[True, False] if kind == "norm" else [False],
@@ -716,12 +718,13 @@ def test_chains_that_run_as_one(kind, state, steps, figures):
             return y if not kept else y * 1 + kept[0].sum()
 
         set_fusion_enabled(o["fused"])
-        compared += check_own(function, learnt | extra)
+        fast = effort(not o["fused"], False)
+        compared += check_own(function, learnt | extra, fast)
     figures.count(CHAPTER, "fused chains")
     figures.count(CHAPTER, "fused chains x options x arguments", compared)
 
 
-def check_own(function: Callable[..., Any], learnt: Arrays) -> int:
+def check_own(function: Callable[..., Any], learnt: Arrays, fast: bool) -> int:
     """Check gradients by each subset of tensors that own their memory, so that ops wait."""
     count = 0
     for size in range(1, len(learnt) + 1):
@@ -732,7 +735,7 @@ def check_own(function: Callable[..., Any], learnt: Arrays) -> int:
                 given,
                 rtol=1e-5,
                 atol=1e-6,
-                fast_mode=size < len(learnt),
+                fast_mode=fast or size < len(learnt),
             )
             count += size
     return count

@@ -86,13 +86,13 @@ TABLE = [*cases.CASES, *KERNELS]
 def test_ops_repeat(case, effort, figures):
     """Alternately on 1, 2 and 4 threads, each time in other memory."""
     arrays = case.arrays(np.float32)
-    repeats, first, held = effort(100, 1000), None, None
+    repeats, first, held = effort(24, 1000), None, None
     for i in range(repeats):
         set_num_threads(THREADS[i % 3])
         results = case.run(ops, arrays)
         first, held = first or bits(results), (results, held and held[0])
         same(bits(results), first, f"run {i} on {THREADS[i % 3]} threads")
-    figures.count(CHAPTER, "ops x options with the same bits in 100 runs on 1, 2 and 4 threads")
+    figures.count(CHAPTER, "ops x options with the same bits in all runs on 1, 2 and 4 threads")
 
 
 @pytest.mark.parametrize("case", TABLE, ids=lambda c: c.id)
@@ -248,7 +248,7 @@ def trained(name: str, optimizer: str = "SGD", epochs: int = 1) -> dict[str, byt
 def test_training_repeats(name, optimizer, effort, figures):
     """Forward, backward and steps, on 1, 2 and 4 threads in turn."""
     want = trained(name, optimizer)
-    for run in range(effort(6, 100)):
+    for run in range(effort(3, 100)):
         set_num_threads(THREADS[run % 3])
         same(trained(name, optimizer), want, f"run {run} on {THREADS[run % 3]} threads")
         figures.count(CHAPTER, "training runs with the same bits on 1, 2 and 4 threads")

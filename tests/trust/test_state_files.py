@@ -275,7 +275,7 @@ def test_mutations(kind, tmp_path, trained, figures, effort):
     state, before = flat(model.state_dict()), bits(*trained)
     original = {name: array.copy() for name, array in model.state_dict().items()}
     whole = whole_file(kind, original, tmp_path)
-    for seed in (cases := seeds(effort(2500, 20_000))):
+    for seed in (cases := seeds(effort(500, 20_000))):
         with replayable(seed, f"test_mutations and {kind}"):
             # A PyTorch file's first member is its pickle.
             which = {"members": seed, "pickle": 0}.get(kind)
@@ -812,7 +812,7 @@ def test_a_kill_at_any_time_leaves_a_whole_file(suffix, tmp_path, figures, effor
 
 @FORMATS
 def test_processes_that_save_to_one_path(suffix, tmp_path, figures, effort):
-    path, each = tmp_path / f"m.{suffix}", effort(30, 1000)
+    path, each = tmp_path / f"m.{suffix}", effort(10, 1000)
     fl.save({"x": np.full(5000, -1), "y": np.full(3, -1)}, path)
     processes = [in_new_process(SAVING, path, k * each, each) for k in range(3)]
     reads = 0
@@ -931,7 +931,7 @@ def test_a_changed_state_of_an_optimiser_is_taken_or_changes_nothing(
     optimizer = kind(model.parameters(), lr=0.1, **({"momentum": 0.9} if kind is optim.SGD else {}))
     optimizer.step()
     whole = optimizer.state_dict()
-    for seed in seeds(effort(500, 10_000)):
+    for seed in seeds(effort(150, 10_000)):
         before = bits(model, optimizer)
         with replayable(seed, f"optimiser and {kind.__name__}"):
             try:
@@ -955,7 +955,7 @@ def test_damaged_idx_files(kind, tmp_path, figures, effort):
         whole = gzip.compress(whole)
     path = tmp_path / "x"
     files = [(-1, whole[:size]) for size in range(len(whole))]
-    files += [(seed, mutated(whole, seed)) for seed in seeds(effort(500, 10_000))]
+    files += [(seed, mutated(whole, seed)) for seed in seeds(effort(150, 10_000))]
     for seed, data in files:
         path.write_bytes(data)
         # Which are read in pieces of 1 MiB.
