@@ -1,24 +1,5 @@
-"""Images: data sets, transforms and networks, by torchvision's names.
+"""Images: data sets, transforms and networks, by torchvision's names."""
 
-Each part is loaded when it is first used.
-"""
-
-from __future__ import annotations
-
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from fastlayers.vision import datasets, models, transforms
+from fastlayers.vision import datasets, models, transforms
 
 __all__ = ["datasets", "models", "transforms"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(f"{__name__}.{name}")
-
-
-def __dir__() -> list[str]:
-    return __all__

@@ -706,7 +706,7 @@ def test_ctrl_c(place, epoch, tmp_path, figures, monkeypatch):
         kept.append(2.0 * figures["epoch"])
         reached("on_epoch")
 
-    loader = DataLoader(Samples(), 4)
+    loader = DataLoader(Samples(), 4, num_workers=1)
     optimizer = optim.SGD(model.parameters(), 0.0)
     with pytest.raises(KeyboardInterrupt):
         fit(

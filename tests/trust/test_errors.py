@@ -30,12 +30,12 @@ from fastlayers.ops._check import describe
 from fastlayers.ops.batchnorm_parts import normalisation_of_part
 from fastlayers.snapshot import pack, unpack
 from fastlayers.state import safetensors
-from fastlayers.vision import models
+from fastlayers.vision import datasets, models, transforms
 
 PACKAGE = Path(fl.__file__).parent
-# What users call; `runtime` and the commands have tests of their own.
-CHECKED = ["ops", "autograd.py", "lazy.py", "nn", "optim", "data", "state"]
-CHECKED += ["training.py", "snapshot.py", "random.py", "models"]
+# What users call; `runtime`, the commands and the functions of tensors have tests of their own.
+CHECKED = ["ops", "autograd", "lazy.py", "nn", "optim", "data", "state"]
+CHECKED += ["training.py", "snapshot.py", "random.py", "vision"]
 
 
 class Plain(optim.Optimizer):
@@ -55,6 +55,20 @@ class Broken:
 
     def __getitem__(self, index: int) -> Any:
         raise LookupError(f"Broken: sample {index}, got none")
+
+
+class Exits(Broken):
+    def __getitem__(self, index: int) -> Any:
+        raise SystemExit(f"Exits: sample {index}, got none")
+
+
+def pickled(order: bytes, labels: bytes) -> bytes:
+    """An image of CIFAR with some labels, as Python 2 pickled it."""
+    return (
+        b"\x80\x02}(U\x06labels](" + labels + b"eU\x04datacnumpy.core.multiarray\n_reconstruct\n"
+        b"cnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x01M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01"
+        b"\x87R(K\x03U\x01|NNNNNK\x00tb" + order + b"T\x00\x0c\x00\x00" + bytes(3072) + b"tbu."
+    )  # fmt: skip
 
 
 class Odd:
@@ -126,21 +140,21 @@ class World:
         path.write_bytes(content)
         return path
 
-    def mnist(self, images: np.ndarray, labels: np.ndarray) -> data.MNIST:
+    def mnist(self, images: np.ndarray, labels: np.ndarray) -> datasets.MNIST:
         for name, array in (("images-idx3", images), ("labels-idx1", labels)):
             self.path(f"mnist/t10k-{name}-ubyte", idx(array))
-        return data.MNIST(self.folder / "mnist", train=False)
+        return datasets.MNIST(self.folder / "mnist", train=False)
 
-    def cifar(self, content: bytes) -> data.CIFAR10:
+    def cifar(self, content: bytes) -> datasets.CIFAR10:
         self.path("cifar/cifar-10-batches-bin/test_batch.bin", content)
-        return data.CIFAR10(self.folder / "cifar", train=False)
+        return datasets.CIFAR10(self.folder / "cifar", train=False)
 
-    def cifar_archive(self) -> data.CIFAR10:
+    def cifar_archive(self) -> datasets.CIFAR10:
         file = io.BytesIO()
         with tarfile.open(fileobj=file, mode="w:gz"):
             pass
         path, md5 = self.path("archive", file.getvalue()), hashlib.md5(file.getvalue()).hexdigest()
-        kind: Any = type("CIFAR10", (data.CIFAR10,), {"_url": path.as_uri(), "_md5": md5})
+        kind: Any = type("CIFAR10", (datasets.CIFAR10,), {"_url": path.as_uri(), "_md5": md5})
         return kind(self.folder / "unpacked", download=True)
 
     def norm_op(self, x: np.ndarray | None = None, **options: Any) -> Tensor:
@@ -189,6 +203,17 @@ class World:
     def buffer(self) -> dict[str, np.ndarray]:
         """The state of the first parameter of the SGD."""
         return self.sgd.state_dict()["state"][0]
+
+    def cifar_batch(self, name: str, content: bytes) -> datasets.CIFAR10:
+        """The test set of the version for Python, with a file of this content."""
+        folder = self.folder / "batches" / name
+        self.path(f"batches/{name}/cifar-10-batches-py/test_batch", content)
+        return datasets.CIFAR10(folder, train=False)
+
+    def cifar_meta(self, content: bytes) -> datasets.CIFAR100:
+        for name in ("meta", "test"):
+            self.path(f"hundred/cifar-100-python/{name}", content)
+        return datasets.CIFAR100(self.folder / "hundred", train=False)
 
     def fetch(self) -> Path:
         url = self.path("source", b"content").as_uri()
@@ -252,11 +277,12 @@ def rows() -> list[tuple[str, str, str]]:
 ROWS = rows()
 
 
-MODULES = (data, fl, gzip, init, models, nn, np, ops, optim, training)
+MODULES = (data, datasets, fl, gzip, init, models, nn, np, ops, optim, random, training, transforms)
 NAMES = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 NAMES |= {"fl": fl, "np": np, "F": F, "Tensor": Tensor, "record": record, "NOWHERE": NOWHERE}
 NAMES |= {
     "Broken": Broken,
+    "Exits": Exits,
     "Late": Late,
     "Odd": Odd,
     "Plain": Plain,
@@ -270,13 +296,14 @@ NAMES |= {
     "torch_archive": torch_archive,
     "torch_tensor": torch_tensor,
     "floats": storage("Float", "0", 1),
+    "pickled": pickled,
 }
 
 
 def failure(call: str, world: World) -> Exception:
     """What a call raises."""
     methods = {name: getattr(world, name) for name in vars(World) if not name.startswith("_")}
-    with pytest.raises(Exception) as raised:
+    with pytest.raises((Exception, SystemExit)) as raised:
         eval(call, NAMES | methods | vars(world))
     return raised.value
 
@@ -319,7 +346,7 @@ def test_message_and_nothing_changed(call: str, kind: str, message: str, world: 
 
 def test_messages_name_the_op_and_what_was_given() -> None:
     for _, kind, message in ROWS:
-        if kind not in ("FileNotFoundError", "ModuleNotFoundError"):
+        if kind not in ("AttributeError", "FileNotFoundError", "ModuleNotFoundError"):
             assert re.match(r"\*?[A-Za-z][\w.]*: ", message), message
             assert re.search(r"\bgot\b|cannot be read as", message), message
 

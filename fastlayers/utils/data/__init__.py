@@ -1,10 +1,7 @@
 """The public names of `fastlayers.data`, where PyTorch has them."""
 
-from typing import Any
-
-import fastlayers.data
+from fastlayers import data
 from fastlayers.data import *  # noqa: F403
+from fastlayers.utils.data import distributed
 
-
-def __getattr__(name: str) -> Any:
-    return getattr(fastlayers.data, name)
+__all__ = [*data.__all__, "distributed"]  # noqa: PLE0604

@@ -70,24 +70,14 @@ def read_pickled(data: bytes) -> dict[bytes, Any]:
         byte strings and arrays of uint8; the message names what.
     """
     try:
-        value = _plain(_Machine(data).run())
-    except (IndexError, KeyError, TypeError, RecursionError, struct.error) as error:
+        value = _Machine(data).run()
+        if not isinstance(value, dict):
+            raise ValueError(f"the pickle is no dict, but {type(value).__name__}")
+        # Arrays are where the files have them; what refers to itself can't be followed for ever.
+        return {k: item.array() if isinstance(item, _Made) else item for k, item in value.items()}
+    except (IndexError, KeyError, TypeError, struct.error) as error:
         message = f"the pickle is damaged: {type(error).__name__}: {error}"
         raise ValueError(message) from error
-    if not isinstance(value, dict):
-        raise ValueError(f"the pickle is no dict, but {type(value).__name__}")
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """The value with its arrays; all of it is inside of one dict or list, as in the files."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, _Made):
-        return value.array()
-    if isinstance(value, _Name):
-        raise ValueError(f"global {value} is refused where data is to be")
-    return value
 
 
 class _Machine:
@@ -115,8 +105,7 @@ class _Machine:
                 _INSTRUCTIONS[code](self, code)
             else:
                 raise ValueError(f"pickle instruction {code!r} is refused")
-        (value,) = self.stack
-        return value
+        return self.popped(1)[0]
 
     def take(self, count: int) -> bytes:
         content = self.data[self.at : self.at + count]
@@ -163,8 +152,8 @@ class _Machine:
 
     def set(self, code: bytes) -> None:
         items = self.since_mark() if code == b"u" else self.popped(2)
-        if any(type(key) is not bytes for key in items[::2]):
-            raise ValueError("a key of a dict that is no text is refused")
+        if len(items) % 2 or any(type(key) is not bytes for key in items[::2]):
+            raise ValueError("a key of a dict that has no value or is no text is refused")
         self.target(dict).update(zip(items[::2], items[1::2], strict=True))
 
     def target(self, kind: Any) -> Any:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fastlayers.autograd import Tensor
-from fastlayers.data import MNIST, DataLoader, FashionMNIST, TensorDataset
+from fastlayers.data import DataLoader
+from fastlayers.vision.datasets import MNIST, FashionMNIST, VisionDataset
 
 KINDS = [MNIST, FashionMNIST]
 
@@ -44,17 +45,21 @@ def test_reads_both_layouts(tmp_path, kind, suffix, nested):
     write(folder, "train", images, labels, suffix)
     write(folder, "t10k", *arrays(3, seed=1), suffix)
     train, test = kind(tmp_path), kind(str(tmp_path), train=False)
-    assert isinstance(train, TensorDataset)
+    assert isinstance(train, VisionDataset)
     assert (len(train), len(test)) == (7, 3)
     assert train.images.shape == (7, 1, 28, 28) and train.images.dtype == np.float32
     assert train.labels.shape == (7,) and train.labels.dtype == np.int64
     np.testing.assert_array_equal(train.images[:, 0], images.astype(np.float32) / 255)
     np.testing.assert_array_equal(train.labels, labels)
+    for name, expected in (("data", images), ("targets", labels)):
+        held = getattr(train, name)
+        assert isinstance(held, Tensor) and held.dtype == (np.uint8 if name == "data" else np.int64)
+        np.testing.assert_array_equal(np.asarray(held), expected)
     assert len(kind.classes) == 10
 
 
 def test_classes():
-    assert MNIST.classes[3] == "3"
+    assert MNIST.classes[3] == "3 - three"
     assert FashionMNIST.classes[9] == "Ankle boot"
 
 
