@@ -2,8 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
-
-from fastlayers import nn
+from parameters import Parameter, run
 
 from fastlayers.optim import SGD, Adam, AdamW
 
@@ -16,21 +15,8 @@ OPTIONS = [
 BOTH = pytest.mark.parametrize("make", [Adam, AdamW])
 
 
-def Parameter(data, grad=None):
-    p = nn.Parameter(data)
-    p.grad = grad
-    return p
-
-
 def arrays(count, shape=(5, 7), dtype=np.float64):
     return list(np.random.default_rng(0).standard_normal((count, *shape)).astype(dtype))
-
-
-def run(optimizer, p, grads):
-    for grad in grads:
-        p.grad = grad
-        optimizer.step()
-    return p.array()
 
 
 def expected(p, grads, lr, betas, eps, weight_decay, amsgrad, maximize, decoupled):
