@@ -7,7 +7,7 @@ import pytest
 
 import fastlayers as fl
 from fastlayers import Tensor, autograd, nn
-from fastlayers.autograd import is_grad_enabled, record
+from fastlayers.autograd import is_grad_enabled, record, tape
 from fastlayers.func import functional_call
 from fastlayers.nn import functional as F
 from fastlayers.testing import gradcheck
@@ -36,7 +36,7 @@ def test_ndarray_is_wrapped_without_copy():
     [
         (1.5, np.float32),
         ([1.0, 2], np.float32),
-        ([1, 2], np.int64),
+        (np.array([1, 2]), np.int64),
         (np.float64(1), np.float64),
         (np.zeros(2, np.float16), np.float16),
     ],
@@ -46,11 +46,18 @@ def test_dtype(make, value, dtype):
     assert make(value).dtype == dtype
 
 
+def test_a_list_of_integers():
+    """As PyTorch has it: its class makes floats of lists, its function does not."""
+    assert Tensor([1, 2]).dtype == Tensor([[1], [2]], True).dtype == np.float32
+    assert fl.tensor([1, 2]).dtype == np.int64
+
+
 @pytest.mark.parametrize("value", [1, [1, 2], True, np.zeros(2, np.uint8)])
-@pytest.mark.parametrize("make", [Tensor, fl.tensor])
-def test_integers_have_no_gradient(make, value):
+def test_integers_have_no_gradient(value):
+    with pytest.raises(RuntimeError, match="tensor: only .* floating point .* can require grad"):
+        fl.tensor(value, requires_grad=True)
     with pytest.raises(TypeError, match="floating point for requires_grad"):
-        make(value, requires_grad=True)
+        Tensor(np.array(value), requires_grad=True)
 
 
 BINARY = {
@@ -143,7 +150,7 @@ def test_flatten_shapes_and_errors():
     assert [x.flatten(*d).shape for d in [(), (1,), (0, 1)]] == [(24,), (2, 12), (6, 4)]
     assert leaf().flatten().shape == (1,)
     for dims in [(3,), (0, -4), (2, 1)]:
-        with pytest.raises(ValueError, match="flatten: (start|end)_dim"):
+        with pytest.raises((IndexError, RuntimeError), match="flatten: "):
             x.flatten(*dims)
 
 
@@ -357,7 +364,7 @@ def test_deep_chains():
     for _ in range(5000):
         y = y + 1.0
     y.backward()
-    assert x.grad == 1
+    assert isinstance(x.grad, Tensor) and x.grad == 1
     for _ in range(5000):  # dropped without backward
         y = y + x
     del y
@@ -368,16 +375,17 @@ def test_memory_is_freed_with_the_loss(backward):
     x = leaf(3)
     middle = x * 2
     alive, array = weakref.ref(middle), weakref.ref(middle.array())
-    loss = (middle * middle).sum()
     gc.disable()
     try:
+        loss = (middle * middle).sum()
         del middle
-        assert alive() is not None
+        assert alive() is None  # the tape holds no tensor that an op made,
+        assert array() is not None  # but the values that it needs
         if backward:
             loss.backward()
         else:
             del loss
-        assert alive() is None and array() is None
+        assert array() is None
     finally:
         gc.enable()
 
@@ -406,7 +414,7 @@ def test_python_protocols():
     assert one.item() == 2.5 and bool(one) and not Tensor(0.0)
     assert float(Tensor(2.5)) == 2.5 and int(Tensor(2.5)) == 2
     for ambiguous in (bool, lambda t: t.item()):
-        with pytest.raises(ValueError):
+        with pytest.raises(RuntimeError, match="must have one element"):
             ambiguous(x)
     with pytest.raises(TypeError):
         len(Tensor(1.0))
@@ -420,6 +428,11 @@ def test_repr():
 
 def test_conversion_to_arrays():
     x = leaf(2, 3)
+    for convert in (np.asarray, np.array, lambda t: t.numpy(), lambda t: t.__array__()):
+        with pytest.raises(RuntimeError, match=r"use tensor\.detach\(\)\.numpy\(\)"):
+            convert(x)
+    assert x.numpy(force=True) is x.array()
+    x = x.detach()
     assert np.asarray(x) is x.array() or np.shares_memory(np.asarray(x), x.array())
     assert not np.shares_memory(np.array(x), x.array())
     assert np.asarray(x, np.float32).dtype == np.float32
@@ -430,7 +443,7 @@ def test_to():
     x = leaf(2)
     assert x.to("cpu") is x
     assert x.to(np.float32).dtype == np.float32
-    with pytest.raises(ValueError, match="only device"):
+    with pytest.raises(RuntimeError, match="to: device must be 'cpu', got 'cuda:0'"):
         x.to("cuda:0")
 
 
@@ -439,7 +452,7 @@ def test_freed_graph_changes_no_gradient():
     shared = x * 2
     first, second = (shared * w).sum(), (shared * w).sum()
     first.backward()
-    before = w.grad.copy()
+    before = w.grad.clone()
     with pytest.raises(RuntimeError, match="retain_graph"):
         second.backward()
     assert np.array_equal(w.grad, before)
@@ -491,9 +504,9 @@ def test_listeners_are_told_of_complete_gradients():
     for leaf, gradient in heard.told:
         np.testing.assert_array_equal(gradient, leaf.grad)
     np.testing.assert_array_equal(a.grad, 16)  # of two uses
-    known = len(autograd._listeners)
+    known = len(tape._listeners)
     del heard, deaf
-    assert len(autograd._listeners) == known - 2
+    assert len(tape._listeners) == known - 2
 
 
 def test_leaves_without_a_gradient_are_not_told_of():

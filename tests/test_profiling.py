@@ -108,7 +108,7 @@ def test_operations_of_strides_groups_and_wanted_gradients():
     conv = nn.Conv2d(2, 4, (3, 1), stride=2, groups=2)
     flops = 2 * (3 * 2 * 3) * (4 * 1 * 3 * 1)
     net = nn.Sequential(conv, nn.Flatten())
-    for x, frozen, gradients in ((X, False, 1), (fl.tensor(X, True), False, 2), (X, True, 0)):
+    for x, frozen, gradients in ((X, False, 1), (fl.tensor(X, requires_grad=True), False, 2), (X, True, 0)):
         conv.weight.requires_grad = not frozen
         profile = profiled(net, x)
         assert row_of(profile, "0").flops == flops
@@ -184,7 +184,7 @@ def test_model_gradients_and_random_state_stay():
     fl.manual_seed(1)
     net, x = Net(), fl.tensor(X, requires_grad=True)
     net.fc.weight.grad = np.ones_like(net.fc.weight.array())
-    before = {key: value.copy() for key, value in net.state_dict().items()}
+    before = {key: value.clone() for key, value in net.state_dict().items()}
     expected = fl.random.numpy_generator().bit_generator.state, fl.random.dropout_stream()[1]
     profiled(net, x, loss=lambda y, t: F.cross_entropy(y, t) + (net.fc.weight * 1e-3).sum())
     assert fl.random.numpy_generator().bit_generator.state == expected[0]

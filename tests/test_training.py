@@ -31,7 +31,7 @@ def train(model, *args, lr=0.1, **options):
 
 
 def copied(model):
-    return {key: value.copy() for key, value in model.state_dict().items()}
+    return {key: value.clone() for key, value in model.state_dict().items()}
 
 
 def check_state(found, expected):
@@ -139,7 +139,7 @@ def test_best_epoch(tmp_path, script, best):
 def test_best_state_is_a_copy(model):
     history = train(model, batches(), epochs=1)
     check_state(history.best_state, model.state_dict())
-    before = {key: value.copy() for key, value in history.best_state.items()}
+    before = {key: value.clone() for key, value in history.best_state.items()}
     model[0].weight.data[...] = 7
     model[1].running_mean[...] = 7
     check_state(history.best_state, before)

@@ -76,12 +76,21 @@ class Node:
 
     def name(self) -> str:
         """Name as PyTorch has it, such as MulBackward0."""
-        path = getattr(self.backward, "__qualname__", "op").partition(".<locals>")[0].split(".")
-        op = path[-2] if len(path) > 1 else path[-1]  # a head or a step of a chain is a class
+        op = _op_of(self.backward)
         return "".join(word.capitalize() for word in op.strip("_").split("_")) + "Backward0"
 
     def __repr__(self) -> str:
         return f"<{self.name()} object>"
+
+
+def _op_of(backward: Any) -> str:
+    """Name of the op of a way back: of the function or class that has recorded it."""
+    free = getattr(getattr(backward, "__code__", None), "co_freevars", ())
+    if "backward" in free:  # of several ops that are recorded in one place
+        inner = backward.__closure__[free.index("backward")].cell_contents
+        return str(getattr(inner, "__name__", "op")).removesuffix("_backward")
+    path = getattr(backward, "__qualname__", "op").partition(".<locals>")[0].split(".")
+    return path[-2] if len(path) > 1 else path[-1]  # a head or a step of a chain is a class
 
 
 class Listener(Protocol):
@@ -142,7 +151,8 @@ class _Pass:
                     part = leaves[key][1] + part
                 elif shared and _meets(part, shared[: i + 1]):
                     part = part.copy()
-                leaves[key] = edge, part
+                # Without axes NumPy's sums and products are no arrays.
+                leaves[key] = edge, part if type(part) is np.ndarray else np.asarray(part)
             elif edge.number in nodes:
                 # By a kernel, into memory of the pool: NumPy's sums took 10 of ResNet-20's 106 ms.
                 watcher = lazy.watcher

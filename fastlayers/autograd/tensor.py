@@ -359,7 +359,7 @@ class Tensor:
     def add_grad(self, gradient: np.ndarray) -> None:
         """Add to the gradient."""
         before = self.grad_array()
-        self._grad = gradient if before is None else before + gradient
+        self._grad = np.asarray(gradient if before is None else before + gradient)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Ask for gradients of this tensor, or for none.

@@ -20,7 +20,7 @@ from numba.np.arrayobj import populate_array
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
-__all__ = ["adam", "gather", "sgd"]
+__all__ = ["adadelta", "adam", "gather", "sgd"]
 
 # Elements of a task: some microseconds of work, where taking the next task costs about 0.1.
 CHUNK = 16384

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from fastlayers import kernels
+from fastlayers import kernels, lazy
 from fastlayers.autograd import Tensor
 from fastlayers.optim import checks, states
 from fastlayers.runtime import backend, threads
@@ -165,6 +165,8 @@ class Optimizer(ABC):
             no parameter is changed then.
         """
         result = closure() if closure is not None else None
+        if lazy.state.waiting:  # calls that are to read the values of before
+            lazy.run_waiting()
         due = [(g, [p for p in g["params"] if p._grad is not None]) for g in self.param_groups]
         for group in self.param_groups:
             self._check_options(group)

@@ -2,8 +2,8 @@ import itertools
 
 import numpy as np
 import pytest
+from parameters import Parameter, run
 
-from fastlayers import nn
 from fastlayers.optim import SGD, Adam, AdamW
 
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
@@ -15,21 +15,8 @@ OPTIONS = [
 BOTH = pytest.mark.parametrize("make", [Adam, AdamW])
 
 
-def Parameter(data, grad=None):
-    p = nn.Parameter(data)
-    p.grad = grad
-    return p
-
-
 def arrays(count, shape=(5, 7), dtype=np.float64):
     return list(np.random.default_rng(0).standard_normal((count, *shape)).astype(dtype))
-
-
-def run(optimizer, p, grads):
-    for grad in grads:
-        p.grad = grad
-        optimizer.step()
-    return p.array()
 
 
 def expected(p, grads, lr, betas, eps, weight_decay, amsgrad, maximize, decoupled):

@@ -2,30 +2,11 @@ import itertools
 
 import numpy as np
 import pytest
+from parameters import Parameter, parameter, run
 
-from fastlayers import nn
 from fastlayers.optim import SGD
 
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
-
-
-def Parameter(data, grad=None):
-    p = nn.Parameter(data)
-    p.grad = grad
-    return p
-
-
-def parameter(*shape, dtype=np.float64, grad=True, seed=0):
-    rng = np.random.default_rng(seed)
-    draw = lambda: rng.standard_normal(shape).astype(dtype)  # noqa: E731
-    return Parameter(np.asarray(draw()), np.asarray(draw()) if grad else None)
-
-
-def run(optimizer, p, grads):
-    for grad in grads:
-        p.grad = grad
-        optimizer.step()
-    return p.array()
 
 
 def expected(p, grads, lr, momentum, dampening, weight_decay, nesterov, maximize):
@@ -87,8 +68,9 @@ def test_broadcast_and_read_only_gradients():
     p.grad = np.broadcast_to(1.0, (3, 4))
     want = p.array() - 2.0
     SGD([p], lr=1.0).step()
-    p.grad = np.ones((3, 4))
-    p.grad.flags.writeable = False
+    ones = np.ones((3, 4))
+    ones.flags.writeable = False
+    p.grad = ones
     SGD([p], lr=1.0).step()
     np.testing.assert_allclose(p.array(), want)
 
