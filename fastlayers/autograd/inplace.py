@@ -14,11 +14,22 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd import mode
-from fastlayers.autograd.dtypes import can_cast
 from fastlayers.autograd.tape import Node
 from fastlayers.autograd.tensor import Look, Tensor, wants_grad
 
 __all__ = ["apply", "check_target", "make_view", "rebind", "reshape"]
+
+
+def check_recorded(op: str, target: Tensor) -> None:
+    """Refuse to change a leaf that requires a gradient, or a view of one, while ops are recorded."""
+    if mode.thread.enabled:
+        root = target if target._base is None else target._base[0]
+        for what, t in (("a leaf", target), ("a view of a leaf", root)):
+            if t.requires_grad and t.is_leaf:
+                raise RuntimeError(
+                    f"{op}: the tensor must not be {what} that requires grad, which is being used "
+                    f"in an in-place operation while ops are recorded; change it within no_grad()"
+                )
 
 
 def check_target(op: str, target: Tensor) -> np.ndarray:
@@ -30,17 +41,10 @@ def check_target(op: str, target: Tensor) -> np.ndarray:
         If it is a leaf that requires a gradient, or a view of one, and ops are recorded; if it is
         read-only or repeats its elements.
     """
-    if mode.thread.enabled:
-        root = target if target._base is None else target._base[0]
-        for what, t in (("a leaf", target), ("a view of a leaf", root)):
-            if t.requires_grad and t.is_leaf:
-                raise RuntimeError(
-                    f"{op}: the tensor must not be {what} that requires grad, which is being used "
-                    f"in an in-place operation while ops are recorded; change it within no_grad()"
-                )
+    check_recorded(op, target)
     array = target.settled()
     apart = all(step or size < 2 for size, step in zip(array.shape, array.strides, strict=True))
-    if not (array.flags.writeable and apart):
+    if not (array.flags.writeable and (apart or not array.size)):
         raise RuntimeError(
             f"{op}: the tensor must be writable, got a read-only one or one that repeats its "
             f"elements (more than one element refers to a single memory location); clone() it first"
@@ -48,7 +52,9 @@ def check_target(op: str, target: Tensor) -> np.ndarray:
     return array
 
 
-def apply(op: str, function: Callable[..., Tensor], target: Tensor, *args: Any, **kw: Any) -> Tensor:
+def apply(
+    op: str, function: Callable[..., Tensor], target: Tensor, *args: Any, **kw: Any
+) -> Tensor:
     """Replace the values of `target` by ``function(target, *args, **kw)``.
 
     Raises
@@ -69,7 +75,7 @@ def apply(op: str, function: Callable[..., Tensor], target: Tensor, *args: Any, 
             f"{op}: the result must have the tensor's shape {array.shape}, got {values.shape} "
             f"(output doesn't match the broadcast shape)"
         )
-    if not can_cast(values.dtype, array.dtype):
+    if not np.can_cast(values.dtype, array.dtype, "same_kind"):
         raise RuntimeError(
             f"{op}: the result must be of the tensor's kind {array.dtype}, got {values.dtype}, "
             f"which can't be cast to it"
@@ -105,11 +111,18 @@ def make_view(out: Tensor, of: Tensor, look: Look) -> Tensor:
     return out
 
 
-def reshape(target: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+def reshape(op: str, target: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Let `target` be ``function(target)``, a view of its memory, from now on.
 
     What were its views are then views of another tensor, of its former shape, as `target` is.
+
+    Raises
+    ------
+    RuntimeError
+        If it is a leaf that requires a gradient, or a view of one, and ops are recorded.
     """
+    check_recorded(op, target)
+    target.settled()
     if target.requires_grad and target.is_leaf:  # within no_grad(); it stays a leaf
         target._array = function(target.detach()).array()
         return target

@@ -4,18 +4,54 @@ NumPy computes them; convolutions, pooling and the like, which need more, are in
 `fastlayers.nn.functional`. They are the names of `fastlayers` itself.
 """
 
-from fastlayers.functions import arithmetic, compare, elementwise, indexing, numpy_protocol
-from fastlayers.functions import reduction, shape
+from fastlayers.functions import (
+    arithmetic,
+    arrangement,
+    compare,
+    conversion,
+    creation,
+    dlpack,
+    elementwise,
+    indexing,
+    joining,
+    masks,
+    numpy_protocol,
+    padding,
+    products,
+    reduction,
+    sampling,
+    selection,
+    shape,
+)
 from fastlayers.functions.arithmetic import *
+from fastlayers.functions.arrangement import *
 from fastlayers.functions.compare import *
+from fastlayers.functions.conversion import *
+from fastlayers.functions.creation import *
+from fastlayers.functions.dlpack import *
 from fastlayers.functions.elementwise import *
+from fastlayers.functions.joining import *
+from fastlayers.functions.masks import *
+from fastlayers.functions.products import *
 from fastlayers.functions.reduction import *
+from fastlayers.functions.sampling import *
+from fastlayers.functions.selection import *
 from fastlayers.functions.shape import *
 
+# `one_hot` and `padding.pad` are functions of `nn.functional`.
 __all__ = [
     *arithmetic.__all__,
+    *arrangement.__all__,
     *compare.__all__,
+    *conversion.__all__,
+    *creation.__all__,
+    *dlpack.__all__,
     *elementwise.__all__,
+    *joining.__all__,
+    *masks.__all__,
+    *products.__all__,
     *reduction.__all__,
+    *sampling.__all__,
+    *selection.__all__,
     *shape.__all__,
 ]

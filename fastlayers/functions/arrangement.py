@@ -138,8 +138,10 @@ def repeat_interleave(
     size = x.shape[at] if x.ndim else 1
     times = repeats.array() if isinstance(repeats, Tensor) else repeats
     if not isinstance(times, (int, np.integer, np.ndarray)) or np.asarray(times).dtype.kind != "i":
-        raise TypeError(f"repeat_interleave: repeats must be an integer or a tensor of integers, "
-                        f"got {repeats!r}")
+        raise TypeError(
+            f"repeat_interleave: repeats must be an integer or a tensor of integers, "
+            f"got {repeats!r}"
+        )
     times = np.asarray(times)
     if times.ndim > 1 or times.size not in (1, size) or (times < 0).any():
         raise RuntimeError(

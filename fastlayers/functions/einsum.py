@@ -43,14 +43,14 @@ def einsum(*args: Any) -> Tensor:
     """
     equation, operands = _equation(args)
     terms, output = _terms(equation, [x.ndim for x in operands])
-    sizes = _sizes(terms, operands)
+    _check_sizes(terms, operands)
     dtype = common(tuple(operands))
     arrays = [np.asarray(x.array(), dtype) for x in operands]
     out = _product(terms, arrays, output)
 
     def gradient(dy: np.ndarray) -> tuple[np.ndarray | None, ...]:
         return tuple(
-            _one_gradient(i, terms, arrays, output, dy, sizes) if x.requires_grad else None
+            _one_gradient(i, terms, arrays, output, dy) if x.requires_grad else None
             for i, x in enumerate(operands)
         )
 
@@ -68,7 +68,6 @@ def _one_gradient(
     arrays: list[np.ndarray],
     output: str,
     dy: np.ndarray,
-    sizes: dict[str, int],
 ) -> np.ndarray:
     """The gradient of one operand: the product of dy and all others, in its letters."""
     others = [j for j in range(len(terms)) if j != i]
@@ -82,9 +81,6 @@ def _one_gradient(
     lengths = dict(zip(terms[i], arrays[i].shape, strict=True))
     summed = tuple(k for k, a in enumerate(once) if lengths[a] == 1 and part.shape[k] > 1)
     part = part.sum(summed, keepdims=True) if summed else part
-    alone = [sizes[a] for a in once if lengths[a] == 1 and a not in found]
-    if alone:
-        part = part * np.prod(alone, dtype=part.dtype)
     part = np.broadcast_to(part, [lengths[a] for a in once])
     if once == terms[i]:
         return part
@@ -155,22 +151,16 @@ def _terms(equation: str, ndims: list[int]) -> tuple[list[str], str]:
     return terms, output
 
 
-def _sizes(terms: list[str], operands: list[Tensor]) -> dict[str, int]:
-    """The length of each letter, where 1 is repeated."""
+def _check_sizes(terms: list[str], operands: list[Tensor]) -> None:
+    """Refuse letters of several lengths, where 1 is repeated but within one operand."""
     sizes: dict[str, int] = {}
     for i, (term, x) in enumerate(zip(terms, operands, strict=True)):
+        within: dict[str, int] = {}
         for letter, size in zip(term, x.shape, strict=True):
-            known = sizes.setdefault(letter, size)
-            if known != size and 1 not in (known, size):
+            known = sizes.get(letter, size)
+            sizes[letter] = size if known == 1 else known
+            if sizes[letter] != size != 1 or within.setdefault(letter, size) != size:
                 raise RuntimeError(
                     f"einsum: subscript {letter} must have one size, got {size} for operand {i} "
                     f"and {known} before, which do not broadcast"
                 )
-            sizes[letter] = size if known == 1 else known
-        within = {a: n for a, n in zip(term, x.shape, strict=True)}
-        if any(within[a] != n for a, n in zip(term, x.shape, strict=True)):
-            raise RuntimeError(
-                f"einsum: a subscript that operand {i} repeats must have one size, "
-                f"got {term!r} for shape {tuple(x.shape)}"
-            )
-    return sizes

@@ -74,7 +74,13 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     arrays = [x.array() for x in parts]
     ends = np.cumsum([array.shape[at] for array in arrays])[:-1]
     out = np.concatenate([np.asarray(array, dtype) for array in arrays], at)
-    return result("cat", out, tuple(parts), lambda dy: tuple(np.split(dy, ends, at)))
+
+    def gradient(dy: np.ndarray) -> tuple[np.ndarray | None, ...]:
+        found = iter(np.split(dy, ends, at))
+        used = {id(x) for x in parts}
+        return tuple(next(found) if id(x) in used else np.zeros(x.shape, dy.dtype) for x in given)
+
+    return result("cat", out, tuple(given), gradient)
 
 
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:

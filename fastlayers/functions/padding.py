@@ -66,10 +66,9 @@ def pad(
     if mode == "constant":
         return _constant(x, around, 0 if value is None else value)
     _check_mode(x, pairs, mode, value)
-    for at, (before, after) in enumerate(around):
-        if before or after:
-            x = taken("pad", x, at, _source(x.shape[at], before, after, mode))
-    return x if x is not input else _constant(x, around, 0)
+    for at, (before, after) in enumerate(around[-len(pairs) :], x.ndim - len(pairs)):
+        x = taken("pad", x, at, _source(x.shape[at], before, after, mode))
+    return x
 
 
 def _check_mode(x: Tensor, pairs: list[tuple[int, int]], mode: str, value: Any) -> None:
@@ -87,7 +86,7 @@ def _check_mode(x: Tensor, pairs: list[tuple[int, int]], mode: str, value: Any) 
     most = {"reflect": -1, "circular": 0, "replicate": None}[mode]
     for i, pair in enumerate(pairs):
         size = x.shape[-1 - i]
-        if size == 0 or (most is not None and max(pair) > size + most):
+        if size + min(*pair, 0) <= 0 or (most is not None and max(pair) > size + most):
             raise RuntimeError(
                 f"pad: pad must be {'less than' if mode == 'reflect' else 'at most'} the input's "
                 f"length in mode {mode!r}, got {pair} for a length of {size}"
@@ -97,12 +96,11 @@ def _check_mode(x: Tensor, pairs: list[tuple[int, int]], mode: str, value: Any) 
 def _source(size: int, before: int, after: int, mode: str) -> np.ndarray:
     """Which elements of an axis the padded one holds."""
     kept = np.arange(size)
-    if mode == "circular" or before >= 0 <= after:
-        # Circular padding comes from the whole axis, also where the other end is cut.
-        kept = np.pad(kept, (max(before, 0), max(after, 0)), _MODES[mode])  # type: ignore[call-overload]
-        return kept[max(-before, 0) : len(kept) - max(-after, 0)]
-    padded = np.pad(kept, (max(before, 0), max(after, 0)), _MODES[mode])  # type: ignore[call-overload]
-    return padded[max(-before, 0) : len(padded) - max(-after, 0)]
+    cut = slice(max(-before, 0), -max(-after, 0) or None)
+    if mode == "circular":  # goes round what is left
+        kept, cut = kept[cut], slice(None)
+    margin = max(before, 0), max(after, 0)
+    return np.pad(kept, margin, _MODES[mode])[cut]  # type: ignore[call-overload]
 
 
 def _constant(x: Tensor, around: list[tuple[int, int]], value: Any) -> Tensor:
@@ -114,12 +112,10 @@ def _constant(x: Tensor, around: list[tuple[int, int]], value: Any) -> Tensor:
     kept = array[inside]
     margins = [(max(before, 0), max(after, 0)) for before, after in around]
     target = tuple(
-        slice(before, before + size)
-        for size, (before, _) in zip(kept.shape, margins, strict=True)
+        slice(before, before + size) for size, (before, _) in zip(kept.shape, margins, strict=True)
     )
     shape = tuple(
-        before + size + after
-        for size, (before, after) in zip(kept.shape, margins, strict=True)
+        before + size + after for size, (before, after) in zip(kept.shape, margins, strict=True)
     )
 
     def gradient(dy: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from fastlayers.functions.arithmetic import add, matmul, mul
 from fastlayers.functions.einsum import einsum
 from fastlayers.functions.reduction import axis
 from fastlayers.functions.shape import permute, reshape, unsqueeze
-from fastlayers.functions.table import NUMPY, method, tensor
+from fastlayers.functions.table import NUMPY, method, register, tensor
 
 __all__ = ["addmm", "baddbmm", "dot", "einsum", "mv", "outer", "tensordot"]
 
@@ -61,7 +61,9 @@ def mv(input: Tensor, vec: Tensor) -> Tensor:
 
 
 def _scaled(op: str, ndim: int, input: Tensor, a: Tensor, b: Tensor, beta: Any, alpha: Any) -> Any:
-    _check(op, {"input": (input, input.ndim), "the first matrix": (a, ndim), "the second": (b, ndim)})
+    _check(
+        op, {"input": (input, input.ndim), "the first matrix": (a, ndim), "the second": (b, ndim)}
+    )
     _meets(op, a, b, -2)
     product = matmul(a, b)
     shape = product.shape
@@ -108,25 +110,37 @@ def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
         if not 0 <= dims <= min(a.ndim, b.ndim):
             raise RuntimeError(f"tensordot: dims must be from 0 to the number of axes, got {dims}")
         dims = (range(a.ndim - dims, a.ndim), range(dims))
-    left, right = ([axis("tensordot", x.ndim, int(d)) for d in side]
-                   for x, side in zip((a, b), dims, strict=True))
+    left, right = (
+        [axis("tensordot", x.ndim, int(d)) for d in side]
+        for x, side in zip((a, b), dims, strict=True)
+    )
     lengths = [a.shape[i] for i in left]
-    if len(set(left)) < len(left) or len(set(right)) < len(right) or lengths != [
-        b.shape[i] for i in right
-    ]:
+    if (
+        len(set(left)) < len(left)
+        or len(set(right)) < len(right)
+        or lengths != [b.shape[i] for i in right]
+    ):
         raise RuntimeError(
             f"tensordot: dims must name axes of the same lengths (contracted dimensions need to "
             f"match), got {left} of {tuple(a.shape)} and {right} of {tuple(b.shape)}"
         )
     over = math.prod(lengths)
-    rows, columns = [[i for i in range(x.ndim) if i not in side] for x, side in ((a, left), (b, right))]
+    rows, columns = [
+        [i for i in range(x.ndim) if i not in side] for x, side in ((a, left), (b, right))
+    ]
     shape = [a.shape[i] for i in rows], [b.shape[i] for i in columns]
     first = reshape(permute(a, rows + left), math.prod(shape[0]), over)
     second = reshape(permute(b, right + columns), over, math.prod(shape[1]))
     return reshape(matmul(first, second), *shape[0], *shape[1])
 
 
-for _function in (outer, dot, mv, addmm, baddbmm):
+for _function in (outer, dot, mv):
     method(_function, _function.__name__)
+register("addmm", addmm)
+register("baddbmm", baddbmm)
 method(outer, "ger")
-NUMPY |= {np.outer: outer, np.einsum: einsum, np.tensordot: lambda a, b, axes=2: tensordot(a, b, axes)}
+NUMPY |= {
+    np.outer: outer,
+    np.einsum: einsum,
+    np.tensordot: lambda a, b, axes=2: tensordot(a, b, axes),
+}

@@ -43,11 +43,10 @@ def sizes(op: str, given: tuple[Any, ...], name: str = "shape") -> tuple[int, ..
     TypeError
         If it holds other than integers.
     """
-    several = given
-    if len(given) == 1 and not hasattr(given[0], "__index__"):
-        several = given[0]
-    elif len(given) == 1 and isinstance(given[0], (Tensor, np.ndarray)) and given[0].ndim:
-        several = given[0]
+    several: Any = given
+    if len(given) == 1:
+        is_number = hasattr(given[0], "__index__") and not getattr(given[0], "ndim", 0)
+        several = given if is_number else given[0]
     try:
         return tuple(size.__index__() for size in several)
     except (AttributeError, TypeError):
@@ -393,8 +392,7 @@ def _in_place(function: Any, *names: str) -> None:
     """The form of a function that gives the tensor itself another shape."""
 
     def reshaped(self: Tensor, *args: Any, **options: Any) -> Tensor:
-        inplace.check_target(names[0], self)
-        return inplace.reshape(self, lambda whole: function(whole, *args, **options))
+        return inplace.reshape(names[0], self, lambda whole: function(whole, *args, **options))
 
     reshaped.__name__ = reshaped.__qualname__ = names[0]
     reshaped.__doc__ = f"`{function.__name__}` of the tensor itself, whose memory stays."

@@ -316,7 +316,9 @@ def result(
         return parts if isinstance(parts, tuple) else (parts,)
 
     backward.__qualname__ = f"{name}.<locals>.backward"
-    return record(np.asarray(out), inputs, backward, saved=saved)
+    out = np.asarray(out)
+    known = None if out.dtype.kind == "f" else False  # integers have no gradient
+    return record(out, inputs, backward, saved=saved, requires_grad=known)
 
 
 def _by_name(
