@@ -311,9 +311,13 @@ class Tensor:
         """Address of the first element."""
         return int(self.settled().__array_interface__["data"][0])
 
-    def is_contiguous(self) -> bool:
-        """Whether the elements lie in C order without gaps."""
-        return bool(self.array().flags.c_contiguous)
+    def is_contiguous(self, memory_format: Any = None) -> bool:
+        """Whether the elements lie in C order without gaps; or images with their channels last."""
+        array = self.array()
+        if "channels_last" in str(memory_format):
+            ndim = 5 if "3d" in str(memory_format) else 4
+            return array.ndim == ndim and bool(np.moveaxis(array, 1, -1).flags.c_contiguous)
+        return bool(array.flags.c_contiguous)
 
     def is_floating_point(self) -> bool:
         """Whether the elements are floating point numbers."""

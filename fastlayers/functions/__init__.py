@@ -38,7 +38,7 @@ from fastlayers.functions.sampling import *
 from fastlayers.functions.selection import *
 from fastlayers.functions.shape import *
 
-# `one_hot` and `padding.pad` are functions of `nn.functional`.
+# `masks.one_hot` and `padding.pad` are functions of `nn.functional`.
 __all__ = [
     *arithmetic.__all__,
     *arrangement.__all__,

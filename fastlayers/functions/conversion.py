@@ -223,7 +223,8 @@ def _type(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
         If there is no type of the name.
     """
     if dtype is None:
-        return next(name for name, kind in _TYPES.items() if kind.dtype == self.dtype)
+        known = (name for name, kind in _TYPES.items() if kind.dtype == self.dtype)
+        return next(known, f"torch.{self.dtype}")
     if isinstance(dtype, str):
         if dtype not in _TYPES:
             raise ValueError(f"type: dtype must be such as 'torch.FloatTensor', got {dtype!r}")

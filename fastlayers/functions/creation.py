@@ -407,6 +407,8 @@ def arange(
     integers = all(isinstance(n, int) for n in (first, last, by))
     kind = dtype_of("arange", dtype, np.int64 if integers else np.float32)
     count = -((first - last) // by) if integers else math.ceil((last - first) / by)
+    if kind.kind in "iu":  # PyTorch counts in the dtype
+        first, by = int(first), int(by)
     out = (first + np.arange(count) * by).astype(kind)
     return made("arange", out, device, requires_grad)
 
@@ -417,6 +419,8 @@ def _spaced(
     first, last, kind = _number(start), _number(end), dtype_of(op, dtype)
     if steps < 0:
         raise RuntimeError(f"{op}: number of steps must be non-negative, got {steps}")
+    if kind.kind in "iu":  # PyTorch casts the bounds first
+        first, last = int(first), int(last)
     out = np.linspace(first, last, int(steps))
     return (out if base is None else np.power(float(base), out)).astype(kind)
 

@@ -12,7 +12,7 @@ from fastlayers.functions.selection import number_of
 from fastlayers.functions.shape import broadcast_tensors, reshape, together
 from fastlayers.functions.table import method, register, result, tensor, unbroadcast
 
-__all__ = ["bincount", "masked_fill", "masked_scatter", "masked_select", "nonzero", "one_hot"]
+__all__ = ["bincount", "masked_fill", "masked_scatter", "masked_select", "nonzero"]
 
 _LONG = np.dtype(np.int64)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.arrangement import taken
+from fastlayers.functions.conversion import clone
 from fastlayers.functions.reduction import axis
 from fastlayers.functions.shape import reshape, together
 from fastlayers.functions.table import method, register, result, tensor
@@ -253,7 +254,13 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """
     x = tensor(input)
     at, where = _vector("index_select", x, dim, index)
-    return taken("index_select", x, at, where)
+    if x.ndim:
+        return taken("index_select", x, at, where)
+    if len(where) != 1:
+        raise RuntimeError(
+            f"index_select: index must hold 1 value for a 0-d input, got {len(where)}"
+        )
+    return clone(x)
 
 
 def _source(op: str, x: np.ndarray, at: int, where: np.ndarray, source: Any) -> Tensor:

@@ -12,7 +12,6 @@ from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.reduction import axes, axis
 from fastlayers.functions.table import NUMPY, method, result, tensor, unbroadcast, view
 from fastlayers.ops import layout
-from fastlayers.ops.flatten import flatten as flatten_op
 
 __all__ = [
     "broadcast_tensors",
@@ -69,10 +68,35 @@ def reshape(x: np.ndarray, *shape: Any) -> Any:
         raise RuntimeError(
             f"reshape: shape must have the {x.size} elements of shape {before}, got {wanted}"
         )
-    return (
-        lambda array: layout.contiguous(array).reshape(wanted),
-        lambda dy: layout.contiguous(dy).reshape(before),
-    )
+    wanted = tuple(x.size // known if size == -1 else size for size in wanted)
+    return lambda array: _reshaped(array, wanted), lambda dy: _reshaped(dy, before)
+
+
+def _reshaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """`array` in another shape: a view where strides can say it, else a copy by a fast kernel."""
+    if not (array.flags.c_contiguous or _is_dense(array, shape)):
+        array = layout.contiguous(array)
+    return array.reshape(shape)
+
+
+def _is_dense(array: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Whether axes that `shape` joins or divides lie in memory as one."""
+    chunks: list[int] = []
+    last = 0
+    for size, step in zip(array.shape, array.strides, strict=True):
+        if size != 1:
+            if chunks and last == size * step:
+                chunks[-1] *= size
+            else:
+                chunks.append(size)
+            last = step
+    left = [size for size in shape if size != 1]
+    for chunk in chunks:
+        while chunk > 1:
+            if not left or chunk % left[0]:
+                return False
+            chunk //= left.pop(0)
+    return True
 
 
 def _view(self: Tensor, *shape: Any, dtype: Any = None) -> Tensor:
@@ -103,15 +127,22 @@ def _view(self: Tensor, *shape: Any, dtype: Any = None) -> Tensor:
     return out
 
 
-@view
-def flatten(x: np.ndarray, start_dim: int = 0, end_dim: int = -1) -> Any:
-    """Join the axes from `start_dim` to `end_dim` into one; see `fastlayers.ops.flatten`."""
-    before = x.shape
-    flatten_op(x[..., :0] if x.ndim else x, start_dim, end_dim)  # checks
-    return (
-        lambda array: flatten_op(array, start_dim, end_dim),
-        lambda dy: layout.contiguous(dy).reshape(before),
-    )
+def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    """Join the axes from `start_dim` to `end_dim` into one.
+
+    Raises
+    ------
+    IndexError, RuntimeError
+        If there are no such axes, or the second comes before the first.
+    """
+    shape = tensor(input).shape
+    first, last = (axis("flatten", len(shape), dim) for dim in (start_dim, end_dim))
+    if first > last:
+        raise RuntimeError(
+            f"flatten: start_dim must not come after end_dim, got {start_dim} and {end_dim}"
+        )
+    joined = math.prod(shape[first : last + 1])
+    return reshape(input, *shape[:first], joined, *shape[last + 1 :])
 
 
 def ravel(input: Tensor) -> Tensor:
@@ -402,6 +433,7 @@ def _in_place(function: Any, *names: str) -> None:
 method(_view, "view")
 method(lambda self, other: reshape(self, other.shape), "view_as", "reshape_as")
 method(lambda self, other: expand(self, other.shape), "expand_as")
+method(flatten, "flatten")
 method(unflatten, "unflatten")
 method(ravel, "ravel")
 method(broadcast_to, "broadcast_to")

@@ -20,18 +20,20 @@ def _index(draw: Draw, x: np.ndarray, dim: int, smaller: bool = True) -> np.ndar
     shape[dim] = int(draw.rng.integers(0, 5)) if size else 0
     most = size + (draw.rng.random() < 0.1) if size else 1
     dtype = draw.pick("int64", "int64", "int32", "int16" if draw.rng.random() < 0.2 else "int64")
-    return np.asarray(draw.rng.integers(0, most, shape), dtype)
+    index = np.asarray(draw.rng.integers(0, most, shape), dtype)
+    # PyTorch does not look at the dtype of no indices.
+    return index if index.size else index.astype(np.int64)
 
 
-def _scatter(draw: Draw, add: bool = False, reduce: bool = False) -> Arguments:
+def _scatter(draw: Draw, add: bool = False) -> Arguments:
     x = draw.tensor(draw.shape(least=1))
     dim = int(draw.rng.integers(-x.ndim, x.ndim))
     index = _index(draw, x, dim)
     if not add:  # which of several values stays is not said
         order = np.argsort(draw.rng.random(x.shape), dim, kind="stable")
         index = order[tuple(slice(min(n, m)) for n, m in zip(index.shape, order.shape, strict=True))]
-    shape = tuple(n + int(draw.rng.integers(0, 2)) for n in index.shape)
-    src: Any = draw.tensor(shape, dtypes=(x.dtype.name,))
+    # PyTorch's gradient wants no more elements than indices.
+    src: Any = draw.tensor(index.shape, dtypes=(x.dtype.name,))
     if not add and draw.rng.random() < 0.3:
         src = draw.pick(2, 1.5)
     return (x, dim, index, src), {}
@@ -85,7 +87,9 @@ def _index_fill(draw: Draw) -> Arguments:
     x = draw.tensor()
     dim = _dim(draw, x.ndim)
     value: Any = draw.pick(2, draw.tensor((), dtypes=(x.dtype.name,)))
-    return (x, dim, _vector(draw, x, dim, low=-1), value), {}
+    # PyTorch's gradient of the value fails for negative indices.
+    low = -1 if isinstance(value, int) else 0
+    return (x, dim, _vector(draw, x, dim, low), value), {}
 
 
 def _take(draw: Draw) -> Arguments:
@@ -97,7 +101,7 @@ def _take(draw: Draw) -> Arguments:
 def _take_along_dim(draw: Draw) -> Arguments:
     x = draw.tensor(draw.shape(least=1, empty=False))
     if draw.rng.random() < 0.2:
-        return (x, np.asarray(draw.rng.integers(0, x.size, 3))), {}
+        return (x.copy(), np.asarray(draw.rng.integers(0, x.size, 3))), {}
     dim = _dim(draw, x.ndim)
     shape = [1 if draw.rng.random() < 0.3 else n for n in x.shape]
     shape[dim] = int(draw.rng.integers(0, 4))

@@ -143,13 +143,13 @@ def _view_dtype(draw: Draw) -> Arguments:
 
 
 ROWS = [
-    Row("reshape", _shape),
+    Row("reshape", _shape, views=True),
     Row("reshape", _plain_shape, forms=("method",), views=True, strides=True),
     Row("view", _plain_shape, views=True, strides=True),
     Row("view", _view_dtype, views=True, strides=True),
     Row("view_as", _like_other, views=True),
     Row("reshape_as", _like_other, views=True),
-    Row("flatten", _flatten),
+    Row("flatten", _flatten, views=True),
     Row("unflatten", _unflatten),
     Row("ravel", _any),
     Row("permute", _permute, views=True, strides=True),
