@@ -7,17 +7,22 @@ NumPy computes them; convolutions, pooling and the like, which need more, are in
 from fastlayers.functions import (
     arithmetic,
     arrangement,
+    axes,
     compare,
     conversion,
     creation,
     dlpack,
     elementwise,
+    expansion,
+    facts,
+    filling,
+    gathering,
     indexing,
     joining,
     masks,
     numpy_protocol,
-    padding,
     products,
+    ranges,
     reduction,
     sampling,
     selection,
@@ -25,14 +30,19 @@ from fastlayers.functions import (
 )
 from fastlayers.functions.arithmetic import *
 from fastlayers.functions.arrangement import *
+from fastlayers.functions.axes import *
 from fastlayers.functions.compare import *
 from fastlayers.functions.conversion import *
 from fastlayers.functions.creation import *
 from fastlayers.functions.dlpack import *
 from fastlayers.functions.elementwise import *
+from fastlayers.functions.expansion import *
+from fastlayers.functions.facts import *
+from fastlayers.functions.gathering import *
 from fastlayers.functions.joining import *
 from fastlayers.functions.masks import *
 from fastlayers.functions.products import *
+from fastlayers.functions.ranges import *
 from fastlayers.functions.reduction import *
 from fastlayers.functions.sampling import *
 from fastlayers.functions.selection import *
@@ -42,14 +52,19 @@ from fastlayers.functions.shape import *
 __all__ = [
     *arithmetic.__all__,
     *arrangement.__all__,
+    *axes.__all__,
     *compare.__all__,
     *conversion.__all__,
     *creation.__all__,
     *dlpack.__all__,
     *elementwise.__all__,
+    *expansion.__all__,
+    *facts.__all__,
+    *gathering.__all__,
     *joining.__all__,
     *masks.__all__,
     *products.__all__,
+    *ranges.__all__,
     *reduction.__all__,
     *sampling.__all__,
     *selection.__all__,

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
+from fastlayers.functions.expansion import expand
 from fastlayers.functions.reduction import axes, axis
-from fastlayers.functions.shape import expand, ravel, reshape, sizes
-from fastlayers.functions.table import NUMPY, method, recorded, tensor, view
+from fastlayers.functions.shape import ravel, reshape, sizes
+from fastlayers.functions.table import NUMPY, method, recorded, result, tensor, view
 
 __all__ = [
     "diag",
@@ -80,7 +81,8 @@ def rot90(x: np.ndarray, k: int = 1, dims: Any = (0, 1)) -> Any:
     """
     if x.ndim < 2 or len(dims) != 2:
         raise RuntimeError(f"rot90: dims must name 2 axes, got {dims} for shape {x.shape}")
-    pair = axes("rot90", x.ndim, tuple(dims))
+    first, second = axes("rot90", x.ndim, tuple(dims))
+    pair = first, second
     return np.rot90(x, k, pair).copy(), lambda dy: np.rot90(dy, -k, pair)
 
 
@@ -158,8 +160,6 @@ def repeat_interleave(
 
 def taken(op: str, input: Tensor, at: int, index: np.ndarray) -> Tensor:
     """The parts at `index`, of one axis and checked, along an axis; 0-d tensors have one too."""
-    from fastlayers.functions.table import result
-
     whole = input.array()
     x = whole.reshape(1) if not input.ndim else whole
     return result(
@@ -289,7 +289,7 @@ def _numpy_roll(a: Tensor, shift: Any, dim: Any = None) -> Tensor:
 NUMPY |= {
     np.flip: _numpy_flip,
     np.roll: _numpy_roll,
-    np.tile: lambda A, reps: tile(A, reps),
+    np.tile: tile,
     np.repeat: repeat_interleave,
     np.meshgrid: lambda *xi, indexing="xy": meshgrid(*xi, indexing=indexing),
 }

@@ -10,8 +10,8 @@ import numpy as np
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.promotion import common
 from fastlayers.functions.reduction import axis
-from fastlayers.functions.shape import narrow, reshape, select, sizes
-from fastlayers.functions.table import NUMPY, method, result, tensor
+from fastlayers.functions.shape import reshape, sizes
+from fastlayers.functions.table import NUMPY, method, result, tensor, view
 
 __all__ = [
     "cat",
@@ -19,6 +19,8 @@ __all__ = [
     "concat",
     "concatenate",
     "hstack",
+    "narrow",
+    "select",
     "split",
     "stack",
     "tensor_split",
@@ -117,6 +119,55 @@ def hstack(tensors: Sequence[Tensor]) -> Tensor:
 def vstack(tensors: Sequence[Tensor]) -> Tensor:
     """Join tensors along their first axis; one axis is a row."""
     return cat([_with_axes(x, 2) for x in _given("vstack", tensors)])
+
+
+@view
+def narrow(x: np.ndarray, dim: int, start: Any, length: int) -> Any:
+    """The elements from `start` on along an axis, `length` of them.
+
+    Raises
+    ------
+    IndexError, RuntimeError
+        If they are not in the tensor.
+    """
+    at, start, length = axis("narrow", x.ndim, dim), int(start), int(length)
+    size = x.shape[at] if x.ndim else 0
+    if not -size <= start <= size:
+        raise IndexError(f"narrow: start must be in [{-size}, {size}], got {start}")
+    start += size if start < 0 else 0
+    if length < 0 or start + length > size:
+        raise RuntimeError(
+            f"narrow: start + length must be at most the size {size} of dim {dim}, got "
+            f"{start} + {length}"
+        )
+    return _part((*(slice(None),) * at, slice(start, start + length)), x)
+
+
+@view
+def select(x: np.ndarray, dim: int, index: Any) -> Any:
+    """The part at one index of an axis, without that axis.
+
+    Raises
+    ------
+    IndexError
+        If the index is out of range.
+    """
+    at, index = axis("select", x.ndim, dim), int(index)
+    size = x.shape[at] if x.ndim else 0
+    if not -size <= index < size:
+        raise IndexError(f"select: index must be in [{-size}, {size - 1}], got {index}")
+    return _part((*(slice(None),) * at, index, ...), x)
+
+
+def _part(where: tuple[Any, ...], x: np.ndarray) -> Any:
+    """The view ``x[where]``, and a function to its gradient."""
+
+    def gradient(dy: np.ndarray) -> np.ndarray:
+        dx = np.zeros_like(x, dy.dtype)
+        dx[where] = dy
+        return dx
+
+    return lambda array: array[where], gradient
 
 
 def _length(op: str, x: Tensor, dim: int) -> tuple[int, int]:

@@ -100,7 +100,8 @@ def _source(size: int, before: int, after: int, mode: str) -> np.ndarray:
     if mode == "circular":  # goes round what is left
         kept, cut = kept[cut], slice(None)
     margin = max(before, 0), max(after, 0)
-    return np.pad(kept, margin, _MODES[mode])[cut]  # type: ignore[call-overload]
+    padded: np.ndarray = np.pad(kept, margin, _MODES[mode])  # type: ignore[call-overload]
+    return padded[cut]
 
 
 def _constant(x: Tensor, around: list[tuple[int, int]], value: Any) -> Tensor:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
+import torch
 from parity.functions_harness import Arguments, Draw, Ours, Row, Steady, Theirs, check
 
 from fastlayers import functions
@@ -206,8 +207,14 @@ def test_dtypes_of_results() -> None:
             wanted = torch.promote_types(getattr(torch, first), getattr(torch, second))
             assert f"torch.{found}" == str(wanted)
             for shapes in (((), (2,)), ((2,), ()), ((), ())):
-                ours = [functions.ones(s, dtype=np.dtype(d)) for s, d in zip(shapes, (first, second), strict=True)]
-                theirs = [torch.ones(s, dtype=getattr(torch, d)) for s, d in zip(shapes, (first, second), strict=True)]
+                ours = [
+                    functions.ones(s, dtype=np.dtype(d))
+                    for s, d in zip(shapes, (first, second), strict=True)
+                ]
+                theirs = [
+                    torch.ones(s, dtype=getattr(torch, d))
+                    for s, d in zip(shapes, (first, second), strict=True)
+                ]
                 found = functions.result_type(*ours)
                 assert f"torch.{found}" == str(torch.result_type(*theirs))
 

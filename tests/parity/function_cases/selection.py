@@ -31,7 +31,9 @@ def _scatter(draw: Draw, add: bool = False) -> Arguments:
     index = _index(draw, x, dim)
     if not add:  # which of several values stays is not said
         order = np.argsort(draw.rng.random(x.shape), dim, kind="stable")
-        index = order[tuple(slice(min(n, m)) for n, m in zip(index.shape, order.shape, strict=True))]
+        index = order[
+            tuple(slice(min(n, m)) for n, m in zip(index.shape, order.shape, strict=True))
+        ]
     # PyTorch's gradient wants no more elements than indices.
     src: Any = draw.tensor(index.shape, dtypes=(x.dtype.name,))
     if not add and draw.rng.random() < 0.3:
