@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["Size", "device", "is_cpu"]
+__all__ = ["RANKS", "Size", "device", "is_cpu"]
+
+# Of NumPy's kinds of dtypes: a number of a kind can be kept in one of a higher rank.
+RANKS = {"b": 0, "i": 1, "u": 1, "f": 2}
 
 
 class Size(tuple[int, ...]):

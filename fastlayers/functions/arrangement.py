@@ -10,7 +10,7 @@ from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.expansion import expand
 from fastlayers.functions.reduction import axes, axis
 from fastlayers.functions.shape import ravel, reshape, sizes
-from fastlayers.functions.table import NUMPY, method, recorded, result, tensor, view
+from fastlayers.functions.table import NUMPY, method, numpy_names, recorded, result, tensor, view
 
 __all__ = [
     "diag",
@@ -120,6 +120,7 @@ def tile(input: Tensor, *dims: Any) -> Tensor:
     return _repeat(x, (1,) * (x.ndim - len(times)) + times)
 
 
+@numpy_names
 def repeat_interleave(
     input: Tensor, repeats: Any = None, dim: int | None = None, *, output_size: int | None = None
 ) -> Tensor:

@@ -11,7 +11,7 @@ from fastlayers.functions.expansion import together
 from fastlayers.functions.reduction import axis
 from fastlayers.functions.selection import checked, length
 from fastlayers.functions.shape import reshape
-from fastlayers.functions.table import method, register, result, tensor
+from fastlayers.functions.table import method, numpy_names, register, result, tensor
 
 __all__ = ["gather", "scatter", "scatter_add", "take_along_dim"]
 
@@ -44,6 +44,7 @@ def _places(
     return tuple(places)
 
 
+@numpy_names
 def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
     """The element at each index along an axis: ``out[i, j] = input[index[i, j], j]`` for dim 0.
 
@@ -114,6 +115,7 @@ def _zeros(values: np.ndarray | None) -> np.ndarray | None:
     return None if values is None else np.zeros_like(values)
 
 
+@numpy_names
 def scatter(
     input: Tensor,
     dim: int,
@@ -143,6 +145,7 @@ def scatter(
     return _scattered("scatter", input, dim, index, given, reduce or "put")
 
 
+@numpy_names
 def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """A copy with `src` added at each index along an axis.
 
@@ -156,6 +159,7 @@ def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     return _scattered("scatter_add", input, dim, index, src, "add")
 
 
+@numpy_names
 def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
     """`gather`, where the other axes are broadcast; of all elements in C order without `dim`."""
     if dim is None:

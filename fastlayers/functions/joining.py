@@ -11,7 +11,7 @@ from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.promotion import common
 from fastlayers.functions.reduction import axis
 from fastlayers.functions.shape import reshape, sizes
-from fastlayers.functions.table import NUMPY, method, result, tensor, view
+from fastlayers.functions.table import NUMPY, method, numpy_names, result, tensor, view
 
 __all__ = [
     "cat",
@@ -43,6 +43,7 @@ def _given(op: str, tensors: Any) -> list[Tensor]:
     return [tensor(x) for x in tensors]
 
 
+@numpy_names
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Join tensors along an axis that they have; empty ones of shape (0,) are left out.
 
@@ -85,6 +86,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return result("cat", out, tuple(given), gradient)
 
 
+@numpy_names
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Join tensors of one shape along a new axis.
 
@@ -178,6 +180,7 @@ def _length(op: str, x: Tensor, dim: int) -> tuple[int, int]:
     return at, x.shape[at]
 
 
+@numpy_names
 def split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
     """Views of parts along an axis: of one size, where the last may be smaller, or of several.
 
@@ -206,6 +209,7 @@ def split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[Te
     return tuple(narrow(tensor, at, end - length, length) for end, length in pairs)
 
 
+@numpy_names
 def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     """Views of at most `chunks` parts along an axis, of one size but for the last.
 
@@ -222,6 +226,7 @@ def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     return split(input, -(-whole // chunks), at)
 
 
+@numpy_names
 def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
     """Views of parts along an axis: so many of nearly one size, or divided at indices.
 
@@ -246,6 +251,7 @@ def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple
     return tuple(narrow(input, at, start, max(end - start, 0)) for start, end in pairs)
 
 
+@numpy_names
 def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     """Views of all parts along an axis, without it.
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd.tensor import Tensor, as_array
+from fastlayers.autograd.types import RANKS
 
-__all__ = ["common", "floating", "operand", "promote"]
+__all__ = ["common", "floating", "number", "operand", "promote"]
 
-_RANKS = {"b": 0, "i": 1, "u": 1, "f": 2}
 _NUMBERS = ((bool, np.dtype(np.bool_)), (int, np.dtype(np.int64)), (float, np.dtype(np.float32)))
 
 
@@ -28,7 +28,7 @@ def promote(a: np.dtype, b: np.dtype) -> np.dtype:
     """The smallest dtype that holds both, where integers with float32 stay float32."""
     if a == b:
         return a
-    ranks = _RANKS[a.kind], _RANKS[b.kind]
+    ranks = RANKS[a.kind], RANKS[b.kind]
     if 2 in ranks and ranks[0] != ranks[1]:
         return a if ranks[0] == 2 else b
     return np.promote_types(a, b)
@@ -37,7 +37,7 @@ def promote(a: np.dtype, b: np.dtype) -> np.dtype:
 def _combine(higher: np.dtype | None, lower: np.dtype | None) -> np.dtype | None:
     if higher is None or lower is None:
         return lower if higher is None else higher
-    return promote(higher, lower) if _RANKS[higher.kind] < _RANKS[lower.kind] else higher
+    return promote(higher, lower) if RANKS[higher.kind] < RANKS[lower.kind] else higher
 
 
 def operand(op: str, name: str, value: Any) -> Any:
@@ -56,9 +56,14 @@ def operand(op: str, name: str, value: Any) -> Any:
         return value.item()
     if isinstance(value, (np.ndarray, list, tuple)):
         array = as_array(value)
-        if array.dtype.kind in _RANKS:
+        if array.dtype.kind in RANKS:
             return Tensor(array)
     raise TypeError(f"{op}: {name} must be a tensor or a number, got {type(value).__name__}")
+
+
+def number(value: Any, dtype: np.dtype) -> np.ndarray:
+    """A Python number in `dtype`; a negative one of an unsigned dtype wraps around."""
+    return np.asarray(value).astype(dtype)
 
 
 def common(operands: tuple[Any, ...]) -> np.dtype:

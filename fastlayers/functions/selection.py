@@ -11,7 +11,7 @@ from fastlayers.functions.arrangement import taken
 from fastlayers.functions.conversion import clone
 from fastlayers.functions.reduction import axis
 from fastlayers.functions.shape import reshape
-from fastlayers.functions.table import method, register, result, tensor
+from fastlayers.functions.table import method, numpy_names, register, result, tensor
 
 __all__ = [
     "index_add",
@@ -74,6 +74,7 @@ def _vector(op: str, input: Any, dim: int, index: Any, **checks: Any) -> tuple[i
     return at, checked(op, index, length(x.array(), at), **checks).reshape(-1)
 
 
+@numpy_names
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """The parts at `index`, int64 or int32 of one axis, along an axis.
 
@@ -111,6 +112,7 @@ def _lead(array: np.ndarray, at: int) -> np.ndarray:
     return np.moveaxis(array.reshape(array.shape or (1,)), at, 0)
 
 
+@numpy_names
 def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Any = 1) -> Tensor:
     """A copy with ``alpha * source`` added to the parts at `index` along an axis.
 
@@ -132,6 +134,7 @@ def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: 
     return result("index_add", out, (x, given), gradient)
 
 
+@numpy_names
 def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
     """A copy with the parts of `source` at `index`, int64, along an axis.
 
@@ -154,6 +157,7 @@ def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor
     return result("index_copy", out, (x, given), gradient)
 
 
+@numpy_names
 def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     """A copy with a number, or a tensor of no axes, in all parts at `index`, int64.
 

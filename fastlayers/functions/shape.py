@@ -10,7 +10,7 @@ import numpy as np
 from fastlayers.autograd import inplace
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.reduction import axes, axis
-from fastlayers.functions.table import NUMPY, method, result, tensor, view
+from fastlayers.functions.table import NUMPY, method, numpy_names, result, tensor, view
 from fastlayers.ops import layout
 
 __all__ = [
@@ -140,6 +140,7 @@ def ravel(input: Tensor) -> Tensor:
     return reshape(input, -1) if tensor(input).numel() else reshape(input, 0)
 
 
+@numpy_names
 def unflatten(input: Tensor, dim: int, sizes: Any) -> Tensor:
     """One axis as several of these lengths; one length may be -1.
 

@@ -16,9 +16,9 @@ import numpy as np
 from fastlayers.autograd import inplace
 from fastlayers.autograd.tape import OUTPUT
 from fastlayers.autograd.tensor import Tensor, record, wants_grad
-from fastlayers.functions.promotion import common, floating, operand
+from fastlayers.functions.promotion import common, floating, number, operand
 
-__all__ = ["NUMPY", "binary", "comparison", "method", "recorded", "register", "result", "tensor", "unary", "unbroadcast", "view"]
+__all__ = ["NUMPY", "alias", "binary", "comparison", "method", "numpy_names", "recorded", "register", "result", "tensor", "unary", "unbroadcast", "view"]
 
 Function = Callable[..., Tensor]
 # What NumPy's functions do to tensors (`fastlayers.functions.numpy_protocol`).
@@ -34,6 +34,14 @@ def method(function: Callable[..., Any], *names: str) -> None:
     """Make a function a method of `Tensor`."""
     for name in names:
         setattr(Tensor, name, function)
+
+
+def alias(name: str, *others: str) -> None:
+    """Give the methods `name` and `name_` other names."""
+    for other in others:
+        for suffix in ("", "_"):
+            if hasattr(Tensor, name + suffix):
+                method(getattr(Tensor, name + suffix), other + suffix)
 
 
 def register(
@@ -82,6 +90,7 @@ def unary(
     *,
     keeps_integers: bool = False,
     in_place: bool = True,
+    numpy: Any = None,
 ) -> Function:
     """A function of each element.
 
@@ -99,6 +108,8 @@ def unary(
         Otherwise integers are computed with as float32.
     in_place : bool
         Whether there is a method `name_` too.
+    numpy : ufunc, optional
+        NumPy's function; `forward` by default, if that is a ufunc.
     """
     asks = () if gradient is None else _asks(gradient)
     saves_input, saves_output = "x" in asks, "y" in asks
@@ -124,7 +135,8 @@ def unary(
         return record(b, (x,), backward, saved=saved)
 
     function.__doc__ = doc
-    numpy = forward if isinstance(forward, np.ufunc) else None
+    if numpy is None and isinstance(forward, np.ufunc):
+        numpy = forward
     return register(name, function, numpy, in_place=in_place)
 
 
@@ -137,6 +149,8 @@ def unbroadcast(dy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if dy.shape == shape:
         return dy
     extra = dy.ndim - len(shape)
+    if extra < 0:  # what is assigned may have more axes of length 1 than where it goes
+        dy, extra = dy.reshape((1,) * -extra + dy.shape), 0
     dy = dy.sum(axis=tuple(range(extra))) if extra else dy
     repeated = tuple(i for i, size in enumerate(shape) if size == 1 and dy.shape[i] != 1)
     return dy.sum(axis=repeated, keepdims=True) if repeated else dy
@@ -157,8 +171,8 @@ def operands(op: str, left: Any, right: Any, real: bool = False) -> tuple[Any, A
         dtype = common((a, b))
     if real and dtype.kind != "f":
         dtype = np.dtype(np.float32)
-    x = np.asarray(a if a_tensor is None else a_tensor.array(), dtype)
-    y = np.asarray(b if b_tensor is None else b_tensor.array(), dtype)
+    x = number(a, dtype) if a_tensor is None else np.asarray(a_tensor.array(), dtype)
+    y = number(b, dtype) if b_tensor is None else np.asarray(b_tensor.array(), dtype)
     return a_tensor, b_tensor, x, y
 
 
@@ -243,7 +257,7 @@ def _operator(function: Function, swapped: bool = False) -> Callable[..., Any]:
     return apply
 
 
-def comparison(name: str, forward: Any, doc: str, symbol: str) -> Function:
+def comparison(name: str, forward: Any, doc: str, symbol: str = "") -> Function:
     """A function of pairs of elements that is true or false."""
 
     def function(input: Any, other: Any) -> Tensor:
@@ -251,9 +265,24 @@ def comparison(name: str, forward: Any, doc: str, symbol: str) -> Function:
         return Tensor(np.asarray(forward(x, y)))
 
     function.__doc__ = doc
-    function = register(name, function, forward, in_place=False)
-    method(_operator(function), f"__{symbol}__")
+    function = register(name, function, forward)
+    if symbol:
+        method(_operator(function), f"__{symbol}__")
     return function
+
+
+def numpy_names(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function take `axis` and `keepdims` for `dim` and `keepdim`, as PyTorch's do."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        if "axis" in options:
+            options["dim"] = options.pop("axis")
+        if "keepdims" in options:
+            options["keepdim"] = options.pop("keepdims")
+        return function(*args, **options)
+
+    return call
 
 
 def recorded(
@@ -287,12 +316,15 @@ def recorded(
     """
 
     def decorate(function: Callable[..., Any]) -> Function:
+        @numpy_names
         @functools.wraps(function)
         def call(*args: Any, **options: Any) -> Tensor:
             if len(args) < tensors:
                 args, options = _by_name(function, args, options, tensors)
             inputs = tuple(tensor(value) for value in args[:tensors])
-            out, gradient = function(*(t.array() for t in inputs), *args[tensors:], **options)
+            arrays = [t.array() for t in inputs]
+            with np.errstate(all="ignore"):
+                out, gradient = function(*arrays, *args[tensors:], **options)
             saved = tuple(inputs[i] for i in saves) + ((OUTPUT,) if saves_output else ())
             return result(function.__name__, out, inputs, gradient, saved)
 
@@ -344,6 +376,7 @@ def view(
     a function from dy to dx.
     """
 
+    @numpy_names
     @functools.wraps(function)
     def call(input: Any, *args: Any, **options: Any) -> Tensor:
         x = tensor(input)

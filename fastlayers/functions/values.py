@@ -45,7 +45,7 @@ def check_device(op: str, device: Any) -> None:
     if device is not None and Device(device).type != "cpu":
         raise RuntimeError(
             f"{op}: device must be 'cpu', got {str(device)!r} (fastlayers has no CUDA and no other "
-            f"device; torch.cuda.is_available() is False)"
+            f"device; cuda.is_available() is False)"
         )
 
 

@@ -90,3 +90,11 @@ def test_pad_modes() -> None:
     assert pad(x, (1, 1), "replicate").tolist() == [[1, 1, 2, 3, 3]]
     assert pad(x, (1, 1), "circular").tolist() == [[3, 1, 2, 3, 1]]
     assert pad(x, (-1, 1), "circular").tolist() == [[2, 3, 2]]
+
+
+def test_axis_is_dim() -> None:
+    x = fl.zeros(2, 3)
+    assert fl.cat([x, x], axis=1).shape == (2, 6) and fl.stack([x, x], axis=-1).shape == (2, 3, 2)
+    assert x.unsqueeze(axis=0).squeeze(axis=0).shape == (2, 3)
+    assert [part.shape for part in x.chunk(3, axis=1)] == [(2, 1)] * 3
+    assert x.gather(axis=1, index=fl.zeros(2, 1).long()).shape == (2, 1)
