@@ -10,7 +10,7 @@ import numpy as np
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.arithmetic import add, matmul, mul
 from fastlayers.functions.axes import permute
-from fastlayers.functions.einsum import einsum
+from fastlayers.functions.einstein import einsum
 from fastlayers.functions.expansion import expand
 from fastlayers.functions.reduction import axis
 from fastlayers.functions.shape import reshape, unsqueeze
