@@ -11,6 +11,7 @@ from fastlayers.functions import (
     compare,
     conversion,
     creation,
+    dividing,
     dlpack,
     elementwise,
     expansion,
@@ -20,6 +21,7 @@ from fastlayers.functions import (
     indexing,
     joining,
     masks,
+    matrices,
     numpy_protocol,
     products,
     ranges,
@@ -34,13 +36,16 @@ from fastlayers.functions.axes import *
 from fastlayers.functions.compare import *
 from fastlayers.functions.conversion import *
 from fastlayers.functions.creation import *
+from fastlayers.functions.dividing import *
 from fastlayers.functions.dlpack import *
 from fastlayers.functions.elementwise import *
 from fastlayers.functions.expansion import *
 from fastlayers.functions.facts import *
 from fastlayers.functions.gathering import *
+from fastlayers.functions.indexing import *
 from fastlayers.functions.joining import *
 from fastlayers.functions.masks import *
+from fastlayers.functions.matrices import *
 from fastlayers.functions.products import *
 from fastlayers.functions.ranges import *
 from fastlayers.functions.reduction import *
@@ -56,13 +61,16 @@ __all__ = [
     *compare.__all__,
     *conversion.__all__,
     *creation.__all__,
+    *dividing.__all__,
     *dlpack.__all__,
     *elementwise.__all__,
     *expansion.__all__,
     *facts.__all__,
     *gathering.__all__,
+    *indexing.__all__,
     *joining.__all__,
     *masks.__all__,
+    *matrices.__all__,
     *products.__all__,
     *ranges.__all__,
     *reduction.__all__,

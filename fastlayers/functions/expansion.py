@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
+from fastlayers.functions.reduction import axis
 from fastlayers.functions.shape import sizes
 from fastlayers.functions.table import NUMPY, method, unbroadcast, view
 
@@ -88,6 +89,41 @@ def together(op: str, *tensors: Any) -> tuple[int, ...]:
             f"{op}: shapes must be the same or 1 along each axis (the size of tensor a must match "
             f"the size of tensor b), got {', '.join(map(str, shapes))}"
         ) from None
+
+
+@view
+def unfold(x: np.ndarray, dimension: int, size: int, step: int) -> Any:
+    """Windows of a size along an axis, `step` apart, as a last axis: a view of its memory.
+
+    Raises
+    ------
+    RuntimeError
+        If the axis is shorter than a window, or `step` is not positive.
+    """
+    at, whole = axis("unfold", x.ndim, dimension), x if x.ndim else x.reshape(1)
+    if not 0 <= size <= whole.shape[at] or step < 1:
+        raise RuntimeError(
+            f"unfold: size must be in [0, {whole.shape[at]}] and step positive, "
+            f"got {size} and {step}"
+        )
+    count = (whole.shape[at] - size) // step + 1
+
+    def look(array: np.ndarray) -> np.ndarray:
+        if not array.ndim:  # one window, without an axis for windows
+            return array.reshape(1)[:size]
+        shape: list[int] = list(array.shape)
+        strides = list(array.strides)
+        shape[at], strides[at] = count, step * strides[at]
+        return np.lib.stride_tricks.as_strided(array, (*shape, size), (*strides, array.strides[at]))
+
+    def gradient(dy: np.ndarray) -> np.ndarray:
+        dx = np.zeros_like(whole, dy.dtype)
+        front, dy = np.moveaxis(dx, at, -1), dy if x.ndim else dy[None]
+        for i in range(count):  # windows may overlap
+            front[..., i * step : i * step + size] += np.take(dy, i, at)
+        return dx.reshape(x.shape)
+
+    return look, gradient
 
 
 method(lambda self, other: expand(self, other.shape), "expand_as")

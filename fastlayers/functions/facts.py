@@ -9,6 +9,7 @@ import numpy as np
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.conversion import given_dtype
 from fastlayers.functions.promotion import common, operand, promote
+from fastlayers.functions.table import method
 
 __all__ = [
     "can_cast",
@@ -90,3 +91,7 @@ def result_type(tensor1: Any, tensor2: Any) -> np.dtype:
     """The dtype of an operation of two tensors or numbers."""
     pair = operand("result_type", "tensor1", tensor1), operand("result_type", "tensor2", tensor2)
     return common(pair)
+
+
+method(lambda self: self.numel(), "nelement")
+method(lambda self: self.ndim, "ndimension")

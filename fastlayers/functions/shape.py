@@ -221,8 +221,12 @@ in_place(squeeze, "squeeze_")
 in_place(unsqueeze, "unsqueeze_")
 
 
+def _numpy_reshape(a: Tensor, shape: Any) -> Tensor:
+    return reshape(a, shape)
+
+
 NUMPY |= {
-    np.reshape: reshape,
+    np.reshape: _numpy_reshape,
     np.ravel: ravel,
     np.squeeze: squeeze,
     np.expand_dims: unsqueeze,

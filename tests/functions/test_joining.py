@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fastlayers import functions as fl
+from fastlayers.autograd import Tensor
 from fastlayers.functions.padding import pad
 
 
@@ -98,3 +99,40 @@ def test_axis_is_dim() -> None:
     assert x.unsqueeze(axis=0).squeeze(axis=0).shape == (2, 3)
     assert [part.shape for part in x.chunk(3, axis=1)] == [(2, 1)] * 3
     assert x.gather(axis=1, index=fl.zeros(2, 1).long()).shape == (2, 1)
+
+
+def test_numpys_functions_have_numpys_arguments() -> None:
+    x = fl.arange(6.0).reshape(2, 3)
+    a = x.numpy()
+    calls: list[Any] = [
+        lambda x: np.tril(x, k=-1),
+        lambda x: np.triu(x, k=1),
+        lambda x: np.diag(x, k=1),
+        lambda x: np.rot90(x, 3, axes=(1, 0)),
+        lambda x: np.flip(x),
+        lambda x: np.flip(x, axis=(0, 1)),
+        lambda x: np.roll(x, 2),
+        lambda x: np.roll(x, 1, axis=(0, 1)),
+        lambda x: np.tile(x, 2),
+        lambda x: np.tile(x, (2, 1, 1)),
+        lambda x: np.repeat(x, [1, 2], axis=0),
+        lambda x: np.repeat(x, 2),
+        lambda x: np.reshape(x, (3, -1)),
+        lambda x: np.reshape(x, shape=6),
+        lambda x: np.transpose(x, (1, 0)),
+        lambda x: np.swapaxes(x, 0, 1),
+        lambda x: np.moveaxis(x, 0, -1),
+        lambda x: np.squeeze(np.expand_dims(x, axis=1), axis=1),
+        lambda x: np.broadcast_to(x, (2, 2, 3)),
+        lambda x: np.concatenate([x, x], axis=1),
+        lambda x: np.vstack([x, x]),
+        lambda x: np.hstack((x, x)),
+        lambda x: np.outer(x[0], x[1]),
+        lambda x: np.einsum("ij,kj->ik", x, x),
+        lambda x: np.tensordot(x, x, axes=((1,), (1,))),
+        lambda x: np.meshgrid(x[0], x[1])[0],
+    ]
+    for call in calls:
+        y = call(x)
+        assert isinstance(y, Tensor)
+        np.testing.assert_array_equal(y.numpy(), call(a))

@@ -142,7 +142,17 @@ def _bincount(draw: Draw) -> Arguments:
     return (x,), draw.pick({}, {"minlength": 7}, {"weights": weights})
 
 
+def _index_put(draw: Draw) -> Arguments:
+    x = draw.tensor(draw.shape(least=2, empty=False), dtypes=("float32", "float64", "int64"))
+    add = draw.pick(True, False)
+    count = int(draw.rng.integers(0, 4)) if add else 1
+    indices = [np.asarray(draw.rng.integers(-n, n, count)) for n in x.shape[:2]]
+    shape = draw.pick((count, *x.shape[2:]), x.shape[2:], ())
+    return (x, tuple(indices), draw.tensor(shape, dtypes=(x.dtype.name,)), add), {}
+
+
 ROWS = [
+    Row("index_put", _index_put),
     Row("gather", _gather),
     Row("scatter", _scatter),
     Row("scatter_add", _scatter_add),
