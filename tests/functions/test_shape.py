@@ -44,6 +44,19 @@ def test_an_expanded_tensor_is_not_changed_in_place() -> None:
     assert wide.tolist() == [[1, 1]] * 3
 
 
+def test_windows_that_overlap() -> None:
+    x = fl.arange(4.0).requires_grad_()
+    y = x * 1
+    windows = y.unfold(0, 2, 1)
+    y.mul_(2)
+    windows.sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [2, 4, 4, 2]
+    with pytest.raises(RuntimeError, match="single memory location"):
+        windows.add_(1)
+    y.unfold(0, 2, 2).add_(1)
+    assert y.tolist() == [1, 3, 5, 7]
+
+
 def test_shapes_in_place_keep_views_and_gradients() -> None:
     x = fl.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
     y = x * 2
