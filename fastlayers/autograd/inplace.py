@@ -21,7 +21,7 @@ __all__ = ["apply", "check_target", "make_view", "rebind", "reshape"]
 
 
 def check_recorded(op: str, target: Tensor) -> None:
-    """Refuse to change a leaf that requires a gradient, or a view of one, while ops are recorded."""
+    """Refuse to change a leaf that requires a gradient, or a view of one, while recording."""
     if mode.thread.enabled:
         root = target if target._base is None else target._base[0]
         for what, t in (("a leaf", target), ("a view of a leaf", root)):

@@ -11,7 +11,6 @@ from fastlayers.functions import (
     compare,
     conversion,
     creation,
-    dividing,
     dlpack,
     elementwise,
     expansion,
@@ -29,6 +28,7 @@ from fastlayers.functions import (
     sampling,
     selection,
     shape,
+    splitting,
 )
 from fastlayers.functions.arithmetic import *
 from fastlayers.functions.arrangement import *
@@ -36,7 +36,6 @@ from fastlayers.functions.axes import *
 from fastlayers.functions.compare import *
 from fastlayers.functions.conversion import *
 from fastlayers.functions.creation import *
-from fastlayers.functions.dividing import *
 from fastlayers.functions.dlpack import *
 from fastlayers.functions.elementwise import *
 from fastlayers.functions.expansion import *
@@ -52,6 +51,7 @@ from fastlayers.functions.reduction import *
 from fastlayers.functions.sampling import *
 from fastlayers.functions.selection import *
 from fastlayers.functions.shape import *
+from fastlayers.functions.splitting import *
 
 # `masks.one_hot` and `padding.pad` are functions of `nn.functional`.
 __all__ = [
@@ -61,7 +61,6 @@ __all__ = [
     *compare.__all__,
     *conversion.__all__,
     *creation.__all__,
-    *dividing.__all__,
     *dlpack.__all__,
     *elementwise.__all__,
     *expansion.__all__,
@@ -77,4 +76,5 @@ __all__ = [
     *sampling.__all__,
     *selection.__all__,
     *shape.__all__,
+    *splitting.__all__,
 ]
