@@ -65,14 +65,43 @@ def set_default_dtype(d: Any) -> None:
         )
 
 
-def finfo(type: Any = None) -> Any:
-    """Limits of a floating point dtype, float32 by default, as `numpy.finfo` has them."""
-    return np.finfo(get_default_dtype() if type is None else type)
+class finfo:  # noqa: N801  PyTorch's name
+    """Limits of a floating point dtype, float32 by default, as Python's numbers.
+
+    Attributes
+    ----------
+    bits : int
+    eps, max, min, tiny, smallest_normal, resolution : float
+    dtype : str
+    """
+
+    def __init__(self, type: Any = None) -> None:
+        info = np.finfo(get_default_dtype() if type is None else given_dtype("finfo", type))
+        self.bits, self.dtype = int(info.bits), str(info.dtype)
+        self.eps, self.max, self.min = float(info.eps), float(info.max), float(info.min)
+        self.tiny = self.smallest_normal = float(info.tiny)
+        self.resolution = float(f"1e-{info.precision}")
+
+    def __repr__(self) -> str:
+        return f"finfo({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
 
 
-def iinfo(type: Any) -> Any:
-    """Limits of an integer dtype, as `numpy.iinfo` has them."""
-    return np.iinfo(type)
+class iinfo:  # noqa: N801  PyTorch's name
+    """Limits of an integer dtype.
+
+    Attributes
+    ----------
+    bits, max, min : int
+    dtype : str
+    """
+
+    def __init__(self, type: Any) -> None:
+        info = np.iinfo(given_dtype("iinfo", type))
+        self.bits, self.max, self.min = int(info.bits), int(info.max), int(info.min)
+        self.dtype = str(info.dtype)
+
+    def __repr__(self) -> str:
+        return f"iinfo({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
 
 
 def promote_types(type1: Any, type2: Any) -> np.dtype:

@@ -38,7 +38,8 @@ def _given(op: str, tensors: Any) -> list[Tensor]:
         if not isinstance(x, (Tensor, np.ndarray)):
             raise TypeError(f"{op}: tensors must be tensors, got {type(x).__name__} at {i}")
     if not tensors:
-        raise ValueError(f"{op}: tensors must hold at least one (non-empty), got none")
+        error = ValueError if op == "cat" else RuntimeError  # as PyTorch
+        raise error(f"{op}: tensors must hold at least one (non-empty), got none")
     return [tensor(x) for x in tensors]
 
 

@@ -98,7 +98,8 @@ def _source(op: str, x: np.ndarray, at: int, where: np.ndarray, source: Any) -> 
     """The tensor of the parts for `where`, checked."""
     given = tensor(source)
     wanted = (*x.shape[:at], len(where), *x.shape[at + 1 :]) if x.ndim else ()
-    fits = tuple(given.shape) == wanted or (given.ndim == 0 and len(where) == 1 and x.ndim < 2)
+    is_one = given.ndim == 0 and len(where) == 1 and x.ndim == 1 and op == "index_copy"
+    fits = tuple(given.shape) == wanted or is_one
     if given.dtype != x.dtype or not fits:
         raise RuntimeError(
             f"{op}: source must have shape {wanted} and dtype {x.dtype}, "

@@ -101,6 +101,13 @@ def _leaf(data: Any) -> Any:
     return data
 
 
+def _is_pythons(data: Any) -> bool:
+    """Whether nested lists hold Python's numbers alone."""
+    if isinstance(data, (list, tuple)):
+        return all(_is_pythons(part) for part in data)
+    return not isinstance(data, (Tensor, np.ndarray, np.generic))
+
+
 def _bare(data: Any) -> Any:
     """Nested lists with arrays in the place of tensors."""
     if isinstance(data, (list, tuple)):
@@ -148,12 +155,12 @@ def _read(op: str, data: Any) -> np.ndarray:
         ) from None
     if array.dtype.kind == "O" and isinstance(_leaf(data), Tensor):
         array = np.asarray(_bare(data))
-    if array.dtype == np.float64 and not isinstance(_leaf(data), (Tensor, np.ndarray, np.generic)):
+    if array.dtype == np.float64 and _is_pythons(data):
         array = array.astype(np.float32)
     if array.dtype.kind == "O" and array.size and isinstance(_leaf(data), int):
-        raise RuntimeError(f"{op}: data must fit 64-bit integers, got a larger one (overflow)")
+        raise ValueError(f"{op}: data must fit 64-bit integers, got a larger one (overflow)")
     if array.dtype == np.uint64 and isinstance(_leaf(data), int):
-        raise RuntimeError(f"{op}: data must fit int64, got a larger integer (overflow)")
+        raise ValueError(f"{op}: data must fit int64, got a larger integer (overflow)")
     return array
 
 

@@ -75,7 +75,9 @@ def test_there_is_no_cuda() -> None:
 
 def test_facts_of_dtypes() -> None:
     assert fl.finfo(np.float32).eps == fl.finfo().eps == np.finfo(np.float32).eps
-    assert fl.iinfo(np.int8).max == 127 and fl.get_default_dtype() == np.float32
+    assert type(fl.finfo(np.float16).max) is float and "bits=16" in repr(fl.finfo(np.float16))
+    assert fl.iinfo(np.int8).max == 127 and "min=-128" in repr(fl.iinfo(np.int8))
+    assert fl.get_default_dtype() == np.float32
     fl.set_default_dtype(np.float32)
     assert fl.can_cast(np.int64, np.uint8) and not fl.can_cast(np.float32, np.int64)
     assert fl.result_type(fl.ones(2, dtype=np.int64), 1.5) == np.float32

@@ -14,6 +14,7 @@ def test_dtypes_of_values() -> None:
     kinds = [(1, "int64"), (1.0, "float32"), (True, "bool"), ([], "float32"), ([1, 2.0], "float32")]
     for data, dtype in kinds:
         assert fl.tensor(data).dtype == dtype
+    assert fl.tensor([2, fl.tensor(1.0).double()]).dtype == np.float64
     assert fl.tensor(np.zeros(2)).dtype == fl.tensor([np.zeros(2)]).dtype == np.float64
     assert fl.tensor(np.array([1], ">i4")).dtype == np.int32
 
@@ -40,7 +41,8 @@ def test_what_shares_memory() -> None:
         (lambda: fl.tensor("a"), TypeError, "numbers"),
         (lambda: fl.tensor(None), TypeError, "numbers"),
         (lambda: fl.tensor([[1, 2], [3]]), ValueError, "one length"),
-        (lambda: fl.tensor(2**63), RuntimeError, "overflow"),
+        (lambda: fl.tensor(2**63), ValueError, "overflow"),
+        (lambda: fl.tensor([1, 2**70]), ValueError, "overflow"),
         (lambda: fl.tensor(300, dtype=np.uint8), RuntimeError, "overflow"),
         (lambda: fl.tensor(1, requires_grad=True), RuntimeError, "floating point"),
         (lambda: fl.tensor(1.0, device="cuda"), RuntimeError, "device"),

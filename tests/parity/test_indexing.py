@@ -244,3 +244,11 @@ def test_dlpack_of_odd_memory() -> None:
     np.testing.assert_array_equal(torch.from_dlpack(transposed).numpy(), values.T)
     with pytest.raises(BufferError, match="detach"):
         torch.from_dlpack(functions.ones(2, requires_grad=True))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_limits_of_dtypes(dtype: str) -> None:
+    ours, theirs = functions.finfo(np.dtype(dtype)), torch.finfo(getattr(torch, dtype))
+    names = ("bits", "eps", "max", "min", "tiny", "smallest_normal", "resolution", "dtype")
+    assert [getattr(ours, name) for name in names] == [getattr(theirs, name) for name in names]
+    assert repr(functions.iinfo(np.dtype("int16"))).startswith("iinfo(bits=16")
