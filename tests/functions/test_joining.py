@@ -76,6 +76,7 @@ def test_einsum_of_repeated_and_missing_letters() -> None:
         (lambda x: pad(x, (1, 1), "mirror"), NotImplementedError, "mode"),
         (lambda x: pad(x, (1, 1), "circular", 2.0), RuntimeError, "value"),
         (lambda x: pad(x, (-2, -2)), RuntimeError, "non-negative"),
+        (lambda x: pad(x, (-2, 2), "circular"), RuntimeError, "at most"),
     ],
 )
 def test_what_is_refused(call: Any, error: type[Exception], text: str) -> None:
