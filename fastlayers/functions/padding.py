@@ -88,7 +88,7 @@ def _check_mode(x: Tensor, pairs: list[tuple[int, int]], mode: str, value: Any) 
         left = size + min(pair[0], 0) + min(pair[1], 0)
         # "circular" goes round what is left once at most, of which PyTorch 2.13 checks less.
         most = {"reflect": size - 1, "circular": left}.get(mode, max(pair))
-        if left <= 0 or max(pair) > most:
+        if size == 0 or max(pair) > most:
             raise RuntimeError(
                 f"pad: pad must be {'less than' if mode == 'reflect' else 'at most'} the input's "
                 f"length in mode {mode!r}, got {pair} for a length of {size}"
