@@ -15,11 +15,13 @@ __all__ = [
     "get_device_name",
     "get_device_properties",
     "is_available",
+    "is_bf16_supported",
     "is_initialized",
     "manual_seed",
     "manual_seed_all",
     "max_memory_allocated",
     "memory_allocated",
+    "reset_peak_memory_stats",
     "set_device",
     "synchronize",
 ]
@@ -27,6 +29,11 @@ __all__ = [
 
 def is_available() -> bool:
     """Whether there is a CUDA device: False."""
+    return False
+
+
+def is_bf16_supported() -> bool:
+    """Whether a CUDA device computes with bfloat16: False."""
     return False
 
 
@@ -49,6 +56,10 @@ def manual_seed_all(seed: int) -> None:
 
 
 def empty_cache() -> None:
+    """Do nothing: there is no memory of CUDA."""
+
+
+def reset_peak_memory_stats(device: Any = None) -> None:
     """Do nothing: there is no memory of CUDA."""
 
 

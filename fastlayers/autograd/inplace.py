@@ -22,7 +22,7 @@ __all__ = ["apply", "check_recorded", "check_target", "edge", "make_view", "rebi
 
 
 def check_recorded(op: str, target: Tensor) -> None:
-    """Refuse to change a leaf that requires a gradient, or a view of one, while ops are recorded."""
+    """Refuse to change a leaf that requires a gradient, or a view of one, while recording."""
     if mode.thread.enabled:
         root = target if target.base is None else target.base[0]
         for what, t in (("a leaf", target), ("a view of a leaf", root)):
@@ -31,6 +31,17 @@ def check_recorded(op: str, target: Tensor) -> None:
                     f"{op}: the tensor must not be {what} that requires grad, which is being used "
                     f"in an in-place operation while ops are recorded; change it within no_grad()"
                 )
+
+
+def overlaps(array: np.ndarray) -> bool:
+    """Whether elements may lie in the same memory, as in expanded tensors and their windows."""
+    pairs = zip(map(abs, array.strides), array.shape, strict=True)
+    span = array.itemsize
+    for step, size in sorted((step, size) for step, size in pairs if size != 1):
+        if step < span and array.size:
+            return True
+        span += step * (size - 1)
+    return False
 
 
 def check_target(op: str, target: Tensor) -> np.ndarray:
@@ -44,8 +55,7 @@ def check_target(op: str, target: Tensor) -> np.ndarray:
     """
     check_recorded(op, target)
     array = target.settled()
-    apart = all(step or size < 2 for size, step in zip(array.shape, array.strides, strict=True))
-    if not (array.flags.writeable and (apart or not array.size)):
+    if not array.flags.writeable or overlaps(array):
         raise RuntimeError(
             f"{op}: the tensor must be writable, got a read-only one or one that repeats its "
             f"elements (more than one element refers to a single memory location); clone() it first"
@@ -191,11 +201,11 @@ def _seen(root: Tensor, look: Look) -> Node:
     def as_strided(dy: np.ndarray) -> Any:
         dx = _like(root)
         inside = look(dx)
-        # Of an expanded tensor the gradients of all its repetitions add up.
-        over = tuple(i for i, step in enumerate(inside.strides) if not step and dy.shape[i] > 1)
-        if over:
-            dy = dy.sum(over, keepdims=True)
-            inside = inside[tuple(slice(1 if i in over else None) for i in range(dy.ndim))]
+        if overlaps(inside):  # the gradients of all repetitions of an element add up
+            numbers = np.zeros_like(dx, np.int64)
+            numbers[...] = np.arange(dx.size).reshape(dx.shape)
+            dx[...] = np.bincount(look(numbers).ravel(), dy.ravel(), dx.size).reshape(dx.shape)
+            return (dx,)
         inside[...] = dy
         return (dx,)
 

@@ -1,4 +1,4 @@
-"""Elements in another order, repeated, or of a part of a matrix."""
+"""Elements in another order, or repeated."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
+from fastlayers.functions.expansion import expand
 from fastlayers.functions.reduction import axes, axis
-from fastlayers.functions.shape import expand, ravel, reshape, sizes
-from fastlayers.functions.table import NUMPY, method, recorded, tensor, view
+from fastlayers.functions.shape import ravel, reshape, sizes
+from fastlayers.functions.table import NUMPY, method, numpy_names, recorded, result, tensor
 
 __all__ = [
-    "diag",
-    "diagonal",
     "flip",
+    "fliplr",
+    "flipud",
     "meshgrid",
     "repeat_interleave",
     "roll",
     "rot90",
     "tile",
-    "tril",
-    "triu",
 ]
 
 
@@ -44,6 +43,16 @@ def flip(x: np.ndarray, *dims: Any) -> Any:
     given = sizes("flip", dims, "dims")
     over = axes("flip", x.ndim, given) if given else ()
     return np.flip(x, over).copy(), lambda dy: np.flip(dy, over)
+
+
+def fliplr(input: Tensor) -> Tensor:
+    """The elements in reverse order along the second axis."""
+    return flip(input, (1,))
+
+
+def flipud(input: Tensor) -> Tensor:
+    """The elements in reverse order along the first axis."""
+    return flip(input, (0,))
 
 
 @recorded()
@@ -69,7 +78,7 @@ def roll(x: np.ndarray, shifts: Any, dims: Any = None) -> Any:
     return np.roll(x, by, along), lambda dy: np.roll(dy, back, along)
 
 
-@recorded(numpy=np.rot90)
+@recorded()
 def rot90(x: np.ndarray, k: int = 1, dims: Any = (0, 1)) -> Any:
     """Rotate by `k` times 90 degrees, from the first of two axes to the second.
 
@@ -80,7 +89,8 @@ def rot90(x: np.ndarray, k: int = 1, dims: Any = (0, 1)) -> Any:
     """
     if x.ndim < 2 or len(dims) != 2:
         raise RuntimeError(f"rot90: dims must name 2 axes, got {dims} for shape {x.shape}")
-    pair = axes("rot90", x.ndim, tuple(dims))
+    first, second = axes("rot90", x.ndim, tuple(dims))
+    pair = first, second
     return np.rot90(x, k, pair).copy(), lambda dy: np.rot90(dy, -k, pair)
 
 
@@ -118,6 +128,7 @@ def tile(input: Tensor, *dims: Any) -> Tensor:
     return _repeat(x, (1,) * (x.ndim - len(times)) + times)
 
 
+@numpy_names
 def repeat_interleave(
     input: Tensor, repeats: Any = None, dim: int | None = None, *, output_size: int | None = None
 ) -> Tensor:
@@ -158,28 +169,11 @@ def repeat_interleave(
 
 def taken(op: str, input: Tensor, at: int, index: np.ndarray) -> Tensor:
     """The parts at `index`, of one axis and checked, along an axis; 0-d tensors have one too."""
-    from fastlayers.functions.table import result
-
     whole = input.array()
     x = whole.reshape(1) if not input.ndim else whole
     return result(
         op, x.take(index, at), (input,), lambda dy: add_at(x, at, index, dy).reshape(whole.shape)
     )
-
-
-def _triangle(name: str, part: Any, doc: str) -> Any:
-    def function(x: np.ndarray, diagonal: int = 0) -> Any:
-        if x.ndim < 2:
-            raise RuntimeError(f"{name}: input must have at least 2 dimensions, got {x.shape}")
-        return part(x, diagonal), lambda dy: part(dy, diagonal)
-
-    function.__name__ = name
-    function.__doc__ = doc
-    return recorded(numpy=part, in_place=True)(function)
-
-
-tril = _triangle("tril", np.tril, "Each matrix up to a diagonal; above it 0.")
-triu = _triangle("triu", np.triu, "Each matrix from a diagonal on; below it 0.")
 
 
 def meshgrid(*tensors: Any, indexing: str | None = None) -> tuple[Tensor, ...]:
@@ -220,59 +214,10 @@ def meshgrid(*tensors: Any, indexing: str | None = None) -> tuple[Tensor, ...]:
     )
 
 
-@view
-def diagonal(x: np.ndarray, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
-    """The diagonal of the matrices along two axes, as a last axis.
-
-    Raises
-    ------
-    RuntimeError
-        If the axes are the same.
-    """
-    first, second = (axis("diagonal", x.ndim, d) for d in (dim1, dim2))
-    if first == second:
-        raise RuntimeError(f"diagonal: dim1 and dim2 must differ, got {dim1} and {dim2}")
-
-    def look(array: np.ndarray) -> np.ndarray:
-        found = array.diagonal(offset, first, second)
-        if array.flags.writeable:
-            found.flags.writeable = True
-        return found
-
-    def gradient(dy: np.ndarray) -> np.ndarray:
-        dx = np.zeros_like(x, dy.dtype)
-        look(dx)[...] = dy
-        return dx
-
-    return look, gradient
-
-
-@recorded(numpy=np.diag)
-def diag(x: np.ndarray, diagonal: int = 0) -> Any:
-    """The matrix of a diagonal, or a copy of the diagonal of a matrix.
-
-    Raises
-    ------
-    RuntimeError
-        If the input has other than one or two axes.
-    """
-    if x.ndim not in (1, 2):
-        raise RuntimeError(f"diag: input must have 1 or 2 axes, got shape {x.shape}")
-
-    def gradient(dy: np.ndarray) -> np.ndarray:
-        if x.ndim == 1:
-            return np.diag(dy, diagonal)
-        dx = np.zeros_like(x, dy.dtype)
-        line = np.diagonal(dx, diagonal)
-        line.flags.writeable = True
-        line[...] = dy
-        return dx
-
-    return np.diag(x, diagonal).copy(), gradient
-
-
 method(_repeat, "repeat")
 method(tile, "tile")
+method(fliplr, "fliplr")
+method(flipud, "flipud")
 method(repeat_interleave, "repeat_interleave")
 
 
@@ -286,10 +231,15 @@ def _numpy_roll(a: Tensor, shift: Any, dim: Any = None) -> Tensor:
     return roll(a, (shift,) * len(dim) if many == (False, True) else shift, dim)
 
 
+def _counts(repeats: Any) -> Any:
+    return np.asarray(repeats) if isinstance(repeats, (tuple, list)) else repeats
+
+
 NUMPY |= {
     np.flip: _numpy_flip,
     np.roll: _numpy_roll,
-    np.tile: lambda A, reps: tile(A, reps),
-    np.repeat: repeat_interleave,
+    np.rot90: lambda m, k=1, axes=(0, 1): rot90(m, k, axes),
+    np.tile: lambda A, reps: tile(A, reps if isinstance(reps, (tuple, list)) else (reps,)),
+    np.repeat: lambda a, repeats, dim=None: repeat_interleave(a, _counts(repeats), dim),
     np.meshgrid: lambda *xi, indexing="xy": meshgrid(*xi, indexing=indexing),
 }

@@ -8,10 +8,9 @@ import numpy as np
 
 from fastlayers.autograd.tensor import Tensor, wants_grad
 from fastlayers.autograd.types import device as Device
-from fastlayers.functions.creation import check_device, dtype_of
-from fastlayers.functions.promotion import common, operand, promote
 from fastlayers.functions.shape import sizes
 from fastlayers.functions.table import method, result
+from fastlayers.functions.values import check_device, dtype_of
 
 __all__ = [
     "BoolTensor",
@@ -23,22 +22,12 @@ __all__ = [
     "IntTensor",
     "LongTensor",
     "ShortTensor",
-    "can_cast",
     "channels_last",
     "channels_last_3d",
     "clone",
     "contiguous_format",
-    "finfo",
-    "get_default_dtype",
-    "iinfo",
-    "is_floating_point",
-    "is_tensor",
     "memory_format",
-    "numel",
     "preserve_format",
-    "promote_types",
-    "result_type",
-    "set_default_dtype",
 ]
 
 
@@ -140,12 +129,13 @@ def _to(
     check_device("to", device)
     if other is not None:
         dtype = other.dtype
-    kind = self.dtype if dtype is None else _dtype("to", dtype)
+    kind = self.dtype if dtype is None else given_dtype("to", dtype)
     out = _cast(self, kind, copy)
     return out if memory_format is None else out.contiguous(memory_format=memory_format)
 
 
-def _dtype(op: str, value: Any) -> np.dtype:
+def given_dtype(op: str, value: Any) -> np.dtype:
+    """A dtype, given as such or as a class of tensors."""
     return value.dtype if isinstance(value, _TensorType) else dtype_of(op, value)
 
 
@@ -232,75 +222,7 @@ def _type(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
         if dtype not in _TYPES:
             raise ValueError(f"type: dtype must be such as 'torch.FloatTensor', got {dtype!r}")
         dtype = _TYPES[dtype]
-    return _cast(self, _dtype("type", dtype))
-
-
-def is_tensor(obj: Any) -> bool:
-    """Whether it is a tensor."""
-    return isinstance(obj, Tensor)
-
-
-def is_floating_point(input: Tensor) -> bool:
-    """Whether the elements are floating point numbers."""
-    return input.dtype.kind == "f"
-
-
-def numel(input: Tensor) -> int:
-    """Number of elements."""
-    return input.numel()
-
-
-def get_default_dtype() -> np.dtype:
-    """The dtype of Python's floating point numbers in tensors: float32."""
-    return np.dtype(np.float32)
-
-
-def set_default_dtype(d: Any) -> None:
-    """Accept float32, the only default dtype.
-
-    Raises
-    ------
-    TypeError
-        If it is not floating point.
-    NotImplementedError
-        If it is another one.
-    """
-    kind = _dtype("set_default_dtype", d)
-    if kind.kind != "f":
-        raise TypeError(f"set_default_dtype: d must be a floating-point type, got {kind}")
-    if kind != np.float32:
-        raise NotImplementedError(
-            f"set_default_dtype: d must be float32, got {kind}; say dtype= where tensors are made, "
-            f"or call model.double()"
-        )
-
-
-def finfo(type: Any = None) -> Any:
-    """Limits of a floating point dtype, float32 by default, as `numpy.finfo` has them."""
-    return np.finfo(get_default_dtype() if type is None else type)
-
-
-def iinfo(type: Any) -> Any:
-    """Limits of an integer dtype, as `numpy.iinfo` has them."""
-    return np.iinfo(type)
-
-
-def promote_types(type1: Any, type2: Any) -> np.dtype:
-    """The smallest dtype that both can be cast to."""
-    return promote(_dtype("promote_types", type1), _dtype("promote_types", type2))
-
-
-def can_cast(from_: Any, to: Any) -> bool:
-    """Whether in-place operations cast so: to the same kind or a higher one of bool < int < float."""
-    kinds = (_dtype("can_cast", dtype).kind.replace("u", "i") for dtype in (from_, to))
-    first, second = ("bif".index(kind) for kind in kinds)
-    return first <= second
-
-
-def result_type(tensor1: Any, tensor2: Any) -> np.dtype:
-    """The dtype of an operation of two tensors or numbers."""
-    pair = operand("result_type", "tensor1", tensor1), operand("result_type", "tensor2", tensor2)
-    return common(pair)
+    return _cast(self, given_dtype("type", dtype))
 
 
 def _cuda(self: Tensor, device: Any = None, non_blocking: bool = False, **options: Any) -> Tensor:
@@ -312,7 +234,7 @@ def _cuda(self: Tensor, device: Any = None, non_blocking: bool = False, **option
         Always.
     """
     check_device("cuda", "cuda")
-    raise AssertionError
+    return self
 
 
 def _cpu(self: Tensor, memory_format: Any = None) -> Tensor:

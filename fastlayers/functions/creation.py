@@ -6,19 +6,24 @@ and change nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
-from fastlayers.autograd.types import device as Device
-from fastlayers.functions.shape import sizes
 from fastlayers.functions.table import method
+from fastlayers.functions.values import (
+    KINDS,
+    array_of,
+    check_device,
+    dtype_of,
+    made,
+    scalar,
+    size_of,
+)
 
 __all__ = [
-    "arange",
     "as_tensor",
     "asarray",
     "empty",
@@ -27,156 +32,12 @@ __all__ = [
     "from_numpy",
     "full",
     "full_like",
-    "linspace",
-    "logspace",
     "ones",
     "ones_like",
     "tensor",
     "zeros",
     "zeros_like",
 ]
-
-_KINDS = "biuf"
-
-
-def dtype_of(op: str, dtype: Any, default: Any = np.float32) -> np.dtype:
-    """The dtype that is asked for; None is the default.
-
-    Raises
-    ------
-    TypeError
-        If it is none of numbers or booleans.
-    """
-    try:
-        found = np.dtype(default if dtype is None else dtype)
-    except TypeError:
-        found = np.dtype(object)
-    if found.kind not in _KINDS:
-        raise TypeError(f"{op}: dtype must be one of numbers or bool, got {dtype!r}")
-    return found
-
-
-def check_device(op: str, device: Any) -> None:
-    """Refuse other devices than the CPU.
-
-    Raises
-    ------
-    RuntimeError
-        If it is one.
-    """
-    if device is not None and Device(device).type != "cpu":
-        raise RuntimeError(
-            f"{op}: device must be 'cpu', got {str(device)!r} (fastlayers has no CUDA and no other "
-            f"device; torch.cuda.is_available() is False)"
-        )
-
-
-def made(
-    op: str,
-    array: np.ndarray,
-    device: Any = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """The tensor of an array of its own.
-
-    Raises
-    ------
-    RuntimeError
-        If another device is asked for, or gradients of other values than floating point ones.
-    """
-    check_device(op, device)
-    if requires_grad and array.dtype.kind != "f":
-        raise RuntimeError(
-            f"{op}: only tensors of floating point dtype can require gradients, got {array.dtype}"
-        )
-    out = Tensor(array, bool(requires_grad))
-    out.is_own = True
-    return out
-
-
-def scalar(op: str, value: Any, dtype: np.dtype) -> np.ndarray:
-    """A number as an array of a dtype.
-
-    Raises
-    ------
-    RuntimeError
-        If an integer dtype does not hold it; unsigned ones wrap negative numbers.
-    """
-    number = value.item() if isinstance(value, (Tensor, np.ndarray, np.generic)) else value
-    if dtype.kind not in "iu":
-        with np.errstate(all="ignore"):
-            return np.asarray(number).astype(dtype)
-    info = np.iinfo(dtype)
-    least = -int(info.max) if dtype.kind == "u" else int(info.min)
-    if not math.isfinite(number) or not least <= int(number) <= info.max:
-        raise RuntimeError(
-            f"{op}: value must fit {dtype}, got {number} (value cannot be converted to type "
-            f"{dtype} without overflow)"
-        )
-    return np.asarray(int(number) % 2 ** (8 * dtype.itemsize)).astype(dtype)
-
-
-def _leaf(data: Any) -> Any:
-    """What nested lists hold first."""
-    while isinstance(data, (list, tuple)) and data:
-        data = data[0]
-    return data
-
-
-def _bare(data: Any) -> Any:
-    """Nested lists with arrays in the place of tensors."""
-    if isinstance(data, (list, tuple)):
-        return [_bare(part) for part in data]
-    return data.array() if isinstance(data, Tensor) else data
-
-
-def array_of(op: str, data: Any, dtype: Any, *, copy: bool | None) -> np.ndarray:
-    """The values of tensors, arrays, numbers and nested lists of these.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If they are no numbers, or lists of several lengths.
-    RuntimeError
-        If an integer is too large.
-    """
-    wanted = None if dtype is None else dtype_of(op, dtype)
-    values = data.settled() if isinstance(data, Tensor) else data
-    if not isinstance(values, (np.ndarray, np.generic)):
-        values = _read(op, values)
-    array = np.asarray(values)
-    if array.dtype.kind not in _KINDS:
-        raise TypeError(
-            f"{op}: data must be numbers or booleans, got {type(data).__name__} of {array.dtype}"
-        )
-    wanted = wanted or array.dtype.newbyteorder("=")
-    if wanted.kind in "iu" and array.ndim == 0 and not isinstance(data, (Tensor, np.ndarray)):
-        return scalar(op, array, wanted)
-    with np.errstate(all="ignore"):
-        return np.array(array, wanted, copy=copy)
-
-
-def _read(op: str, data: Any) -> np.ndarray:
-    """The array of a number or nested lists; Python's floats are float32."""
-    try:
-        try:
-            array = np.asarray(data)
-        except RuntimeError:  # of a tensor that requires a gradient
-            array = np.asarray(_bare(data))
-    except ValueError as error:
-        raise ValueError(
-            f"{op}: data must be nested lists of one length (expected sequence of one length at "
-            f"each dim), got others: {error}"
-        ) from None
-    if array.dtype.kind == "O" and isinstance(_leaf(data), Tensor):
-        array = np.asarray(_bare(data))
-    if array.dtype == np.float64 and not isinstance(_leaf(data), (Tensor, np.ndarray, np.generic)):
-        array = array.astype(np.float32)
-    if array.dtype.kind == "O" and array.size and isinstance(_leaf(data), int):
-        raise RuntimeError(f"{op}: data must fit 64-bit integers, got a larger one (overflow)")
-    if array.dtype == np.uint64 and isinstance(_leaf(data), int):
-        raise RuntimeError(f"{op}: data must fit int64, got a larger integer (overflow)")
-    return array
 
 
 def tensor(
@@ -257,28 +118,12 @@ def from_numpy(array: np.ndarray) -> Tensor:
     TypeError
         If it is no array of numbers or booleans.
     """
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in _KINDS:
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in KINDS:
         raise TypeError(
             f"from_numpy: array must be a NumPy array of numbers or bool, "
             f"got {type(array).__name__}"
         )
     return Tensor(array)
-
-
-def size_of(op: str, given: tuple[Any, ...], size: Any = None) -> tuple[int, ...]:
-    """The shape of a new tensor.
-
-    Raises
-    ------
-    TypeError, RuntimeError
-        If there is none, it holds other than integers, or a negative one.
-    """
-    if (not given) == (size is None):
-        raise TypeError(f"{op}: size must be given once, as integers or a sequence, got {given!r}")
-    shape = sizes(op, given or (size,), "size")
-    if min(shape, default=0) < 0:
-        raise RuntimeError(f"{op}: size must be non-negative, got {shape}")
-    return shape
 
 
 def _filled(name: str, fill: Callable[..., np.ndarray], what: str) -> tuple[Any, Any]:
@@ -365,99 +210,6 @@ def full_like(
     return made("full_like", out, device, requires_grad)
 
 
-def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, (Tensor, np.ndarray, np.generic)) else value
-
-
-def arange(
-    *bounds: Any,
-    start: Any = None,
-    end: Any = None,
-    step: Any = None,
-    dtype: Any = None,
-    device: Any = None,
-    requires_grad: bool = False,
-    layout: Any = None,
-    pin_memory: bool = False,
-) -> Tensor:
-    """Numbers from `start` on, below `end`, `step` apart: ``arange(start, end, step)``.
-
-    Of integers int64, otherwise float32, if `dtype` is not given. Computed in float64, or int64.
-
-    Raises
-    ------
-    TypeError
-        If there is no end.
-    RuntimeError
-        If the step is 0, or leads away from the end.
-    """
-    names = ("end",) if len(bounds) == 1 else ("start", "end", "step")[: len(bounds)]
-    given = {"start": start, "end": end, "step": step} | dict(zip(names, bounds, strict=True))
-    numbers = {name: _number(value) for name, value in given.items() if value is not None}
-    if "end" not in numbers:
-        raise TypeError("arange: end must be given, got none")
-    first, last, by = numbers.get("start", 0), numbers["end"], numbers.get("step", 1)
-    if by == 0:
-        raise RuntimeError("arange: step must be nonzero, got 0")
-    if not all(math.isfinite(n) for n in (first, last, by)) or (last - first) * by < 0:
-        raise RuntimeError(
-            f"arange: the bounds must be finite and consistent with step sign, "
-            f"got {first}, {last} and {by}"
-        )
-    integers = all(isinstance(n, int) for n in (first, last, by))
-    kind = dtype_of("arange", dtype, np.int64 if integers else np.float32)
-    count = -((first - last) // by) if integers else math.ceil((last - first) / by)
-    if kind.kind in "iu":  # PyTorch counts in the dtype
-        first, by = int(first), int(by)
-    out = (first + np.arange(count) * by).astype(kind)
-    return made("arange", out, device, requires_grad)
-
-
-def _spaced(
-    op: str, start: Any, end: Any, steps: Any, dtype: Any, base: float | None
-) -> np.ndarray:
-    first, last, kind = _number(start), _number(end), dtype_of(op, dtype)
-    if steps < 0:
-        raise RuntimeError(f"{op}: number of steps must be non-negative, got {steps}")
-    if kind.kind in "iu":  # PyTorch casts the bounds first
-        first, last = int(first), int(last)
-    out = np.linspace(first, last, int(steps))
-    return (out if base is None else np.power(float(base), out)).astype(kind)
-
-
-def linspace(
-    start: Any,
-    end: Any,
-    steps: int,
-    *,
-    dtype: Any = None,
-    device: Any = None,
-    requires_grad: bool = False,
-    layout: Any = None,
-    pin_memory: bool = False,
-) -> Tensor:
-    """`steps` numbers, equally far apart, from `start` to `end`."""
-    out = _spaced("linspace", start, end, steps, dtype, None)
-    return made("linspace", out, device, requires_grad)
-
-
-def logspace(
-    start: Any,
-    end: Any,
-    steps: int,
-    base: float = 10.0,
-    *,
-    dtype: Any = None,
-    device: Any = None,
-    requires_grad: bool = False,
-    layout: Any = None,
-    pin_memory: bool = False,
-) -> Tensor:
-    """The powers of `base` whose exponents are `linspace`'s."""
-    out = _spaced("logspace", start, end, steps, dtype, base)
-    return made("logspace", out, device, requires_grad)
-
-
 def eye(
     n: int,
     m: int | None = None,
@@ -473,7 +225,7 @@ def eye(
     return made("eye", np.eye(rows, columns, dtype=dtype_of("eye", dtype)), device, requires_grad)
 
 
-def _new(name: str, function: Any) -> None:
+def _new(name: str, function: Callable[..., Tensor]) -> None:
     """The method ``new_<name>``, which has the tensor's dtype if none is given."""
 
     def new(self: Tensor, *args: Any, dtype: Any = None, **options: Any) -> Tensor:

@@ -76,7 +76,7 @@ def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None
     BufferError, RuntimeError
         If it is on another device.
     """
-    from fastlayers.functions.creation import check_device
+    from fastlayers.functions.values import check_device
 
     check_device("from_dlpack", device)
     if not hasattr(ext_tensor, "__dlpack__"):

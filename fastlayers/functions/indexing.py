@@ -7,6 +7,7 @@ arrays, and so orders the axes of ``x[0, :, [0, 1]]`` otherwise.)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from fastlayers.autograd import inplace
 from fastlayers.autograd.tape import Node
 from fastlayers.autograd.tensor import Tensor, record, wants_grad
 from fastlayers.functions.promotion import operand
-from fastlayers.functions.table import method, unbroadcast
+from fastlayers.functions.table import method, register, result, tensor, unbroadcast
 
-__all__: list[str] = []
+__all__ = ["index_put"]
 
 _INDICES = (np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.bool_), np.dtype(np.uint8))
 Index = tuple[Any, ...]
@@ -159,10 +160,10 @@ def getitem(self: Tensor, index: Any) -> Tensor:
         return (dx,)
 
     backward.__qualname__ = "getitem.<locals>.backward"
-    result = record(out, (self,), backward, saved=())
+    found = record(out, (self,), backward, saved=())
     if choice is None:
-        inplace.make_view(result, self, lambda array: array[first])
-    return result
+        inplace.make_view(found, self, lambda array: array[first])
+    return found
 
 
 def setitem(self: Tensor, index: Any, value: Any) -> None:
@@ -220,5 +221,43 @@ def _write(
         ) from None
 
 
+def index_put(
+    input: Tensor, indices: Sequence[Any], values: Any, accumulate: bool = False
+) -> Tensor:
+    """A copy with `values` at the indices, one tensor or None for each axis.
+
+    With `accumulate` they are added, also where an index occurs twice.
+
+    Raises
+    ------
+    IndexError, RuntimeError
+        As for ``x[indices] = values``.
+    """
+    where = tuple(slice(None) if part is None else part for part in indices)
+    if not accumulate:
+        out: Tensor = input.clone()
+        setitem(out, where, values)
+        return out
+    x, given = input.array(), tensor(values)
+    first, choice = resolved(where, x.ndim)
+    added = np.zeros_like(x)
+    part = _look(first, added)
+    shape = part.shape if choice is None else _choose(part, choice).shape
+    if np.broadcast_shapes(given.shape, shape) != shape or given.dtype != x.dtype:
+        raise RuntimeError(
+            f"index_put: values must be {x.dtype} and broadcast to the indexed shape {shape}, "
+            f"got {given.dtype} of shape {tuple(given.shape)}"
+        )
+    where = (...,) if choice is None else choice
+    np.add.at(part, where, given.array())
+
+    def gradient(dy: np.ndarray) -> Any:
+        found = dy[first] if choice is None else dy[first][choice]
+        return dy, unbroadcast(found, tuple(given.shape))
+
+    return result("index_put", x + added, (input, given), gradient)
+
+
+register("index_put", index_put)
 method(getitem, "__getitem__")
 method(setitem, "__setitem__")

@@ -1,4 +1,4 @@
-"""Tensors joined to one, and one divided into several."""
+"""Tensors joined to one."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import numpy as np
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.promotion import common
 from fastlayers.functions.reduction import axis
-from fastlayers.functions.shape import narrow, reshape, select, sizes
-from fastlayers.functions.table import NUMPY, method, result, tensor
+from fastlayers.functions.shape import reshape
+from fastlayers.functions.table import NUMPY, numpy_names, result, tensor
 
 __all__ = [
+    "atleast_1d",
+    "atleast_2d",
+    "atleast_3d",
     "cat",
-    "chunk",
+    "column_stack",
     "concat",
     "concatenate",
+    "dstack",
     "hstack",
-    "split",
     "stack",
-    "tensor_split",
-    "unbind",
     "vstack",
 ]
 
@@ -37,10 +38,12 @@ def _given(op: str, tensors: Any) -> list[Tensor]:
         if not isinstance(x, (Tensor, np.ndarray)):
             raise TypeError(f"{op}: tensors must be tensors, got {type(x).__name__} at {i}")
     if not tensors:
-        raise ValueError(f"{op}: tensors must hold at least one (non-empty), got none")
+        error = ValueError if op == "cat" else RuntimeError  # as PyTorch
+        raise error(f"{op}: tensors must hold at least one (non-empty), got none")
     return [tensor(x) for x in tensors]
 
 
+@numpy_names
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Join tensors along an axis that they have; empty ones of shape (0,) are left out.
 
@@ -83,6 +86,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return result("cat", out, tuple(given), gradient)
 
 
+@numpy_names
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Join tensors of one shape along a new axis.
 
@@ -119,99 +123,37 @@ def vstack(tensors: Sequence[Tensor]) -> Tensor:
     return cat([_with_axes(x, 2) for x in _given("vstack", tensors)])
 
 
-def _length(op: str, x: Tensor, dim: int) -> tuple[int, int]:
-    """An axis and its length."""
-    if not x.ndim:
-        raise RuntimeError(f"{op}: input must be at least a 1-dimensional tensor, got a 0-d one")
-    at = axis(op, x.ndim, dim)
-    return at, x.shape[at]
+def dstack(tensors: Sequence[Tensor]) -> Tensor:
+    """Join tensors along their third axis; vectors and matrices get one."""
+    return cat([atleast_3d(x) for x in _given("dstack", tensors)], 2)
 
 
-def split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
-    """Views of parts along an axis: of one size, where the last may be smaller, or of several.
-
-    Raises
-    ------
-    RuntimeError
-        If a size is negative, or several don't add up to the length.
-    """
-    at, whole = _length("split", tensor, dim)
-    size = split_size_or_sections
-    if isinstance(size, (list, tuple)):
-        lengths = sizes("split", (size,), "split_size_or_sections")
-        if sum(lengths) != whole or min(lengths, default=0) < 0:
-            raise RuntimeError(
-                f"split: split_size_or_sections must not be negative and sum exactly to {whole}, "
-                f"got {list(lengths)}"
-            )
-    else:
-        size = sizes("split", (size,), "split_size_or_sections")[0]
-        if size < 0 or (size == 0 and whole):
-            raise RuntimeError(f"split: split_size must be positive, got {size}")
-        starts = range(0, whole, size) if size and whole else (0,)
-        lengths = tuple(min(size, whole - start) for start in starts)
-    ends = np.cumsum(lengths, dtype=np.int64)
-    pairs = zip(ends.tolist(), lengths, strict=True)
-    return tuple(narrow(tensor, at, end - length, length) for end, length in pairs)
+def column_stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Join tensors along their second axis; a vector is a column."""
+    given = [x if x.ndim > 1 else reshape(x, x.numel(), 1) for x in _given("column_stack", tensors)]
+    return cat(given, 1)
 
 
-def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
-    """Views of at most `chunks` parts along an axis, of one size but for the last.
+def _at_least(ndim: int, fill: Any) -> Any:
+    def function(*tensors: Any) -> Any:
+        if len(tensors) == 1 and not isinstance(tensors[0], (tuple, list)):
+            x = tensor(tensors[0])
+            return x if x.ndim >= ndim else reshape(x, *fill(x.shape))
+        listed = tensors[0] if len(tensors) == 1 else tensors
+        return tuple(function(x) for x in listed)
 
-    Raises
-    ------
-    RuntimeError
-        If `chunks` is not positive.
-    """
-    at, whole = _length("chunk", input, dim)
-    if chunks < 1:
-        raise RuntimeError(f"chunk: chunks must be greater than 0, got {chunks}")
-    if not whole:
-        return split(input, [0] * chunks, at)
-    return split(input, -(-whole // chunks), at)
+    function.__name__ = function.__qualname__ = f"atleast_{ndim}d"
+    function.__doc__ = f"The tensor, or each of several, with at least {ndim} axes."
+    return function
 
 
-def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
-    """Views of parts along an axis: so many of nearly one size, or divided at indices.
-
-    Raises
-    ------
-    RuntimeError
-        If the number of parts is not positive.
-    """
-    at, whole = _length("tensor_split", input, dim)
-    where = indices_or_sections
-    where = where.tolist() if isinstance(where, Tensor) else where
-    if isinstance(where, (list, tuple)):
-        places = sizes("tensor_split", (where,), "indices_or_sections")
-        marks = [slice(0, i).indices(whole)[1] for i in places]
-    else:
-        count = sizes("tensor_split", (where,), "indices_or_sections")[0]
-        if count < 1:
-            raise RuntimeError(f"tensor_split: sections must be greater than 0, got {count}")
-        small, larger = divmod(whole, count)
-        marks = [i * small + min(i, larger) for i in range(1, count)]
-    pairs = zip([0, *marks], [*marks, whole], strict=True)
-    return tuple(narrow(input, at, start, max(end - start, 0)) for start, end in pairs)
-
-
-def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
-    """Views of all parts along an axis, without it.
-
-    Raises
-    ------
-    IndexError
-        If there is no axis.
-    """
-    if not input.ndim:
-        raise IndexError("unbind: input must have an axis, got a 0-d tensor (it has no dimensions)")
-    at = axis("unbind", input.ndim, dim)
-    return tuple(select(input, at, i) for i in range(input.shape[at]))
+atleast_1d = _at_least(1, lambda shape: (1,))
+atleast_2d = _at_least(2, lambda shape: (1,) * (2 - len(shape)) + shape)
+# A matrix gets its third axis at the end, a vector is in the middle.
+atleast_3d = _at_least(
+    3, lambda shape: (*shape, 1) if len(shape) == 2 else (1, *(shape or (1,)), 1)
+)
 
 
 concat = concatenate = cat
-for _function in (split, chunk, tensor_split, unbind):
-    method(_function, _function.__name__)
-method(split, "split_with_sizes")
-
 NUMPY |= {np.concatenate: cat, np.stack: stack, np.hstack: hstack, np.vstack: vstack}

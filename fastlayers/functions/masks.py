@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
-from fastlayers.functions.creation import scalar
+from fastlayers.functions.expansion import broadcast_tensors, together
 from fastlayers.functions.selection import number_of
-from fastlayers.functions.shape import broadcast_tensors, reshape, together
+from fastlayers.functions.shape import reshape
 from fastlayers.functions.table import method, register, result, tensor, unbroadcast
+from fastlayers.functions.values import scalar
 
 __all__ = ["bincount", "masked_fill", "masked_scatter", "masked_select", "nonzero"]
 
@@ -18,10 +19,10 @@ _LONG = np.dtype(np.int64)
 
 
 def _mask(op: str, mask: Any) -> Tensor:
-    mask = tensor(mask)
-    if mask.dtype != np.bool_:
-        raise RuntimeError(f"{op}: mask must be a boolean tensor, got {mask.dtype}")
-    return mask
+    where: Tensor = tensor(mask)
+    if where.dtype != np.bool_:
+        raise RuntimeError(f"{op}: mask must be a boolean tensor, got {where.dtype}")
+    return where
 
 
 def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:

@@ -83,10 +83,12 @@ def _check_mode(x: Tensor, pairs: list[tuple[int, int]], mode: str, value: Any) 
             f"pad: pad in mode {mode!r} must be for 1, 2 or 3 axes of an input with one or two "
             f"axes more, got {2 * len(pairs)} numbers for {x.ndim} axes"
         )
-    most = {"reflect": -1, "circular": 0, "replicate": None}[mode]
     for i, pair in enumerate(pairs):
         size = x.shape[-1 - i]
-        if size + min(*pair, 0) <= 0 or (most is not None and max(pair) > size + most):
+        left = size + min(pair[0], 0) + min(pair[1], 0)
+        # "circular" goes round what is left once at most, of which PyTorch 2.13 checks less.
+        most = {"reflect": size - 1, "circular": left}.get(mode, max(pair))
+        if size == 0 or max(pair) > most:
             raise RuntimeError(
                 f"pad: pad must be {'less than' if mode == 'reflect' else 'at most'} the input's "
                 f"length in mode {mode!r}, got {pair} for a length of {size}"
@@ -100,7 +102,8 @@ def _source(size: int, before: int, after: int, mode: str) -> np.ndarray:
     if mode == "circular":  # goes round what is left
         kept, cut = kept[cut], slice(None)
     margin = max(before, 0), max(after, 0)
-    return np.pad(kept, margin, _MODES[mode])[cut]  # type: ignore[call-overload]
+    padded: np.ndarray = np.pad(kept, margin, _MODES[mode])  # type: ignore[call-overload]
+    return padded[cut]
 
 
 def _constant(x: Tensor, around: list[tuple[int, int]], value: Any) -> Tensor:

@@ -9,9 +9,11 @@ import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.arithmetic import add, matmul, mul
-from fastlayers.functions.einsum import einsum
+from fastlayers.functions.axes import permute
+from fastlayers.functions.einstein import einsum
+from fastlayers.functions.expansion import expand
 from fastlayers.functions.reduction import axis
-from fastlayers.functions.shape import permute, reshape, unsqueeze
+from fastlayers.functions.shape import reshape, unsqueeze
 from fastlayers.functions.table import NUMPY, method, register, tensor
 
 __all__ = ["addmm", "baddbmm", "dot", "einsum", "mv", "outer", "tensordot"]
@@ -60,22 +62,19 @@ def mv(input: Tensor, vec: Tensor) -> Tensor:
     return matmul(input, vec)
 
 
-def _scaled(op: str, ndim: int, input: Tensor, a: Tensor, b: Tensor, beta: Any, alpha: Any) -> Any:
+def _scaled(
+    op: str, ndim: int, input: Tensor, a: Tensor, b: Tensor, beta: Any, alpha: Any
+) -> Tensor:
     _check(
         op, {"input": (input, input.ndim), "the first matrix": (a, ndim), "the second": (b, ndim)}
     )
     _meets(op, a, b, -2)
+    wide = expand(input, *a.shape[:-1], b.shape[-1])
     product = matmul(a, b)
-    shape = product.shape
-    if input.ndim > ndim or np.broadcast_shapes(input.shape, shape) != tuple(shape):
-        raise RuntimeError(
-            f"{op}: input must expand to the product's shape {tuple(shape)}, "
-            f"got {tuple(input.shape)}"
-        )
     if alpha != 1:
         product = mul(product, alpha)
     # PyTorch's rule: with beta 0 the input does not matter, even if it is NaN.
-    return product if beta == 0 else add(product, input if beta == 1 else mul(input, beta))
+    return product if beta == 0 else add(product, wide if beta == 1 else mul(wide, beta))
 
 
 def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
@@ -139,8 +138,6 @@ for _function in (outer, dot, mv):
 register("addmm", addmm)
 register("baddbmm", baddbmm)
 method(outer, "ger")
-NUMPY |= {
-    np.outer: outer,
-    np.einsum: einsum,
-    np.tensordot: lambda a, b, axes=2: tensordot(a, b, axes),
-}
+NUMPY[np.outer] = outer
+NUMPY[np.einsum] = einsum
+NUMPY[np.tensordot] = lambda a, b, axes=2: tensordot(a, b, axes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from fastlayers.functions.promotion import common, floating, number, operand
 __all__ = ["NUMPY", "alias", "binary", "comparison", "method", "numpy_names", "recorded", "register", "result", "tensor", "unary", "unbroadcast", "view"]
 
 Function = Callable[..., Tensor]
+Named = TypeVar("Named", bound=Callable[..., Any])
 # What NumPy's functions do to tensors (`fastlayers.functions.numpy_protocol`).
 NUMPY: dict[Any, Callable[..., Any]] = {}
 
@@ -271,7 +272,7 @@ def comparison(name: str, forward: Any, doc: str, symbol: str = "") -> Function:
     return function
 
 
-def numpy_names(function: Callable[..., Any]) -> Callable[..., Any]:
+def numpy_names(function: Named) -> Named:
     """Let a function take `axis` and `keepdims` for `dim` and `keepdim`, as PyTorch's do."""
 
     @functools.wraps(function)
@@ -282,7 +283,7 @@ def numpy_names(function: Callable[..., Any]) -> Callable[..., Any]:
             options["keepdim"] = options.pop("keepdims")
         return function(*args, **options)
 
-    return call
+    return call  # type: ignore[return-value]
 
 
 def recorded(
@@ -376,6 +377,7 @@ def view(
     a function from dy to dx.
     """
 
+    @numpy_names
     @functools.wraps(function)
     def call(input: Any, *args: Any, **options: Any) -> Tensor:
         x = tensor(input)

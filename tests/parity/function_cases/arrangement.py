@@ -74,7 +74,29 @@ def _diagonal(draw: Draw) -> Arguments:
     return (x, int(draw.rng.integers(-3, 4)), *pair), {}
 
 
+def _embed(draw: Draw) -> Arguments:
+    x = draw.tensor(draw.shape(least=1, most=2))
+    if draw.rng.random() < 0.3:
+        return (x,), {}
+    pair = [int(d) for d in draw.rng.permutation(x.ndim + 1)[:2]]
+    return (x, int(draw.rng.integers(-2, 3)), *pair), {}
+
+
+def _many(draw: Draw) -> Arguments:
+    return (draw.tensor(draw.shape(least=2)),), {}
+
+
+def _corner(draw: Draw) -> Arguments:
+    n, m, offset = (int(k) for k in draw.rng.integers(0, 5, 3))
+    return (n, m, offset - 2), {"dtype": np.dtype("int32")} if draw.rng.random() < 0.3 else {}
+
+
 ROWS = [
+    Row("fliplr", _many),
+    Row("flipud", _many),
+    Row("diag_embed", _embed),
+    Row("tril_indices", _corner),
+    Row("triu_indices", _corner),
     Row("flip", _flip),
     Row("roll", _roll),
     Row("rot90", _rot90),

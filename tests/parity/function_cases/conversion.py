@@ -44,7 +44,9 @@ def _size(draw: Draw) -> Arguments:
     options = {"dtype": _dtype(draw)} if draw.rng.random() < 0.5 else {}
     if shape and draw.rng.random() < 0.5:
         return shape, options
-    return draw.pick(((shape,), options), ((list(shape),), options), ((), options | {"size": shape}))
+    return draw.pick(
+        ((shape,), options), ((list(shape),), options), ((), options | {"size": shape})
+    )
 
 
 def _like(draw: Draw) -> Arguments:
@@ -77,7 +79,9 @@ def _arange(draw: Draw) -> Arguments:
     if numbers[1] > numbers[0]:
         numbers[2] = abs(numbers[2]) or 1
     options = {"dtype": _dtype(draw)} if draw.rng.random() < 0.3 else {}
-    return tuple(numbers[: draw.pick(2, 3, 3)]) if draw.rng.random() < 0.7 else (abs(numbers[0]),), options
+    return tuple(numbers[: draw.pick(2, 3, 3)]) if draw.rng.random() < 0.7 else (
+        abs(numbers[0]),
+    ), options
 
 
 def _linspace(draw: Draw) -> Arguments:

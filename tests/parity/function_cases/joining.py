@@ -59,7 +59,16 @@ def _unbind(draw: Draw) -> Arguments:
     return (x, draw.dim(x.ndim)), {}
 
 
+def _any(draw: Draw) -> Arguments:
+    return draw.pick((draw.tensor(),), (draw.tensor(), draw.tensor())), {}
+
+
 ROWS = [
+    Row("dstack", _piled),
+    Row("column_stack", _piled),
+    Row("atleast_1d", _any),
+    Row("atleast_2d", _any),
+    Row("atleast_3d", _any),
     Row("cat", _cat),
     Row("concat", _cat),
     Row("concatenate", _cat),

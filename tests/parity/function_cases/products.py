@@ -89,7 +89,9 @@ def _einsum(draw: Draw) -> Arguments:
 def _einsum_lists(draw: Draw) -> Arguments:
     n, k, m = _sizes(draw, 3)
     (a, b), _ = _of(draw, (n, k), (k, m))
-    return draw.pick((a, [0, 1], b, [1, 2], [0, 2]), (a, [0, 1], b, [1, 2]), (a, [..., 1], [1, ...])), {}
+    return draw.pick(
+        (a, [0, 1], b, [1, 2], [0, 2]), (a, [0, 1], b, [1, 2]), (a, [..., 1], [1, ...])
+    ), {}
 
 
 def _tensordot(draw: Draw) -> Arguments:

@@ -31,7 +31,9 @@ def _scatter(draw: Draw, add: bool = False) -> Arguments:
     index = _index(draw, x, dim)
     if not add:  # which of several values stays is not said
         order = np.argsort(draw.rng.random(x.shape), dim, kind="stable")
-        index = order[tuple(slice(min(n, m)) for n, m in zip(index.shape, order.shape, strict=True))]
+        index = order[
+            tuple(slice(min(n, m)) for n, m in zip(index.shape, order.shape, strict=True))
+        ]
     # PyTorch's gradient wants no more elements than indices.
     src: Any = draw.tensor(index.shape, dtypes=(x.dtype.name,))
     if not add and draw.rng.random() < 0.3:
@@ -140,7 +142,17 @@ def _bincount(draw: Draw) -> Arguments:
     return (x,), draw.pick({}, {"minlength": 7}, {"weights": weights})
 
 
+def _index_put(draw: Draw) -> Arguments:
+    x = draw.tensor(draw.shape(least=2, empty=False), dtypes=("float32", "float64", "int64"))
+    add = draw.pick(True, False)
+    count = int(draw.rng.integers(0, 4)) if add else 1
+    indices = [np.asarray(draw.rng.integers(-n, n, count)) for n in x.shape[:2]]
+    shape = draw.pick((count, *x.shape[2:]), x.shape[2:], ())
+    return (x, tuple(indices), draw.tensor(shape, dtypes=(x.dtype.name,)), add), {}
+
+
 ROWS = [
+    Row("index_put", _index_put),
     Row("gather", _gather),
     Row("scatter", _scatter),
     Row("scatter_add", _scatter_add),

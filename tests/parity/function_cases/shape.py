@@ -142,7 +142,14 @@ def _view_dtype(draw: Draw) -> Arguments:
     return (x.copy(), np.dtype(draw.pick("int32", "int64", "uint8", "int16"))), {}
 
 
+def _unfold(draw: Draw) -> Arguments:
+    x = draw.tensor()
+    dim = draw.dim(x.ndim)
+    return (x, dim, int(draw.rng.integers(0, 4)), int(draw.rng.integers(1, 4))), {}
+
+
 ROWS = [
+    Row("unfold", _unfold, views=True, strides=True),
     Row("reshape", _shape, views=True),
     Row("reshape", _plain_shape, forms=("method",), views=True, strides=True),
     Row("view", _plain_shape, views=True, strides=True),
