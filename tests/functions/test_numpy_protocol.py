@@ -88,7 +88,7 @@ def test_no_function_of_numpys_loses_a_gradient_in_silence(name: str) -> None:
             except (RuntimeError, TypeError, AttributeError):
                 continue
             expected = function(*args)
-        is_condition = name == "where" and args[1:] == (0.4, 0.6)
+        is_condition = name == "where" and isinstance(args[-1], float)
         if name in SHAPES_ONLY or is_condition or not floats(result):
             continue
         for part, right in zip(floats(result), floats(expected), strict=True):
