@@ -31,7 +31,7 @@ class _Options:
 
 
 _options = _Options()
-_PROFILES = {
+_PROFILES: dict[str, dict[str, float]] = {
     "default": {"precision": 4, "threshold": 1000, "edgeitems": 3, "linewidth": 80},
     "short": {"precision": 2, "threshold": 1000, "edgeitems": 2, "linewidth": 80},
     "full": {"precision": 4, "threshold": math.inf, "edgeitems": 3, "linewidth": 80},
@@ -78,8 +78,9 @@ def set_printoptions(
         "edgeitems": edgeitems,
         "linewidth": linewidth,
     }
-    chosen = _PROFILES[profile] if profile else {}
-    for key, value in {**chosen, **{k: v for k, v in given.items() if v is not None}}.items():
+    chosen = dict(_PROFILES[profile]) if profile else {}
+    chosen.update((key, value) for key, value in given.items() if value is not None)
+    for key, value in chosen.items():
         setattr(_options, key, value)
     _options.sci_mode = sci_mode
 

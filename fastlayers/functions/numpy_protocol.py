@@ -28,7 +28,7 @@ _FACTS = (
     *(np.shares_memory, np.zeros_like, np.ones_like, np.empty_like, np.full_like),
 )
 # What writes into its first argument.
-_WRITERS = (np.copyto, np.put, np.place, np.putmask, np.fill_diagonal)
+_WRITERS: tuple[Any, ...] = (np.copyto, np.put, np.place, np.putmask, np.fill_diagonal)
 _WRITERS += (np.put_along_axis, np.nan_to_num)
 _NAMES = {"axis": "dim", "keepdims": "keepdim", "ddof": "correction", "a2": "other"}
 

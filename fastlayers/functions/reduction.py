@@ -258,7 +258,7 @@ def logsumexp(x: np.ndarray, dim: Any, keepdim: bool = False) -> Any:
 
 def ties(dy: np.ndarray, chosen: np.ndarray, over: tuple[int, ...] | None) -> np.ndarray:
     """A gradient along reduced axes, spread evenly among the elements that were chosen."""
-    return chosen * (dy / chosen.sum(over, keepdims=True, dtype=dy.dtype))
+    return np.asarray(chosen * (dy / chosen.sum(over, keepdims=True, dtype=dy.dtype)))
 
 
 def _extreme(name: str, find: Any) -> Any:
