@@ -4,19 +4,8 @@ NumPy computes them; convolutions, pooling and the like, which need more, are in
 `fastlayers.nn.functional`. They are the names of `fastlayers` itself.
 """
 
-from fastlayers.functions import (
-    arithmetic,
-    compare,
-    division,
-    elementwise,
-    indexing,
-    norms,
-    numpy_protocol,
-    order,
-    pairs,
-    reduction,
-    shape,
-)
+from fastlayers.functions import arithmetic, compare, division, elementwise, indexing, numpy_protocol
+from fastlayers.functions import norms, order, pairs, reduction, shape
 from fastlayers.functions.arithmetic import *
 from fastlayers.functions.compare import *
 from fastlayers.functions.division import *

@@ -18,20 +18,7 @@ from fastlayers.autograd.tape import OUTPUT
 from fastlayers.autograd.tensor import Tensor, record, wants_grad
 from fastlayers.functions.promotion import common, floating, number, operand
 
-__all__ = [
-    "NUMPY",
-    "alias",
-    "binary",
-    "comparison",
-    "method",
-    "numpy_names",
-    "recorded",
-    "register",
-    "tensor",
-    "unary",
-    "unbroadcast",
-    "view",
-]
+__all__ = ["NUMPY", "alias", "binary", "comparison", "method", "numpy_names", "recorded", "register", "tensor", "unary", "unbroadcast", "view"]
 
 Function = Callable[..., Tensor]
 # What NumPy's functions do to tensors (`fastlayers.functions.numpy_protocol`).
