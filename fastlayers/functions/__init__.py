@@ -11,6 +11,9 @@ from fastlayers.functions.compare import *
 from fastlayers.functions.division import *
 from fastlayers.functions.elementwise import *
 from fastlayers.functions.norms import *
+from fastlayers.functions import running, variance
+from fastlayers.functions.running import *
+from fastlayers.functions.variance import *
 from fastlayers.functions.order import *
 from fastlayers.functions.pairs import *
 from fastlayers.functions.reduction import *
@@ -22,6 +25,8 @@ __all__ = [
     *division.__all__,
     *elementwise.__all__,
     *norms.__all__,
+    *running.__all__,
+    *variance.__all__,
     *order.__all__,
     *pairs.__all__,
     *reduction.__all__,
