@@ -38,6 +38,9 @@ from fastlayers.functions.elementwise import *
 from fastlayers.functions.joining import *
 from fastlayers.functions.masks import *
 from fastlayers.functions.norms import *
+from fastlayers.functions import running, variance
+from fastlayers.functions.running import *
+from fastlayers.functions.variance import *
 from fastlayers.functions.order import *
 from fastlayers.functions.pairs import *
 from fastlayers.functions.products import *
@@ -59,6 +62,8 @@ __all__ = [
     *joining.__all__,
     *masks.__all__,
     *norms.__all__,
+    *running.__all__,
+    *variance.__all__,
     *order.__all__,
     *pairs.__all__,
     *products.__all__,

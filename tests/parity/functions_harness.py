@@ -262,7 +262,7 @@ def compare(row: Row, y: Any, expected: Any) -> None:
         if isinstance(expected, torch.Size):
             assert tuple(y) == tuple(expected)
         else:
-            assert y == expected or (y != y and expected != expected)
+            assert y == expected or (np.isnan(y) and np.isnan(expected))
             assert type(y) is type(expected)
         return
     assert isinstance(y, Tensor), f"a Tensor expected, got {type(y)}"

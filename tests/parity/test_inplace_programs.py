@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-
 from fastlayers import autograd
+
+torch = pytest.importorskip("torch")
 
 Tensors = list[Any]
 Step = tuple[str, Callable[[Tensors], Any]]
@@ -33,7 +33,10 @@ def steps(rng: np.random.Generator, count: int) -> list[Step]:
         at = pick(0, -1, slice(0, 1), slice(None, None, 2), (slice(None), 1), (Ellipsis, 0), [0, 1])
         made.append(
             pick(
-                *VIEWS(i, at), *VIEWS(i, at), *NEW(i, j, scale), *IN_PLACE(i, j, scale, at),
+                *VIEWS(i, at),
+                *VIEWS(i, at),
+                *NEW(i, j, scale),
+                *IN_PLACE(i, j, scale, at),
                 *IN_PLACE(i, j, scale, at),
             )
         )
@@ -177,12 +180,14 @@ def compare(found: list[Any], expected: list[Any], message: str) -> None:
     if expected[-1] == "not differentiable" and found[-1] != expected[-1]:
         # A result in place of an op that has saved it is of another memory here: that is right.
         found, expected = found[: len(expected) - 1], expected[:-1]
-    assert [type(a) for a in found] == [type(a) for a in expected], f"{message}\n{found}\n{expected}"
+    assert [type(a) for a in found] == [type(a) for a in expected], (
+        f"{message}\n{found}\n{expected}"
+    )
     for a, b in zip(found, expected, strict=True):
         if isinstance(b, np.ndarray):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12, err_msg=message)
         elif isinstance(b, tuple):
-            assert a[:2] == b[:2], f"{message}\n{found}\n{expected}"
+            assert a[:2] == b[:2], message
             np.testing.assert_allclose(a[2], b[2], rtol=1e-9, atol=1e-12, err_msg=message)
         else:
-            assert a == b, f"{message}\n{found}\n{expected}"
+            assert a == b, message

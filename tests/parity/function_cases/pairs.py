@@ -30,7 +30,9 @@ def _two(
 
 def _scaled(draw: Draw) -> Arguments:
     args, _ = _two()(draw)
-    return args, draw.pick({}, {"alpha": 2}, {"alpha": 2} if args[0].dtype.kind != "f" else {"alpha": 0.5})
+    return args, draw.pick(
+        {}, {"alpha": 2}, {"alpha": 2} if args[0].dtype.kind != "f" else {"alpha": 0.5}
+    )
 
 
 def _rounding(draw: Draw) -> Arguments:
