@@ -1,5 +1,7 @@
 """Functions of elements and of pairs: gradients by differences, edges, dtypes, in place."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -192,3 +194,25 @@ def test_results_keep_the_memory_layout_that_views_need() -> None:
     for y in (x.tanh(), x.sigmoid()):
         y.reshape(-1).mul_(0)
         assert not y.array().any()
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_changes_in_place_leave_no_cycle_of_references(backward: bool) -> None:
+    changes: list[Callable[[Tensor], Any]] = [
+        lambda x: x.mul_(2),
+        lambda x: x[0].mul_(2),
+        lambda x: x.reshape(-1).exp_(),
+        lambda x: x.__setitem__(0, x[1]),
+    ]
+    gc.disable()
+    try:
+        for change in changes:
+            x = tensor(np.ones((2, 3)), requires_grad=True) * 1
+            memory = weakref.ref(x.array())
+            change(x)
+            if backward:
+                x.sum().backward()
+            del x
+            assert memory() is None
+    finally:
+        gc.enable()
