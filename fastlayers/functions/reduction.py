@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers.autograd.tensor import Tensor
+from fastlayers.autograd.tensor import Tensor, wants_grad
 from fastlayers.functions.promotion import floating
 from fastlayers.functions.table import numpy_names, recorded, register, tensor
 
@@ -21,6 +21,7 @@ __all__ = [
     "amin",
     "argmax",
     "argmin",
+    "bincount",
     "count_nonzero",
     "logsumexp",
     "mean",
@@ -198,3 +199,38 @@ def count_nonzero(input: Any, dim: Any = None) -> Tensor:
 
 
 register("count_nonzero", count_nonzero, in_place=False)
+
+
+def bincount(input: Any, weights: Any = None, minlength: int = 0) -> Tensor:
+    """How often each of the integers from 0 occurs, or the sums of the weights of each.
+
+    Parameters
+    ----------
+    input : Tensor
+        Integers, not negative, along one axis.
+    weights : Tensor, optional
+        One for each, of which there is no gradient.
+    minlength : int
+        Counts that there are at least.
+
+    Raises
+    ------
+    RuntimeError
+        If the input is other than that, or a gradient of the weights is required.
+    """
+    x = tensor(input).array()
+    if x.dtype.kind not in "iu" or x.ndim != 1 or (x.size and x.min() < 0) or minlength < 0:
+        raise RuntimeError(
+            f"bincount: input must be integers from 0 along one axis, and minlength not negative, "
+            f"got {x.dtype} of shape {x.shape} and {minlength}"
+        )
+    if weights is None:
+        return Tensor(np.bincount(x.astype(np.int64), minlength=minlength))
+    if wants_grad((tensor(weights),)):
+        raise RuntimeError("bincount: weights must not require a gradient, got some that do")
+    given = tensor(weights).array()
+    counts = np.bincount(x.astype(np.int64), given, minlength)
+    return Tensor(counts.astype(np.float32 if given.dtype == np.float32 else np.float64))
+
+
+register("bincount", bincount, in_place=False)

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
+import pytest
 
 from fastlayers import autograd, functions
 from fastlayers.autograd import Tensor
+
+torch = pytest.importorskip("torch")
 
 FLOATS = ("float32", "float64")
 ALL = ("float32", "float64", "int64", "int32", "uint8", "bool")
