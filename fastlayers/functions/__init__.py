@@ -23,9 +23,11 @@ from fastlayers.functions import (
     pairs,
     products,
     reduction,
+    running,
     sampling,
     selection,
     shape,
+    variance,
 )
 from fastlayers.functions.arithmetic import *
 from fastlayers.functions.arrangement import *
@@ -38,16 +40,15 @@ from fastlayers.functions.elementwise import *
 from fastlayers.functions.joining import *
 from fastlayers.functions.masks import *
 from fastlayers.functions.norms import *
-from fastlayers.functions import running, variance
-from fastlayers.functions.running import *
-from fastlayers.functions.variance import *
 from fastlayers.functions.order import *
 from fastlayers.functions.pairs import *
 from fastlayers.functions.products import *
 from fastlayers.functions.reduction import *
+from fastlayers.functions.running import *
 from fastlayers.functions.sampling import *
 from fastlayers.functions.selection import *
 from fastlayers.functions.shape import *
+from fastlayers.functions.variance import *
 
 # `masks.one_hot` and `padding.pad` are functions of `nn.functional`.
 __all__ = [
