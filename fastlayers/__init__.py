@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         distributed,
         func,
         kernels,
+        linalg,
         models,
         nn,
         ops,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         set_grad_enabled,
     )
     from fastlayers.autograd.dtypes import *
+    from fastlayers.autograd.printing import set_printoptions
     from fastlayers.autograd.types import Size, device
     from fastlayers.functions import *
     from fastlayers.lazy import is_fusion_enabled, set_fusion_enabled
@@ -63,6 +65,7 @@ _MODULES = (
     "distributed",
     "func",
     "kernels",
+    "linalg",
     "models",
     "nn",
     "ops",
@@ -91,6 +94,7 @@ _HOMES = {
     "set_fusion_enabled": "lazy",
     "set_grad_enabled": "autograd",
     "set_num_threads": "runtime.threads",
+    "set_printoptions": "autograd.printing",
     "warmup": "precompile",
 }
 # Whose names are all those of `fastlayers`, so that they are listed in one place only.

@@ -101,7 +101,7 @@ def apply(
 
 
 def _replaced(by: Tensor, backward: Callable[[np.ndarray], Any]) -> Node:
-    return Node(by.array(), (edge(by),), backward)
+    return Node((edge(by),), backward)
 
 
 def _before(target: Tensor, values: np.ndarray) -> Tensor:
@@ -150,7 +150,8 @@ def reshape(op: str, target: Tensor, function: Callable[[Tensor], Tensor]) -> Te
             view = reference()
             if view is not None and view.base is not None and view.base[0] is target:
                 view.base = whole, view.base[1]
-        target.storage.views.append(weakref.ref(target))
+        views = target.storage.views = target.storage.views or []
+        views.append(weakref.ref(target))
     with mode.enable_grad():
         out = function(whole)
     target._array, target._node, target.base = out._array, out._node, out.base
@@ -170,11 +171,6 @@ def rebind(target: Tensor, node: Node) -> None:
             view._node, view.requires_grad = _seen(root, view.base[1]), True
 
 
-def _like(root: Tensor) -> np.ndarray:
-    """Zeros in the memory layout of `root`, in which its views can be seen."""
-    return np.zeros_like(root.array())
-
-
 def edge(tensor: Tensor) -> Node | Tensor | None:
     if not tensor.requires_grad:
         return None
@@ -183,9 +179,10 @@ def edge(tensor: Tensor) -> Node | Tensor | None:
 
 def _patched(root: Tensor, look: Look, part: Node) -> Node:
     """The op that puts a changed view back into what it is a view of."""
+    array = root.array()  # not `root`, which holds this op: a cycle keeps memory until it is found
 
     def copy_slices(dy: np.ndarray) -> Any:
-        rest = _like(root)
+        rest = np.zeros_like(array)
         rest[...] = dy
         inside = look(rest)
         gradient = inside.copy()
@@ -197,9 +194,10 @@ def _patched(root: Tensor, look: Look, part: Node) -> Node:
 
 def _seen(root: Tensor, look: Look) -> Node:
     """The op that takes a view of `root`."""
+    array = root.array()
 
     def as_strided(dy: np.ndarray) -> Any:
-        dx = _like(root)
+        dx = np.zeros_like(array)
         inside = look(dx)
         if overlaps(inside):  # the gradients of all repetitions of an element add up
             numbers = np.zeros_like(dx, np.int64)

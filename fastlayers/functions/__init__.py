@@ -31,10 +31,12 @@ from fastlayers.functions import (
     products,
     ranges,
     reduction,
+    running,
     sampling,
     selection,
     shape,
     splitting,
+    variance,
 )
 from fastlayers.functions.arithmetic import *
 from fastlayers.functions.arrangement import *
@@ -48,7 +50,6 @@ from fastlayers.functions.einstein import *
 from fastlayers.functions.elementwise import *
 from fastlayers.functions.expansion import *
 from fastlayers.functions.facts import *
-from fastlayers.functions.filling import *
 from fastlayers.functions.gathering import *
 from fastlayers.functions.indexing import *
 from fastlayers.functions.joining import *
@@ -60,39 +61,40 @@ from fastlayers.functions.pairs import *
 from fastlayers.functions.products import *
 from fastlayers.functions.ranges import *
 from fastlayers.functions.reduction import *
+from fastlayers.functions.running import *
 from fastlayers.functions.sampling import *
 from fastlayers.functions.selection import *
 from fastlayers.functions.shape import *
 from fastlayers.functions.splitting import *
+from fastlayers.functions.variance import *
 
-# `padding.pad` is a function of `nn.functional`.
-__all__ = [
-    *arithmetic.__all__,
-    *arrangement.__all__,
-    *axes.__all__,
-    *compare.__all__,
-    *conversion.__all__,
-    *creation.__all__,
-    *division.__all__,
-    *dlpack.__all__,
-    *einstein.__all__,
-    *elementwise.__all__,
-    *expansion.__all__,
-    *facts.__all__,
-    *filling.__all__,
-    *gathering.__all__,
-    *indexing.__all__,
-    *joining.__all__,
-    *masks.__all__,
-    *matrices.__all__,
-    *norms.__all__,
-    *order.__all__,
-    *pairs.__all__,
-    *products.__all__,
-    *ranges.__all__,
-    *reduction.__all__,
-    *sampling.__all__,
-    *selection.__all__,
-    *shape.__all__,
-    *splitting.__all__,
-]
+__all__: list[str] = []  # `padding.pad` is a function of `nn.functional`
+__all__ += arithmetic.__all__
+__all__ += arrangement.__all__
+__all__ += axes.__all__
+__all__ += compare.__all__
+__all__ += conversion.__all__
+__all__ += creation.__all__
+__all__ += division.__all__
+__all__ += dlpack.__all__
+__all__ += einstein.__all__
+__all__ += elementwise.__all__
+__all__ += expansion.__all__
+__all__ += facts.__all__
+__all__ += gathering.__all__
+__all__ += indexing.__all__
+__all__ += joining.__all__
+__all__ += masks.__all__
+__all__ += matrices.__all__
+__all__ += norms.__all__
+__all__ += order.__all__
+__all__ += pairs.__all__
+__all__ += products.__all__
+__all__ += ranges.__all__
+__all__ += reduction.__all__
+__all__ += running.__all__
+__all__ += sampling.__all__
+__all__ += selection.__all__
+__all__ += shape.__all__
+__all__ += splitting.__all__
+__all__ += variance.__all__

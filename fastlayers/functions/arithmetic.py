@@ -13,7 +13,7 @@ from fastlayers.functions.promotion import common, operand
 from fastlayers.functions.table import alias, binary, method, recorded, register, unbroadcast
 from fastlayers.ops import arithmetic
 
-__all__ = ["add", "div", "divide", "matmul", "mm", "mul", "multiply", "sub", "subtract"]
+__all__ = ["add", "div", "divide", "matmul", "mm", "mul", "multiply", "sub", "subtract", "true_divide"]
 
 _sum = binary("add", arithmetic.add, (lambda dy: dy, lambda dy: dy), "")
 _difference = binary("sub", np.subtract, (lambda dy: dy, lambda dy: -dy), "")
@@ -88,7 +88,7 @@ register("add", add, np.add, symbol="add")
 register("sub", sub, np.subtract, symbol="sub")
 register("div", div, np.true_divide, symbol="truediv")
 method(_add_in_place, "__iadd__")
-subtract, divide = sub, div
+subtract, divide, true_divide = sub, div, div
 alias("sub", "subtract")
 alias("mul", "multiply")
 alias("div", "divide", "true_divide")

@@ -87,12 +87,8 @@ def _bits(name: str, ufunc: Any, doc: str, symbol: str) -> Callable[..., Tensor]
 bitwise_and = _bits("bitwise_and", np.bitwise_and, "``input & other``.", "and")
 bitwise_or = _bits("bitwise_or", np.bitwise_or, "``input | other``.", "or")
 bitwise_xor = _bits("bitwise_xor", np.bitwise_xor, "``input ^ other``.", "xor")
-bitwise_left_shift = _bits(
-    "bitwise_left_shift", np.left_shift, "``input << other``.", "lshift"
-)
-bitwise_right_shift = _bits(
-    "bitwise_right_shift", np.right_shift, "``input >> other``.", "rshift"
-)
+bitwise_left_shift = _bits("bitwise_left_shift", np.left_shift, "``input << other``.", "lshift")
+bitwise_right_shift = _bits("bitwise_right_shift", np.right_shift, "``input >> other``.", "rshift")
 
 
 def bitwise_not(input: Any) -> Tensor:

@@ -86,14 +86,14 @@ def _sign(x: np.ndarray) -> np.ndarray:
 
 
 def _square(x: np.ndarray) -> np.ndarray:
-    return np.square(x.astype(np.int64) if x.dtype == np.bool_ else x)
+    return np.asarray(np.square(x.astype(np.int64) if x.dtype == np.bool_ else x))
 
 
 def _gaussian(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return dy * (2 / math.sqrt(math.pi)) * np.exp(-x * x)
+    return np.asarray(dy * (2 / math.sqrt(math.pi)) * np.exp(-x * x))
 
 
-def _compiled(op: str) -> Any:
+def _compiled(op: str, doc: str, numpy: Any = None) -> Callable[..., Tensor]:
     """A function and its gradient from the output, by kernels, in the memory layout of the input.
 
     Of arrays with channels kernels would give channels-last memory.
@@ -105,7 +105,9 @@ def _compiled(op: str) -> Any:
             return np.asarray(function(*arrays))
         return np.asarray(function(*(a.reshape(-1) for a in arrays))).reshape(arrays[-1].shape)
 
-    return lambda x: flat(forward, x), lambda dy, y: flat(backward, dy, y)
+    return unary(
+        op, lambda x: flat(forward, x), lambda dy, y: flat(backward, dy, y), doc, numpy=numpy
+    )
 
 
 abs = unary("abs", np.abs, lambda dy, x: dy * np.sign(x), "``|x|``.", keeps_integers=True)
@@ -142,34 +144,29 @@ asinh = unary(
 acosh = unary(
     "acosh", np.arccosh, lambda dy, x: dy / np.sqrt(x * x - 1), "Inverse hyperbolic cosine."
 )
-atanh = unary(
-    "atanh", np.arctanh, lambda dy, x: dy / (1 - x * x), "Inverse hyperbolic tangent."
-)
-deg2rad = unary(
-    "deg2rad", np.deg2rad, lambda dy: dy * (math.pi / 180), "From degrees to radians."
-)
-rad2deg = unary(
-    "rad2deg", np.rad2deg, lambda dy: dy * (180 / math.pi), "From radians to degrees."
-)
+atanh = unary("atanh", np.arctanh, lambda dy, x: dy / (1 - x * x), "Inverse hyperbolic tangent.")
+deg2rad = unary("deg2rad", np.deg2rad, lambda dy: dy * (math.pi / 180), "From degrees to radians.")
+rad2deg = unary("rad2deg", np.rad2deg, lambda dy: dy * (180 / math.pi), "From radians to degrees.")
 
-floor = unary(
-    "floor", _step(np.floor), None, "Round down.", keeps_integers=True, numpy=np.floor
-)
+floor = unary("floor", _step(np.floor), None, "Round down.", keeps_integers=True, numpy=np.floor)
 ceil = unary("ceil", _step(np.ceil), None, "Round up.", keeps_integers=True, numpy=np.ceil)
 trunc = unary(
     "trunc", _step(np.trunc), None, "Round towards 0.", keeps_integers=True, numpy=np.trunc
 )
-_rounded = unary(
-    "round", _step(np.rint), None, "Round.", keeps_integers=True, numpy=np.rint
-)
+_rounded = unary("round", _step(np.rint), None, "Round.", keeps_integers=True, numpy=np.rint)
 frac = unary("frac", lambda x: x - np.trunc(x), lambda dy: dy, "``x - trunc(x)``.")
 positive = unary(
-    "positive", np.copy, lambda dy: dy, "``x``.", keeps_integers=True, in_place=False,
+    "positive",
+    np.copy,
+    lambda dy: dy,
+    "``x``.",
+    keeps_integers=True,
+    in_place=False,
     numpy=np.positive,
 )
 
-sigmoid = unary("sigmoid", *_compiled("sigmoid"), "``1 / (1 + e^-x)``.")
-tanh = unary("tanh", *_compiled("tanh"), "Hyperbolic tangent.", numpy=np.tanh)
+sigmoid = _compiled("sigmoid", "``1 / (1 + e^-x)``.")
+tanh = _compiled("tanh", "Hyperbolic tangent.", numpy=np.tanh)
 absolute, negative = abs, neg
 alias("abs", "absolute")
 alias("neg", "negative")
@@ -229,9 +226,7 @@ register("log_softmax", log_softmax, in_place=False)
 
 
 @recorded(saves=(0,))
-def nan_to_num(
-    x: np.ndarray, nan: Any = None, posinf: Any = None, neginf: Any = None
-) -> Any:
+def nan_to_num(x: np.ndarray, nan: Any = None, posinf: Any = None, neginf: Any = None) -> Any:
     """Numbers instead of NaN, inf and -inf: 0, and the largest and smallest finite ones."""
     if x.dtype.kind != "f":
         return x.copy(), lambda dy: dy

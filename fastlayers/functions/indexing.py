@@ -187,6 +187,7 @@ def setitem(self: Tensor, index: Any, value: Any) -> None:
     if choice is not None:  # checked before anything is changed
         shape = _choose(np.broadcast_to(False, shape), choice).shape
     source = value if isinstance(value, Tensor) else None
+    is_number = source is None  # `backward` must not hold a view of `self`, which holds it
     _write(part, choice, given, shape)
     self.changed()
     if not wants_grad((self, source)):
@@ -197,7 +198,7 @@ def setitem(self: Tensor, index: Any, value: Any) -> None:
         inside = rest[first]
         found = inside.copy() if choice is None else inside[choice]
         inside[... if choice is None else choice] = 0
-        if source is None:
+        if is_number:
             return rest, None
         extra = len(given.shape) - found.ndim  # axes of length 1 in front
         whole = unbroadcast(found, given.shape[max(extra, 0) :])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
-from fastlayers.functions.reduction import axes, spread, ties
+from fastlayers.functions.reduction import axes, ties
 from fastlayers.functions.table import recorded
 
 __all__ = ["norm"]
@@ -87,4 +87,6 @@ def norm(
         whole = dy.reshape(y.shape)
         return np.asarray(_part(whole, a, y, order, over), x.dtype)
 
-    return y if keepdim else y.reshape([n for i, n in enumerate(x.shape) if i not in over]), gradient
+    return y if keepdim else y.reshape(
+        [n for i, n in enumerate(x.shape) if i not in over]
+    ), gradient

@@ -17,7 +17,16 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd.tensor import Tensor, wants_grad
-from fastlayers.functions import compare, elementwise, norms, order, pairs, reduction
+from fastlayers.functions import (
+    compare,
+    elementwise,
+    norms,
+    order,
+    pairs,
+    reduction,
+    running,
+    variance,
+)
 from fastlayers.functions.table import NUMPY, method, tensor
 
 __all__: list[str] = []
@@ -28,7 +37,7 @@ _FACTS = (
     *(np.shares_memory, np.zeros_like, np.ones_like, np.empty_like, np.full_like),
 )
 # What writes into its first argument.
-_WRITERS = (np.copyto, np.put, np.place, np.putmask, np.fill_diagonal)
+_WRITERS: tuple[Any, ...] = (np.copyto, np.put, np.place, np.putmask, np.fill_diagonal)
 _WRITERS += (np.put_along_axis, np.nan_to_num)
 _NAMES = {"axis": "dim", "keepdims": "keepdim", "ddof": "correction", "a2": "other"}
 
@@ -171,12 +180,12 @@ _ROUND = adapted(elementwise.round, "a decimals")
 _MOST, _LEAST = adapted(reduction.amax, _OVER), adapted(reduction.amin, _OVER)
 NUMPY |= {
     np.sum: adapted(reduction.sum, _SUMMED),
-    np.prod: adapted(_along(reduction.prod), _SUMMED),
+    np.prod: adapted(_along(running.prod), _SUMMED),
     np.nansum: adapted(reduction.nansum, _SUMMED),
     np.mean: adapted(reduction.mean, _MEAN, real=True),
     np.nanmean: adapted(reduction.nanmean, _MEAN, real=True),
-    np.var: adapted(reduction.var, _SPREAD, real=True, correction=0),
-    np.std: adapted(reduction.std, _SPREAD, real=True, correction=0),
+    np.var: adapted(variance.var, _SPREAD, real=True, correction=0),
+    np.std: adapted(variance.std, _SPREAD, real=True, correction=0),
     np.max: _MOST,
     np.amax: _MOST,
     np.min: _LEAST,
@@ -186,8 +195,8 @@ NUMPY |= {
     np.any: adapted(compare.any, _QUANTIFIED),
     np.all: adapted(compare.all, _QUANTIFIED),
     np.count_nonzero: adapted(reduction.count_nonzero, "a axis"),
-    np.cumsum: adapted(_along(reduction.cumsum), "a axis dtype"),
-    np.cumprod: adapted(_along(reduction.cumprod), "a axis dtype"),
+    np.cumsum: adapted(_along(running.cumsum), "a axis dtype"),
+    np.cumprod: adapted(_along(running.cumprod), "a axis dtype"),
     np.sort: adapted(lambda x, dim=-1: order.sort(x, dim).values, "a axis"),
     np.argsort: adapted(order.argsort, "a axis"),
     np.clip: adapted(_clip, "a a_min a_max [out] min max"),

@@ -69,7 +69,7 @@ def _shared(op: str, x: Tensor, y: Any) -> Tensor:
     array, y = x.array(), np.asarray(y)
 
     def backward(dy: np.ndarray) -> Any:
-        return (ties(dy, (array == y) | ((array != array) & (y != y)), None).reshape(x.shape),)
+        return (ties(dy, (array == y) | (np.isnan(array) & np.isnan(y)), None).reshape(x.shape),)
 
     backward.__qualname__ = f"{op}.<locals>.backward"
     return record(y, (x,), backward, saved=(x, OUTPUT))
@@ -109,7 +109,7 @@ def _ordered(array: np.ndarray, along: int, descending: bool) -> np.ndarray:
     if not descending:
         return np.argsort(array, along, kind="stable")
     index = np.argsort(np.flip(array, along), along, kind="stable")
-    return array.shape[along] - 1 - np.flip(index, along)
+    return np.asarray(array.shape[along] - 1 - np.flip(index, along))
 
 
 @numpy_names
@@ -220,11 +220,13 @@ def unique(
     source = tensor(input)
     x = source.array()
     along = None if dim is None else axis("unique", x.ndim, dim)
-    values, *counts = np.unique(x, True, return_inverse, return_counts, axis=along)
+    values, inverse, counts = np.unique(x, return_inverse=True, return_counts=True, axis=along)
+    found = [record(values, (source,), _underivable, saved=())]
     if return_inverse:
-        counts[1] = counts[1].reshape(x.shape if along is None else -1)
-    different = record(values, (source,), _underivable, saved=())
-    return (different, *map(Tensor, counts[1:])) if counts[1:] else different
+        found.append(Tensor(inverse.reshape(x.shape if along is None else -1)))
+    if return_counts:
+        found.append(Tensor(counts))
+    return tuple(found) if len(found) > 1 else found[0]
 
 
 def _underivable(dy: np.ndarray) -> Any:

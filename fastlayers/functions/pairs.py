@@ -75,10 +75,12 @@ fmin = binary(
     "The smaller one, or the one that is not NaN.",
     in_place=False,
 )
+
+
 def _scale(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """``1 / (a^2 + b^2)``; 0 at the origin."""
     square = a * a + b * b
-    return np.where(square == 0, square, 1 / square)
+    return np.asarray(np.where(square == 0, square, 1 / square))
 
 
 atan2 = binary(
@@ -115,13 +117,13 @@ def _power(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _base_part(dy: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return dy * np.where(b == 0, 0, b * np.power(a, b - 1)).astype(dy.dtype)
+    slope = np.where(b == 0, 0, b * np.power(a, b - 1))
+    return np.asarray(dy * slope, dy.dtype)
 
 
-def _exponent_part(
-    dy: np.ndarray, a: np.ndarray, b: np.ndarray, y: np.ndarray
-) -> np.ndarray:
-    return dy * np.where((a == 0) & (b >= 0), 0, y * np.log(a)).astype(dy.dtype)
+def _exponent_part(dy: np.ndarray, a: np.ndarray, b: np.ndarray, y: np.ndarray) -> np.ndarray:
+    slope = np.where((a == 0) & (b >= 0), 0, y * np.log(a))
+    return np.asarray(dy * slope, dy.dtype)
 
 
 _powers = binary("pow", _power, (_base_part, _exponent_part), "", numpy=np.power)

@@ -1,4 +1,4 @@
-"""Sums, means, extremes and the like over axes, and running sums along one.
+"""Sums, means, extremes and the like over axes.
 
 References
 ----------
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers.autograd.tensor import Tensor
+from fastlayers.autograd.tensor import Tensor, wants_grad
 from fastlayers.functions.promotion import floating
 from fastlayers.functions.table import numpy_names, recorded, register, tensor
 
@@ -21,19 +21,13 @@ __all__ = [
     "amin",
     "argmax",
     "argmin",
+    "bincount",
     "count_nonzero",
-    "cumprod",
-    "cumsum",
     "logsumexp",
     "mean",
     "nanmean",
     "nansum",
-    "prod",
-    "std",
-    "std_mean",
     "sum",
-    "var",
-    "var_mean",
 ]
 
 
@@ -73,7 +67,7 @@ def spread(
     return np.broadcast_to(dy if keepdim else np.expand_dims(dy, over), shape)
 
 
-def _summand(x: np.ndarray, dtype: Any) -> np.ndarray:
+def summand(x: np.ndarray, dtype: Any) -> np.ndarray:
     """What sums and products are made of: integers and booleans become int64."""
     if dtype is None:
         dtype = x.dtype if x.dtype.kind == "f" else np.int64
@@ -84,7 +78,7 @@ def _summand(x: np.ndarray, dtype: Any) -> np.ndarray:
 def sum(x: np.ndarray, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """Sum over one, several or all axes; of integers and booleans in int64."""
     over = axes("sum", x.ndim, dim)
-    a = _summand(x, dtype)
+    a = summand(x, dtype)
     y = a.sum(over, a.dtype, keepdims=keepdim)
     return y, lambda dy: spread(dy, x.shape, over, keepdim).astype(x.dtype)
 
@@ -93,16 +87,16 @@ def sum(x: np.ndarray, dim: Any = None, keepdim: bool = False, *, dtype: Any = N
 def nansum(x: np.ndarray, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """`sum` with NaN taken as 0."""
     over = axes("nansum", x.ndim, dim)
-    a, counts = _summand(x, dtype), ~np.isnan(x)
+    a, counts = summand(x, dtype), ~np.isnan(x)
     y = np.where(counts, a, a.dtype.type(0)).sum(over, a.dtype, keepdims=keepdim)
     return y, lambda dy: (spread(dy, x.shape, over, keepdim) * counts).astype(x.dtype)
 
 
-def _count(x: np.ndarray, over: tuple[int, ...]) -> int:
+def count_of(x: np.ndarray, over: tuple[int, ...]) -> int:
     return math.prod(x.shape[i] for i in over)
 
 
-def _real(op: str, x: np.ndarray, dtype: Any) -> np.ndarray:
+def real(op: str, x: np.ndarray, dtype: Any) -> np.ndarray:
     kind = x.dtype if dtype is None else np.dtype(dtype)
     if kind.kind != "f":
         raise RuntimeError(f"{op}: input must be floating point, got {kind}")
@@ -118,9 +112,9 @@ def mean(x: np.ndarray, dim: Any = None, keepdim: bool = False, *, dtype: Any = 
     RuntimeError
         If the input and `dtype` are not floating point.
     """
-    a = _real("mean", x, dtype)
+    a = real("mean", x, dtype)
     over = axes("mean", x.ndim, dim)
-    count = a.dtype.type(_count(x, over))
+    count = a.dtype.type(count_of(x, over))
     y = np.asarray(a.sum(over, keepdims=keepdim) / count)
     return y, lambda dy: spread(dy / count, x.shape, over, keepdim).astype(x.dtype)
 
@@ -135,111 +129,6 @@ def nanmean(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = 
 
 
 register("nanmean", nanmean, in_place=False)
-
-
-@recorded()
-def prod(x: np.ndarray, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """Product over one or all axes; of integers and booleans in int64."""
-    over = None if dim is None else axis("prod", x.ndim, dim)
-    a = _summand(x, dtype)
-    flat = a.reshape(-1, 1) if over is None or not x.ndim else np.moveaxis(a, over, 0)
-    y = flat.prod(0, a.dtype).reshape(() if over is None or not x.ndim else flat.shape[1:])
-    y = np.expand_dims(y, over) if keepdim and over is not None and x.ndim else y
-
-    def gradient(dy: np.ndarray) -> Any:
-        others = np.ones_like(flat)  # the product of all others, also where one is 0
-        others[1:] = np.cumprod(flat[:-1], 0)
-        others[:-1] *= np.cumprod(flat[:0:-1], 0)[::-1]
-        dx = others * dy.reshape(flat.shape[1:])
-        return dx.reshape(x.shape) if over is None or not x.ndim else np.moveaxis(dx, 0, over)
-
-    return y, gradient
-
-
-def _deviations(x: np.ndarray, over: tuple[int, ...], correction: float) -> tuple[Any, Any]:
-    """Deviations from the mean, and what the sum of their squares is divided by, if above 0."""
-    count = _count(x, over)
-    centred = x - x.sum(over, keepdims=True) / x.dtype.type(count)
-    return centred, x.dtype.type(count - correction)
-
-
-def _correction(dim: Any, unbiased: bool | None, correction: float | None) -> tuple[Any, float]:
-    """The axes, and what is taken off the number of elements; `unbiased` may come first."""
-    if isinstance(dim, bool):
-        dim, unbiased = None, dim
-    if correction is None:
-        correction = 1 if unbiased is None else int(unbiased)
-    return dim, correction
-
-
-@recorded(saves=(0,))
-def var(
-    x: np.ndarray,
-    dim: Any = None,
-    unbiased: bool | None = None,
-    keepdim: bool = False,
-    *,
-    correction: float | None = None,
-) -> Any:
-    """Variance: squared deviations from the mean, over ``N - correction``, 1 by default.
-
-    Parameters
-    ----------
-    x : Tensor
-        Floating point.
-    dim : int or sequence, optional
-        The axes, all by default.
-    unbiased : bool
-        The older name of `correction`: True for 1, False for 0; may stand in the place of `dim`.
-    keepdim : bool
-    correction : float
-    """
-    dim, correction = _correction(dim, unbiased, correction)
-    x, over = _real("var", x, None), axes("var", x.ndim, dim)
-    centred, count = _deviations(x, over, correction)
-    y = np.square(centred).sum(over, keepdims=keepdim) / np.maximum(count, 0)
-    return y, lambda dy: centred * spread(dy * (x.dtype.type(2) / count), x.shape, over, keepdim)
-
-
-@recorded(saves=(0,), saves_output=True)
-def std(
-    x: np.ndarray,
-    dim: Any = None,
-    unbiased: bool | None = None,
-    keepdim: bool = False,
-    *,
-    correction: float | None = None,
-) -> Any:
-    """Standard deviation, the square root of `var`; where it is 0 the gradient is 0."""
-    dim, correction = _correction(dim, unbiased, correction)
-    x, over = _real("std", x, None), axes("std", x.ndim, dim)
-    centred, count = _deviations(x, over, correction)
-    squares = np.square(centred).sum(over, keepdims=keepdim)
-    y = np.asarray(np.sqrt(squares / np.maximum(count, 0)))
-
-    def gradient(dy: np.ndarray) -> Any:
-        scale = np.where(y == 0, y.dtype.type(0), dy / (y * count))
-        return centred * spread(scale, x.shape, over, keepdim)
-
-    return y, gradient
-
-
-@numpy_names
-def var_mean(
-    input: Any, dim: Any = None, unbiased: Any = None, keepdim: bool = False, **options: Any
-) -> tuple[Tensor, Tensor]:
-    """`var` and `mean`."""
-    over = None if isinstance(dim, bool) else dim
-    return var(input, dim, unbiased, keepdim, **options), mean(input, over, keepdim)
-
-
-@numpy_names
-def std_mean(
-    input: Any, dim: Any = None, unbiased: Any = None, keepdim: bool = False, **options: Any
-) -> tuple[Tensor, Tensor]:
-    """`std` and `mean`."""
-    over = None if isinstance(dim, bool) else dim
-    return std(input, dim, unbiased, keepdim, **options), mean(input, over, keepdim)
 
 
 @recorded(saves=(0,))
@@ -258,7 +147,7 @@ def logsumexp(x: np.ndarray, dim: Any, keepdim: bool = False) -> Any:
 
 def ties(dy: np.ndarray, chosen: np.ndarray, over: tuple[int, ...] | None) -> np.ndarray:
     """A gradient along reduced axes, spread evenly among the elements that were chosen."""
-    return chosen * (dy / chosen.sum(over, keepdims=True, dtype=dy.dtype))
+    return np.asarray(chosen * (dy / chosen.sum(over, keepdims=True, dtype=dy.dtype)))
 
 
 def _extreme(name: str, find: Any) -> Any:
@@ -312,36 +201,36 @@ def count_nonzero(input: Any, dim: Any = None) -> Tensor:
 register("count_nonzero", count_nonzero, in_place=False)
 
 
-@recorded()
-def cumsum(x: np.ndarray, dim: Any, *, dtype: Any = None) -> Any:
-    """Running sum along an axis; of integers and booleans in int64."""
-    along = axis("cumsum", x.ndim, dim)
-    a = np.atleast_1d(_summand(x, dtype))
+def bincount(input: Any, weights: Any = None, minlength: int = 0) -> Tensor:
+    """How often each of the integers from 0 occurs, or the sums of the weights of each.
 
-    def gradient(dy: np.ndarray) -> Any:
-        back = np.flip(np.atleast_1d(dy), along)
-        return np.flip(np.cumsum(back, along), along).reshape(x.shape).astype(x.dtype)
+    Parameters
+    ----------
+    input : Tensor
+        Integers, not negative, along one axis.
+    weights : Tensor, optional
+        One for each, of which there is no gradient.
+    minlength : int
+        Counts that there are at least.
 
-    return np.cumsum(a, along, a.dtype).reshape(x.shape), gradient
+    Raises
+    ------
+    RuntimeError
+        If the input is other than that, or a gradient of the weights is required.
+    """
+    x = tensor(input).array()
+    if x.dtype.kind not in "iu" or x.ndim != 1 or (x.size and x.min() < 0) or minlength < 0:
+        raise RuntimeError(
+            f"bincount: input must be integers from 0 along one axis, and minlength not negative, "
+            f"got {x.dtype} of shape {x.shape} and {minlength}"
+        )
+    if weights is None:
+        return Tensor(np.bincount(x.astype(np.int64), minlength=minlength))
+    if wants_grad((tensor(weights),)):
+        raise RuntimeError("bincount: weights must not require a gradient, got some that do")
+    given = tensor(weights).array()
+    counts = np.bincount(x.astype(np.int64), given, minlength)
+    return Tensor(counts.astype(np.float32 if given.dtype == np.float32 else np.float64))
 
 
-@recorded(saves=(0,))
-def cumprod(x: np.ndarray, dim: Any, *, dtype: Any = None) -> Any:
-    """Running product along an axis; of integers and booleans in int64."""
-    along = axis("cumprod", x.ndim, dim)
-    a = np.moveaxis(np.atleast_1d(_summand(x, dtype)), along, 0)
-    y = np.cumprod(a, 0, a.dtype)
-
-    def gradient(dy: np.ndarray) -> Any:
-        """``dx[i] = y[i - 1] * (dy[i] + x[i + 1] * (dy[i + 1] + ...))``, right for 0 too."""
-        rest = np.moveaxis(np.atleast_1d(dy), along, 0).copy()
-        for i in range(len(a) - 2, -1, -1):
-            rest[i] += a[i + 1] * rest[i + 1]
-        rest[1:] *= y[:-1]
-        return np.moveaxis(rest, 0, along).reshape(x.shape).astype(x.dtype)
-
-    return np.moveaxis(y, 0, along).reshape(x.shape), gradient
-
-
-register("cumsum", cumsum)
-register("cumprod", cumprod)
+register("bincount", bincount, in_place=False)

@@ -85,10 +85,10 @@ def test_no_function_of_numpys_loses_a_gradient_in_silence(name: str) -> None:
             warnings.simplefilter("ignore")
             try:
                 result = function(*given(args, lambda a: Tensor(a, requires_grad=True)))
-            except (RuntimeError, TypeError, AttributeError):
+            except (RuntimeError, TypeError, AttributeError, BufferError):
                 continue
             expected = function(*args)
-        is_condition = name == "where" and args[1:] == (0.4, 0.6)
+        is_condition = name == "where" and isinstance(args[-1], float)
         if name in SHAPES_ONLY or is_condition or not floats(result):
             continue
         for part, right in zip(floats(result), floats(expected), strict=True):
@@ -114,7 +114,7 @@ def test_known_functions_are_recorded() -> None:
                 warnings.simplefilter("ignore")
                 try:
                     result = FUNCTIONS[name](*given(args, lambda a: t))
-                except (RuntimeError, TypeError, AttributeError):
+                except (RuntimeError, TypeError, AttributeError, BufferError):
                     continue
             if any(part.requires_grad for part in flat(result)):
                 recorded.add(name)

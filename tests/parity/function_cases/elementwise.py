@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 import numpy as np
-from parity.functions_harness import ALL, Arguments, Draw, Row
+from parity.functions_harness import Arguments, Draw, Row
 
 
-def _one(low: float = -3, high: float = 3, dtypes: tuple[str, ...] = ALL) -> Callable[[Draw], Arguments]:
-    return lambda draw: ((draw.tensor(low=low, high=high, dtypes=dtypes),), {})
+def _one(low: float = -3, high: float = 3) -> Callable[[Draw], Arguments]:
+    return lambda draw: ((draw.tensor(low=low, high=high),), {})
 
 
 def _rounded(draw: Draw) -> Arguments:

@@ -30,7 +30,9 @@ def _two(
 
 def _scaled(draw: Draw) -> Arguments:
     args, _ = _two()(draw)
-    return args, draw.pick({}, {"alpha": 2}, {"alpha": 2} if args[0].dtype.kind != "f" else {"alpha": 0.5})
+    return args, draw.pick(
+        {}, {"alpha": 2}, {"alpha": 2} if args[0].dtype.kind != "f" else {"alpha": 0.5}
+    )
 
 
 def _rounding(draw: Draw) -> Arguments:
@@ -83,7 +85,7 @@ def _close(draw: Draw) -> Arguments:
 
 
 _COMPARED = "eq ne not_equal lt less le less_equal gt greater ge greater_equal"
-_PAIRS = "mul multiply remainder fmod floor_divide bitwise_and bitwise_or bitwise_xor"
+_PAIRS = "mul multiply true_divide remainder fmod floor_divide bitwise_and bitwise_or bitwise_xor"
 _TENSORS = "maximum minimum fmax fmin"
 ROWS = [
     *(Row(name, _two()) for name in _PAIRS.split()),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from parity.functions_harness import ALL, FLOATS, Arguments, Draw, Row
+from parity.functions_harness import ALL, FLOATS, Arguments, Draw, Row, Steady
 
 
 def _options(draw: Draw, options: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
@@ -118,6 +118,14 @@ def _variance(draw: Draw) -> Arguments:
     )
 
 
+def _counted(draw: Draw) -> Arguments:
+    x = np.abs(draw.tensor(draw.shape(1, 1), ("int64", "int32", "uint8")))
+    options = _options(draw, {"minlength": (0, 2, 9)})
+    if draw.rng.random() < 0.4:
+        options["weights"] = Steady(draw.tensor(x.shape, FLOATS))
+    return (x,), options
+
+
 _KEEP = {"keepdim": (True, False)}
 _DTYPE = {"dtype": (np.dtype(np.float64), np.dtype(np.float32))}
 _DTYPES = {"dtype": (*_DTYPE["dtype"], np.dtype(np.int64), np.dtype(np.int32))}
@@ -150,4 +158,5 @@ ROWS = [
     Row("sort", _ordered),
     Row("argsort", _ordered),
     Row("unique", _unique),
+    Row("bincount", _counted),
 ]
