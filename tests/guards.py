@@ -371,6 +371,7 @@ def _all() -> Iterator[tuple[str, Call]]:
         yield f"SGD {momentum}", _optimiser(optim.SGD, sizes, momentum=momentum)
     for amsgrad in (False, True):
         yield f"Adam {amsgrad}", _optimiser(optim.Adam, sizes, amsgrad=amsgrad)
+    yield "Adadelta", _optimiser(optim.Adadelta, sizes)
 
 
 CALLS: dict[str, Call] = dict(_all())

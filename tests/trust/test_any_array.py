@@ -605,11 +605,11 @@ def test_tensors_and_layers_refuse_masks():
         norm.register_buffer("running_var", masked)
 
 
-class Leaf:
-    """What an optimiser needs of a parameter."""
-
-    def __init__(self, data: np.ndarray, grad: np.ndarray) -> None:
-        self.data, self.grad = data, grad
+def leaf_of(data: np.ndarray, grad: np.ndarray) -> nn.Parameter:
+    """A parameter with a gradient, of these very arrays."""
+    p = nn.Parameter(data)
+    p.data, p.grad = data, grad
+    return p
 
 
 MAKERS: Any = {
@@ -617,22 +617,23 @@ MAKERS: Any = {
     "momentum": lambda p: optim.SGD(p, 0.1, 0.9, weight_decay=0.1, nesterov=True),
     "adam": lambda p: optim.Adam(p, 0.1, amsgrad=True),
     "adamw": lambda p: optim.AdamW(p, 0.1),
+    "adadelta": lambda p: optim.Adadelta(p, 0.1, weight_decay=0.1),
 }
 
 
 def optimised(make: Any, role: str, form: Any) -> tuple[dict[str, Any], Any]:
     """Arrays of a parameter after a first step, one of them in another form, and a step to do."""
     data, grad = np.random.default_rng(7).standard_normal((2, 3, 4, 2))
-    first = Leaf(np.ones(2), np.ones(2))
-    leaf = Leaf(data.copy(), grad.copy())
+    first = leaf_of(np.ones(2), np.ones(2))
+    leaf = leaf_of(data.copy(), grad.copy())
     optimizer = make([first, leaf])
     optimizer.step()
     state = optimizer.state[leaf]
     if role in ("data", "grad"):
-        setattr(leaf, role, form(getattr(leaf, role)))
+        setattr(leaf, role, form(getattr(leaf, role).numpy()))
     elif role in state:
         state[role] = form(state[role])
-    arrays = {"data": leaf.array(), "grad": leaf.grad, "other": first.array()}
+    arrays = {"data": leaf.array(), "grad": leaf.grad_array(), "other": first.array()}
     return arrays | {n: a for n, a in state.items() if n != "step"}, optimizer.step
 
 

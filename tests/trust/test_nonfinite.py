@@ -585,6 +585,11 @@ OPTIMIZERS: Any = {
             "max_exp_avg_sq": (NAN, INF, INF),
         },
     ),
+    "adadelta": (
+        lambda p: optim.Adadelta(p, 0.1),
+        (NAN, NAN, NAN),
+        {"square_avg": (NAN, INF, INF), "acc_delta": (NAN, NAN, NAN)},
+    ),
 }
 
 

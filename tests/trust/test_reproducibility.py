@@ -199,6 +199,7 @@ OPTIMIZERS: dict[str, Callable[[Any], optim.Optimizer]] = {
     "SGD": lambda p: optim.SGD(p, 0.05, momentum=0.9, weight_decay=1e-3, nesterov=True),
     "Adam": lambda p: optim.Adam(p, 1e-3, amsgrad=True),
     "AdamW": lambda p: optim.AdamW(p, 1e-3),
+    "Adadelta": lambda p: optim.Adadelta(p, 0.1),
 }
 BATCHES = 3
 

@@ -923,7 +923,7 @@ def changed(value, rng):
     return rng.choice(VALUES)
 
 
-@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW])
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW, optim.Adadelta])
 def test_a_changed_state_of_an_optimiser_is_taken_or_changes_nothing(
     kind, trained, figures, effort
 ):
