@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastlayers import (
         accelerator,
+        autograd,
         backends,
         cuda,
         data,
         distributed,
         func,
+        functions,
         kernels,
         linalg,
         models,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
         ops,
         optim,
         random,
+        state,
         testing,
         training,
         utils,
@@ -56,26 +59,49 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = (
+# With the names of `_SHARED`, which `dir` lists too.
+__all__ = [
+    "Generator",
+    "Size",
+    "Tensor",
     "accelerator",
     "autograd",
     "backends",
     "cuda",
     "data",
+    "device",
     "distributed",
+    "enable_grad",
     "func",
+    "functions",
+    "get_num_threads",
+    "inference_mode",
+    "is_fusion_enabled",
+    "is_grad_enabled",
     "kernels",
     "linalg",
+    "load",
+    "manual_seed",
     "models",
     "nn",
+    "no_grad",
     "ops",
     "optim",
+    "profile",
     "random",
+    "save",
+    "set_fusion_enabled",
+    "set_grad_enabled",
+    "set_num_threads",
+    "set_printoptions",
+    "state",
     "testing",
     "training",
     "utils",
     "vision",
-)
+    "warmup",
+]
+
 _HOMES = {
     "Generator": "random",
     "Size": "autograd.types",
@@ -100,14 +126,12 @@ _HOMES = {
 # Whose names are all those of `fastlayers`, so that they are listed in one place only.
 _SHARED = ("autograd.dtypes", "functions")  # tensors come first: functions are their methods
 
-__all__ = [*_MODULES, *_HOMES]
-
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        value = importlib.import_module(f"{__name__}.{name}")
-    elif name in _HOMES:
+    if name in _HOMES:
         value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    elif name in __all__:
+        value = importlib.import_module(f"{__name__}.{name}")
     else:
         value = _shared(name)
     globals()[name] = value

@@ -22,4 +22,3 @@ class _Backend:
 
 
 cuda, cudnn, mkldnn, mps = _Backend(), _Backend(), _Backend(), _Backend()
-

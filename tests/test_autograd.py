@@ -78,7 +78,9 @@ def test_broadcasting(op, left, right):
 
 
 @pytest.mark.parametrize("op", BINARY.values(), ids=BINARY)
-@pytest.mark.parametrize("other", [2, 2.5, np.float64(3), leaf(2, 3, seed=1).array(), leaf(3).array()])
+@pytest.mark.parametrize(
+    "other", [2, 2.5, np.float64(3), leaf(2, 3, seed=1).array(), leaf(3).array()]
+)
 def test_constants_on_either_side(op, other):
     x = leaf(2, 3)
     for function in (lambda t: op(t, other), lambda t: op(other, t)):

@@ -108,7 +108,11 @@ def test_operations_of_strides_groups_and_wanted_gradients():
     conv = nn.Conv2d(2, 4, (3, 1), stride=2, groups=2)
     flops = 2 * (3 * 2 * 3) * (4 * 1 * 3 * 1)
     net = nn.Sequential(conv, nn.Flatten())
-    for x, frozen, gradients in ((X, False, 1), (fl.tensor(X, requires_grad=True), False, 2), (X, True, 0)):
+    for x, frozen, gradients in (
+        (X, False, 1),
+        (fl.tensor(X, requires_grad=True), False, 2),
+        (X, True, 0),
+    ):
         conv.weight.requires_grad = not frozen
         profile = profiled(net, x)
         assert row_of(profile, "0").flops == flops

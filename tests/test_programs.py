@@ -38,9 +38,11 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines that a program prints."""
     source = (PROGRAMS / name).read_text()
     changed = with_other_imports(source)
-    assert "torch" not in re.sub(r"fastlayers\S* as torch\S*", "", "\n".join(
-        line for line in changed.splitlines() if IMPORT.match(line)
-    ))
+    assert "torch" not in re.sub(
+        r"fastlayers\S* as torch\S*",
+        "",
+        "\n".join(line for line in changed.splitlines() if IMPORT.match(line)),
+    )
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.argv", [name])
     printed = io.StringIO()
@@ -84,7 +86,7 @@ def cifar10(tmp_path):
             b"filenames": [b"x.png"] * 20,
         }
         (folder / name).write_bytes(by_python_2(content))
-    names = "airplane automobile bird cat deer dog frog horse ship truck".encode().split()
+    names = b"airplane automobile bird cat deer dog frog horse ship truck".split()
     meta = {b"label_names": names, b"num_cases_per_batch": 20, b"num_vis": 3072}
     (folder / "batches.meta").write_bytes(by_python_2(meta))
     return tmp_path
@@ -107,7 +109,9 @@ def mnist(tmp_path):
 
 def test_batch_norm_by_hand(tmp_path, monkeypatch):
     lines = run("batch_norm_by_hand.py", tmp_path, monkeypatch)
-    assert re.fullmatch(r"tensor\(\[\[(0\.\d{4}, ){7}0\.\d{4}\]\]\) torch\.Size\(\[1, 8\]\)", lines[0])
+    assert re.fullmatch(
+        r"tensor\(\[\[(0\.\d{4}, ){7}0\.\d{4}\]\]\) torch\.Size\(\[1, 8\]\)", lines[0]
+    )
     assert lines[1:] == [
         "True torch.Size([10])",
         "1d: True",

@@ -87,7 +87,9 @@ def test_figures_of_an_epoch_weigh_samples(model):
 
 
 def test_loader_and_progress_bar(model, capsys):
-    inputs, targets = (np.concatenate([t.array() for t in ts]) for ts in zip(*batches(), strict=True))
+    inputs, targets = (
+        np.concatenate([t.array() for t in ts]) for ts in zip(*batches(), strict=True)
+    )
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=10, shuffle=True)
     history = train(model, loader, loader, epochs=2, progress=True)
     assert len(history.epochs) == 2 and capsys.readouterr().out == ""
@@ -179,7 +181,9 @@ def test_evaluate_leaves_the_model_alone(model, training):
     check_state(model.state_dict(), before)
     assert all(p.grad is None for p in model.parameters())
     model.eval()
-    inputs, targets = (np.concatenate([t.array() for t in ts]) for ts in zip(*batches(), strict=True))
+    inputs, targets = (
+        np.concatenate([t.array() for t in ts]) for ts in zip(*batches(), strict=True)
+    )
     output = model(inputs)
     assert loss == pytest.approx(LOSS(output, targets).item(), rel=1e-5)
     assert accuracy == (output.array().argmax(1) == targets).mean()

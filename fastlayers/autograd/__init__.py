@@ -5,6 +5,8 @@ What convolutions, pooling and the like compute is the matter of `fastlayers.ops
 of `fastlayers.functions`.
 """
 
+from fastlayers import functions  # gives tensors their methods
+from fastlayers.autograd.gradient import backward, grad
 from fastlayers.autograd.mode import (
     enable_grad,
     inference_mode,
@@ -14,8 +16,6 @@ from fastlayers.autograd.mode import (
 )
 from fastlayers.autograd.tape import OUTPUT, Backward, Gradients, Listener, listen
 from fastlayers.autograd.tensor import Recording, Tensor, defer, record, wants_grad
-from fastlayers.autograd.gradient import backward, grad
-from fastlayers import functions  # gives tensors their methods
 from fastlayers.functions.creation import tensor
 
 __all__ = [

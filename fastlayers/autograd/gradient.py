@@ -110,6 +110,8 @@ def grad(
         )
     gradients = [found.get(key) for key in keys]
     return tuple(
-        None if g is None and not materialize_grads else Tensor(np.zeros(t.shape, t.dtype) if g is None else g.copy())
+        None
+        if g is None and not materialize_grads
+        else Tensor(np.zeros(t.shape, t.dtype) if g is None else g.copy())
         for t, g in zip(wanted, gradients, strict=True)
     )

@@ -91,4 +91,3 @@ def is_cpu(op: str, target: Any) -> bool:
     if device(target).type != "cpu":
         raise ValueError(f"{op}: target must be 'cpu', the only device, got {str(target)!r}")
     return True
-

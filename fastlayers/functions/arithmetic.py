@@ -13,7 +13,18 @@ from fastlayers.functions.promotion import common, operand
 from fastlayers.functions.table import alias, binary, method, recorded, register, unbroadcast
 from fastlayers.ops import arithmetic
 
-__all__ = ["add", "div", "divide", "matmul", "mm", "mul", "multiply", "sub", "subtract", "true_divide"]
+__all__ = [
+    "add",
+    "div",
+    "divide",
+    "matmul",
+    "mm",
+    "mul",
+    "multiply",
+    "sub",
+    "subtract",
+    "true_divide",
+]
 
 _sum = binary("add", arithmetic.add, (lambda dy: dy, lambda dy: dy), "")
 _difference = binary("sub", np.subtract, (lambda dy: dy, lambda dy: -dy), "")

@@ -18,7 +18,21 @@ from fastlayers.autograd.tape import OUTPUT
 from fastlayers.autograd.tensor import Tensor, record, wants_grad
 from fastlayers.functions.promotion import common, floating, number, operand
 
-__all__ = ["NUMPY", "alias", "binary", "comparison", "method", "numpy_names", "recorded", "register", "result", "tensor", "unary", "unbroadcast", "view"]
+__all__ = [
+    "NUMPY",
+    "alias",
+    "binary",
+    "comparison",
+    "method",
+    "numpy_names",
+    "recorded",
+    "register",
+    "result",
+    "tensor",
+    "unary",
+    "unbroadcast",
+    "view",
+]
 
 Function = Callable[..., Tensor]
 Named = TypeVar("Named", bound=Callable[..., Any])

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers import lazy, ops
-from fastlayers.autograd import inplace
-from fastlayers.autograd import OUTPUT, Recording, Tensor, defer, record, wants_grad
+from fastlayers.autograd import OUTPUT, Recording, Tensor, defer, inplace, record, wants_grad
 
 __all__ = [
     "RELU",

@@ -137,7 +137,9 @@ def test_what_can_not_be_sent_is_told():
             return threading.Lock()
 
     loader = DataLoader(Local(), None, **PROCESSES)
-    with pytest.raises(RuntimeError, match="Caught TypeError in DataLoader worker process 0(.|\n)*"):
+    with pytest.raises(
+        RuntimeError, match="Caught TypeError in DataLoader worker process 0(.|\n)*"
+    ):
         list(loader)
 
     class Own(ValueError):
@@ -333,7 +335,12 @@ def test_persistent_workers_serve_one_iteration(workers):
 
 def test_two_iterations_at_once_of_other_workers():
     loader = DataLoader([0, 1], **THREADS)
-    assert [(a.item(), b.item()) for a in loader for b in loader] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [(a.item(), b.item()) for a in loader for b in loader] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+    ]
 
 
 def test_tensors_come_from_processes_as_they_are():

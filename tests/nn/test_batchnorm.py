@@ -36,7 +36,9 @@ def test_training_normalises_by_the_batch(layer, shape, eps):
     mean, var = (f(axis=axes(shape), keepdims=True) for f in (x.array().mean, x.array().var))
     like = (3,) + (1,) * (len(shape) - 2)
     scale, shift = norm.weight.array().reshape(like), norm.bias.array().reshape(like)
-    np.testing.assert_allclose(norm(x).array(), (x.array() - mean) / np.sqrt(var + eps) * scale + shift)
+    np.testing.assert_allclose(
+        norm(x).array(), (x.array() - mean) / np.sqrt(var + eps) * scale + shift
+    )
 
 
 @NORMS

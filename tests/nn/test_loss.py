@@ -29,7 +29,9 @@ def test_gradients_of_labels(check_layer, loss, options, shape, reduction):
     target = Tensor(labels % 4 if labels.ndim else np.asarray(2))
     options = options | {"reduction": reduction}
     op = ops.cross_entropy if loss is nn.CrossEntropyLoss else ops.nll_loss
-    np.testing.assert_array_equal(loss(**options)(x, target).array(), op(x.array(), target.array(), **options))
+    np.testing.assert_array_equal(
+        loss(**options)(x, target).array(), op(x.array(), target.array(), **options)
+    )
     check_layer(loss(**options), x, target)
 
 
@@ -40,7 +42,9 @@ def test_gradients_of_yes_no_targets(check_layer, options, shape, reduction):
     x, target = Tensor(RNG.standard_normal(shape), True), Tensor(RNG.uniform(0, 1, shape))
     loss, op = nn.BCEWithLogitsLoss, ops.binary_cross_entropy_with_logits
     options = options | {"reduction": reduction}
-    np.testing.assert_array_equal(loss(**options)(x, target).array(), op(x.array(), target.array(), **options))
+    np.testing.assert_array_equal(
+        loss(**options)(x, target).array(), op(x.array(), target.array(), **options)
+    )
     check_layer(loss(**options), x, target)
 
 

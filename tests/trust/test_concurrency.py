@@ -479,7 +479,9 @@ def test_an_exception_of_a_dataset_passes_through_fit_with_its_traceback(error, 
     found = caught.value
     if prefetch and isinstance(error, Exception):
         assert found.__cause__ is error and "in visit" in str(found)
-        frames = traceback.extract_tb(found.__traceback__) + traceback.extract_tb(error.__traceback__)
+        frames = traceback.extract_tb(found.__traceback__) + traceback.extract_tb(
+            error.__traceback__
+        )
     else:
         assert found is error
         frames = traceback.extract_tb(error.__traceback__)

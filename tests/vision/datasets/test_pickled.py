@@ -34,7 +34,10 @@ def test_an_array_in_order_of_columns():
     )
     found = read_pickled(b"\x80\x02}U\x01a" + made + b"s.")[b"a"]
     np.testing.assert_array_equal(found, array)
-    for old, new in ((b"K\x02K\x03\x86", b"J\xff\xff\xff\xffK\x03\x86"), (b"K\x01K\x02", b"K\x01N")):
+    for old, new in (
+        (b"K\x02K\x03\x86", b"J\xff\xff\xff\xffK\x03\x86"),
+        (b"K\x01K\x02", b"K\x01N"),
+    ):
         with pytest.raises(ValueError, match="an array of shape .* is refused"):
             read_pickled(b"\x80\x02}U\x01a" + made.replace(old, new) + b"s.")
 
