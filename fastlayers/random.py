@@ -161,47 +161,67 @@ def numpy_generator() -> np.random.Generator:
 
 
 class Generator:
-    """A source of random numbers with a state of its own, as `torch.Generator
-    <https://docs.pytorch.org/docs/stable/generated/torch.Generator.html>`_.
+    """A random state of its own, for functions and loaders that take a `generator`.
 
     Its numbers are NumPy's, not PyTorch's: the same seed gives the same numbers again, and others
     than in PyTorch.
 
     Parameters
     ----------
-    device : str
-        "cpu", the only one.
-
-    Attributes
-    ----------
-    numpy : numpy.random.Generator
-        What draws the numbers.
+    device : str or device
+        Must be the CPU.
 
     Raises
     ------
-    ValueError
-        For another device.
+    RuntimeError
+        If it is another device.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.Generator.html
     """
 
-    def __init__(self, device: str = "cpu") -> None:
-        if str(device) != "cpu":
-            raise ValueError(f"Generator: device must be 'cpu', the only device, got {device!r}")
-        self.manual_seed(67280421310721)  # PyTorch's default
+    def __init__(self, device: Any = "cpu") -> None:
+        from fastlayers.autograd.types import device as Device
+
+        self.device = Device(device)
+        if self.device.type != "cpu":
+            raise RuntimeError(f"Generator: device must be 'cpu', got {str(device)!r}")
+        # PyTorch's: a new generator is not random until `seed`.
+        self.manual_seed(67280421310721)
 
     def manual_seed(self, seed: int) -> Generator:
-        """Begin the numbers of this non-negative seed, and give the generator itself."""
-        self._seed = _whole_number("Generator.manual_seed", "seed", seed)
-        self.numpy = np.random.default_rng(self._seed)
+        """Begin the numbers of a seed; a negative one is counted from 2**64."""
+        number = int(operator.index(seed))
+        if not -(2**63) <= number < 2**64:
+            raise RuntimeError(f"manual_seed: seed must be a 64-bit integer, got {seed}")
+        self._seed = number % 2**64
+        self._draws = np.random.default_rng(self._seed)
         return self
 
     def seed(self) -> int:
-        """Begin the numbers of a seed that the system draws, and give it."""
+        """Begin the numbers of a seed that the operating system draws, and give it."""
         self.manual_seed(int(np.random.SeedSequence().generate_state(1, np.uint64)[0]))
         return self._seed
 
     def initial_seed(self) -> int:
-        """The seed whose numbers these are."""
+        """The seed of the last `manual_seed` or `seed`."""
         return self._seed
+
+    @property
+    def numpy(self) -> np.random.Generator:
+        """NumPy's generator, which draws the numbers."""
+        return self._draws
+
+    def get_state(self) -> dict[str, Any]:
+        """The state, by which `set_state` has the same numbers drawn again."""
+        return {"generator": self._draws.bit_generator.state, "seed": self._seed}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Set the state that `get_state` gave."""
+        draws = np.random.default_rng(0)
+        draws.bit_generator.state = state["generator"]
+        self._draws, self._seed = draws, operator.index(state["seed"])
 
 
 def as_numpy(op: str, generator: Any) -> np.random.Generator:
@@ -254,66 +274,6 @@ def fork_rng() -> Iterator[None]:
         yield
     finally:
         _own.reset(token)
-
-
-class Generator:
-    """A random state of its own, for functions that take a `generator`.
-
-    Parameters
-    ----------
-    device : str or device
-        Must be the CPU.
-
-    Raises
-    ------
-    RuntimeError
-        If it is another device.
-
-    References
-    ----------
-    https://docs.pytorch.org/docs/stable/generated/torch.Generator.html
-    """
-
-    def __init__(self, device: Any = "cpu") -> None:
-        from fastlayers.autograd.types import device as Device
-
-        self.device = Device(device)
-        if self.device.type != "cpu":
-            raise RuntimeError(f"Generator: device must be 'cpu', got {str(device)!r}")
-        # PyTorch's: a new generator is not random until `seed`.
-        self.manual_seed(67280421310721)
-
-    def manual_seed(self, seed: int) -> Generator:
-        """Begin the numbers of a seed; a negative one is counted from 2**64."""
-        number = int(operator.index(seed))
-        if not -(2**63) <= number < 2**64:
-            raise RuntimeError(f"manual_seed: seed must be a 64-bit integer, got {seed}")
-        self._seed = number % 2**64
-        self._draws = np.random.default_rng(self._seed)
-        return self
-
-    def seed(self) -> int:
-        """Begin the numbers of a seed that the operating system draws, and give it."""
-        self.manual_seed(int(np.random.SeedSequence().generate_state(1, np.uint64)[0]))
-        return self._seed
-
-    def initial_seed(self) -> int:
-        """The seed of the last `manual_seed` or `seed`."""
-        return self._seed
-
-    def numpy(self) -> np.random.Generator:
-        """NumPy's generator, which draws the numbers."""
-        return self._draws
-
-    def get_state(self) -> dict[str, Any]:
-        """The state, by which `set_state` has the same numbers drawn again."""
-        return {"generator": self._draws.bit_generator.state, "seed": self._seed}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Set the state that `get_state` gave."""
-        draws = np.random.default_rng(0)
-        draws.bit_generator.state = state["generator"]
-        self._draws, self._seed = draws, operator.index(state["seed"])
 
 
 def _whole_number(function: str, argument: str, value: Any) -> int:

@@ -5,7 +5,7 @@ What convolutions, pooling and the like compute is the matter of `fastlayers.ops
 of `fastlayers.functions`.
 """
 
-from fastlayers import functions  # gives tensors their methods
+from fastlayers import functions  # noqa: F401  gives tensors their methods
 from fastlayers.autograd.gradient import backward, grad
 from fastlayers.autograd.mode import (
     enable_grad,

@@ -34,7 +34,8 @@ def _roots(op: str, outputs: Tensors, gradients: Any, create_graph: bool) -> tup
             f"got {len(gradients)}"
         )
     pairs = zip(listed, gradients, strict=True)
-    return zip(*(y.root(op, dy, create_graph) for y, dy in pairs), strict=True)
+    roots, seeds = zip(*(y.root(op, dy, create_graph) for y, dy in pairs), strict=True)
+    return roots, seeds
 
 
 def backward(

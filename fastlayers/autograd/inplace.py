@@ -75,10 +75,7 @@ def apply(
     """
     array = check_target(op, target)
     tensors = [t for t in (target, *args, *kw.values()) if isinstance(t, Tensor)]
-    if wants_grad(tensors):
-        before = _before(target, array.copy(order="K"))
-    else:
-        before = target.detach()
+    before = _before(target, array.copy(order="K")) if wants_grad(tensors) else target.detach()
     result = function(before, *args, **kw)
     values = result.array()
     if values.shape != array.shape:
@@ -172,6 +169,7 @@ def rebind(target: Tensor, node: Node) -> None:
 
 
 def edge(tensor: Tensor) -> Node | Tensor | None:
+    """Where the gradient of a tensor goes on to: its node or itself, None if it has none."""
     if not tensor.requires_grad:
         return None
     return tensor if tensor._node is None else tensor._node

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["enable_grad", "inference_mode", "is_grad_enabled", "no_grad", "set_grad_enabled"]
@@ -51,7 +51,7 @@ class _Context:
         if inspect.isgeneratorfunction(function):
 
             @functools.wraps(function)
-            def generate(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            def generate(*args: Any, **kwargs: Any) -> Any:
                 return _in_context(self._again, function(*args, **kwargs))
 
             return generate
@@ -64,7 +64,7 @@ class _Context:
         return call
 
 
-def _in_context(context: Callable[[], _Context], generator: Any) -> Iterator[Any]:
+def _in_context(context: Callable[[], _Context], generator: Any) -> Any:
     """Run a generator's own code in the context, and who takes its items outside of it."""
     resume: Callable[[], Any] = functools.partial(next, generator)
     while True:
@@ -115,7 +115,7 @@ class inference_mode(_Context):  # noqa: N801  PyTorch's name
     What is computed in it may take part in recorded ops later on, which PyTorch forbids.
     """
 
-    def __new__(cls, mode: bool | Callable[..., Any] = True) -> Any:
+    def __new__(cls, mode: bool | Callable[..., Any] = True) -> Any:  # noqa: D102
         if callable(mode):
             return cls()(mode)
         return super().__new__(cls)
@@ -138,6 +138,6 @@ class set_grad_enabled(_Context):  # noqa: N801  PyTorch's name
         self._before.append(self._outer)
         thread.enabled = self.enabled
 
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:  # noqa: D102
         thread.enabled = self._outer
         return super().__call__(function)

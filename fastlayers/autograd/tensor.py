@@ -454,7 +454,7 @@ class Tensor:
     def __len__(self) -> int:
         if not self.ndim:
             raise TypeError("len: a tensor must have an axis to have a length, got a 0-d tensor")
-        return self.shape[0]
+        return int(self.shape[0])
 
     def __iter__(self) -> Iterator[Tensor]:
         if not self.ndim:
@@ -585,7 +585,7 @@ def _node(
         edge = None if t is None or not t.requires_grad else t._node or t
         edges.append(edge)
         if likes is not None:
-            likes.append(None if edge is None else (t._array.shape, t._array.dtype))  # type: ignore
+            likes.append(None if edge is None else (t._array.shape, t._array.dtype))  # type: ignore[union-attr]
     versions = []
     for t in saved:
         if t is not None:

@@ -52,8 +52,10 @@ class device:  # noqa: N801  PyTorch's name
     """
 
     __slots__ = ("index", "type")
+    type: str
+    index: int | None
 
-    def __init__(self, type: Any, index: Any = None) -> None:
+    def __init__(self, type: Any, index: int | None = None) -> None:
         if isinstance(type, device):
             type, index = type.type, type.index
         name, _, number = str(type).partition(":")

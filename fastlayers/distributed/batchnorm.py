@@ -40,8 +40,10 @@ def _batch_norm(
     x = input if isinstance(input, Tensor) else Tensor(input)
     inputs = x, weight, bias
     array, w, b = heads.arrays(inputs)
-    kept = [t.array() if isinstance(t, Tensor) else t for t in (running_mean, running_var)]
-    norm = normalisation_of_part("batch_norm", array, *kept, w, b, momentum, eps, _channel().sum)
+    mean, var = (t.array() if isinstance(t, Tensor) else t for t in (running_mean, running_var))
+    norm = normalisation_of_part(
+        "batch_norm", array, mean, var, w, b, momentum, eps, _channel().sum
+    )
     for t in (running_mean, running_var):
         if isinstance(t, Tensor):
             t.changed()

@@ -124,5 +124,5 @@ def matmul(a: np.ndarray, b: np.ndarray) -> Any:
 
 mm = matmul
 method(mm, "mm", "bmm")
-method(lambda self, other: matmul(self, other), "__matmul__")
+method(matmul, "__matmul__")
 method(lambda self, other: matmul(other, self), "__rmatmul__")

@@ -151,7 +151,7 @@ def clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
     return out if plain else out.contiguous(memory_format=memory_format)
 
 
-method(lambda self: clone(self), "copy")  # NumPy's name
+method(clone, "copy")  # NumPy's name
 
 
 class _TensorType(type):

@@ -9,7 +9,7 @@ import numpy as np
 from fastlayers.autograd import inplace
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.expansion import expanded
-from fastlayers.functions.sampling import check_std, draw, drawn_by, floating_dtype, hits, integers
+from fastlayers.functions.sampling import as_numpy, check_std, draw, floating_dtype, hits, integers
 from fastlayers.functions.table import method, result, tensor, unbroadcast
 from fastlayers.functions.values import scalar
 
@@ -66,7 +66,7 @@ def _uniform_(
     kind = floating_dtype("uniform_", self.dtype)
     if from_ > to:
         raise RuntimeError(f"uniform_: from must not be more than to, got {from_} and {to}")
-    draws = draw("random", drawn_by("uniform_", generator), tuple(self.shape), kind)
+    draws = draw("random", as_numpy("uniform_", generator), tuple(self.shape), kind)
     return _filled("uniform_", self, draws * kind.type(to - from_) + kind.type(from_))
 
 
@@ -74,7 +74,7 @@ def _normal_(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: An
     """Draw the elements from a normal distribution."""
     kind = floating_dtype("normal_", self.dtype)
     check_std("normal_", std)
-    draws = draw("standard_normal", drawn_by("normal_", generator), tuple(self.shape), kind)
+    draws = draw("standard_normal", as_numpy("normal_", generator), tuple(self.shape), kind)
     return _filled("normal_", self, draws * kind.type(std) + kind.type(mean))
 
 
@@ -83,7 +83,7 @@ def _exponential_(self: Tensor, lambd: float = 1.0, *, generator: Any = None) ->
     kind = floating_dtype("exponential_", self.dtype)
     if not lambd > 0:
         raise RuntimeError(f"exponential_: lambd must be > 0, got {lambd}")
-    draws = drawn_by("exponential_", generator).standard_exponential(tuple(self.shape))
+    draws = as_numpy("exponential_", generator).standard_exponential(tuple(self.shape))
     return _filled("exponential_", self, (np.asarray(draws) / lambd).astype(kind))
 
 

@@ -14,7 +14,7 @@ from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.expansion import together
 from fastlayers.functions.table import method, result
 from fastlayers.functions.values import dtype_of, made, size_of
-from fastlayers.random import Generator, numpy_generator
+from fastlayers.random import as_numpy
 
 __all__ = [
     "bernoulli",
@@ -28,14 +28,6 @@ __all__ = [
     "randn_like",
     "randperm",
 ]
-
-
-def drawn_by(op: str, generator: Any) -> np.random.Generator:
-    if generator is None:
-        return numpy_generator()
-    if not isinstance(generator, Generator):
-        raise TypeError(f"{op}: generator must be a Generator, got {type(generator).__name__}")
-    return generator.numpy()
 
 
 def floating_dtype(op: str, dtype: np.dtype) -> np.dtype:
@@ -70,7 +62,7 @@ def _distribution(name: str, how: str, what: str) -> tuple[Any, Any]:
             raise TypeError(f"{name}: {next(iter(named.keys() - {'size'}))} is no option of it")
         shape = size_of(name, size, named.get("size"))
         kind = floating_dtype(name, dtype_of(name, dtype))
-        out = draw(how, drawn_by(name, generator), shape, kind)
+        out = draw(how, as_numpy(name, generator), shape, kind)
         return made(name, out, device, requires_grad)
 
     def like(
@@ -85,7 +77,7 @@ def _distribution(name: str, how: str, what: str) -> tuple[Any, Any]:
     ) -> Tensor:
         op = f"{name}_like"
         kind = floating_dtype(op, dtype_of(op, dtype, input.dtype))
-        out = draw(how, drawn_by(op, generator), tuple(input.shape), kind)
+        out = draw(how, as_numpy(op, generator), tuple(input.shape), kind)
         return made(op, out, device, requires_grad)
 
     function.__doc__ = f"A tensor of {what}, of a size given as integers or a sequence."
@@ -103,7 +95,7 @@ def integers(op: str, low: Any, high: Any, shape: tuple[int, ...], generator: An
     low, high = int(low), int(high)
     if low >= high:
         raise RuntimeError(f"{op}: low must be less than high, got {low} and {high}")
-    return np.asarray(drawn_by(op, generator).integers(low, high, shape))
+    return np.asarray(as_numpy(op, generator).integers(low, high, shape))
 
 
 def randint(
@@ -157,7 +149,7 @@ def randperm(
 ) -> Tensor:
     """The integers below `n` in random order, int64."""
     (count,) = size_of("randperm", (n,))
-    out = drawn_by("randperm", generator).permutation(count)
+    out = as_numpy("randperm", generator).permutation(count)
     return made(
         "randperm", out.astype(dtype_of("randperm", dtype, np.int64)), device, requires_grad
     )
@@ -196,7 +188,7 @@ def normal(
     )
     mu, sigma = (x.array() if isinstance(x, Tensor) else kind.type(x) for x in (mean, std))
     check_std("normal", sigma)
-    noise = draw("standard_normal", drawn_by("normal", generator), shape, kind)
+    noise = draw("standard_normal", as_numpy("normal", generator), shape, kind)
     out = (noise * sigma + mu).astype(kind)
     if not tensors:
         return made("normal", out, device, requires_grad)
@@ -207,7 +199,7 @@ def normal(
 def hits(op: str, p: np.ndarray, shape: tuple[int, ...], generator: Any) -> np.ndarray:
     if not ((p >= 0) & (p <= 1)).all():
         raise RuntimeError(f"{op}: p must be in [0, 1], got others")
-    return np.asarray(drawn_by(op, generator).random(shape) < p)
+    return np.asarray(as_numpy(op, generator).random(shape) < p)
 
 
 def bernoulli(input: Tensor, p: float | None = None, *, generator: Any = None) -> Tensor:
@@ -255,7 +247,7 @@ def multinomial(
             "multinomial: input must hold finite numbers >= 0 (an invalid multinomial "
             "distribution), of which some are positive in each row, got others"
         )
-    draws = drawn_by("multinomial", generator)
+    draws = as_numpy("multinomial", generator)
     if replacement:
         ends = rows.cumsum(1)
         points = draws.random((len(rows), num_samples)) * ends[:, -1:]

@@ -96,7 +96,7 @@ class _BatchNorm(Module):
             momentum,
             self.eps,
         )
-        if count is not None:
+        if count is not None and counter is not None:
             count += 1
             counter.changed()
         return output

@@ -351,8 +351,9 @@ def cross_entropy(
     """
     x = _tensor(input)
     if getattr(target, "dtype", np.dtype(int)).kind == "f":
-        options = (ignore_index, reduction, label_smoothing)
-        return _cross_entropy_of_probabilities(x, _tensor(target), weight, *options)
+        return _cross_entropy_of_probabilities(
+            x, _tensor(target), weight, ignore_index, reduction, label_smoothing
+        )
     logits, needs_grad = x.array(), wants_grad((x,))
     labels = _constant("cross_entropy", "target", target)
     weights = _constant("cross_entropy", "weight", weight)
@@ -392,7 +393,7 @@ def _cross_entropy_of_probabilities(
     if weight is not None:
         factors = _check.vector("cross_entropy", "weight", _array(weight), classes, x.dtype)
         terms = terms * factors.reshape(-1, *[1] * (x.ndim - axis - 1))
-    losses = -terms.sum(axis)
+    losses: Tensor = -terms.sum(axis)
     if reduction == "none":
         return losses
     total: Tensor = losses.sum()
