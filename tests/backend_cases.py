@@ -167,7 +167,7 @@ def calls(dtype: np.dtype) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any
 
 
 def training_results(folder: Path) -> Results:
-    """Give losses of three steps by each kind of optimiser, outputs in evaluation, and a saved state."""
+    """Give losses of three steps of each optimiser, outputs in evaluation, and a saved state."""
     results: Results = {}
     generator = np.random.default_rng(3)
     images = generator.standard_normal((4, 3, 32, 32)).astype("f4")

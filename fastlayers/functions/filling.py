@@ -9,9 +9,10 @@ import numpy as np
 from fastlayers.autograd import inplace
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.expansion import expanded
-from fastlayers.functions.sampling import as_numpy, check_std, draw, floating_dtype, hits, integers
+from fastlayers.functions.sampling import check_std, draw, floating_dtype, hits, integers
 from fastlayers.functions.table import method, result, tensor, unbroadcast
 from fastlayers.functions.values import scalar
+from fastlayers.random import as_numpy
 
 __all__: list[str] = []
 

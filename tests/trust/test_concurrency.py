@@ -496,7 +496,8 @@ from fastlayers.data import DataLoader
 from trust import test_concurrency as t
 
 stuck = threading.Event()
-batches = iter(DataLoader(t.Numbers(lambda index: index < 3 or stuck.wait()), num_workers=1, prefetch_factor={prefetch}))
+numbers = t.Numbers(lambda index: index < 3 or stuck.wait())
+batches = iter(DataLoader(numbers, num_workers=1, prefetch_factor={prefetch}))
 next(batches)
 {end}
 """
