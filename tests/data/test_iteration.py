@@ -92,7 +92,7 @@ def test_an_exception_has_its_type_and_its_traceback(workers, error):
         assert any(frame.name == "__getitem__" for frame in frames)
 
 
-class Odd(Exception):
+class OddError(Exception):
     def __init__(self, first, second):
         super().__init__(first, second)
 
@@ -101,9 +101,11 @@ class Odd(Exception):
 def test_an_exception_that_a_message_does_not_make(workers):
     class Fails(Counting):
         def __getitem__(self, index):
-            raise Odd(1, 2)
+            raise OddError(1, 2)
 
-    with pytest.raises(RuntimeError, match=r"Caught Odd in DataLoader worker(.|\n)*Odd: \(1, 2\)"):
+    with pytest.raises(
+        RuntimeError, match=r"Caught OddError in DataLoader worker(.|\n)*OddError: \(1, 2\)"
+    ):
         list(DataLoader(Fails(), **workers))
 
 
@@ -137,14 +139,16 @@ def test_what_can_not_be_sent_is_told():
             return threading.Lock()
 
     loader = DataLoader(Local(), None, **PROCESSES)
-    with pytest.raises(RuntimeError, match="Caught TypeError in DataLoader worker process 0(.|\n)*"):
+    with pytest.raises(
+        RuntimeError, match="Caught TypeError in DataLoader worker process 0(.|\n)*"
+    ):
         list(loader)
 
-    class Own(ValueError):
+    class OwnError(ValueError):
         pass
 
-    with pytest.raises(RuntimeError, match=r"Caught Own in DataLoader(.|\n)*sample is broken"):
-        list(DataLoader(Counting(1, Own), **PROCESSES))
+    with pytest.raises(RuntimeError, match=r"Caught OwnError in DataLoader(.|\n)*sample is broken"):
+        list(DataLoader(Counting(1, OwnError), **PROCESSES))
 
 
 def test_no_worker_without_workers():
@@ -333,7 +337,12 @@ def test_persistent_workers_serve_one_iteration(workers):
 
 def test_two_iterations_at_once_of_other_workers():
     loader = DataLoader([0, 1], **THREADS)
-    assert [(a.item(), b.item()) for a in loader for b in loader] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [(a.item(), b.item()) for a in loader for b in loader] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+    ]
 
 
 def test_tensors_come_from_processes_as_they_are():

@@ -76,7 +76,8 @@ def test_weighted():
 
 
 @pytest.mark.parametrize(
-    ("drop_last", "expected"), [(False, [[0, 1, 2], [3, 4, 5], [6]]), (True, [[0, 1, 2], [3, 4, 5]])]
+    ("drop_last", "expected"),
+    [(False, [[0, 1, 2], [3, 4, 5], [6]]), (True, [[0, 1, 2], [3, 4, 5]])],
 )
 def test_batches(drop_last, expected):
     batches = BatchSampler(range(7), 3, drop_last)

@@ -479,7 +479,9 @@ def test_an_exception_of_a_dataset_passes_through_fit_with_its_traceback(error, 
     found = caught.value
     if prefetch and isinstance(error, Exception):
         assert found.__cause__ is error and "in visit" in str(found)
-        frames = traceback.extract_tb(found.__traceback__) + traceback.extract_tb(error.__traceback__)
+        frames = traceback.extract_tb(found.__traceback__) + traceback.extract_tb(
+            error.__traceback__
+        )
     else:
         assert found is error
         frames = traceback.extract_tb(error.__traceback__)
@@ -494,7 +496,8 @@ from fastlayers.data import DataLoader
 from trust import test_concurrency as t
 
 stuck = threading.Event()
-batches = iter(DataLoader(t.Numbers(lambda index: index < 3 or stuck.wait()), num_workers=1, prefetch_factor={prefetch}))
+numbers = t.Numbers(lambda index: index < 3 or stuck.wait())
+batches = iter(DataLoader(numbers, num_workers=1, prefetch_factor={prefetch}))
 next(batches)
 {end}
 """

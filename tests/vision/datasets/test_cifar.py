@@ -56,7 +56,15 @@ def batch(records, labels=b"labels"):
 
 def meta(key, names):
     listed = b"".join(text(name.encode()) for name in names)
-    return b"\x80\x02}q\x01(" + text(key) + b"q\x02]q\x03(" + listed + b"e" + text(b"num_vis") + b"M\x00\x0cu."
+    return (
+        b"\x80\x02}q\x01("
+        + text(key)
+        + b"q\x02]q\x03("
+        + listed
+        + b"e"
+        + text(b"num_vis")
+        + b"M\x00\x0cu."
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -194,7 +202,9 @@ def test_the_version_for_python_holds_the_same(root, python_root):
         np.testing.assert_array_equal(ours.data, theirs.data)
         assert theirs.data.shape == (len(ours), 32, 32, 3) and theirs.data.dtype == np.uint8
         pickled = pickle.loads(batch(records(6, 5)), encoding="bytes")  # the test's own
-    np.testing.assert_array_equal(theirs.data.transpose(0, 3, 1, 2).reshape(6, -1), pickled[b"data"])
+    np.testing.assert_array_equal(
+        theirs.data.transpose(0, 3, 1, 2).reshape(6, -1), pickled[b"data"]
+    )
     assert theirs.targets == pickled[b"labels"]
 
 
@@ -227,11 +237,17 @@ def test_cifar100(tmp_path):
     ("change", "message"),
     [
         (lambda data: data[:-1], "the pickle ends early"),
-        (lambda data: data.replace(b"cnumpy\ndtype", b"cposix\nsystem"), "'posix.system' is refused"),
+        (
+            lambda data: data.replace(b"cnumpy\ndtype", b"cposix\nsystem"),
+            "'posix.system' is refused",
+        ),
         (lambda data: data.replace(b"u1", b"i4"), "of other numbers than uint8 is refused"),
         (lambda data: data.replace(b"K\x03M\x00\x0c", b"K\x04M\x00\x0c"), r"shape \(4, 3072\)"),
         (lambda data: data.replace(b"labels", b"lebals"), "must hold labels, got"),
-        (lambda data: data.replace(b"e" + text(b"data"), b"K\x01e" + text(b"data")), "3 images, got 4"),
+        (
+            lambda data: data.replace(b"e" + text(b"data"), b"K\x01e" + text(b"data")),
+            "3 images, got 4",
+        ),
         (lambda data: b"\x80\x03" + data[2:], "pickle protocol 3 is refused"),
     ],
 )
