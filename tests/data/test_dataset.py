@@ -157,4 +157,7 @@ def test_keys_need_not_be_numbers():
 def test_reprs(points):
     assert repr(points) == "TensorDataset(float32 (10, 3), int16 (10,))"
     assert repr(Subset(points, [3, 1])) == f"Subset(2 samples of {points!r})"
-    assert repr(Squares() + [1]) == "ConcatDataset(Squares of 6 samples, list of 1 samples)"
+    assert (
+        repr(ConcatDataset([Squares(), [1]]))
+        == "ConcatDataset(Squares of 6 samples, list of 1 samples)"
+    )

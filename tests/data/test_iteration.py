@@ -92,7 +92,7 @@ def test_an_exception_has_its_type_and_its_traceback(workers, error):
         assert any(frame.name == "__getitem__" for frame in frames)
 
 
-class Odd(Exception):
+class OddError(Exception):
     def __init__(self, first, second):
         super().__init__(first, second)
 
@@ -101,9 +101,11 @@ class Odd(Exception):
 def test_an_exception_that_a_message_does_not_make(workers):
     class Fails(Counting):
         def __getitem__(self, index):
-            raise Odd(1, 2)
+            raise OddError(1, 2)
 
-    with pytest.raises(RuntimeError, match=r"Caught Odd in DataLoader worker(.|\n)*Odd: \(1, 2\)"):
+    with pytest.raises(
+        RuntimeError, match=r"Caught OddError in DataLoader worker(.|\n)*OddError: \(1, 2\)"
+    ):
         list(DataLoader(Fails(), **workers))
 
 
@@ -142,11 +144,11 @@ def test_what_can_not_be_sent_is_told():
     ):
         list(loader)
 
-    class Own(ValueError):
+    class OwnError(ValueError):
         pass
 
-    with pytest.raises(RuntimeError, match=r"Caught Own in DataLoader(.|\n)*sample is broken"):
-        list(DataLoader(Counting(1, Own), **PROCESSES))
+    with pytest.raises(RuntimeError, match=r"Caught OwnError in DataLoader(.|\n)*sample is broken"):
+        list(DataLoader(Counting(1, OwnError), **PROCESSES))
 
 
 def test_no_worker_without_workers():

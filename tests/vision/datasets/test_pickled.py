@@ -19,8 +19,10 @@ def test_what_the_files_have():
 
 
 def test_memo_long_tuples_and_single_items():
-    data = b"\x80\x02}(U\x01a(K\x01K\x02K\x03K\x04tr\x05\x00\x00\x00U\x01b"
-    data += b"j\x05\x00\x00\x00U\x01c)U\x01d]h\x05au."
+    data = (
+        b"\x80\x02}(U\x01a(K\x01K\x02K\x03K\x04tr\x05\x00\x00\x00U\x01bj\x05\x00\x00\x00"
+        b"U\x01c)U\x01d]h\x05au."
+    )
     expected = {b"a": (1, 2, 3, 4), b"b": (1, 2, 3, 4), b"c": (), b"d": [(1, 2, 3, 4)]}
     data = data.replace(b"h\x05", b"j\x05\x00\x00\x00")
     assert read_pickled(data) == expected == pickle.loads(data, encoding="bytes")
