@@ -87,6 +87,9 @@ class DataLoader:
     seed : int, optional
         In place of a generator: makes orders and seeds a function of it and the number of the
         epoch.
+    prefetch : int, optional
+        Has no effect, and warns: the name of an older version, for one more. Samples are drawn
+        ahead by workers, and by nothing else.
 
     Attributes
     ----------
@@ -127,8 +130,11 @@ class DataLoader:
         pin_memory_device: str = "",
         in_order: bool = True,
         seed: int | None = None,
+        prefetch: int | None = None,
     ) -> None:
         op = "DataLoader"
+        if prefetch is not None:
+            options.tell_of_prefetch(prefetch)
         options.check_dataset(dataset, shuffle, sampler, batch_sampler)
         options.check_batches(batch_size, shuffle, sampler, batch_sampler, drop_last)
         self.num_workers = whole_number(op, "num_workers", num_workers, 0)

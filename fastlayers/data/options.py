@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import numbers
+import warnings
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -45,6 +46,16 @@ def check_batches(
         raise ValueError(
             f"{_OP}: batch_size=None is mutually exclusive with drop_last, got drop_last=True"
         )
+
+
+def tell_of_prefetch(value: Any) -> None:
+    """Warn of an argument of an older version."""
+    whole_number(_OP, "prefetch", value, 0)
+    warnings.warn(
+        f"{_OP}: prefetch has no effect and will be removed; num_workers=1 prepares batches ahead",
+        DeprecationWarning,
+        stacklevel=3,
+    )
 
 
 def prefetch_factor(num_workers: int, factor: int | None) -> int | None:

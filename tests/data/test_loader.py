@@ -35,6 +35,30 @@ def points():
     return TensorDataset(x, np.arange(10, dtype=np.int16))
 
 
+class Noisy(Dataset):
+    """Draws from NumPy's global generator, as many programs do."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        return np.float32(np.random.rand())
+
+
+@pytest.mark.parametrize("options", [{}, {"prefetch": 0}, {"prefetch": 2}])
+def test_without_workers_no_sample_is_drawn_ahead(options):
+    np.random.seed(0)
+    if options:
+        with pytest.warns(DeprecationWarning, match="DataLoader: prefetch has no effect"):
+            loader = DataLoader(Noisy(), batch_size=4, **options)
+    else:
+        loader = DataLoader(Noisy(), batch_size=4)
+    next(iter(loader))
+    drawn = np.random.rand()
+    np.random.seed(0)
+    assert drawn == [np.random.rand() for _ in range(5)][-1]
+
+
 def epoch(loader):
     return [label for _, y in loader for label in np.asarray(y).tolist()]
 
