@@ -60,7 +60,7 @@ def check(function: Callable[..., Any], learnt: Arrays, most: int = MOST) -> int
     """Check the gradients by all arrays, and by each subset of them; how many comparisons."""
     given = list(learnt.values())
     large = sum(a.size for a in given) > most
-    inputs = [fl.tensor(a, True) if a.flags.c_contiguous else Tensor(a, True) for a in given]
+    inputs = [fl.tensor(a, requires_grad=True) if a.flags.c_contiguous else Tensor(a, True) for a in given]
     gradcheck(
         lambda *ts: function(**dict(zip(learnt, ts, strict=True))),
         inputs,
@@ -1008,7 +1008,7 @@ def test_gradcheck_with_fast_mode_takes_two_calls_an_input():
             TypeError,
             r"inputs\[1\] must be float64, got float32",
             None,
-            [leaf(2), fl.tensor(2.0, True)],
+            [leaf(2), fl.tensor(2.0, requires_grad=True)],
         ),
         (ValueError, "must hold a tensor that requires a gradient", None, [Tensor(positive(2)), 1]),
         (ValueError, "requires a gradient, got none", None, []),
