@@ -12,15 +12,8 @@ from fastlayers.runtime import memory
 LARGE = 2 * memory.SMALLEST_BLOCK
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _young():
-    """Let collections of garbage see what these tests make only."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(autouse=True)
-def _emptied():
+def _emptied(young_heap):
     gc.collect()
     memory.empty_cache()
 
