@@ -55,7 +55,7 @@ def check_no_worker_is_left():
 
 
 @pytest.fixture
-def no_worker_is_left():
+def no_worker_is_left(young_heap):
     check_no_worker_is_left()
     yield
     gc.collect()
