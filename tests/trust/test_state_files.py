@@ -29,8 +29,8 @@ import safetensors.numpy
 
 import fastlayers as fl
 from fastlayers import checkpoint, nn, optim
-from fastlayers.data import CIFAR10
 from fastlayers.data.idx import read_idx
+from fastlayers.vision.datasets import CIFAR10
 
 CHAPTER = "state files"
 SUFFIXES = ("npz", "safetensors")
