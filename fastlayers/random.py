@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import operator
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -52,6 +53,11 @@ def _hash(numbers: tuple[int, ...]) -> int:
 
 
 _lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # A process that is forked while another thread has the lock would wait for it for ever.
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 _shared = _State(
     np.random.default_rng(), int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
 )

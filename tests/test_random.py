@@ -1,4 +1,7 @@
 import json
+import multiprocessing
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -181,3 +184,26 @@ def test_a_generator_refuses():
         random.Generator().manual_seed(-1)
     with pytest.raises(TypeError, match="op: generator must be a Generator .* got int"):
         random.as_numpy("op", 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_fork_while_another_thread_holds_the_lock():
+    held, free = threading.Event(), threading.Event()
+
+    def hold():
+        with random._lock:
+            held.set()
+            free.wait(0.05)  # and then anyway, as the fork waits for the lock
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    process = multiprocessing.get_context("fork").Process(target=random.manual_seed, args=(0,))
+    process.start()
+    free.set()
+    process.join(20)
+    code = process.exitcode
+    process.kill()
+    thread.join()
+    assert code == 0

@@ -32,9 +32,9 @@ from state.torch_archive import named, storage, tensor, torch_file
 
 import fastlayers as fl
 from fastlayers import nn, optim
-from fastlayers.data import CIFAR10
 from fastlayers.data.idx import read_idx
 from fastlayers.state import files as state_files
+from fastlayers.vision.datasets import CIFAR10
 
 CHAPTER = "state files"
 SUFFIXES = ("npz", "safetensors")

@@ -166,8 +166,11 @@ class Normalize:
         if not isinstance(tensor, Tensor):
             kind = type(tensor).__name__
             raise TypeError(f"Normalize: tensor must be a Tensor or an ndarray, got {kind}")
-        out = self._normalized(tensor.array(), self.inplace)
-        return tensor if self.inplace else Tensor(out)
+        if not self.inplace:
+            return Tensor(self._normalized(tensor.array(), False))
+        self._normalized(tensor.settled(), True)
+        tensor.changed()
+        return tensor
 
     def batch(self, images: Array) -> Array:
         """The same of an array (N, C, H, W)."""
