@@ -12,7 +12,6 @@ Each is loaded when it is first used, and Numba with the first kernel.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
