@@ -59,7 +59,7 @@ def check(function: Callable[..., Any], learnt: Arrays, most: int = MOST) -> int
     """Check the gradients by all arrays, and by each subset of them; how many comparisons."""
     given = list(learnt.values())
     large = sum(a.size for a in given) > most
-    inputs = [fl.tensor(a, True) if a.flags.c_contiguous else Tensor(a, True) for a in given]
+    inputs = [fl.tensor(a, requires_grad=True) if a.flags.c_contiguous else Tensor(a, True) for a in given]
     gradcheck(
         lambda *ts: function(**dict(zip(learnt, ts, strict=True))),
         inputs,
@@ -610,7 +610,7 @@ def in_double(module: nn.Module) -> nn.Module:
 def check_module(module: nn.Module, *inputs: Any, **options: Any) -> int:
     """Check the gradients by inputs and parameters; how many there are."""
     names = dict(module.named_parameters())
-    buffers = [(b, b.copy()) for b in module.buffers()]
+    buffers = [(b, b.clone()) for b in module.buffers()]
 
     def function(*tensors: Any) -> Any:
         fl.manual_seed(0)
@@ -1004,7 +1004,7 @@ def test_gradcheck_with_fast_mode_takes_two_calls_an_input():
             TypeError,
             r"inputs\[1\] must be float64, got float32",
             None,
-            [leaf(2), fl.tensor(2.0, True)],
+            [leaf(2), fl.tensor(2.0, requires_grad=True)],
         ),
         (ValueError, "must hold a tensor that requires a gradient", None, [Tensor(positive(2)), 1]),
         (ValueError, "requires a gradient, got none", None, []),

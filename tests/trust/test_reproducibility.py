@@ -143,7 +143,7 @@ def of_chain(case: cases.Case, steps: tuple[str, ...], fused: bool) -> Arrays:
     kept = {k: a.copy() for k, a in arrays.items() if k.startswith("running")}
     if case.op == "batch_norm" and not kept:
         kept = {"running_mean": None, "running_var": None}
-    learnt = {k: fl.tensor(a, True) for k, a in arrays.items() if k not in kept}
+    learnt = {k: fl.tensor(a, requires_grad=True) for k, a in arrays.items() if k not in kept}
     y = getattr(F, case.op)(**learnt, **kept, **case.options)
     for step in steps:
         if step == "add":
