@@ -43,7 +43,9 @@ def test_grad_that_is_assigned():
     for value in (np.ones(2, np.float32), fl.ones(2)):
         x.grad = value
         assert type(x.grad) is Tensor and x.grad.tolist() == [1, 1]
-    with pytest.raises(RuntimeError, match=r"grad: must have the tensor's shape \(2,\), got \(3,\)"):
+    with pytest.raises(
+        RuntimeError, match=r"grad: must have the tensor's shape \(2,\), got \(3,\)"
+    ):
         x.grad = fl.ones(3)
     for wrong in ([1.0, 2.0], 3.0):
         with pytest.raises(TypeError, match="grad: must be a Tensor or None"):

@@ -627,6 +627,10 @@ def test_optimisers(make, figures):
     for role in wanted.keys() - {"other"}:
         for form in (*FORMS, zeros, np.ma.masked_array, np.float32, np.ndarray.tolist):
             figures.count(CHAPTER, "updates compared with a plain array's")
+            if (role, form) in (("data", np.ma.masked_array), ("grad", np.ndarray.tolist)):
+                with pytest.raises(TypeError, match=r"must (have no mask|be a Tensor or None)"):
+                    optimised(make, role, form)  # by the parameter itself
+                continue
             arrays, do = optimised(make, role, form)
             before = {n: bits(a) for n, a in arrays.items()}
             is_wrong = form in (swapped, swapped_last, mixed, np.float32)

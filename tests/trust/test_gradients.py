@@ -59,7 +59,9 @@ def check(function: Callable[..., Any], learnt: Arrays, most: int = MOST) -> int
     """Check the gradients by all arrays, and by each subset of them; how many comparisons."""
     given = list(learnt.values())
     large = sum(a.size for a in given) > most
-    inputs = [fl.tensor(a, requires_grad=True) if a.flags.c_contiguous else Tensor(a, True) for a in given]
+    inputs = [
+        fl.tensor(a, requires_grad=True) if a.flags.c_contiguous else Tensor(a, True) for a in given
+    ]
     gradcheck(
         lambda *ts: function(**dict(zip(learnt, ts, strict=True))),
         inputs,
