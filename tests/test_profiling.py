@@ -68,9 +68,9 @@ CHAINS = ["conv + relu() + pool", "block.conv", "block.bn + add() + relu()", "bl
 
 
 def test_rows_are_layers_in_the_order_of_their_calls(found):
-    assert layers(found) == [*CHAINS, "flatten()", "fc", *REST]
+    assert layers(found) == [*CHAINS, "view()", "fc", *REST]
     assert layers(found, "backward") == [
-        *(*CHAINS, "flatten()", "fc"),
+        *(*CHAINS, "view()", "fc"),
         *("(loss)", "(sums of gradients)", "(rest)"),
     ]
     assert row_of(found, CHAINS[0]).layers == ("conv", "relu()", "pool")
@@ -147,7 +147,7 @@ def test_without_fusion_each_op_is_a_row(found):
     finally:
         fl.set_fusion_enabled(True)
     single = ["conv", "relu()", "pool", "block.conv", "block.bn", "block.add()", "block.relu()"]
-    assert layers(apart) == [*single, "block.drop", "flatten()", "fc", *REST]
+    assert layers(apart) == [*single, "block.drop", "view()", "fc", *REST]
     assert sum(row.flops for row in apart.rows) == sum(row.flops for row in found.rows)
 
 
@@ -163,7 +163,7 @@ def test_an_output_that_is_held_parts_a_chain():
             return self.fc((y + z).flatten(1))
 
     profile = profiled(Held())
-    assert layers(profile) == ["conv", "relu", "add()", "flatten()", "fc", *REST]
+    assert layers(profile) == ["conv", "relu", "add()", "view()", "fc", *REST]
     assert row_of(profile, "relu", "backward").calls == 1
 
 

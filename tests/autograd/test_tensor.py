@@ -117,7 +117,7 @@ def test_sizes():
     assert x.shape == x.size() == (2, 3, 4) and isinstance(x.shape, tuple)
     assert repr(x.shape) == "torch.Size([2, 3, 4])" and x.shape.numel() == 24
     assert repr(x.shape[1:]) == "torch.Size([3, 4])" and x.shape[0] == x.size(0) == 2
-    assert repr(x.shape[:1] + (5,)) == "torch.Size([2, 5])"
+    assert repr(x.shape[:1] + x.shape[2:]) == "torch.Size([2, 4])"
     assert (x.stride(), x.stride(0), x.element_size(), x.nbytes) == ((12, 4, 1), 12, 4, 96)
 
 

@@ -613,7 +613,7 @@ def in_double(module: nn.Module) -> nn.Module:
 def check_module(module: nn.Module, *inputs: Any, **options: Any) -> int:
     """Check the gradients by inputs and parameters; how many there are."""
     names = dict(module.named_parameters())
-    buffers = [(b, b.copy()) for b in module.buffers()]
+    buffers = [(b, b.clone()) for b in module.buffers()]
 
     def function(*tensors: Any) -> Any:
         fl.manual_seed(0)

@@ -81,6 +81,8 @@ def flat(value):
         return {key: flat(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [flat(item) for item in value]
+    if isinstance(value, fl.Tensor):
+        value = value.numpy()
     if isinstance(value, np.ndarray):
         return value.dtype.str, value.shape, value.tobytes()
     return value
@@ -257,7 +259,8 @@ def whole_file(kind, state, folder):
 def test_every_truncation_is_an_error(kind, tmp_path, trained, figures, effort):
     model, before = trained[0], bits(*trained)
     state = {
-        k: np.resize(v, effort(v.shape, (40, *v.shape))) for k, v in model.state_dict().items()
+        k: np.resize(v.numpy(), effort(v.shape, (40, *v.shape)))
+        for k, v in model.state_dict().items()
     }
     data = whole_file(kind, state, tmp_path)
     for size in range(len(data)):
@@ -273,7 +276,7 @@ def test_mutations(kind, tmp_path, trained, figures, effort):
     """In "members" and "pickle" the checksums are right, so that what they are of is read."""
     model = trained[0]
     state, before = flat(model.state_dict()), bits(*trained)
-    original = {name: array.copy() for name, array in model.state_dict().items()}
+    original = {name: np.array(t) for name, t in model.state_dict().items()}
     whole = whole_file(kind, original, tmp_path)
     for seed in (cases := seeds(effort(500, 20_000))):
         with replayable(seed, f"test_mutations and {kind}"):
@@ -883,7 +886,7 @@ def test_a_failed_load_changes_nothing(trained, value, error):
 
 def test_a_model_that_is_read_only_in_part(trained):
     model = trained[0]
-    model[3].bias.data.flags.writeable = False
+    model[3].bias.array().flags.writeable = False
     before = bits(*trained)
     with pytest.raises(ValueError, match="load_state_dict: the model's '3.bias' must be writable"):
         model.load_state_dict({key: array + 1 for key, array in model.state_dict().items()})
