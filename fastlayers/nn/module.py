@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from fastlayers import lazy
 from fastlayers.autograd import Tensor
+from fastlayers.autograd.types import Size
 from fastlayers.nn import state
 from fastlayers.nn.conversion import Conversion
 from fastlayers.nn.state import IncompatibleKeys, StateError
@@ -41,7 +42,9 @@ class Parameter(Tensor):
     __slots__ = ()
 
     def __init__(self, data: ArrayLike | Tensor, requires_grad: bool = True) -> None:
-        super().__init__(data, requires_grad)
+        if type(data) is int or isinstance(data, Size):  # which would be sizes
+            raise TypeError(f"Parameter: data must be a tensor or an array, got {data!r}")
+        super().__init__(data, requires_grad=requires_grad)
         array = self.settled()
         if not array.flags.c_contiguous:
             self._array = np.ascontiguousarray(array).reshape(array.shape)
