@@ -139,5 +139,5 @@ def _value(place: _Place, value: Any) -> Any:
 
 
 def _put(place: _Place, value: Any) -> None:
-    module, table, name = place
-    table[name] = module.__dict__[name] = value
+    _, table, name = place
+    table[name] = value

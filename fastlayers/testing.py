@@ -188,7 +188,7 @@ def _real(t: Tensor) -> bool:
 
 def _in_place_of(t: Tensor, values: np.ndarray, requires_grad: bool = False) -> Tensor:
     """A leaf; ops wait for what follows them where they would with the given one."""
-    leaf = Tensor(values, requires_grad)
+    leaf = Tensor(values, requires_grad=requires_grad)
     leaf.is_own = t.is_own
     return leaf
 

@@ -35,9 +35,12 @@ class Tensor:
 
     Parameters
     ----------
-    data : array_like
+    data : array_like, or int or Size
         Wrapped without a copy if it is an ndarray; Python floats become float32, and lists too, as
-        PyTorch's class has them (`fastlayers.tensor` keeps integers).
+        PyTorch's class has them (`fastlayers.tensor` keeps integers). An int or a `Size` is a size:
+        the tensor has zeros of it, where PyTorch's has whatever the memory holds.
+    *sizes : int
+        Lengths of further axes, as in ``Tensor(2, 3)``.
     requires_grad : bool
         Whether `backward` shall add up gradients in `grad`.
 
@@ -107,7 +110,13 @@ class Tensor:
         def __getitem__(self, index: Any) -> Tensor: ...
         def __setitem__(self, index: Any, value: Any) -> None: ...
 
-    def __init__(self, data: ArrayLike | Tensor, requires_grad: bool = False) -> None:
+    def __init__(
+        self, data: ArrayLike | Tensor = (), *sizes: int, requires_grad: bool = False
+    ) -> None:
+        if sizes and type(sizes[0]) is bool:  # as `Tensor(data, True)`
+            sizes, requires_grad = sizes[1:], sizes[0]
+        if sizes or type(data) in (int, Size):
+            data = _of_sizes(data if isinstance(data, Size) else (data, *sizes))
         array = as_array(data)
         if array.dtype.kind in "iu" and isinstance(data, (list, tuple)):
             array = array.astype(np.float32)
@@ -626,6 +635,12 @@ def _wrap(array: np.ndarray) -> Tensor:
     out = _output(False, True)
     out._array = array
     return out
+
+
+def _of_sizes(sizes: tuple[Any, ...]) -> np.ndarray:
+    if any(type(size) is not int or size < 0 for size in sizes):
+        raise TypeError(f"Tensor: sizes must be whole numbers >= 0, got {sizes!r}")
+    return np.zeros(sizes, np.float32)
 
 
 def as_array(value: Any) -> np.ndarray:

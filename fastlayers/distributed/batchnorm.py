@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -123,6 +122,6 @@ def convert_sync_batchnorm(module: Module) -> Module:
 def _synchronised(layer: Module) -> SyncBatchNorm:
     """A layer of the same attributes; of the tables of parameters and buffers it has its own."""
     out = SyncBatchNorm.__new__(SyncBatchNorm)
-    for name, value in vars(layer).items():
-        object.__setattr__(out, name, copy.copy(value) if type(value) in (dict, set) else value)
+    kept = {name: set(v) if type(v) is set else v for name, v in vars(layer).items()}
+    out.__setstate__(kept)  # with tables of its own
     return out

@@ -42,7 +42,10 @@ NUMPY: dict[Any, Callable[..., Any]] = {}
 
 def tensor(value: Any) -> Tensor:
     """A function's input as a tensor."""
-    return value if isinstance(value, Tensor) else Tensor(value)
+    if isinstance(value, Tensor):
+        return value
+    # An int alone would be a size.
+    return Tensor(np.asarray(value) if isinstance(value, int) else value)
 
 
 def method(function: Callable[..., Any], *names: str) -> None:

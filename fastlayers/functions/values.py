@@ -67,7 +67,7 @@ def made(
         raise RuntimeError(
             f"{op}: only tensors of floating point dtype can require gradients, got {array.dtype}"
         )
-    out = Tensor(array, bool(requires_grad))
+    out = Tensor(array, requires_grad=bool(requires_grad))
     out.is_own = True
     return out
 

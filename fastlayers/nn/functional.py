@@ -12,6 +12,7 @@ import numpy as np
 
 from fastlayers import autograd, ops
 from fastlayers.autograd import OUTPUT, Tensor, record, wants_grad
+from fastlayers.functions import table
 from fastlayers.functions.masks import one_hot
 from fastlayers.functions.padding import pad
 from fastlayers.names import absent
@@ -49,7 +50,7 @@ IntPair = int | Sequence[int]
 
 
 def _tensor(value: Input) -> Tensor:
-    return value if isinstance(value, Tensor) else Tensor(value)
+    return value if isinstance(value, Tensor) else table.tensor(value)
 
 
 def _optional(value: Input | None) -> Tensor | None:

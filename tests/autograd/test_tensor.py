@@ -139,3 +139,24 @@ def test_the_constructor_shares_and_the_function_copies():
     assert shared.tolist() == [1, 0] and copied.tolist() == [0, 0]
     with pytest.raises(TypeError):
         fl.tensor(array, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "shape"),
+    [((), (0,)), ((3,), (3,)), ((2, 3), (2, 3)), ((2, 0), (2, 0)), ((fl.Size([2, 3]),), (2, 3))],
+)
+def test_integers_are_sizes(given, shape):
+    x = fl.Tensor(*given)
+    assert x.shape == shape and x.dtype == np.float32 and not x.requires_grad
+    assert fl.Tensor(*given, requires_grad=True).requires_grad
+
+
+@pytest.mark.parametrize("given", [(2, 3.0), (-1,), ([1.0], 2), (2, "a")])
+def test_sizes_are_checked(given):
+    with pytest.raises(TypeError, match="^Tensor: sizes must be whole numbers >= 0, got "):
+        fl.Tensor(*given)
+
+
+def test_an_integer_among_the_inputs_of_a_function_is_a_value():
+    assert fl.maximum(3, fl.tensor([1, 5])).tolist() == [3, 5]
+    assert fl.add(2, 3).item() == 5
