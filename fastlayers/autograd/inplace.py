@@ -28,8 +28,8 @@ def check_recorded(op: str, target: Tensor) -> None:
         for what, t in (("a leaf", target), ("a view of a leaf", root)):
             if t.requires_grad and t.is_leaf:
                 raise RuntimeError(
-                    f"{op}: the tensor must not be {what} that requires grad, which is being used "
-                    f"in an in-place operation while ops are recorded; change it within no_grad()"
+                    f"{op}: the tensor must not be a leaf while ops are recorded, got {what} that "
+                    f"requires grad in an in-place operation; change it within no_grad()"
                 )
 
 

@@ -233,7 +233,8 @@ class Tensor:
         """The only element as a Python number."""
         if self.numel() != 1:
             raise RuntimeError(
-                f"item: a tensor must have one element to be a number, got shape {self.shape}"
+                f"item: a tensor must have one element to be a number, "
+                f"got shape {tuple(self.shape)}"
             )
         return self.array().item()
 
