@@ -137,7 +137,9 @@ def reshape(op: str, target: Tensor, function: Callable[[Tensor], Tensor]) -> Te
     """
     check_recorded(op, target)
     target.settled()
-    if target.requires_grad and target.is_leaf:  # within no_grad(); it stays a leaf
+    alone = target.base is None and all(view() is None for view in target.storage.views or ())
+    # A leaf that requires a gradient, within no_grad(), stays one.
+    if target.is_leaf and (alone or target.requires_grad):
         target._array = function(target.detach()).array()
         return target
     whole = target

@@ -599,7 +599,7 @@ def defer(deferred: lazy.Deferred, requires_grad: bool) -> Tensor:
     """The tensor of a call that runs when its values are first used."""
     out = _output(requires_grad, True)
     out.deferred = deferred
-    lazy.state.waiting.append(weakref.ref(out))
+    lazy.wait(out)
     if (watcher := lazy.watcher) is not None:
         watcher.deferred(deferred)
     return out

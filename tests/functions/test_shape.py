@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastlayers import functions as fl
-from fastlayers.autograd import no_grad
+from fastlayers.autograd import Tensor, no_grad
 from fastlayers.autograd.types import Size
 
 

@@ -138,7 +138,7 @@ def trained(number, count=48, epochs=2):
         optimizer = method(model.parameters())
         train = DataLoader(images(count), 16, shuffle=True)
         history = fit(model, LOSS, optimizer, train, images_loader(), epochs, progress=False)
-        state = [value.tobytes() for value in model.state_dict().values()]
+        state = [value.array().tobytes() for value in model.state_dict().values()]
         state += [
             a.tobytes() for e in optimizer.state.values() for a in map(np.asarray, e.values())
         ]
@@ -570,7 +570,7 @@ def step(number):
         model.eval()
         with fl.no_grad():
             output = model(x).array().tobytes()
-        return output, [value.tobytes() for value in model.state_dict().values()]
+        return output, [value.array().tobytes() for value in model.state_dict().values()]
 
 
 @pytest.mark.parametrize("number", range(len(KINDS)))
