@@ -18,7 +18,15 @@ import numpy as np
 if TYPE_CHECKING:
     from fastlayers.autograd import Backward, Recording, Tensor
 
-__all__ = ["Deferred", "Watcher", "is_fusion_enabled", "run_waiting", "set_fusion_enabled", "state"]
+__all__ = [
+    "Deferred",
+    "Watcher",
+    "is_fusion_enabled",
+    "run_waiting",
+    "set_fusion_enabled",
+    "state",
+    "wait",
+]
 
 
 class Deferred(Protocol):
@@ -90,10 +98,23 @@ def set_fusion_enabled(enabled: bool) -> None:
     run_waiting()
 
 
+def wait(output: Tensor) -> None:
+    """List an output among those that wait."""
+    waiting = state.waiting
+    # Those that have run or died are removed when there may be as many of them as others.
+    if len(waiting) >= 64 and len(waiting) & (len(waiting) - 1) == 0:
+        waiting[:] = [held for held in waiting if (t := held()) is not None and t.deferred]
+    waiting.append(weakref.ref(output))
+
+
 def run_waiting() -> None:
     """Run what this thread has called and not used yet, in the order of the calls."""
     waiting, state.waiting = state.waiting, []
-    for reference in waiting:
-        output = reference()
-        if output is not None:
-            output.array()
+    try:
+        for reference in waiting:
+            output = reference()
+            if output is not None:
+                output.array()
+    except BaseException:  # no memory, or Ctrl-C: what has not run goes on waiting
+        state.waiting = waiting + state.waiting
+        raise

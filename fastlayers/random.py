@@ -189,10 +189,10 @@ class Generator:
 
     def __init__(self, device: Any = "cpu") -> None:
         from fastlayers.autograd.types import device as Device
+        from fastlayers.ops import _check
 
+        _check.device("Generator", device)
         self.device = Device(device)
-        if self.device.type != "cpu":
-            raise RuntimeError(f"Generator: device must be 'cpu', got {str(device)!r}")
         # PyTorch's: a new generator is not random until `seed`.
         self.manual_seed(67280421310721)
 

@@ -28,8 +28,8 @@ def check_recorded(op: str, target: Tensor) -> None:
         for what, t in (("a leaf", target), ("a view of a leaf", root)):
             if t.requires_grad and t.is_leaf:
                 raise RuntimeError(
-                    f"{op}: the tensor must not be {what} that requires grad, which is being used "
-                    f"in an in-place operation while ops are recorded; change it within no_grad()"
+                    f"{op}: the tensor must not be a leaf while ops are recorded, got {what} that "
+                    f"requires grad in an in-place operation; change it within no_grad()"
                 )
 
 
@@ -137,7 +137,9 @@ def reshape(op: str, target: Tensor, function: Callable[[Tensor], Tensor]) -> Te
     """
     check_recorded(op, target)
     target.settled()
-    if target.requires_grad and target.is_leaf:  # within no_grad(); it stays a leaf
+    alone = target.base is None and all(view() is None for view in target.storage.views or ())
+    # A leaf that requires a gradient, within no_grad(), stays one.
+    if target.is_leaf and (alone or target.requires_grad):
         target._array = function(target.detach()).array()
         return target
     whole = target

@@ -242,7 +242,8 @@ class Tensor:
         """The only element as a Python number."""
         if self.numel() != 1:
             raise RuntimeError(
-                f"item: a tensor must have one element to be a number, got shape {self.shape}"
+                f"item: a tensor must have one element to be a number, "
+                f"got shape {tuple(self.shape)}"
             )
         return self.array().item()
 
@@ -607,7 +608,7 @@ def defer(deferred: lazy.Deferred, requires_grad: bool) -> Tensor:
     """The tensor of a call that runs when its values are first used."""
     out = _output(requires_grad, True)
     out.deferred = deferred
-    lazy.state.waiting.append(weakref.ref(out))
+    lazy.wait(out)
     if (watcher := lazy.watcher) is not None:
         watcher.deferred(deferred)
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["RANKS", "Size", "device", "is_cpu"]
+__all__ = ["RANKS", "Size", "device"]
 
 # Of NumPy's kinds of dtypes: a number of a kind can be kept in one of a higher rank.
 RANKS = {"b": 0, "i": 1, "u": 1, "f": 2}
@@ -77,19 +77,3 @@ class device:  # noqa: N801  PyTorch's name
     def __repr__(self) -> str:
         index = "" if self.index is None else f", index={self.index}"
         return f"device(type={self.type!r}{index})"
-
-
-def is_cpu(op: str, target: Any) -> bool:
-    """Whether `target` names a device, which must be the CPU.
-
-    Raises
-    ------
-    ValueError
-        If it is another one.
-    """
-    named = isinstance(target, str) and target.partition(":")[0] in ("cpu", "cuda", "mps", "xpu")
-    if not named and not isinstance(target, device):
-        return False
-    if device(target).type != "cpu":
-        raise ValueError(f"{op}: target must be 'cpu', the only device, got {str(target)!r}")
-    return True

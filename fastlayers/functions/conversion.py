@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd.tensor import Tensor, wants_grad
+from fastlayers.autograd.types import Size
 from fastlayers.autograd.types import device as Device
 from fastlayers.functions.shape import sizes
 from fastlayers.functions.table import method, result
-from fastlayers.functions.values import check_device, dtype_of
+from fastlayers.functions.values import dtype_of
+from fastlayers.ops import _check
 
 __all__ = [
     "BoolTensor",
@@ -126,7 +128,7 @@ def _to(
             raise TypeError(
                 f"to: must be given a dtype, device or tensor, got {type(value).__name__}"
             )
-    check_device("to", device)
+    _check.device("to", device)
     if other is not None:
         dtype = other.dtype
     kind = self.dtype if dtype is None else given_dtype("to", dtype)
@@ -170,8 +172,6 @@ def _tensor_type(dtype: Any, name: str) -> Any:
     kind = np.dtype(dtype)
 
     def new(cls: Any, *args: Any) -> Tensor:
-        from fastlayers.autograd.types import Size
-
         data = args[0] if len(args) == 1 else None
         if isinstance(data, Tensor):
             if data.dtype != kind:
@@ -233,7 +233,7 @@ def _cuda(self: Tensor, device: Any = None, non_blocking: bool = False, **option
     RuntimeError
         Always.
     """
-    check_device("cuda", "cuda")
+    _check.device("cuda", "cuda")
     return self
 
 

@@ -16,12 +16,12 @@ from fastlayers.functions.table import method
 from fastlayers.functions.values import (
     KINDS,
     array_of,
-    check_device,
     dtype_of,
     made,
     scalar,
     size_of,
 )
+from fastlayers.ops import _check
 
 __all__ = [
     "as_tensor",
@@ -78,7 +78,7 @@ def tensor(
 
 def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     """`data` itself if it is a tensor of the dtype, or a tensor of the memory of an array."""
-    check_device("as_tensor", device)
+    _check.device("as_tensor", device)
     if isinstance(data, Tensor):
         return data if dtype is None else data.to(dtype_of("as_tensor", dtype))
     return Tensor(array_of("as_tensor", data, dtype, copy=None))
@@ -99,7 +99,7 @@ def asarray(
     ValueError
         If `copy` is False and one is needed.
     """
-    check_device("asarray", device)
+    _check.device("asarray", device)
     if isinstance(obj, Tensor) and copy is not True and dtype in (None, obj.dtype):
         return (
             obj

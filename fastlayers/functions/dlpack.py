@@ -11,6 +11,7 @@ import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.table import method
+from fastlayers.ops import _check
 
 __all__ = ["from_dlpack", "to_dlpack"]
 
@@ -76,9 +77,7 @@ def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None
     BufferError, RuntimeError
         If it is on another device.
     """
-    from fastlayers.functions.values import check_device
-
-    check_device("from_dlpack", device)
+    _check.device("from_dlpack", device)
     if not hasattr(ext_tensor, "__dlpack__"):
         raise TypeError(
             f"from_dlpack: ext_tensor must have __dlpack__, got {type(ext_tensor).__name__}"

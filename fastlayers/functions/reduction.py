@@ -8,6 +8,7 @@ https://docs.pytorch.org/docs/stable/torch.html#reduction-ops
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -39,14 +40,16 @@ def axis(op: str, ndim: int, dim: Any) -> int:
     TypeError, IndexError
         If `dim` is no integer, or no axis.
     """
-    if isinstance(dim, Tensor):
-        dim = dim.item()
-    if not isinstance(dim, (int, np.integer)) or isinstance(dim, bool):
+    try:
+        at = operator.index(dim)  # of tensors and arrays without axes too
+    except TypeError:
+        at = None
+    if at is None or isinstance(dim, bool):
         raise TypeError(f"{op}: dim must be an integer, got {type(dim).__name__} {dim!r}")
     most = max(ndim, 1)
-    if not -most <= dim < most:
-        raise IndexError(f"{op}: dim must be in [{-most}, {most - 1}], got {dim}")
-    return int(dim) % most
+    if not -most <= at < most:
+        raise IndexError(f"{op}: dim must be in [{-most}, {most - 1}], got {at}")
+    return at % most
 
 
 def axes(op: str, ndim: int, dim: Any) -> tuple[int, ...]:

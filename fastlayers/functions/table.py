@@ -194,6 +194,18 @@ def operands(op: str, left: Any, right: Any, real: bool = False) -> tuple[Any, A
     return a_tensor, b_tensor, x, y
 
 
+def _unmatched(op: str, x: np.ndarray, y: np.ndarray, error: ValueError) -> Exception:
+    """PyTorch's error for shapes that do not broadcast, or the one that was raised."""
+    try:
+        np.broadcast_shapes(x.shape, y.shape)
+    except ValueError:
+        return RuntimeError(
+            f"{op}: input and other must have shapes that broadcast, got {x.shape} and {y.shape} "
+            f"(the size of tensor a must match the size of tensor b)"
+        )
+    return error
+
+
 def binary(
     name: str,
     forward: Callable[..., np.ndarray],
@@ -228,8 +240,11 @@ def binary(
 
     def function(input: Any, other: Any) -> Tensor:
         a, b, x, y = operands(name, input, other, real)
-        with np.errstate(all="ignore"):
-            out = np.asarray(forward(x, y))
+        try:
+            with np.errstate(all="ignore"):
+                out = np.asarray(forward(x, y))
+        except ValueError as error:
+            raise _unmatched(name, x, y, error) from None
         if not wants_grad((a, b)):
             return record(out, (a, b), _nothing, requires_grad=False)
         values = {"a": x, "b": y, "y": out}
@@ -280,7 +295,10 @@ def comparison(name: str, forward: Any, doc: str, symbol: str = "") -> Function:
 
     def function(input: Any, other: Any) -> Tensor:
         *_, x, y = operands(name, input, other)
-        return Tensor(np.asarray(forward(x, y)))
+        try:
+            return Tensor(np.asarray(forward(x, y)))
+        except ValueError as error:
+            raise _unmatched(name, x, y, error) from None
 
     function.__doc__ = doc
     function = register(name, function, forward)

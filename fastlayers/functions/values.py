@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
-from fastlayers.autograd.types import device as Device
 from fastlayers.functions.shape import sizes
+from fastlayers.ops import _check
 
-__all__ = ["array_of", "check_device", "dtype_of", "made", "number", "scalar", "size_of"]
+__all__ = ["array_of", "dtype_of", "made", "number", "scalar", "size_of"]
 
 KINDS = "biuf"
 
@@ -34,21 +34,6 @@ def dtype_of(op: str, dtype: Any, default: Any = np.float32) -> np.dtype:
     return found
 
 
-def check_device(op: str, device: Any) -> None:
-    """Refuse other devices than the CPU.
-
-    Raises
-    ------
-    RuntimeError
-        If it is one.
-    """
-    if device is not None and Device(device).type != "cpu":
-        raise RuntimeError(
-            f"{op}: device must be 'cpu', got {str(device)!r} (fastlayers has no CUDA and no other "
-            f"device; cuda.is_available() is False)"
-        )
-
-
 def made(
     op: str,
     array: np.ndarray,
@@ -62,7 +47,7 @@ def made(
     RuntimeError
         If another device is asked for, or gradients of other values than floating point ones.
     """
-    check_device(op, device)
+    _check.device(op, device)
     if requires_grad and array.dtype.kind != "f":
         raise RuntimeError(
             f"{op}: only tensors of floating point dtype can require gradients, got {array.dtype}"

@@ -40,7 +40,7 @@ class Conversion(Traversal):
         ------
         TypeError
             If the dtype is not float32 or float64, or there are too many arguments.
-        ValueError
+        RuntimeError
             For another device.
         """
         for item in target:
@@ -90,5 +90,5 @@ class Conversion(Traversal):
         return self
 
     def cuda(self, device: Any = None) -> Self:
-        """There is no GPU: a ValueError."""
+        """There is no GPU: a RuntimeError."""
         return self.to(device="cuda" if device is None else device)

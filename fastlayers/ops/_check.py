@@ -122,10 +122,13 @@ def is_device(value: Any) -> bool:
 
 
 def device(op: str, value: Any) -> None:
-    """Raise ValueError unless `value` is None or names the only device."""
+    """Raise RuntimeError, as PyTorch does, unless `value` is None or names the only device."""
     name = getattr(value, "type", value)
     if value is not None and not (isinstance(name, str) and name.partition(":")[0] == "cpu"):
-        raise ValueError(f"{op}: device must be 'cpu', the only device, got {value!r}")
+        raise RuntimeError(
+            f"{op}: device must be 'cpu', the only device, got {str(value)!r} (there is no CUDA: "
+            f"cuda.is_available() is False)"
+        )
 
 
 def gradient(op: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -54,8 +54,7 @@ class Adadelta(Optimizer):
         for name in ("lr", "rho", "eps", "weight_decay"):
             checks.number(self._op, name, group[name])
         checks.flag(self._op, "maximize", group["maximize"])
-        if group["rho"] > 1:
-            raise ValueError(f"{self._op}: rho must be in [0, 1], got {group['rho']!r}")
+        checks.fraction(self._op, "rho", group["rho"])
 
     def _arrays(self, group: Group) -> tuple[str, ...]:
         return ("square_avg", "acc_delta")

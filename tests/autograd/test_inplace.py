@@ -234,3 +234,12 @@ def test_copies_count_changes_by_themselves(copied):
     other.data += 1
     y.backward()
     assert p.grad.tolist() == [2, 2, 2] and other.tolist() == [2, 2, 2]
+
+
+def test_axes_changed_in_place_again_and_again_keep_nothing():
+    x = fl.zeros(3)
+    for _ in range(2000):  # a chain of as many views could not be followed
+        x.unsqueeze_(0).squeeze_(0)
+    assert x.base is None
+    x[1] += 1
+    assert x.tolist() == [0, 1, 0]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastlayers import functions as fl
-from fastlayers.autograd import no_grad
+from fastlayers.autograd import Tensor, no_grad
 from fastlayers.autograd.types import Size
 
 
@@ -124,3 +124,12 @@ def test_what_is_refused(call: object, error: type[Exception], text: str) -> Non
 
 def test_shapes_are_sizes() -> None:
     assert isinstance(fl.zeros(2, 3).t().shape, Size)
+
+
+def test_an_axis_may_be_an_integer_of_any_type() -> None:
+    x = Tensor(np.zeros((2, 3, 4), np.float32))
+    for dim in (1, np.int64(1), np.array(1), Tensor(np.array(1))):
+        assert x.flatten(dim).shape == (2, 12)
+    for dim in (True, 1.0, np.array([1, 2]), "1", None):
+        with pytest.raises(TypeError, match="flatten: dim must be an integer, got"):
+            x.flatten(dim)

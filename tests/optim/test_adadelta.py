@@ -98,7 +98,7 @@ def test_bad_number(name, value):
 
 
 def test_bad_rho_and_flag():
-    with pytest.raises(ValueError, match=r"Adadelta: rho must be in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"Adadelta: rho must be a number in \[0, 1\], got 1.5"):
         Adadelta([Parameter(np.ones(3))], rho=1.5)
     with pytest.raises(ValueError, match="maximize must be a bool, got 'no'"):
         Adadelta([Parameter(np.ones(3))], maximize="no")

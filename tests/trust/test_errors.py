@@ -22,7 +22,7 @@ from state.torch_archive import tensor as torch_tensor
 from trust.test_state_files import crafted, entry, npy, packed
 
 import fastlayers as fl
-from fastlayers import Tensor, data, nn, ops, optim, random, training
+from fastlayers import Tensor, autograd, data, nn, ops, optim, random, training
 from fastlayers.autograd import record
 from fastlayers.nn import functional as F
 from fastlayers.nn import init
@@ -99,6 +99,9 @@ class World:
         self.t = Tensor(self.m, requires_grad=True)
         self.spent = (self.t * 2).sum()
         self.spent.backward()
+        factor = self.t * 2
+        self.saved_and_changed = factor * factor
+        factor.add_(1)
         self.net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout())
         self.norm = nn.BatchNorm2d(4)
         self.linear = nn.Linear(4, 3)
@@ -125,13 +128,17 @@ class World:
 
     @staticmethod
     def odd(kind: int) -> optim.Optimizer:
-        """An optimiser of a read-only parameter, or of one with a gradient that is none."""
+        """An optimiser of a read-only parameter, a list as its state, or a short gradient."""
         p = nn.Parameter([1.0, 2.0])
-        grads: Any = [np.ones(2, np.float32), [1.0, 2.0], np.ones(3, np.float32)]
-        p.grad = grads[kind]
+        optimizer = optim.SGD([nn.Parameter([3.0]), p], 0.1, momentum=0.9)
+        p.grad = Tensor([1.0, 1.0])
         if kind == 0:
             p.data = np.broadcast_to(np.float32(1), 2)
-        return optim.SGD([nn.Parameter([3.0]), p], 0.1)
+        elif kind == 1:
+            optimizer.state[p]["momentum_buffer"] = [1.0, 2.0]
+        else:
+            p.data = np.ones(3, np.float32)
+        return optimizer
 
     def path(self, name: str, content: bytes) -> Path:
         """A file."""
@@ -277,7 +284,22 @@ def rows() -> list[tuple[str, str, str]]:
 ROWS = rows()
 
 
-MODULES = (data, datasets, fl, gzip, init, models, nn, np, ops, optim, random, training, transforms)
+MODULES = (
+    autograd,
+    data,
+    datasets,
+    fl,
+    gzip,
+    init,
+    models,
+    nn,
+    np,
+    ops,
+    optim,
+    random,
+    training,
+    transforms,
+)
 NAMES = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 NAMES |= {"fl": fl, "np": np, "F": F, "Tensor": Tensor, "record": record, "NOWHERE": NOWHERE}
 NAMES |= {

@@ -43,7 +43,7 @@ def on_array(op: str, image: Any, function: Callable[[Array, int, int], Array]) 
     """What `function(array, y, x)` gives for an image and the axes of its height and width."""
     if isinstance(image, Tensor):
         if image.ndim < 2:
-            raise ValueError(f"{op}: a Tensor must be (..., H, W), got shape {image.shape}")
+            raise ValueError(f"{op}: a Tensor must be (..., H, W), got shape {tuple(image.shape)}")
         return Tensor(np.ascontiguousarray(function(image.array(), image.ndim - 2, image.ndim - 1)))
     return function(as_pixels(op, image), 0, 1)
 
