@@ -215,7 +215,7 @@ def _gradients(
             if gradient.shape != leaf.shape or gradient.dtype != leaf.dtype:
                 raise GradcheckError(
                     f"gradcheck: gradient by inputs[{position}] must be a float64 array of shape "
-                    f"{leaf.shape}, got {gradient.dtype} of shape {gradient.shape}"
+                    f"{tuple(leaf.shape)}, got {gradient.dtype} of shape {gradient.shape}"
                 )
             found.append(gradient)
     return [np.array(y.array()) for y in outputs], found, dys

@@ -10,6 +10,7 @@ import numpy as np
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.shape import sizes
 from fastlayers.ops import _check
+from fastlayers.ops._check import plain
 
 __all__ = ["array_of", "dtype_of", "made", "number", "scalar", "size_of"]
 
@@ -112,7 +113,9 @@ def array_of(op: str, data: Any, dtype: Any, *, copy: bool | None) -> np.ndarray
     """
     wanted = None if dtype is None else dtype_of(op, dtype)
     values = data.settled() if isinstance(data, Tensor) else data
-    if not isinstance(values, (np.ndarray, np.generic)):
+    if isinstance(values, np.ndarray):
+        values = plain(op, "data", values)  # of no mask
+    elif not isinstance(values, np.generic):
         values = _read(op, values)
     array = np.asarray(values)
     if array.dtype.kind not in KINDS:
