@@ -85,7 +85,7 @@ def _fitting(key: str, place: np.ndarray, given: Any) -> np.ndarray:
         raise StateError(
             f"load_state_dict: state_dict[{key!r}] must have shape {place.shape}, got {value.shape}"
         )
-    counts = place.dtype.kind == "i" and value.dtype.kind == "f" and _is_whole(value)
+    counts = place.dtype.kind == "i" and value.dtype.kind == "f" and _fits_int64(value)
     if not counts and not np.can_cast(value.dtype, place.dtype, "same_kind"):
         raise TypeError(
             f"load_state_dict: state_dict[{key!r}] must be {place.dtype}, got {value.dtype}"
@@ -98,7 +98,6 @@ def _fitting(key: str, place: np.ndarray, given: Any) -> np.ndarray:
     return value.astype(place.dtype, copy=False)
 
 
-def _is_whole(value: np.ndarray) -> bool:
-    """Whether floats are integers, as a count is after ``.half()``, that int64 holds."""
-    wide = value.astype(np.float64)
-    return bool(np.all(np.abs(wide) < 2.0**53) and np.all(wide == np.trunc(wide)))
+def _fits_int64(value: np.ndarray) -> bool:
+    """Whether floats can be cut to integers: counts after ``.half()``, or of averaged states."""
+    return bool(np.all(np.abs(value.astype(np.float64)) < 2.0**53))  # False for NaN

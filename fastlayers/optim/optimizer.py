@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
@@ -47,8 +46,11 @@ Parameter = Tensor
 Params = Iterable[Parameter] | Iterable[Group] | Iterable[tuple[str, Parameter]]
 
 
-class Optimizer(ABC):
+class Optimizer:
     """Base of the optimisers, with PyTorch's interface.
+
+    A subclass defines `step`, which changes the parameters of `param_groups` within `no_grad` and
+    may keep what it likes in `state`.
 
     Parameters
     ----------
@@ -74,8 +76,9 @@ class Optimizer(ABC):
         If there are no parameters, one is given twice, or an option is out of its range.
     """
 
-    # Entries of a parameter's state: "step", or the names of arrays of the parameter's shape.
-    _state_names: ClassVar[frozenset[str]]
+    # Entries of a parameter's state: "step", or the names of arrays of the parameter's shape. None
+    # where `step` is a user's, who may keep anything.
+    _state_names: ClassVar[frozenset[str] | None] = None
     _optional_state_names: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, params: Params, defaults: Mapping[str, Any]) -> None:
@@ -245,7 +248,7 @@ class Optimizer(ABC):
     def __repr__(self) -> str:
         lines = [f"{self._op} ("]
         for number, group in enumerate(self.param_groups):
-            lines.append(f"Parameter Group {number}")
+            lines += [""] * bool(number) + [f"Parameter Group {number}"]
             lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
         return "\n".join([*lines, ")"])
 
@@ -279,19 +282,19 @@ class Optimizer(ABC):
                 f"structure: {type(error).__name__}: {error}"
             ) from error
 
-    @abstractmethod
+    # What the library's own optimisers define, for `step` to run their kernels.
+
     def _check_options(self, group: Group) -> None:
         """Raise ValueError for an option that is out of its range."""
 
-    @abstractmethod
     def _parts(self, group: Group, params: list[Parameter]) -> list[tuple[Any, list[Parameter]]]:
         """The parameters, apart by what their updates differ in."""
+        return [(None, params)]
 
-    @abstractmethod
     def _arrays(self, group: Group) -> tuple[str, ...]:
         """Names of the arrays of a parameter's state that an update reads and writes."""
+        return ()
 
-    @abstractmethod
     def _update(
         self,
         group: Group,
@@ -302,6 +305,7 @@ class Optimizer(ABC):
         workers: int,
     ) -> None:
         """Update parameters of one of the `_parts` by the kernel."""
+        raise NotImplementedError(f"{self._op}: an Optimizer must define step, got none")
 
     def _params(self) -> list[Parameter]:
         return [p for group in self.param_groups for p in group["params"]]

@@ -67,13 +67,16 @@ def _state(
     needed, possible = optimizer._state_names, optimizer._optional_state_names
     state: defaultdict[Parameter, dict[str, Any]] = defaultdict(dict)
     for index, entry in saved.items():
+        p = params[index]
+        if needed is None:
+            state[p] = copy.deepcopy(dict(entry))
+            continue
         if "momentum_buffer" in entry and entry["momentum_buffer"] is None:
             continue  # PyTorch's, where there is no momentum
         if not needed <= set(entry) <= needed | possible:
             raise ValueError(
                 f"{op}: state_dict must have {sorted(needed)} for a parameter, got {sorted(entry)}"
             )
-        p = params[index]
         state[p] = {name: _value(op, name, value, p) for name, value in entry.items()}
     return state
 

@@ -123,7 +123,7 @@ def test_load_state_without_strictness():
         (TypeError, "4.bias", np.array(["a", "b"])),
         (TypeError, "4.bias", np.ones(2, complex)),
         (TypeError, "4.bias", np.array([None, None])),
-        (TypeError, "1.num_batches_tracked", 1.5),
+        (TypeError, "1.num_batches_tracked", np.inf),
     ],
 )
 def test_load_state_changes_nothing_on_errors(error, key, value):
@@ -501,3 +501,14 @@ def test_targets_of_to():
     ]:
         with pytest.raises(error, match=r"Module\.to: "):
             call()
+
+
+def test_a_mean_of_states_is_loaded_with_its_counts_cut():
+    first, second = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    first(np.ones((2, 3), np.float32))
+    mean = {k: (v + second.state_dict()[k]) * 0.75 for k, v in first.state_dict().items()}
+    assert mean["num_batches_tracked"].item() == 0.75
+    second.num_batches_tracked.fill_(9)
+    second.load_state_dict(mean)
+    assert second.num_batches_tracked.item() == 0
+    assert second.num_batches_tracked.dtype == np.int64

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from parameters import Parameter, parameter, run
 
-from fastlayers import Tensor
-from fastlayers.optim import SGD, Adadelta, Adam
+from fastlayers import Tensor, no_grad, zeros_like
+from fastlayers.optim import SGD, Adadelta, Adam, Optimizer
+from fastlayers.optim.lr_scheduler import StepLR
 
 
 def test_groups():
@@ -285,3 +286,51 @@ def test_repr_shows_groups():
         "SGD (\nParameter Group 0\n    dampening: 0\n    lr: 0.1\n    maximize: False\n"
         "    momentum: 0\n    nesterov: False\n    weight_decay: 0\n)"
     )
+
+
+class Momentum(Optimizer):
+    """SGD with momentum, as a user writes it."""
+
+    def __init__(self, params, lr=0.1, momentum=0.9):
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["buffer"], state["tags"] = zeros_like(p), ["new"]
+                state["buffer"].mul_(group["momentum"]).add_(p.grad)
+                p.add_(state["buffer"], alpha=-group["lr"])
+
+
+def test_an_optimizer_that_a_user_writes():
+    p, q = parameter(3), parameter(3)
+    own, other = Momentum([p]), SGD([q], lr=0.1, momentum=0.9)
+    schedules = StepLR(own, 2, 0.5), StepLR(other, 2, 0.5)
+    for _ in range(3):
+        for optimizer, schedule in zip((own, other), schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+    np.testing.assert_allclose(p.array(), q.array(), rtol=1e-12)
+    again = Momentum([p], lr=3.0)
+    again.load_state_dict(own.state_dict())
+    assert again.param_groups[0]["lr"] == 0.05 and again.state[p]["tags"] == ["new"]
+    assert again.state[p]["buffer"] is not own.state[p]["buffer"]
+    np.testing.assert_array_equal(again.state[p]["buffer"].array(), own.state[p]["buffer"].array())
+
+
+def test_a_step_must_be_defined():
+    p = parameter(3)
+    before = p.array().copy()
+    with pytest.raises(NotImplementedError, match="Optimizer: an Optimizer must define step"):
+        Optimizer([p], {"lr": 1.0}).step()
+    np.testing.assert_array_equal(p.array(), before)
+
+
+def test_groups_are_apart_in_the_text():
+    text = repr(SGD([{"params": parameter(3)}, {"params": parameter(2), "lr": 2.0}], lr=1.0))
+    assert "    weight_decay: 0\n\nParameter Group 1\n" in text
