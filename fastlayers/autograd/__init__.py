@@ -16,7 +16,6 @@ from fastlayers.autograd.mode import (
 )
 from fastlayers.autograd.tape import OUTPUT, Backward, Gradients, Listener, listen
 from fastlayers.autograd.tensor import Recording, Tensor, defer, record, wants_grad
-from fastlayers.functions.creation import tensor
 
 __all__ = [
     "OUTPUT",
@@ -35,6 +34,5 @@ __all__ = [
     "no_grad",
     "record",
     "set_grad_enabled",
-    "tensor",
     "wants_grad",
 ]

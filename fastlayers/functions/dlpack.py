@@ -82,7 +82,10 @@ def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None
         raise TypeError(
             f"from_dlpack: ext_tensor must have __dlpack__, got {type(ext_tensor).__name__}"
         )
-    return Tensor(np.from_dlpack(ext_tensor, copy=copy))
+    out = Tensor(np.from_dlpack(ext_tensor, copy=copy))
+    if isinstance(ext_tensor, Tensor) and np.may_share_memory(out.array(), ext_tensor.array()):
+        out._storage = ext_tensor.storage  # so that changes through it are counted
+    return out
 
 
 def to_dlpack(tensor: Tensor) -> Any:

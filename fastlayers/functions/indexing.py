@@ -190,7 +190,7 @@ def setitem(self: Tensor, index: Any, value: Any) -> None:
     is_number = source is None  # `backward` must not hold a view of `self`, which holds it
     _write(part, choice, given, shape)
     self.changed()
-    if not wants_grad((self, source)):
+    if array.dtype.kind != "f" or not wants_grad((self, source)):
         return
 
     def backward(dy: np.ndarray) -> Any:

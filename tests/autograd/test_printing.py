@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fastlayers.autograd import Tensor, printing, tensor
+from fastlayers.autograd import Tensor, printing
+from fastlayers.functions import tensor
 
 
 @pytest.mark.parametrize(

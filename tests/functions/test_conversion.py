@@ -113,3 +113,12 @@ def test_read_only_memory_is_exported_as_such_or_copied() -> None:
             return x.__dlpack_device__()
 
     assert not np.may_share_memory(np.from_dlpack(Old()), array)
+
+
+def test_a_change_through_dlpack_is_counted() -> None:
+    w = Tensor([1.0, 2.0], requires_grad=True)
+    x = w * 1
+    y = (x * x).sum()
+    fl.from_dlpack(x.detach()).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()

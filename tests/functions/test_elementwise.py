@@ -10,7 +10,8 @@ import pytest
 from functions.numeric import check_gradients
 
 from fastlayers import functions as F
-from fastlayers.autograd import Tensor, no_grad, tensor
+from fastlayers.autograd import Tensor, no_grad
+from fastlayers.functions import tensor
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(-0.9, 0.9, (3, 4))

@@ -138,3 +138,10 @@ def test_one_hot_and_nonzero() -> None:
     assert hot.tolist() == [[[0, 1, 0]], [[1, 0, 0]]] and hot.dtype == np.int64
     assert [i.tolist() for i in hot.nonzero(as_tuple=True)] == [[0, 1], [0, 0], [1, 0]]
     assert isinstance(hot.nonzero(), Tensor)
+
+
+def test_what_is_put_into_integers_gets_no_gradient() -> None:
+    x, w = fl.zeros(3, dtype=np.int64), Tensor([1.5], requires_grad=True)
+    x[0] = w[0]
+    assert x.tolist() == [1, 0, 0]
+    assert not x.requires_grad

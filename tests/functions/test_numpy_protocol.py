@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from functions.numeric import check_gradients, flat
 
-from fastlayers.autograd import Tensor, no_grad, tensor
+from fastlayers.autograd import Tensor, no_grad
+from fastlayers.functions import tensor
 
 # Of these nothing of the values is left in the result.
 SHAPES_ONLY = {"zeros_like", "ones_like", "empty_like", "full_like"}

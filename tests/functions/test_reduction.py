@@ -8,7 +8,8 @@ import pytest
 from functions.numeric import check_gradients
 
 from fastlayers import functions as F
-from fastlayers.autograd import Tensor, tensor
+from fastlayers.autograd import Tensor
+from fastlayers.functions import tensor
 
 X = np.random.default_rng(0).permutation(24).reshape(2, 3, 4) / 10 + 0.05
 NAMES = "sum mean prod amax amin max min median nansum nanmean var std norm"

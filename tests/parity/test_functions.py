@@ -10,7 +10,7 @@ import pytest
 from parity import function_cases
 from parity.functions_harness import Row, check, forms, torch
 
-from fastlayers import autograd, linalg
+from fastlayers import functions, linalg
 
 ROWS = [
     row
@@ -45,7 +45,7 @@ def test_the_function_is_pytorchs(row: Row) -> None:
 )
 def test_norms_of_linalg(name: str, ord: Any, dim: Any) -> None:
     x = np.array([[1.0, -2.0, 0.0], [3.0, 0.5, -3.0]])
-    ours, theirs = autograd.tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+    ours, theirs = functions.tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
     for keepdim in (False, True):
         y = getattr(linalg, name)(ours, ord, dim, keepdim)
         expected = getattr(torch.linalg, name)(theirs, ord, dim, keepdim)
@@ -56,7 +56,7 @@ def test_norms_of_linalg(name: str, ord: Any, dim: Any) -> None:
 
 
 def test_other_norms_of_matrices_are_refused() -> None:
-    x = autograd.tensor([[1.0, 2.0]])
+    x = functions.tensor([[1.0, 2.0]])
     for ord, dim in ((1, None), (2, (0, 1)), ("nuc", None)):
         with pytest.raises(NotImplementedError):
             linalg.norm(x, ord, dim)

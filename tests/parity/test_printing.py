@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastlayers import autograd
+import fastlayers as fl
 from fastlayers.autograd import printing
 
 torch = pytest.importorskip("torch")
@@ -49,7 +49,7 @@ def test_the_text_is_pytorchs(options: dict[str, Any]) -> None:
             rng = np.random.default_rng(seed)
             x = drawn(rng)
             grads = x.dtype.kind == "f" and bool(rng.integers(2))
-            ours = autograd.tensor(x, requires_grad=grads)
+            ours = fl.tensor(x, requires_grad=grads)
             theirs = torch.tensor(x, requires_grad=grads)
             assert repr(ours) == repr(theirs), f"seed {seed}"
             assert str(ours.shape) == str(theirs.shape)
@@ -61,7 +61,7 @@ def test_the_text_is_pytorchs(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ["max", "min", "sort", "median", "topk", "kthvalue"])
 def test_results_with_names_print_as_pytorchs(name: str) -> None:
     x, args = np.array([[3.0, 1.0], [2.0, 5.0]]), (1,) if name in ("topk", "kthvalue") else ()
-    ours = getattr(autograd.tensor(x), name)(*args, dim=1)
+    ours = getattr(fl.tensor(x), name)(*args, dim=1)
     assert repr(ours) == repr(getattr(torch.tensor(x), name)(*args, dim=1))
 
 
@@ -71,6 +71,6 @@ def test_functions_that_made_tensors_have_pytorchs_names() -> None:
         functions.append(lambda t, name=name: getattr(t, name)())
     for function in functions:
         x = np.array([1.0, 2.0])
-        ours = function(autograd.tensor(x, requires_grad=True))
+        ours = function(fl.tensor(x, requires_grad=True))
         theirs = function(torch.tensor(x, requires_grad=True))
         assert repr(ours) == repr(theirs)
