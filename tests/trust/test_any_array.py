@@ -595,7 +595,7 @@ def test_layers(form, training, fusion, figures):
 
 def test_tensors_and_layers_refuse_masks():
     masked = np.ma.masked_array(np.ones(3, np.float32), mask=[0, 1, 0])
-    for make in (fl.tensor, fl.as_tensor, Tensor, fl.from_numpy):
+    for make in (fl.tensor, fl.as_tensor, fl.Tensor, fl.from_numpy):
         with pytest.raises(TypeError, match=r"^\w+: data must have no mask, got a masked float32"):
             make(masked)
     norm = network()[1]
