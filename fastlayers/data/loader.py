@@ -258,7 +258,7 @@ class DataLoader:
         if self._is_iterable:
             return itertools.repeat(None)
         if isinstance(self.sampler, SeededSampler):
-            self.sampler.number = self.epoch
+            self.sampler.number, self.sampler.seed = self.epoch, self.seed or 0
         if self.batch_sampler is None:
             return iter(self.sampler)
         batches = map(_as_list, iter(self.batch_sampler))

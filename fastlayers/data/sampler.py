@@ -129,17 +129,17 @@ class SeededSampler(Sampler):
 
     Attributes
     ----------
-    number : int
-        Of the epoch, set by the loader.
+    seed, number : int
+        The number is that of the epoch; both are set by the loader.
     """
 
     def __init__(self, data_source: Sized, seed: int) -> None:
         self.data_source = data_source
-        self._seed = seed
+        self.seed = seed
         self.number = 0
 
     def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng((self._seed, self.number))
+        generator = np.random.default_rng((self.seed, self.number))
         return iter(generator.permutation(len(self.data_source)).tolist())
 
     def __len__(self) -> int:

@@ -148,7 +148,9 @@ def of_chain(case: cases.Case, steps: tuple[str, ...], fused: bool) -> Arrays:
     y = getattr(F, case.op)(**learnt, **kept, **case.options)
     for step in steps:
         if step == "add":
-            learnt["residual"] = fl.tensor(RNG(1).standard_normal(y.shape, np.float32), True)
+            learnt["residual"] = fl.tensor(
+                RNG(1).standard_normal(y.shape, np.float32), requires_grad=True
+            )
             y = y + learnt["residual"]
         else:
             y = F.relu(y) if step == "relu" else F.max_pool2d(y, 2)
