@@ -131,6 +131,20 @@ class World:
             p.data = np.broadcast_to(np.float32(1), 2)
         return optim.SGD([nn.Parameter([3.0]), p], 0.1)
 
+    @staticmethod
+    def hooked(hook: Any) -> nn.Module:
+        """A layer with a hook before it."""
+        layer = nn.ReLU()
+        layer.register_forward_pre_hook(hook, with_kwargs=True)
+        return layer
+
+    @staticmethod
+    def endless() -> Tensor:
+        """A parameter with an infinite gradient."""
+        p = nn.Parameter([1.0])
+        p.grad = Tensor([np.inf])
+        return p
+
     def path(self, name: str, content: bytes) -> Path:
         """A file."""
         path = self.folder / name
