@@ -30,14 +30,14 @@ _PYTORCH = {
         LazyConvTranspose2d LazyConvTranspose3d LazyInstanceNorm1d LazyInstanceNorm2d
         LazyInstanceNorm3d LazyLinear LinearCrossEntropyLoss LinearCrossEntropyOptions
         LocalResponseNorm LogSigmoid MarginRankingLoss MaxPool1d MaxPool3d MaxUnpool1d MaxUnpool2d
-        MaxUnpool3d Mish ModuleDict MultiLabelMarginLoss MultiLabelSoftMarginLoss MultiMarginLoss
-        NLLLoss2d PReLU PairwiseDistance ParameterDict ParameterList PixelShuffle PixelUnshuffle
+        MaxUnpool3d Mish MultiLabelMarginLoss MultiLabelSoftMarginLoss MultiMarginLoss
+        NLLLoss2d PReLU PairwiseDistance ParameterDict PixelShuffle PixelUnshuffle
         PoissonNLLLoss RMSNorm RReLU ReLU6 ReflectionPad1d ReflectionPad2d ReflectionPad3d
         ReplicationPad1d ReplicationPad2d ReplicationPad3d SELU SiLU SmoothL1Loss SoftMarginLoss
         Softmax2d Softmin Softplus Softshrink Softsign SyncBatchNorm Tanhshrink Threshold
         TripletMarginLoss TripletMarginWithDistanceLoss Unflatten Unfold UninitializedBuffer
         UninitializedParameter Upsample UpsamplingBilinear2d UpsamplingNearest2d ZeroPad1d ZeroPad2d
-        ZeroPad3d parameter utils
+        ZeroPad3d modules parameter
     """,
     "nn.functional": """
         adaptive_avg_pool1d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool1d_with_indices

@@ -114,7 +114,7 @@ class Tensor:
         self, data: ArrayLike | Tensor = (), *sizes: int, requires_grad: bool = False
     ) -> None:
         if sizes and type(sizes[0]) is bool:  # as `Tensor(data, True)`
-            sizes, requires_grad = sizes[1:], sizes[0]
+            sizes, requires_grad = sizes[1:], bool(sizes[0])
         if sizes or type(data) in (int, Size):
             data = _of_sizes(data if isinstance(data, Size) else (data, *sizes))
         array = as_array(data)

@@ -18,7 +18,6 @@ __all__ = [
     "div",
     "divide",
     "matmul",
-    "mm",
     "mul",
     "multiply",
     "sub",
@@ -107,7 +106,20 @@ alias("div", "divide", "true_divide")
 
 @recorded(tensors=2, saves=(0, 1), numpy=np.matmul)
 def matmul(a: np.ndarray, b: np.ndarray) -> Any:
-    """Product of matrices, with NumPy's rules for vectors and stacks of matrices."""
+    """Product of matrices, with NumPy's rules for vectors and stacks of matrices.
+
+    Raises
+    ------
+    RuntimeError
+        If the shapes do not fit.
+    """
+    try:
+        product = a @ b
+    except ValueError as error:
+        raise RuntimeError(
+            f"matmul: shapes must be (..., n, k) and (..., k, m), or (k,) for a vector, "
+            f"got {a.shape} and {b.shape}"
+        ) from error
 
     def gradient(dy: np.ndarray) -> Any:
         left = a[None, :] if a.ndim == 1 else a
@@ -119,10 +131,8 @@ def matmul(a: np.ndarray, b: np.ndarray) -> Any:
         db = unbroadcast(np.swapaxes(left, -1, -2) @ dy, right.shape).reshape(b.shape)
         return da, db
 
-    return a @ b, gradient
+    return product, gradient
 
 
-mm = matmul
-method(mm, "mm", "bmm")
 method(matmul, "__matmul__")
 method(lambda self, other: matmul(other, self), "__rmatmul__")

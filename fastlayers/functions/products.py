@@ -16,7 +16,7 @@ from fastlayers.functions.reduction import axis
 from fastlayers.functions.shape import reshape, unsqueeze
 from fastlayers.functions.table import NUMPY, method, register, tensor
 
-__all__ = ["addmm", "baddbmm", "dot", "einsum", "mv", "outer", "tensordot"]
+__all__ = ["addmm", "baddbmm", "bmm", "dot", "einsum", "mm", "mv", "outer", "tensordot"]
 
 
 def _check(op: str, wanted: dict[str, tuple[Tensor, int]]) -> None:
@@ -60,6 +60,25 @@ def mv(input: Tensor, vec: Tensor) -> Tensor:
     _check("mv", {"input": (input, 2), "vec": (vec, 1)})
     _meets("mv", input, vec, 0)
     return matmul(input, vec)
+
+
+def mm(input: Tensor, mat2: Tensor) -> Tensor:
+    """The product of two matrices."""
+    _check("mm", {"input": (input, 2), "mat2": (mat2, 2)})
+    _meets("mm", input, mat2, 0)
+    return matmul(input, mat2)
+
+
+def bmm(input: Tensor, mat2: Tensor) -> Tensor:
+    """The products of as many pairs of matrices, along the first axis."""
+    _check("bmm", {"input": (input, 3), "mat2": (mat2, 3)})
+    _meets("bmm", input, mat2, 1)
+    if len(input) != len(mat2):
+        raise RuntimeError(
+            f"bmm: input and mat2 must have as many matrices, "
+            f"got {tuple(input.shape)} and {tuple(mat2.shape)}"
+        )
+    return matmul(input, mat2)
 
 
 def _scaled(
@@ -133,7 +152,7 @@ def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     return reshape(matmul(first, second), *shape[0], *shape[1])
 
 
-for _function in (outer, dot, mv):
+for _function in (outer, dot, mv, mm, bmm):
     method(_function, _function.__name__)
 register("addmm", addmm)
 register("baddbmm", baddbmm)

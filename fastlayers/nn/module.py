@@ -13,6 +13,7 @@ from fastlayers.autograd import Tensor
 from fastlayers.autograd.types import Size
 from fastlayers.nn import state
 from fastlayers.nn.conversion import Conversion
+from fastlayers.nn.hooks import Hooked
 from fastlayers.nn.state import IncompatibleKeys, StateError
 from fastlayers.nn.table import Table
 from fastlayers.ops import _check
@@ -53,7 +54,7 @@ class Parameter(Tensor):
         return f"Parameter containing:\n{super().__repr__()}"
 
 
-class Module(Conversion):
+class Module(Conversion, Hooked):
     """Base of layers and models: parameters, buffers and submodules found by attribute.
 
     A subclass calls ``super().__init__()`` first, assigns parameters and modules to attributes
@@ -83,11 +84,12 @@ class Module(Conversion):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the output; what waits for following ops has run when the outermost call ends."""
         state = lazy.state
+        hooked = self._forward_hooks or self._forward_pre_hooks
         if state.depth:
-            return self.forward(*args, **kwargs)
+            return self._forward(args, kwargs) if hooked else self.forward(*args, **kwargs)
         state.depth = 1
         try:
-            output = self.forward(*args, **kwargs)
+            output = self._forward(args, kwargs) if hooked else self.forward(*args, **kwargs)
         finally:
             state.depth = 0
         if state.waiting:

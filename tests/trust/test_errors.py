@@ -138,6 +138,20 @@ class World:
             p.data = np.ones(3, np.float32)
         return optimizer
 
+    @staticmethod
+    def hooked(hook: Any) -> nn.Module:
+        """A layer with a hook before it."""
+        layer = nn.ReLU()
+        layer.register_forward_pre_hook(hook, with_kwargs=True)
+        return layer
+
+    @staticmethod
+    def endless() -> Tensor:
+        """A parameter with an infinite gradient."""
+        p = nn.Parameter([1.0])
+        p.grad = Tensor([np.inf])
+        return p
+
     def path(self, name: str, content: bytes) -> Path:
         """A file."""
         path = self.folder / name

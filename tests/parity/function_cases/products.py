@@ -29,6 +29,16 @@ def _mv(draw: Draw) -> Arguments:
     return _of(draw, (n, m), (m,))
 
 
+def _mm(draw: Draw) -> Arguments:
+    n, k, m = _sizes(draw, 3)
+    return _of(draw, draw.pick((n, k), (n, k), (1, n, k)), (k, m))
+
+
+def _bmm(draw: Draw) -> Arguments:
+    b, n, k, m = _sizes(draw, 4)
+    return _of(draw, (b, n, k), draw.pick((b, k, m), (b, k, m), (k, m), (b + 1, k, m)))
+
+
 def _factors(draw: Draw) -> dict[str, Any]:
     return {} if draw.rng.random() < 0.4 else {"beta": draw.pick(0, 1, 2), "alpha": draw.pick(1, 3)}
 
@@ -113,6 +123,8 @@ ROWS = [
     Row("ger", _outer, forms=("method",)),
     Row("dot", _dot),
     Row("mv", _mv),
+    Row("mm", _mm),
+    Row("bmm", _bmm),
     Row("addmm", _addmm),
     Row("baddbmm", _baddbmm),
     Row("einsum", _einsum),
