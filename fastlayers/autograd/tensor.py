@@ -81,7 +81,7 @@ class Tensor(Facts):
         self, data: ArrayLike | Tensor = (), *sizes: int, requires_grad: bool = False
     ) -> None:
         if sizes and type(sizes[0]) is bool:  # as `Tensor(data, True)`
-            sizes, requires_grad = sizes[1:], sizes[0]
+            sizes, requires_grad = sizes[1:], bool(sizes[0])
         if sizes or type(data) in (int, Size):
             data = _of_sizes(data if isinstance(data, Size) else (data, *sizes))
         array = as_array(data)
@@ -250,9 +250,20 @@ class Tensor(Facts):
         return grad.settled() if isinstance(grad, Tensor) else grad
 
     def add_grad(self, gradient: np.ndarray) -> None:
-        """Add to the gradient."""
-        before = self.grad_array()
-        self._grad = np.asarray(gradient if before is None else before + gradient)
+        """Add to the gradient; in place, as in PyTorch, if somebody may hold its tensor."""
+        before, held = self.grad_array(), self._grad
+        if before is None:
+            self._grad = np.asarray(gradient)
+        elif (
+            isinstance(held, Tensor)
+            and before.flags.writeable
+            and before.flags.forc  # no element twice, as in an expanded tensor
+            and (before.shape, before.dtype) == (gradient.shape, gradient.dtype)
+        ):
+            before += gradient
+            held.changed()
+        else:
+            self._grad = np.asarray(before + gradient)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Ask for gradients of this tensor, or for none.
