@@ -12,9 +12,10 @@ import numpy as np
 
 from fastlayers import autograd, ops
 from fastlayers.autograd import OUTPUT, Tensor, record, wants_grad
-from fastlayers.functions import table
 from fastlayers.functions.masks import one_hot
 from fastlayers.functions.padding import pad
+from fastlayers.functions.shape import flatten
+from fastlayers.functions.table import tensor as _tensor
 from fastlayers.names import absent
 from fastlayers.nn import fusion, heads
 from fastlayers.ops import _check
@@ -47,10 +48,6 @@ __all__ = [
 
 Input = Tensor | np.ndarray
 IntPair = int | Sequence[int]
-
-
-def _tensor(value: Input) -> Tensor:
-    return value if isinstance(value, Tensor) else table.tensor(value)
 
 
 def _optional(value: Input | None) -> Tensor | None:
@@ -455,12 +452,6 @@ def binary_cross_entropy_with_logits(
         return dx, by_target(dy, *options) if t.requires_grad else None
 
     return record(ops.binary_cross_entropy_with_logits(*options), (x, t), backward)
-
-
-def flatten(input: Input, start_dim: int = 0, end_dim: int = -1) -> Tensor:
-    """Join the axes from `start_dim` to `end_dim` into one."""
-    out: Tensor = _tensor(input).flatten(start_dim, end_dim)
-    return out
 
 
 def __getattr__(name: str) -> Any:

@@ -160,3 +160,21 @@ def test_sizes_are_checked(given):
 def test_an_integer_among_the_inputs_of_a_function_is_a_value():
     assert fl.maximum(3, fl.tensor([1, 5])).tolist() == [3, 5]
     assert fl.add(2, 3).item() == 5
+
+
+def test_a_gradient_that_somebody_holds_is_added_to_in_place():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    (3 * x).sum().backward()
+    held = x.grad
+    (2 * x).sum().backward()
+    assert x.grad is held
+    assert held.tolist() == [5, 5]
+    x.grad = fl.ones(1).expand(2)  # of one element
+    x.sum().backward()
+    assert x.grad.tolist() == [2, 2]
+    fixed = np.ones(2, np.float32)
+    fixed.flags.writeable = False
+    x.grad = Tensor(fixed)
+    x.sum().backward()
+    assert x.grad.tolist() == [2, 2]
+    assert fixed.tolist() == [1, 1]
