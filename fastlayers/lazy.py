@@ -22,10 +22,10 @@ __all__ = [
     "Deferred",
     "Watcher",
     "is_fusion_enabled",
+    "prune",
     "run_waiting",
     "set_fusion_enabled",
     "state",
-    "wait",
 ]
 
 
@@ -47,7 +47,7 @@ class Deferred(Protocol):
 
 
 class Watcher(Protocol):
-    """Who is told of what runs (`fastlayers.profiling`)."""
+    """Is notified of what runs (`fastlayers.profiling`)."""
 
     def started(self, head: Any) -> None:
         """The head of a chain is about to run by itself, and to be recorded."""
@@ -98,13 +98,10 @@ def set_fusion_enabled(enabled: bool) -> None:
     run_waiting()
 
 
-def wait(output: Tensor) -> None:
-    """List an output among those that wait."""
-    waiting = state.waiting
-    # Those that have run or died are removed when there may be as many of them as others.
-    if len(waiting) >= 64 and len(waiting) & (len(waiting) - 1) == 0:
+def prune(waiting: list[weakref.ref[Tensor]]) -> None:
+    """Remove outputs that have run or died, each time that the list has doubled."""
+    if len(waiting) & (len(waiting) - 1) == 0:
         waiting[:] = [held for held in waiting if (t := held()) is not None and t.deferred]
-    waiting.append(weakref.ref(output))
 
 
 def run_waiting() -> None:

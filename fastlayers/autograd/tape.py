@@ -34,7 +34,7 @@ _numbers = itertools.count()
 
 
 class Storage:
-    """What tensors of one memory share: how often it was changed, and who are views of it."""
+    """What tensors of one memory share: how often it was changed, and its views."""
 
     __slots__ = ("version", "views")
 
@@ -94,10 +94,10 @@ def _op_of(backward: Any) -> str:
 
 
 class Listener(Protocol):
-    """Who is told of leaves as their gradients are complete (`fastlayers.distributed`)."""
+    """Is notified of leaves as their gradients become complete (`fastlayers.distributed`)."""
 
     def begin(self, leaves: Collection[int]) -> bool:
-        """Whether to be told of a `backward` that may reach the leaves of these `id`s."""
+        """Whether to be notified of a `backward` that may reach the leaves of these `id`s."""
 
     def ready(self, leaf: Tensor, gradient: np.ndarray) -> None:
         """The gradient of a leaf, which is added to its `grad` at the end."""
@@ -237,7 +237,7 @@ def _retain(tensor: Tensor | None, gradient: np.ndarray) -> None:
 
 
 class _Progress:
-    """Tells listeners of each leaf when nothing is left that may add to its gradient."""
+    """Notifies listeners of each leaf once nothing more can add to its gradient."""
 
     def __init__(self, roots: Sequence[Node | Tensor]) -> None:
         self._uses: Counter[int] = Counter()

@@ -117,7 +117,7 @@ class Tensor(Facts):
         return self._array  # type: ignore[return-value]
 
     def settled(self) -> np.ndarray:
-        """The values, for who may change them, or hand them to who may: nothing waits for them."""
+        """The values, for callers that may change them or hand them out: nothing waits for them."""
         if lazy.state.waiting:
             lazy.run_waiting()
         return self._array if self.deferred is None else self.array()  # type: ignore[return-value]
@@ -327,7 +327,7 @@ class Tensor(Facts):
     def root(
         self, op: str, gradient: ArrayLike | Tensor | None, create_graph: bool = False
     ) -> tuple[Node | Tensor, np.ndarray]:
-        """Where the way back from this tensor begins, and the gradient there."""
+        """Where the backward pass from this tensor begins, and the gradient there."""
         if create_graph:
             raise NotImplementedError(
                 f"{op}: create_graph must be False, got True: gradients are not recorded, so there "
@@ -392,7 +392,7 @@ def record(
     requires_grad: bool | None = None,
     fresh: bool = False,
 ) -> Tensor:
-    """The tensor of an op's output, with a node on the tape where a gradient may be asked for.
+    """The tensor of an op's output, with a node on the tape where a gradient is required.
 
     Parameters
     ----------
@@ -452,7 +452,10 @@ def defer(deferred: lazy.Deferred, requires_grad: bool) -> Tensor:
     """The tensor of a call that runs when its values are first used."""
     out = _output(requires_grad, True)
     out.deferred = deferred
-    lazy.wait(out)
+    waiting = lazy.state.waiting
+    if len(waiting) >= 64:  # of a program without modules and gradients, which never empties it
+        lazy.prune(waiting)
+    waiting.append(weakref.ref(out))
     if (watcher := lazy.watcher) is not None:
         watcher.deferred(deferred)
     return out

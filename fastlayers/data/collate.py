@@ -72,7 +72,7 @@ def default_convert(data: Any) -> Any:
     """Wrap every array of a sample or a batch into a Tensor, without a copy.
 
     Follows ``torch.utils.data.default_convert``: tuples become lists, other containers keep their
-    type, and what is no array stays as it is.
+    type, and anything else stays as it is.
     """
     if isinstance(data, np.ndarray | np.generic):
         return Tensor(data) if data.dtype.kind in _NUMERIC else data

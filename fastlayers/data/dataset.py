@@ -117,7 +117,7 @@ class ChainDataset(IterableDataset):
 
 
 class ConcatDataset(Dataset):
-    """The samples of several datasets, behind each other.
+    """The samples of several datasets, one dataset after the other.
 
     As `torch.utils.data.ConcatDataset
     <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.ConcatDataset>`_.

@@ -27,7 +27,7 @@ class DistributedSampler:
     rank : int, optional
         By default `distributed.rank`.
     shuffle : bool
-        Whether the order is drawn anew for each epoch, by `seed` and the epoch's number.
+        Whether the order is drawn again for each epoch, by `seed` and the epoch's number.
     seed : int
         The same on all ranks.
     drop_last : bool

@@ -31,7 +31,7 @@ Team = tuple[Owner, "list[Channel]"]
 
 
 def made_here(plan: Plan, tasks: Iterator[Any]) -> Iterator[Any]:
-    """The batches of an epoch, each made when it is asked for."""
+    """The batches of an epoch, each made when it is requested."""
     fetch = plan.begin()
     for task in tasks:
         if (batch := fetch(task)) is END:
@@ -44,7 +44,7 @@ def made_by_workers(
 ) -> Iterator[Any]:
     """The batches of an epoch in order, made ahead by workers that take turns.
 
-    The workers are hired with the first batch asked for; those of this iteration alone end, each
+    The workers start with the first batch requested; those of this iteration alone end, each
     after the batch that it is at, as soon as this generator is closed or collected.
 
     Parameters

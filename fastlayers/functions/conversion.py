@@ -55,7 +55,7 @@ def _kept(array: np.ndarray) -> np.ndarray:
 
 
 def _cast(x: Tensor, dtype: np.dtype, copy: bool = False) -> Tensor:
-    """`x` in another dtype; itself if it has it and no copy is asked for."""
+    """`x` in another dtype; itself if it has it already and `copy` is false."""
     if x.dtype == dtype:
         return clone(x) if copy else x
     with np.errstate(all="ignore"):
@@ -104,12 +104,12 @@ def _to(
     Returns
     -------
     Tensor
-        The tensor itself, if nothing changes and no copy is asked for.
+        The tensor itself, if nothing changes and `copy` is false.
 
     Raises
     ------
     RuntimeError
-        If another device is asked for.
+        For another device.
     TypeError
         If an argument is none of these.
     """

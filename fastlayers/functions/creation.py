@@ -67,7 +67,7 @@ def tensor(
     ------
     TypeError, ValueError, RuntimeError
         If the data are no numbers, lists of several lengths, or don't fit the dtype; if gradients
-        of other values than floating point ones or another device is asked for.
+        for values that are not floating point, or another device, are requested.
 
     References
     ----------
@@ -116,7 +116,7 @@ def from_numpy(array: np.ndarray) -> Tensor:
     Raises
     ------
     TypeError
-        If it is no array of numbers or booleans.
+        If it is not an array of numbers or booleans.
     """
     if not isinstance(array, np.ndarray) or array.dtype.kind not in KINDS:
         raise TypeError(
@@ -140,7 +140,9 @@ def _filled(name: str, fill: Callable[..., np.ndarray], what: str) -> tuple[Any,
         **named: Any,
     ) -> Tensor:
         if named.keys() - {"size"}:
-            raise TypeError(f"{name}: {next(iter(named.keys() - {'size'}))} is no option of it")
+            raise TypeError(
+                f"{name}: options must be PyTorch's, got {min(named.keys() - {'size'})!r}"
+            )
         shape = size_of(name, size, named.get("size"))
         return made(name, fill(shape, dtype_of(name, dtype)), device, requires_grad)
 

@@ -136,7 +136,7 @@ def getitem(self: Tensor, index: Any) -> Tensor:
     Raises
     ------
     IndexError
-        If the index is out of range, of a kind that is none, or a mask of another shape.
+        If the index is out of range or of a wrong kind, or a mask has another shape.
     """
     x = self.array()
     first, choice = resolved(index, x.ndim)

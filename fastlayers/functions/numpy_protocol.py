@@ -1,4 +1,4 @@
-"""NumPy's functions on tensors: recorded where there is a function for them, never cut in silence.
+"""NumPy's functions on tensors: recorded where there is a function for them, else an error.
 
 `NUMPY` says which these are. Other functions of NumPy compute with the arrays, unless a gradient is
 required; so do those that are known with arguments that the library's have not got.

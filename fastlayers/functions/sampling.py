@@ -59,7 +59,9 @@ def _distribution(name: str, how: str, what: str) -> tuple[Any, Any]:
         **named: Any,
     ) -> Tensor:
         if named.keys() - {"size"}:
-            raise TypeError(f"{name}: {next(iter(named.keys() - {'size'}))} is no option of it")
+            raise TypeError(
+                f"{name}: options must be PyTorch's, got {min(named.keys() - {'size'})!r}"
+            )
         shape = size_of(name, size, named.get("size"))
         kind = floating_dtype(name, dtype_of(name, dtype))
         out = draw(how, as_numpy(name, generator), shape, kind)

@@ -1,4 +1,4 @@
-"""The arrays of which new tensors are made, and checks of what is asked for them."""
+"""The arrays of which new tensors are made, and checks of their options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS = "biuf"
 
 
 def dtype_of(op: str, dtype: Any, default: Any = np.float32) -> np.dtype:
-    """The dtype that is asked for; None is the default.
+    """The dtype that an argument names; None means the default.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def made(
     Raises
     ------
     RuntimeError
-        If another device is asked for, or gradients of other values than floating point ones.
+        For another device, or gradients of values that are not floating point.
     """
     _check.device(op, device)
     if requires_grad and array.dtype.kind != "f":

@@ -320,7 +320,7 @@ def _kind(value: Any) -> str | None:
 
 
 def as_buffer(module: Module, name: str, value: Any) -> Any:
-    """A buffer as it is kept, a tensor, and what is none as it is."""
+    """A buffer as a tensor; None, parameters and modules as they are."""
     if value is None or _kind(value) is not None or isinstance(value, Tensor):
         return value
     return Tensor(_check.plain(type(module).__name__, name, np.asanyarray(value)))

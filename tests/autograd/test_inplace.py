@@ -1,8 +1,10 @@
 """Changes in place of what waits for its calls, of leaves, and of their views."""
 
 import copy
+import gc
 import operator
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -243,3 +245,25 @@ def test_axes_changed_in_place_again_and_again_keep_nothing():
     assert x.base is None
     x[1] += 1
     assert x.tolist() == [0, 1, 0]
+
+
+def test_tensors_die_with_their_last_name():
+    """There are no cycles, which would keep memory until the garbage collector finds them."""
+    layer = nn.Conv2d(1, 2, 3)
+    gc.collect()
+    gc.disable()
+    try:
+        x = layer(fl.randn(2, 1, 5, 5))
+        x.retain_grad()
+        row, flat = x[:, 0], x.view(2, -1)
+        row.mul_(2)
+        flat += 1
+        x[0] = row[1].detach().clone().sum()
+        x += x.detach().clone()
+        (x.sum() + row.sum() + flat.sum()).backward()
+        dead = [weakref.ref(t) for t in (x, row, flat)]
+        nodes = [weakref.ref(t.grad_fn) for t in (x, row, flat)]
+        del x, row, flat
+        assert [found() for found in dead + nodes] == [None] * 6
+    finally:
+        gc.enable()

@@ -16,7 +16,7 @@ Function = Callable[[Any], Any]
 
 
 class Compose:
-    """Transforms behind each other.
+    """Transforms, one after the other.
 
     As `torchvision.transforms.Compose
     <https://docs.pytorch.org/vision/stable/generated/torchvision.transforms.Compose.html>`_.
@@ -45,7 +45,7 @@ class Compose:
 
 
 class RandomApply:
-    """All of some transforms behind each other with a probability, or else none.
+    """Several transforms, one after the other, with a probability; otherwise none of them.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class RandomChoice:
 
 
 class RandomOrder:
-    """Some transforms behind each other in a random order.
+    """Several transforms, one after the other in a random order.
 
     Parameters
     ----------
