@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastlayers import autograd
+import fastlayers as fl
 
 torch = pytest.importorskip("torch")
 
@@ -201,7 +201,7 @@ def test_programs_give_the_same_errors_or_gradients(block: int) -> None:
         program, quiet = list(compress(program, kept)), list(compress(quiet, kept))
         text = [f"{'no_grad: ' * q}{name}" for (name, _), q in zip(program, quiet, strict=True)]
         both = []
-        for module in (autograd, torch):
+        for module in (fl, torch):
             made = [module.tensor(a, requires_grad=g) for a, g in zip(starts, grads, strict=True)]
             both.append(run(program, made, module, quiet))
         message = f"seed {seed}, {grads}: {text}"
