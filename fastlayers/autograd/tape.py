@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from fastlayers import lazy
+from fastlayers.autograd.hooks import hooked
 from fastlayers.ops import arithmetic
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Node:
         "__weakref__",
         "backward",
         "edges",
+        "hooks",
         "likes",
         "number",
         "retainer",
@@ -73,6 +75,8 @@ class Node:
         self.saved = saved
         # The tensor of this op's output that keeps its gradient (`Tensor.retain_grad`).
         self.retainer: weakref.ref[Tensor] | None = None
+        # What is called with the gradient of the output (`Tensor.register_hook`).
+        self.hooks: dict[int, Callable[[Tensor], Any]] | None = None
 
     def name(self) -> str:
         """Name as PyTorch has it, such as MulBackward0."""
@@ -181,6 +185,8 @@ def run_backward(
         progress.reached(roots, way.leaves)
     while way.order:
         node, gradient = way.nodes.pop(-heapq.heappop(way.order))
+        if node.hooks:
+            gradient = hooked(node.hooks, gradient)
         if wanted is not None and id(node) in wanted:
             found[id(node)] = gradient
         if node.retainer is not None and wanted is None:
@@ -208,6 +214,10 @@ def run_backward(
             way.add(edges, parts, node.likes, (gradient, *parts))
         if progress is not None:
             progress.reached(edges, way.leaves)
+    told = () if progress is None else progress.told
+    for key, (leaf, _) in way.leaves.items():
+        if getattr(leaf, "_hooks", None) and key not in told:  # `hooks`, by 0.1 us less
+            _call_hooks(way.leaves, key)
     if wanted is not None:
         return found | {key: way.leaves[key][1] for key in wanted if key in way.leaves}
     for leaf, gradient in way.leaves.values():
@@ -220,6 +230,13 @@ def run_backward(
     if progress is not None:
         progress.finish()
     return found
+
+
+def _call_hooks(leaves: dict[int, tuple[Tensor, np.ndarray]], key: int) -> None:
+    """Let the hooks of a leaf see its gradient, which is complete."""
+    leaf, gradient = leaves[key]
+    if leaf.hooks:
+        leaves[key] = leaf, hooked(leaf.hooks, gradient)
 
 
 def _fail_changed(node: Node, version: int, expected: int) -> None:
@@ -241,6 +258,7 @@ class _Progress:
 
     def __init__(self, roots: Sequence[Node | Tensor]) -> None:
         self._uses: Counter[int] = Counter()
+        self.told: set[int] = set()
         seen: set[int] = set()
         stack: list[Node | Tensor] = list(roots)
         while stack:
@@ -260,11 +278,13 @@ class _Progress:
         leaves: dict[int, tuple[Tensor, np.ndarray]],
     ) -> None:
         """The way back through an op has given these edges their part."""
-        for edge in edges if self._listeners else ():
+        for edge in edges:
             key = id(edge)
             if key in self._uses:
                 self._uses[key] -= 1
                 if not self._uses[key] and key in leaves:
+                    self.told.add(key)
+                    _call_hooks(leaves, key)
                     for listener in self._listeners:
                         listener.ready(*leaves[key])
 

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from fastlayers import lazy
-from fastlayers.autograd import mode
+from fastlayers.autograd import hooks, mode
 from fastlayers.autograd.facts import Facts
+from fastlayers.autograd.hooks import RemovableHandle
 from fastlayers.autograd.tape import OUTPUT, Backward, Node, Storage, run_backward
 from fastlayers.autograd.types import Size
 from fastlayers.ops._check import plain
@@ -68,6 +69,7 @@ class Tensor(Facts):
         "_array",
         "_base",
         "_grad",
+        "_hooks",
         "_node",
         "_storage",
         "deferred",
@@ -293,6 +295,48 @@ class Tensor(Facts):
         self.array()
         if self._node is not None:
             self._node.retainer = weakref.ref(self)
+
+    @property
+    def hooks(self) -> dict[int, Callable[[Tensor], Any]] | None:
+        """Of a leaf, what is called with its gradient."""
+        return getattr(self, "_hooks", None)  # set where there are any alone, as `base`
+
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+        """Call a function with the gradient of this tensor in each `backward`.
+
+        Parameters
+        ----------
+        hook : callable
+            Gets the gradient, a leaf's when it is complete; what it returns, if not None, takes
+            its place. An error in it leaves all `grad` as they were.
+
+        Returns
+        -------
+        RemovableHandle
+            Its ``remove()`` takes the hook away.
+
+        Raises
+        ------
+        RuntimeError
+            If the tensor does not require a gradient.
+        TypeError
+            If `hook` is not callable.
+
+        References
+        ----------
+        https://docs.pytorch.org/docs/stable/generated/torch.Tensor.register_hook.html
+        """
+        if not self.requires_grad:
+            raise RuntimeError("register_hook: the tensor must require a gradient, got one without")
+        self.array()
+        owner: Any = self if self._node is None else self._node
+        found = {} if owner.hooks is None else owner.hooks
+        handle = hooks.add("register_hook", found, hook, hook)
+        if self._node is None:
+            self._hooks = found
+        else:
+            self._node.hooks = found
+        return handle
 
     def backward(
         self,

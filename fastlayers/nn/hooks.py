@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
+
+from fastlayers.autograd import hooks
+from fastlayers.autograd.hooks import RemovableHandle
 
 __all__ = ["Hooked", "RemovableHandle"]
 
 _NONE: Mapping[int, Any] = MappingProxyType({})
-_numbers = itertools.count()
-
-
-class RemovableHandle:
-    """What a registration returns: takes the hook away, also at the end of a ``with`` block."""
-
-    def __init__(self, hooks: dict[int, Any], number: int) -> None:
-        self._hooks, self.id = hooks, number
-
-    def remove(self) -> None:
-        """Call the hook no more."""
-        self._hooks.pop(self.id, None)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.remove()
 
 
 class Hooked:
@@ -93,18 +77,12 @@ class Hooked:
     def _hook(
         self, place: str, hook: Callable[..., Any], prepend: bool, with_kwargs: bool
     ) -> RemovableHandle:
-        if not callable(hook):
-            raise TypeError(
-                f"{type(self).__name__}: hook must be callable, got {type(hook).__name__}"
-            )
-        hooks: dict[int, Any] = self.__dict__.setdefault(place, {})
-        number = next(_numbers)
-        others = dict(hooks) if prepend else {}
-        for other in others:
-            del hooks[other]
-        hooks[number] = hook, bool(with_kwargs)
-        hooks.update(others)
-        return RemovableHandle(hooks, number)
+        found: dict[int, Any] = self.__dict__.setdefault(place, {})
+        before = list(found) if prepend else []
+        handle = hooks.add(type(self).__name__, found, hook, (hook, bool(with_kwargs)))
+        for number in before:
+            found[number] = found.pop(number)
+        return handle
 
     def _forward(self, args: Any, kwargs: dict[str, Any]) -> Any:
         """`forward` between its hooks, each of which may take itself away."""

@@ -65,6 +65,11 @@ def fans(op: str, tensor: Tensor) -> tuple[int, int]:
     return tensor.shape[1] * taps, tensor.shape[0] * taps
 
 
+def _calculate_fan_in_and_fan_out(tensor: Tensor) -> tuple[int, int]:
+    """`fans` by PyTorch's name, which layers copied from its source call."""
+    return fans("_calculate_fan_in_and_fan_out", tensor)
+
+
 def _fan(op: str, tensor: Tensor, mode: str) -> int:
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f"{op}: mode must be fan_in or fan_out, got {mode!r}")

@@ -106,3 +106,10 @@ def test_gains(name, gain):
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call(Tensor(np.ones((2, 2))))
+
+
+def test_fans_by_pytorch_s_name():
+    fans = init._calculate_fan_in_and_fan_out(nn.Conv2d(3, 4, (5, 2)).weight)
+    assert fans == (30, 40)
+    with pytest.raises(ValueError, match="_calculate_fan_in_and_fan_out: tensor must have at"):
+        init._calculate_fan_in_and_fan_out(nn.Linear(2, 2).bias)

@@ -146,6 +146,13 @@ class World:
         return layer
 
     @staticmethod
+    def backward_with(hook: Any) -> None:
+        """A backward pass through a hook."""
+        p = nn.Parameter([1.0, 2.0])
+        p.register_hook(hook)
+        p.sum().backward()
+
+    @staticmethod
     def endless() -> Tensor:
         """A parameter with an infinite gradient."""
         p = nn.Parameter([1.0])
