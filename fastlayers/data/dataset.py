@@ -179,7 +179,7 @@ class Subset(Dataset):
     dataset : Dataset, or any object with ``__len__`` and ``__getitem__``
         Where the samples come from.
     indices : iterable of int
-        Indices into `dataset`, kept as an int64 array of shape (M,).
+        Indices into `dataset`, kept as a list, so that those of two add up to one.
 
     Raises
     ------
@@ -191,8 +191,9 @@ class Subset(Dataset):
 
     def __init__(self, dataset: MapStyle, indices: Iterable[int]) -> None:
         self.dataset = dataset
-        self.indices = as_indices("Subset", "indices", indices)
-        first_axis_index("Subset", self.indices, len(dataset))
+        self._indices = as_indices("Subset", "indices", indices)
+        first_axis_index("Subset", self._indices, len(dataset))
+        self.indices = self._indices.tolist()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -202,7 +203,7 @@ class Subset(Dataset):
 
     def __getitem__(self, index: Indices) -> Any:
         """Give the sample at an int; a slice or integer array is passed on to the dataset."""
-        chosen = self.indices[first_axis_index("Subset", index, len(self))]
+        chosen = self._indices[first_axis_index("Subset", index, len(self))]
         # A list, say, knows plain ints only.
         return self.dataset[int(chosen) if chosen.ndim == 0 else chosen]
 
@@ -211,7 +212,7 @@ class Subset(Dataset):
         # An overridden __getitem__ (augmentation, say) was written for one sample at a time.
         if type(self).__getitem__ is not Subset.__getitem__:
             return super().fetch_batch(indices)
-        return fetch_batch(self.dataset, self.indices[indices].tolist())
+        return fetch_batch(self.dataset, self._indices[indices].tolist())
 
 
 def fetch_batch(dataset: MapStyle, keys: Sequence[Any]) -> Any:

@@ -32,7 +32,7 @@ def test_random_split_is_a_partition(points, lengths, expected):
 
 def test_random_split_seeds(points):
     def split(seed=None):
-        return [part.indices.tolist() for part in random_split(points, [5, 5], seed=seed)]
+        return [part.indices for part in random_split(points, [5, 5], seed=seed)]
 
     assert split(seed=3) == split(seed=3) != split(seed=4)
     fl.manual_seed(0)
@@ -54,7 +54,7 @@ def test_random_split_rejects_seed(points):
 
 def test_generators(points):
     def split(generator):
-        return [part.indices.tolist() for part in random_split(points, [5, 5], generator)]
+        return [part.indices for part in random_split(points, [5, 5], generator)]
 
     seeded = fl.Generator().manual_seed(4)
     assert split(seeded) == split(fl.Generator().manual_seed(4)) != split(seeded)

@@ -591,7 +591,8 @@ LAYERS: dict[str, tuple[Options, dict[str, list[Any]], list[Any]]] = {
     "Softmax": ({}, {"dim": [0, -1]}, [distinct(*ROWS)]),
 }
 # What is no layer by itself, and where it is checked.
-NO_LAYERS = {"Module", "Parameter", "functional", "init", "Sequential", "ModuleList"}
+NO_LAYERS = {"Module", "Parameter", "ParameterList", "Sequential", "ModuleList", "ModuleDict"}
+NO_LAYERS |= {"functional", "init", "utils"}
 
 
 def test_every_layer_and_option_is_in_the_table():
