@@ -47,7 +47,7 @@ def prepare_fastlayers(threads: int, case: Case) -> tuple[Step, Start]:
 
     fl.set_num_threads(threads)
     resident = resident_memory()
-    model = getattr(fl.vision.models, case.factory)(**case.options)
+    model = getattr(fl.models, case.factory)(**case.options)
     state = model.state_dict()
     model.load_state_dict({k: initial_value(k, np.shape(v)) for k, v in state.items()})
     del state
