@@ -37,26 +37,19 @@ _numbers = itertools.count()
 class Storage:
     """What tensors of one memory share: how often it was changed, and its views."""
 
-    __slots__ = ("version", "views")
-
-    def __init__(self) -> None:
-        self.version = 0
-        self.views: list[weakref.ref[Tensor]] | None = None
+    # Of the class until they are set: one is made for most ops, and few are ever changed.
+    version = 0
+    views: list[weakref.ref[Tensor]] | None = None
 
 
 class Node:
     """One recorded op. Numbers grow with time, so what an op depends on has smaller ones."""
 
-    __slots__ = (
-        "__weakref__",
-        "backward",
-        "edges",
-        "hooks",
-        "likes",
-        "number",
-        "retainer",
-        "saved",
-    )
+    # Of the class until they are set.
+    # The tensor of this op's output that keeps its gradient (`Tensor.retain_grad`).
+    retainer: weakref.ref[Tensor] | None = None
+    # What is called with the gradient of the output (`Tensor.register_hook`).
+    hooks: dict[int, Callable[[Tensor], Any]] | None = None
 
     def __init__(
         self,
@@ -73,10 +66,6 @@ class Node:
         self.likes = likes
         # What it has saved, and the version that this was of.
         self.saved = saved
-        # The tensor of this op's output that keeps its gradient (`Tensor.retain_grad`).
-        self.retainer: weakref.ref[Tensor] | None = None
-        # What is called with the gradient of the output (`Tensor.register_hook`).
-        self.hooks: dict[int, Callable[[Tensor], Any]] | None = None
 
     def name(self) -> str:
         """Name as PyTorch has it, such as MulBackward0."""

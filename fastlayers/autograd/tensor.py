@@ -478,16 +478,18 @@ def _node(
 ) -> Node:
     # Loops, as a comprehension is a call: 0.2 us.
     edges: list[Node | Tensor | None] = []
-    likes: list[Any] | None = None if fresh else []
     for t in inputs:
-        edge = None if t is None or not t.requires_grad else t._node or t
-        edges.append(edge)
-        if likes is not None:
-            likes.append(None if edge is None else (t._array.shape, t._array.dtype))  # type: ignore[union-attr]
+        edges.append(None if t is None or not t.requires_grad else t._node or t)
+    likes: list[Any] | None = None
+    if not fresh:
+        likes = [None if t is None else (t._array.shape, t._array.dtype) for t in inputs]  # type: ignore[union-attr]
     versions = []
     for t in saved:
         if t is not None:
-            storage = output.storage if t is OUTPUT else t._storage or t.storage
+            t = output if t is OUTPUT else t  # noqa: PLW2901
+            storage = t._storage
+            if storage is None:
+                storage = t._storage = Storage()
             versions.append((storage, storage.version))
     return Node(edges, backward, versions, likes)
 

@@ -38,6 +38,7 @@ Function = Callable[..., Tensor]
 Named = TypeVar("Named", bound=Callable[..., Any])
 # What NumPy's functions do to tensors (`fastlayers.functions.numpy_protocol`).
 NUMPY: dict[Any, Callable[..., Any]] = {}
+_TORCH_NAMES = {"axis": "dim", "keepdims": "keepdim"}
 
 
 def tensor(value: Any) -> Tensor:
@@ -307,16 +308,16 @@ def comparison(name: str, forward: Any, doc: str, symbol: str = "") -> Function:
     return function
 
 
+def _by_torch_names(options: dict[str, Any]) -> dict[str, Any]:
+    return {_TORCH_NAMES.get(name, name): value for name, value in options.items()}
+
+
 def numpy_names(function: Named) -> Named:
     """Let a function take `axis` and `keepdims` for `dim` and `keepdim`, as PyTorch's do."""
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        if "axis" in options:
-            options["dim"] = options.pop("axis")
-        if "keepdims" in options:
-            options["keepdim"] = options.pop("keepdims")
-        return function(*args, **options)
+        return function(*args, **(_by_torch_names(options) if options else options))
 
     return call  # type: ignore[return-value]
 
@@ -411,10 +412,12 @@ def view(
     The function gets the array and the options, and returns what makes the view of an array, and
     a function from dy to dx.
     """
+    name = f"{function.__name__}.<locals>.backward"
 
-    @numpy_names
     @functools.wraps(function)
     def call(input: Any, *args: Any, **options: Any) -> Tensor:
+        if options:
+            options = _by_torch_names(options)
         x = tensor(input)
         array = x.array()
         look, gradient = function(array, *args, **options)
@@ -423,9 +426,10 @@ def view(
         def backward(dy: np.ndarray) -> Any:
             return (gradient(dy),)
 
-        backward.__qualname__ = f"{function.__name__}.<locals>.backward"
+        backward.__qualname__ = name
         result = record(out, (x,), backward, saved=())
-        if np.may_share_memory(out, array):
+        # Most of NumPy's views have the array for their base; to ask for the memory takes 0.3 us.
+        if out.base is array or np.may_share_memory(out, array):
             inplace.make_view(result, x, look)
         return result
 

@@ -70,7 +70,7 @@ class _BatchNorm(Module):
     def forward(self, input: Any) -> Tensor:
         """Normalise the input, and in training update the running statistics."""
         op = type(self).__name__
-        shape = input.shape if isinstance(input, Tensor) else np.shape(input)
+        shape = input.lengths if isinstance(input, Tensor) else np.shape(input)
         if len(shape) not in self._ndims or shape[1] != self.num_features:
             raise ValueError(
                 f"{op}: input must have shape {self._shapes} with C = {self.num_features}, "

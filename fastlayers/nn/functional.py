@@ -58,7 +58,7 @@ def _constant(op: str, name: str, value: Any) -> Any:
     """The array of an argument by which no gradient is computed."""
     if not isinstance(value, Tensor):
         return value
-    if wants_grad((value,)):
+    if value.requires_grad and wants_grad((value,)):
         raise ValueError(
             f"{op}: {name} must not require a gradient, which is not computed by it, got a tensor "
             f"that does; {name}.detach() does not"
@@ -205,18 +205,21 @@ def batch_norm(
     )
     affine = tuple(None if t is None else t.array() for t in (w, b))
     if x.deferred is not None and not training and running[0] is not None is not running[1]:
-        ops.batchnorm.check_channels(x.shape, x.dtype, *running, *affine)
+        ops.batchnorm.check_channels(x.lengths, x.dtype, *running, *affine)
         fixed = ops.batchnorm.running_statistics(*running, eps)
         folded = fusion.follow(x, heads.Normalise(*fixed, (w, b)))
         if folded is not None:
             return folded
     options = (*running, *affine, training, momentum, eps)
     norm = ops.batchnorm.normalisation("batch_norm", x.array(), *options)
-    given = [t for t in (running_mean, running_var) if isinstance(t, Tensor)]
-    if training:
-        for t in given:
-            t.changed()
-    return fusion.start(heads.BatchNorm(inputs, norm, () if training else tuple(given)))
+    statistics: tuple[Tensor, ...] = ()
+    for t in (running_mean, running_var):
+        if isinstance(t, Tensor):
+            if training:
+                t.changed()
+            else:
+                statistics += (t,)
+    return fusion.start(heads.BatchNorm(inputs, norm, statistics))
 
 
 def dropout(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -84,7 +84,7 @@ class Chain:
 
     def add(self, output: Tensor, other: Tensor, in_place: bool = False) -> Tensor | None:
         """``output + other`` as a step of this chain of `output`, where it can be one."""
-        if self.shape != other.shape or self.dtype != other.dtype or other is output:
+        if self.shape != other.lengths or self.dtype != other.dtype or other is output:
             return None
         return (replace if in_place else follow)(output, Add(other))
 

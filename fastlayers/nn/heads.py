@@ -67,6 +67,7 @@ class Conv(_Head):
     def run(self, steps: Steps) -> Recording:
         """Convolve; a normalisation is in the weight already, ReLU and pooling are in the op."""
         (x, w), b, needs = self.arguments, self.bias, _needs(self.inputs)
+        images, weight, _ = self.inputs
         convolution, relu = self.convolution, self.relu or RELU in steps
         if steps and isinstance(steps[0], Normalise):
             w, b = steps[0].fold(w, b)
@@ -77,13 +78,13 @@ class Conv(_Head):
             def pooled_backward(dy: np.ndarray) -> Any:
                 return pooled.backward(dy, y, offsets, x, w, needs)
 
-            return y, self.inputs, pooled_backward, (*self.inputs[:2], OUTPUT)
+            return y, self.inputs, pooled_backward, (images, weight, OUTPUT)
         y = convolution.forward(x, w, b, relu)
 
         def backward(dy: np.ndarray) -> Any:
             return convolution.backward(ops.relu_backward(dy, y) if relu else dy, x, w, needs)
 
-        return y, self.inputs, backward, (*self.inputs[:2], OUTPUT if relu else None)
+        return y, self.inputs, backward, (images, weight, OUTPUT if relu else None)
 
 
 class Linear(_Head):
@@ -109,8 +110,8 @@ class Linear(_Head):
             dx, dw, db = linear_rows_backward(rows, y if relu else None, x, w, needs)
             return dx if dx is None else dx.reshape(before), dw, db
 
-        saved = (*self.inputs[:2], OUTPUT if relu else None)
-        return y.reshape(shape), self.inputs, backward, saved
+        rows, weight, _ = self.inputs
+        return y.reshape(shape), self.inputs, backward, (rows, weight, OUTPUT if relu else None)
 
 
 class BatchNorm(_Head):

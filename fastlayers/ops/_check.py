@@ -223,6 +223,8 @@ def number(op: str, name: str, value: Any) -> float:
 
 def finite(op: str, name: str, value: Any) -> float:
     """A number that is neither infinite nor NaN."""
+    if type(value) is float and math.isfinite(value):
+        return value
     if not math.isfinite(x := number(op, name, value)):
         raise ValueError(f"{op}: {name} must be finite, got {value!r}")
     return x
