@@ -587,7 +587,8 @@ LAYERS: dict[str, tuple[Options, dict[str, list[Any]], list[Any]]] = {
     "Softmax": ({}, {"dim": [0, -1]}, [distinct(*ROWS)]),
 }
 # What is no layer by itself, and where it is checked.
-NO_LAYERS = {"Module", "Parameter", "functional", "init", "Sequential", "ModuleList"}
+NO_LAYERS = {"Module", "Parameter", "functional", "init", "utils", "Sequential", "ModuleList"}
+NO_LAYERS |= {"ModuleDict", "ParameterList"}
 
 
 def test_every_layer_and_option_is_in_the_table():
@@ -620,7 +621,10 @@ def check_module(module: nn.Module, *inputs: Any, **options: Any) -> int:
         for buffer, before in buffers:  # momentum=None counts the batches
             buffer[...] = before
         values = dict(zip(names, tensors[len(inputs) :], strict=True))
-        return fl.func.functional_call(module, values, tensors[: len(inputs)])
+        given = tensors[: len(inputs)]
+        if getattr(module, "inplace", False):  # refuses leaves
+            given = tuple(t * 1 for t in given)
+        return fl.func.functional_call(module, values, given)
 
     real = [i for i in inputs if isinstance(i, np.ndarray) and i.dtype.kind == "f"]
     given = [
