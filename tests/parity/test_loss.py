@@ -4,10 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 
 import fastlayers as fl
 from fastlayers.nn import functional as F
+
+torch = pytest.importorskip("torch")
 
 SHAPES = [(5, 3), (4, 3, 2, 2), (3,), (0, 3)]
 
