@@ -13,3 +13,7 @@ class AdamStep(Pass):
 
 class AdamWStep(Pass):
     op, which = "AdamW", "step"
+
+
+class AdadeltaStep(Pass):
+    op, which = "Adadelta", "step"

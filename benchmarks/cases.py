@@ -36,7 +36,7 @@ Work = Callable[[], Any]
 NETWORKS = ("CIFAR CNN", "MLP", "VGG-16", "ResNet-18", "ResNet-20", "MobileNet")
 PRODUCTS = ("conv2d", "linear", "conv2d_max_pool2d")
 LOSSES = ("cross_entropy", "nll_loss", "mse_loss", "binary_cross_entropy_with_logits")
-OPTIMIZERS = ("SGD", "Adam", "AdamW")
+OPTIMIZERS = ("SGD", "Adam", "AdamW", "Adadelta")
 # Gradients by input, weight and bias that a pass asks for.
 NEEDS = {
     "backward": (True, True, True),
@@ -60,8 +60,9 @@ TRAFFIC: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "nll_loss": ((0, 0), (4, 0)),
     **dict.fromkeys(("mse_loss", "binary_cross_entropy_with_logits"), ((8, 0), (12, 0))),
 }
-# For an element of the parameters: with momentum; means of the gradient and of its square.
-UPDATE_TRAFFIC = {"SGD": 20, "Adam": 28, "AdamW": 28}
+# For an element of the parameters: with momentum; means of the gradient and of its square, or of
+# the squares of gradient and step.
+UPDATE_TRAFFIC = {"SGD": 20, "Adam": 28, "AdamW": 28, "Adadelta": 28}
 
 
 @dataclass(frozen=True)

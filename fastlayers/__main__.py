@@ -16,8 +16,8 @@ import numpy as np
 
 import fastlayers as fl
 from fastlayers import distributed, precompile
-from fastlayers.data import Dataset
-from fastlayers.runtime import backend, cpu
+from fastlayers.data.dataset import MapStyle
+from fastlayers.runtime import backend, cpu, threads
 
 __all__ = ["main"]
 
@@ -25,6 +25,8 @@ DATA = ("digits", "mnist", "fashion-mnist", "cifar10")
 # With 1,437 digits an epoch is 45 steps of 32 images, with MNIST's 60,000 it is 938 of 64.
 EPOCHS = {"digits": 20, "mnist": 3, "fashion-mnist": 10, "cifar10": 15}
 BATCH_SIZES = {"digits": 32, "mnist": 64, "fashion-mnist": 64, "cifar10": 64}
+# Of state files, which other programs read too.
+SUFFIX = ".safetensors"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (ModuleNotFoundError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         return _failed(str(error), 1)
     except KeyboardInterrupt:
         return _failed("interrupted", 130)
@@ -58,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=_positive, help=f"default: {BATCH_SIZES}")
     add("--lr", type=float, default=0.01, help="highest learning rate of the one-cycle schedule")
     add("--seed", type=int, default=0)
-    add("--threads", type=_positive, help="default: all cores")
+    add("--threads", type=_positive, help="default: all cores that this process may use")
     add("--out", type=Path, help="folder of the results (default: runs/<data>-<model>-<time>)")
     add("--resume", action="store_true", help="keep all in <out>/last.*, and go on from there")
     warmup = commands.add_parser("warmup", help="compile kernels ahead, such as for an image")
@@ -84,28 +86,28 @@ def _positive(text: str) -> int:
 
 
 def _mlp(channels: int, size: int) -> fl.nn.Module:
-    return fl.models.MLP(channels * size * size)
+    return fl.vision.models.MLP(channels * size * size)
 
 
 MODELS: dict[str, Callable[[int, int], fl.nn.Module]] = {
-    "cifar-cnn": lambda channels, _: fl.models.CifarCNN(10, channels, batch_norm=True),
-    "cnn": lambda channels, size: fl.models.CNN(10, channels, size),
+    "cifar-cnn": lambda channels, _: fl.vision.models.CifarCNN(10, channels, batch_norm=True),
+    "cnn": lambda channels, size: fl.vision.models.CNN(10, channels, size),
     "mlp": _mlp,
-    "resnet20": lambda channels, _: fl.models.resnet20(10, channels),
-    "vgg": lambda channels, size: fl.models.vgg_small(10, channels, size),
+    "resnet20": lambda channels, _: fl.vision.models.resnet20(10, channels),
+    "vgg": lambda channels, size: fl.vision.models.vgg_small(10, channels, size),
 }
 # The only size that the network with fixed linear layers takes.
 CIFAR_SIZE = 32
 
 
-def _datasets(options: argparse.Namespace) -> tuple[Dataset, Dataset]:
+def _datasets(options: argparse.Namespace) -> tuple[MapStyle, MapStyle]:
     """Training and held-out images."""
     if options.data == "digits":
         return fl.data.Digits(train=True), fl.data.Digits(train=False)
     kinds = {
-        "mnist": fl.data.MNIST,
-        "fashion-mnist": fl.data.FashionMNIST,
-        "cifar10": fl.data.CIFAR10,
+        "mnist": fl.vision.datasets.MNIST,
+        "fashion-mnist": fl.vision.datasets.FashionMNIST,
+        "cifar10": fl.vision.datasets.CIFAR10,
     }
     kind, download = kinds[options.data], options.data_dir is None
     if distributed.local_rank():  # the first rank of each host downloads
@@ -139,9 +141,9 @@ def _train(options: argparse.Namespace) -> int:
         )
     model = MODELS[options.model](channels, size)
     batch_size = options.batch_size or BATCH_SIZES[options.data]
-    loader = fl.data.DataLoader(train, batch_size, shuffle=True, seed=options.seed)
+    loader = fl.data.DataLoader(train, batch_size, shuffle=True, seed=options.seed, num_workers=1)
     shifted = fl.data.RandomShift(loader, 1, seed=options.seed)
-    held_out = fl.data.DataLoader(test, 250)
+    held_out = fl.data.DataLoader(test, 250, num_workers=1)
     epochs = options.epochs or EPOCHS[options.data]
     optimizer = fl.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=0.05)
     scheduler = fl.optim.OneCycleLR(optimizer, options.lr, total_steps=epochs * len(loader))
@@ -149,7 +151,7 @@ def _train(options: argparse.Namespace) -> int:
     folder = options.out or Path("runs") / f"{options.data}-{options.model}-{stamp}"
     if distributed.rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / f"model{_state_suffix()}"
+    checkpoint = folder / f"model{SUFFIX}"
     ranks = distributed.world_size()
     _say(
         f"{options.model} on {options.data}: {len(train)} images to train, {len(test)} held out, "
@@ -184,12 +186,12 @@ def _print_best(folder: Path, history: fl.training.History) -> None:
 
 
 def _last(folder: Path) -> Path:
-    """The training's state: that which is there, whatever has been installed since."""
-    paths = [folder / f"last{suffix}" for suffix in (".safetensors", ".npz")]
+    """The training's state; an earlier release wrote npz where safetensors was not installed."""
+    paths = [folder / f"last{suffix}" for suffix in (SUFFIX, ".npz")]
     found = [path for path in paths if path.exists()]
     if found:
         _say(f"going on from {found[0]}")
-    return found[0] if found else folder / f"last{_state_suffix()}"
+    return found[0] if found else folder / f"last{SUFFIX}"
 
 
 def _print_epoch(figures: dict[str, Any]) -> None:
@@ -199,15 +201,6 @@ def _print_epoch(figures: dict[str, Any]) -> None:
         f"accuracy {figures['valid_accuracy']:.2%}; {figures['images_per_second']:.0f} images/s",
         flush=True,
     )
-
-
-def _state_suffix() -> str:
-    """Safetensors where it is installed, npz otherwise."""
-    try:
-        import safetensors.numpy  # noqa: F401
-    except ModuleNotFoundError:
-        return ".npz"
-    return ".safetensors"
 
 
 def _write_results(folder: Path, history: fl.training.History, options: argparse.Namespace) -> None:
@@ -273,6 +266,8 @@ def _info(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(rows, indent=2))
         return 0
+    if "threads" in rows:
+        rows["threads"] = f"{rows['threads']} ({rows.pop('threads set by')})"
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:<{width}}  {value}")
@@ -293,6 +288,7 @@ def _compiled_info() -> dict[str, Any]:
         "CPU": cpu.fleet() or cpu.cpu_name(),
         "vector bits": 8 * cpu.vector_bytes(),
         "threads": fl.get_num_threads(),
+        "threads set by": threads.origin(),
         "threading layer": threading_layer(),
         "cache folder": str(folder or "none can be written"),
         "cached kernels": len(list(folder.glob("*.nbc"))) if folder else 0,

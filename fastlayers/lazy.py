@@ -18,7 +18,15 @@ import numpy as np
 if TYPE_CHECKING:
     from fastlayers.autograd import Backward, Recording, Tensor
 
-__all__ = ["Deferred", "Watcher", "is_fusion_enabled", "run_waiting", "set_fusion_enabled", "state"]
+__all__ = [
+    "Deferred",
+    "Watcher",
+    "is_fusion_enabled",
+    "prune",
+    "run_waiting",
+    "set_fusion_enabled",
+    "state",
+]
 
 
 class Deferred(Protocol):
@@ -31,12 +39,15 @@ class Deferred(Protocol):
     def run(self) -> Recording:
         """Compute the output, and give it with what the tape records of it."""
 
-    def add(self, output: Tensor, other: Tensor) -> Tensor | None:
+    def add(self, output: Tensor, other: Tensor, in_place: bool = False) -> Tensor | None:
         """``output + other`` as a part of the call of `output`, where it can be one."""
+
+    def reads(self, t: Tensor) -> bool:
+        """Whether the values of `t` are yet to be read."""
 
 
 class Watcher(Protocol):
-    """Who is told of what runs (`fastlayers.profiling`)."""
+    """Is notified of what runs (`fastlayers.profiling`)."""
 
     def started(self, head: Any) -> None:
         """The head of a chain is about to run by itself, and to be recorded."""
@@ -87,10 +98,20 @@ def set_fusion_enabled(enabled: bool) -> None:
     run_waiting()
 
 
+def prune(waiting: list[weakref.ref[Tensor]]) -> None:
+    """Remove outputs that have run or died, each time that the list has doubled."""
+    if len(waiting) & (len(waiting) - 1) == 0:
+        waiting[:] = [held for held in waiting if (t := held()) is not None and t.deferred]
+
+
 def run_waiting() -> None:
     """Run what this thread has called and not used yet, in the order of the calls."""
     waiting, state.waiting = state.waiting, []
-    for reference in waiting:
-        output = reference()
-        if output is not None:
-            output.array()
+    try:
+        for reference in waiting:
+            output = reference()
+            if output is not None:
+                output.array()
+    except BaseException:  # no memory, or Ctrl-C: what has not run goes on waiting
+        state.waiting = waiting + state.waiting
+        raise

@@ -84,7 +84,8 @@ def _use(model: nn.Module, shape: tuple[int, ...]) -> None:
 def any_loss(output: Tensor) -> Tensor:
     """Cross-entropy of the first class for outputs (N, classes, ...), the sum of others."""
     if output.ndim < 2:
-        return output.sum()
+        total: Tensor = output.sum()
+        return total
     labels = np.zeros((output.shape[0], *output.shape[2:]), np.int64)
     return nn.functional.cross_entropy(output, labels)
 

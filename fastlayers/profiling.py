@@ -247,10 +247,10 @@ def profile(
         repeats = _check.integer("profile", "repeats", repeats, 1)
     if file is not None and not hasattr(file, "write"):
         raise TypeError(f"profile: file must be a text file, got {_check.describe(file)}")
-    batch = Tensor(x, isinstance(x, Tensor) and x.requires_grad)
+    batch = Tensor(x, requires_grad=isinstance(x, Tensor) and x.requires_grad)
     if batch.dtype.kind not in "fiub":
-        raise TypeError(f"profile: x must hold numbers, got {_check.describe(batch.data)}")
-    gradients = [(p, p.grad) for p in model.parameters()]
+        raise TypeError(f"profile: x must hold numbers, got {_check.describe(batch.array())}")
+    gradients = [(p, p._grad) for p in model.parameters()]
     try:
         with random.fork_rng():
             # Together, as a loss may hold layers of the model.
@@ -274,7 +274,7 @@ class _Step:
     def run(self, watch: Watch | None = None) -> float:
         """Seconds of a step."""
         self.model.zero_grad()
-        x = Tensor(self.batch.data, self.batch.requires_grad)
+        x = Tensor(self.batch.array(), requires_grad=self.batch.requires_grad)
         begin = time.perf_counter()
         if watch is not None:
             watch.begin()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import operator
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "Generator",
     "dropout_stream",
     "fork_rng",
     "get_rng_state",
@@ -51,6 +53,11 @@ def _hash(numbers: tuple[int, ...]) -> int:
 
 
 _lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # A process that is forked while another thread has the lock would wait for it for ever.
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 _shared = _State(
     np.random.default_rng(), int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
 )
@@ -157,6 +164,89 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
 def numpy_generator() -> np.random.Generator:
     """The generator of initialisation and shuffling."""
     return (_own.get() or _shared).generator
+
+
+class Generator:
+    """A random state of its own, for functions and loaders that take a `generator`.
+
+    Its numbers are NumPy's, not PyTorch's: the same seed gives the same numbers again, and others
+    than in PyTorch.
+
+    Parameters
+    ----------
+    device : str or device
+        Must be the CPU.
+
+    Raises
+    ------
+    RuntimeError
+        If it is another device.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.Generator.html
+    """
+
+    def __init__(self, device: Any = "cpu") -> None:
+        from fastlayers.autograd.types import device as Device
+        from fastlayers.ops import _check
+
+        _check.device("Generator", device)
+        self.device = Device(device)
+        # PyTorch's: a new generator is not random until `seed`.
+        self.manual_seed(67280421310721)
+
+    def manual_seed(self, seed: int) -> Generator:
+        """Begin the numbers of a seed; a negative one is counted from 2**64."""
+        number = int(operator.index(seed))
+        if not -(2**63) <= number < 2**64:
+            raise RuntimeError(f"manual_seed: seed must be a 64-bit integer, got {seed}")
+        self._seed = number % 2**64
+        self._draws = np.random.default_rng(self._seed)
+        return self
+
+    def seed(self) -> int:
+        """Begin the numbers of a seed that the operating system draws, and give it."""
+        self.manual_seed(int(np.random.SeedSequence().generate_state(1, np.uint64)[0]))
+        return self._seed
+
+    def initial_seed(self) -> int:
+        """The seed of the last `manual_seed` or `seed`."""
+        return self._seed
+
+    @property
+    def numpy(self) -> np.random.Generator:
+        """NumPy's generator, which draws the numbers."""
+        return self._draws
+
+    def get_state(self) -> dict[str, Any]:
+        """The state, by which `set_state` has the same numbers drawn again."""
+        return {"generator": self._draws.bit_generator.state, "seed": self._seed}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Set the state that `get_state` gave."""
+        draws = np.random.default_rng(0)
+        draws.bit_generator.state = state["generator"]
+        self._draws, self._seed = draws, operator.index(state["seed"])
+
+
+def as_numpy(op: str, generator: Any) -> np.random.Generator:
+    """NumPy's generator for an argument ``generator``, where None stands for the library's own.
+
+    Raises
+    ------
+    TypeError
+        If it is neither None, a `Generator` nor a `numpy.random.Generator`.
+    """
+    if generator is None:
+        return numpy_generator()
+    found = generator.numpy if isinstance(generator, Generator) else generator
+    if not isinstance(found, np.random.Generator):
+        raise TypeError(
+            f"{op}: generator must be a Generator of fastlayers or of NumPy, "
+            f"got {type(generator).__name__}"
+        )
+    return found
 
 
 def dropout_stream() -> tuple[np.uint64, np.uint64]:

@@ -1,7 +1,8 @@
 """Files of a whole training, from which it goes on as if it had not been stopped.
 
-Such a file has a tree of dicts, lists and numbers as JSON text in one array, beside the arrays
-that the tree names, and a checksum of all, since safetensors has none.
+Such a file has a tree of dicts, lists and numbers as JSON text in one array, as
+`fastlayers.state.nested` encodes it, beside the arrays that the tree names, and a checksum of all,
+since safetensors has none.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from fastlayers import random
-from fastlayers.checkpoint import load, save
+from fastlayers.autograd.tensor import Tensor, as_array
 from fastlayers.nn import Module
 from fastlayers.optim import LRScheduler
+from fastlayers.state import load, nested, save
 
 __all__ = ["Snapshot", "pack", "unpack"]
 
@@ -27,8 +29,6 @@ Tree = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 
 FORMAT = 1
-# What JSON has as it is; Python writes and reads every bit of a float, infinities and NaN too.
-_PLAIN = (str, int, float, bool, type(None))
 # What a schedule changes from step to step.
 _POSITION = {"last_epoch", "_last_lr"}
 # What a file of another structure leads to, such as one that was made up.
@@ -80,7 +80,8 @@ class Snapshot:
         Raises
         ------
         TypeError
-            If a state holds other than numbers, text, arrays, and dicts, lists and tuples of them.
+            If a state holds other than numbers, text, arrays, tensors, and dicts, lists and tuples
+            of them.
         OSError, ModuleNotFoundError
             As for `fastlayers.save`.
         """
@@ -158,7 +159,7 @@ class Snapshot:
 
 
 def pack(tree: Any) -> Arrays:
-    """Named arrays of a tree of dicts, lists, tuples, numbers, text and arrays.
+    """Named arrays of a tree of dicts, lists, tuples, numbers, text, arrays and tensors.
 
     Raises
     ------
@@ -166,13 +167,13 @@ def pack(tree: Any) -> Arrays:
         If it holds anything else.
     """
     arrays: Arrays = {}
-    text = json.dumps(_encoded(tree, "", arrays))
+    text = json.dumps(nested.encode("fit", tree, arrays))
     arrays["tree"] = np.frombuffer(text.encode(), np.uint8)
     arrays["checksum"] = np.array(_checksum(arrays), np.uint32)
     return arrays
 
 
-def unpack(arrays: Mapping[str, np.ndarray]) -> Any:
+def unpack(arrays: Mapping[str, np.ndarray | Tensor]) -> Any:
     """The tree that `pack` made the arrays of, to the bit.
 
     Raises
@@ -180,49 +181,12 @@ def unpack(arrays: Mapping[str, np.ndarray]) -> Any:
     ValueError
         If it made other ones.
     """
-    parts = dict(arrays)
+    parts = {name: as_array(array) for name, array in arrays.items()}
     if not {"tree", "checksum"} <= parts.keys():
         raise ValueError(f"it has no tree and checksum, but {sorted(parts)[:3]}")
     if parts.pop("checksum").tolist() != _checksum(parts):
         raise ValueError("it is damaged, its checksum is that of another content")
-    return _decoded(json.loads(parts.pop("tree").tobytes()), parts)
-
-
-def _encoded(value: Any, name: str, arrays: Arrays) -> Any:
-    """What JSON has for a value; arrays are put aside."""
-    if isinstance(value, np.ndarray | np.generic):
-        while name in arrays:  # {"a/b": x, "a": {"b": y}}
-            name += "'"
-        arrays[name] = np.asarray(value)
-        return {"array" if isinstance(value, np.ndarray) else "scalar": name}
-    if isinstance(value, dict):
-        below = [
-            [key, _encoded(item, f"{name}/{key}" if name else f"{key}", arrays)]
-            for key, item in value.items()
-        ]
-        return {"dict": below}
-    if isinstance(value, list | tuple):
-        below = [_encoded(item, f"{name}/{i}", arrays) for i, item in enumerate(value)]
-        return {"tuple": below} if isinstance(value, tuple) else below
-    if not isinstance(value, _PLAIN):
-        raise TypeError(
-            f"fit: the state {name} must be of numbers, text and arrays for resume, "
-            f"got {type(value).__name__}"
-        )
-    return value
-
-
-def _decoded(value: Any, arrays: Arrays) -> Any:
-    if isinstance(value, list):
-        return [_decoded(item, arrays) for item in value]
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "dict":
-        return {key: _decoded(item, arrays) for key, item in content}
-    if kind == "tuple":
-        return tuple(_decoded(item, arrays) for item in content)
-    return arrays[content] if kind == "array" else arrays[content][()]
+    return nested.decode(json.loads(parts.pop("tree").tobytes()), parts, Tensor)
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
@@ -266,9 +230,9 @@ def _same(name: str, saved: Any, own: Any) -> None:
         raise ValueError(f"{name} is {saved!r} there and {own!r} here")
 
 
-def _check_model(saved: Mapping[str, Any], own: Arrays) -> None:
+def _check_model(saved: Mapping[str, Any], own: Tree) -> None:
     def kinds(state: Mapping[str, Any]) -> dict[str, str]:
-        return {name: f"{value.dtype} {value.shape}" for name, value in state.items()}
+        return {name: f"{value.dtype} {tuple(value.shape)}" for name, value in state.items()}
 
     there, here = kinds(saved), kinds(own)
     for name in sorted(there.keys() | here.keys()):

@@ -140,7 +140,7 @@ def _check(
                 f"gradcheck: function must give the same in each call, got another {what} in the "
                 f"second of two; seed its random numbers in it, and let it change no input"
             )
-    constants = {id(given[i]): _in_place_of(given[i], given[i].data) for i in positions}
+    constants = {id(given[i]): _in_place_of(given[i], given[i].array()) for i in positions}
     for number, position in enumerate(positions):
         t, direction = given[position], None
         if fast:
@@ -148,10 +148,11 @@ def _check(
             direction /= np.linalg.norm(direction) or 1.0
 
         def outputs(x: np.ndarray, t: Tensor = t, u: np.ndarray | None = direction) -> Arrays:
-            moved = _in_place_of(t, x if u is None else t.data + x * u)
-            return [y.data for y in _call(function, given, constants | {id(t): moved}) if _real(y)]
+            moved = _in_place_of(t, x if u is None else t.array() + x * u)
+            outputs = _call(function, given, constants | {id(t): moved})
+            return [y.array() for y in outputs if _real(y)]
 
-        gradients, start = found[number :: len(positions)], t.data
+        gradients, start = found[number :: len(positions)], t.array()
         if fast:
             gradients, start = [np.sum(g * direction) for g in gradients], np.zeros(())
         expected = _differences(outputs, start, dys, eps)
@@ -187,7 +188,7 @@ def _real(t: Tensor) -> bool:
 
 def _in_place_of(t: Tensor, values: np.ndarray, requires_grad: bool = False) -> Tensor:
     """A leaf; ops wait for what follows them where they would with the given one."""
-    leaf = Tensor(values, requires_grad)
+    leaf = Tensor(values, requires_grad=requires_grad)
     leaf.is_own = t.is_own
     return leaf
 
@@ -196,7 +197,7 @@ def _gradients(
     function: Callable[..., Any], given: tuple[Any, ...], positions: list[int]
 ) -> tuple[Arrays, Arrays, list[np.ndarray | float]]:
     """Outputs, for each output in turn its gradients by all inputs, and where they started."""
-    leaves = {id(given[i]): _in_place_of(given[i], given[i].data, True) for i in positions}
+    leaves = {id(given[i]): _in_place_of(given[i], given[i].array(), True) for i in positions}
     outputs = [y for y in _call(function, given, leaves) if _real(y)]
     if not outputs:
         raise ValueError("gradcheck: function must return a floating point tensor, got none")
@@ -209,14 +210,15 @@ def _gradients(
         if y.requires_grad:
             y.backward(dys[-1], retain_graph=number < len(outputs))
         for leaf, position in zip(leaves.values(), positions, strict=True):
-            gradient = np.zeros(leaf.shape) if leaf.grad is None else leaf.grad
+            gradient = leaf.grad_array()
+            gradient = np.zeros(leaf.shape) if gradient is None else gradient
             if gradient.shape != leaf.shape or gradient.dtype != leaf.dtype:
                 raise GradcheckError(
                     f"gradcheck: gradient by inputs[{position}] must be a float64 array of shape "
-                    f"{leaf.shape}, got {gradient.dtype} of shape {gradient.shape}"
+                    f"{tuple(leaf.shape)}, got {gradient.dtype} of shape {gradient.shape}"
                 )
             found.append(gradient)
-    return [np.array(y.data) for y in outputs], found, dys
+    return [np.array(y.array()) for y in outputs], found, dys
 
 
 def _differences(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sized
@@ -12,10 +13,10 @@ import numpy as np
 
 from fastlayers import distributed
 from fastlayers.autograd import Tensor, no_grad
-from fastlayers.checkpoint import save
 from fastlayers.distributed import spread
 from fastlayers.nn import Module
 from fastlayers.snapshot import Snapshot
+from fastlayers.state import save
 
 __all__ = ["History", "evaluate", "fit"]
 
@@ -54,7 +55,7 @@ class History:
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
-    best_state: dict[str, np.ndarray] = field(default_factory=dict)
+    best_state: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def best(self) -> dict[str, Any]:
@@ -72,12 +73,12 @@ class _Meter:
         self._start = time.perf_counter()
 
     def add(self, loss: Tensor, output: Tensor, target: Tensor) -> None:
-        count = len(target)
-        if not count:  # whose mean is NaN
+        count, mean, labels = len(target), loss.item(), np.asarray(target)
+        if not count or (math.isnan(mean) and _is_of_no_target(output.array(), labels)):
             return
         self.samples += count
-        self._loss += float(loss.data) * count
-        self._right += _right_answers(output.data, np.asarray(target))
+        self._loss += mean * count
+        self._right += _right_answers(output.array(), labels)
 
     def add_ranks(self) -> None:
         """Add the samples of all ranks."""
@@ -108,6 +109,11 @@ def _right_answers(output: np.ndarray, target: np.ndarray) -> int:
     return int(np.count_nonzero(output.argmax(axis=1) == target))
 
 
+def _is_of_no_target(output: np.ndarray, target: np.ndarray) -> bool:
+    """Whether a mean that is NaN can only be 0/0, as where all class indices are ignored."""
+    return target.dtype.kind in "iu" and bool(np.isfinite(output).all())
+
+
 def evaluate(model: Module, loss: Loss, batches: Batches) -> tuple[float, float]:
     """Mean loss and accuracy of a model in evaluation mode, without recording gradients.
 
@@ -118,18 +124,24 @@ def evaluate(model: Module, loss: Loss, batches: Batches) -> tuple[float, float]
     loss : callable
         ``loss(model(input), target)`` is the batch's mean.
     batches : iterable of (input, target)
+        One whose targets the loss ignores, all of them, does not count.
 
     Returns
     -------
     (float, float)
         The loss, and the share in [0, 1] of samples whose largest output is the target.
+
+    Raises
+    ------
+    ValueError
+        If no batch counts.
     """
     return _told(_measure(model, loss, batches))
 
 
 def _told(meter: _Meter) -> tuple[float, float]:
     if not meter.samples:
-        raise ValueError("evaluate: batches must give at least one batch, got none")
+        raise ValueError("evaluate: batches must give at least one batch with targets, got none")
     return meter.loss, meter.accuracy
 
 
@@ -184,7 +196,8 @@ def fit(
         ``loss(model(input), target)`` is the batch's mean.
     optimizer : Optimizer
     train, valid : iterable of (input, target)
-        Such as a `data.DataLoader`; iterated once an epoch.
+        Such as a `data.DataLoader`; iterated once an epoch. A batch whose targets the loss ignores,
+        all of them, has a mean of NaN and no gradient: its step is made, and it does not count.
     epochs : int
     scheduler : scheduler, optional
         Its ``step()`` is called after each epoch, or after each batch.
@@ -211,9 +224,9 @@ def fit(
     Raises
     ------
     ValueError
-        For less than one epoch, an unknown `schedule_every`, no training batch, or a training
-        loss that is not finite; if `resume` is damaged, or the state of another training or of
-        more epochs, and then nothing is changed.
+        For less than one epoch, an unknown `schedule_every`, no training batch that counts, or a
+        training loss that is not finite; if `resume` is damaged, or the state of another training
+        or of more epochs, and then nothing is changed.
     TypeError
         With `resume`, if the optimiser or the scheduler cannot save its state.
     OSError
@@ -291,12 +304,9 @@ def _train_epoch(
             optimizer.zero_grad()
             output = model(inputs)
             value = loss(output, targets)
-            if len(targets) and not np.isfinite(value.data):
-                raise ValueError(
-                    f"fit: the training loss must be finite, got {value.item()} after "
-                    f"{meter.samples} samples of the epoch; try a smaller learning rate"
-                )
             value.backward()
+            if len(targets):
+                _check_loss(value.item(), model, optimizer, meter.samples)
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
@@ -313,8 +323,24 @@ def _train_epoch(
             bar.close()
     meter.add_ranks()
     if not meter.samples:
-        raise ValueError("fit: train must give at least one batch, got none")
+        raise ValueError("fit: train must give at least one batch with targets, got none")
     return meter
+
+
+def _check_loss(mean: float, model: Module, optimizer: _Optimizer, samples: int) -> None:
+    """Raise if the training has failed, before the step that would spoil the parameters.
+
+    The mean over no target, as where all of a batch are ignored, is NaN, and its gradients are 0.
+    """
+    if math.isfinite(mean):
+        return
+    gradients = (p.grad for p in model.parameters() if p.grad is not None)
+    if math.isinf(mean) or not all(np.isfinite(np.asarray(grad)).all() for grad in gradients):
+        optimizer.zero_grad()  # of no use to the caller either
+        raise ValueError(
+            f"fit: the training loss must be finite, got {mean} after {samples} samples of the "
+            "epoch; try a smaller learning rate"
+        )
 
 
 def _validate(model: Module, loss: Loss, batches: Batches) -> tuple[float, float]:
@@ -352,6 +378,6 @@ def _keep_best(
     if history.best_epoch and score(figures) <= score(history.best):
         return
     history.best_epoch = figures["epoch"]
-    history.best_state = {k: v.copy() for k, v in model.state_dict().items()}
+    history.best_state = {k: v.clone() for k, v in model.state_dict().items()}
     if checkpoint is not None:
         save(history.best_state, checkpoint)

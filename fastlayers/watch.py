@@ -180,13 +180,13 @@ class Watch:
         account.seconds = sum(part.seconds for part in parts)
         outer = self._switch(account)
         try:
-            output, inputs, backward = call.run()
+            output, inputs, backward, saved = call.run()
             head = None if first else call.head
             backward = self._follow(account, head, output, inputs, backward)
         finally:
             self._switch(outer)
         self.spent[key, "forward"] += account.seconds
-        return output, inputs, backward
+        return output, inputs, backward, saved
 
     def recorded(
         self,

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import fastlayers as fl
-from fastlayers import models, nn, ops, optim
+from fastlayers import nn, ops, optim
+from fastlayers.vision import models
 
 Results = dict[str, np.ndarray]
 
@@ -166,7 +167,7 @@ def calls(dtype: np.dtype) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any
 
 
 def training_results(folder: Path) -> Results:
-    """Give losses of three steps by two optimisers, outputs in evaluation, and a saved state."""
+    """Give losses of three steps of each optimiser, outputs in evaluation, and a saved state."""
     results: Results = {}
     generator = np.random.default_rng(3)
     images = generator.standard_normal((4, 3, 32, 32)).astype("f4")
@@ -175,6 +176,7 @@ def training_results(folder: Path) -> Results:
         "sgd": lambda p: optim.SGD(p, 0.05, momentum=0.9, weight_decay=1e-3, nesterov=True),
         # Gradients of biases before batch norm are rounding; a small eps would make steps of it.
         "adamw": lambda p: optim.AdamW(p, 1e-3, eps=1e-3, amsgrad=True),
+        "adadelta": lambda p: optim.Adadelta(p, 0.1, eps=1e-3, weight_decay=1e-3),
     }
     for name, maker in makers.items():
         fl.manual_seed(1)
@@ -185,13 +187,13 @@ def training_results(folder: Path) -> Results:
             loss = nn.functional.cross_entropy(model(fl.tensor(images)), fl.tensor(labels))
             loss.backward()
             optimizer.step()
-            results[f"{name} loss {step}"] = np.asarray(loss.data)
+            results[f"{name} loss {step}"] = np.asarray(loss.array())
         model.eval()
         with fl.no_grad():
-            results[f"{name} output"] = np.array(model(fl.tensor(images)).data)
+            results[f"{name} output"] = np.array(model(fl.tensor(images)).array())
         fl.save(model.state_dict(), folder / f"{name}.npz")
         model.load_state_dict(fl.load(folder / f"{name}.npz"))
-        results |= {f"{name} {key}": value for key, value in model.state_dict().items()}
+        results |= {f"{name} {key}": value.numpy() for key, value in model.state_dict().items()}
     return results
 
 

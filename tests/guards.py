@@ -313,11 +313,11 @@ def _optimiser(kind: Any, sizes: tuple[int, ...], **options: Any) -> Call:
         shapes = [(size,) for size in sizes]
         params = [nn.Parameter(a) for a in _draw(place, dtype, *shapes)]
         for p, values in zip(params, _draw(place, dtype, *shapes), strict=True):
-            p.data, p.grad = place(p.data), place(values)
+            p.data, p.grad = place(p.array()), place(values)
         update = kind(params, lr=0.1, **options)
         for _ in range(2):
             update.step()
-        return _named(*(p.data for p in params))
+        return _named(*(p.array() for p in params))
 
     return run
 
@@ -371,6 +371,7 @@ def _all() -> Iterator[tuple[str, Call]]:
         yield f"SGD {momentum}", _optimiser(optim.SGD, sizes, momentum=momentum)
     for amsgrad in (False, True):
         yield f"Adam {amsgrad}", _optimiser(optim.Adam, sizes, amsgrad=amsgrad)
+    yield "Adadelta", _optimiser(optim.Adadelta, sizes)
 
 
 CALLS: dict[str, Call] = dict(_all())

@@ -7,7 +7,8 @@ import pytest
 
 import fastlayers as fl
 from fastlayers import Tensor, autograd, nn
-from fastlayers.autograd import is_grad_enabled, record
+from fastlayers.autograd import is_grad_enabled, record, tape
+from fastlayers.func import functional_call
 from fastlayers.nn import functional as F
 from fastlayers.testing import gradcheck
 
@@ -19,15 +20,15 @@ def leaf(*shape, seed=0, dtype=np.float64):
 
 def channels_last(*shape):
     n, c, h, w = shape
-    return Tensor(leaf(n, h, w, c).data.transpose(0, 3, 1, 2), True)
+    return Tensor(leaf(n, h, w, c).array().transpose(0, 3, 1, 2), True)
 
 
 def test_ndarray_is_wrapped_without_copy():
     data = np.zeros(3)
     t = Tensor(data)
-    assert t.data is data and t.numpy() is data and t.detach().data is data
-    assert Tensor(t).data is data
-    assert not np.shares_memory(fl.tensor(data).data, data)
+    assert t.array() is data and t.numpy() is data and t.detach().array() is data
+    assert Tensor(t).array() is data
+    assert not np.shares_memory(fl.tensor(data).array(), data)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_ndarray_is_wrapped_without_copy():
     [
         (1.5, np.float32),
         ([1.0, 2], np.float32),
-        ([1, 2], np.int64),
+        (np.array([1, 2]), np.int64),
         (np.float64(1), np.float64),
         (np.zeros(2, np.float16), np.float16),
     ],
@@ -45,11 +46,18 @@ def test_dtype(make, value, dtype):
     assert make(value).dtype == dtype
 
 
+def test_a_list_of_integers():
+    """As PyTorch has it: its class makes floats of lists, its function does not."""
+    assert Tensor([1, 2]).dtype == Tensor([[1], [2]], True).dtype == np.float32
+    assert fl.tensor([1, 2]).dtype == np.int64
+
+
 @pytest.mark.parametrize("value", [1, [1, 2], True, np.zeros(2, np.uint8)])
-@pytest.mark.parametrize("make", [Tensor, fl.tensor])
-def test_integers_have_no_gradient(make, value):
+def test_integers_have_no_gradient(value):
+    with pytest.raises(RuntimeError, match="tensor: only .* floating point .* can require grad"):
+        fl.tensor(value, requires_grad=True)
     with pytest.raises(TypeError, match="floating point for requires_grad"):
-        make(value, requires_grad=True)
+        Tensor(np.array(value), requires_grad=True)
 
 
 BINARY = {
@@ -70,13 +78,15 @@ def test_broadcasting(op, left, right):
 
 
 @pytest.mark.parametrize("op", BINARY.values(), ids=BINARY)
-@pytest.mark.parametrize("other", [2, 2.5, np.float64(3), leaf(2, 3, seed=1).data, leaf(3).data])
+@pytest.mark.parametrize(
+    "other", [2, 2.5, np.float64(3), leaf(2, 3, seed=1).array(), leaf(3).array()]
+)
 def test_constants_on_either_side(op, other):
     x = leaf(2, 3)
     for function in (lambda t: op(t, other), lambda t: op(other, t)):
         assert isinstance(function(x), Tensor)
         gradcheck(function, [x])
-    np.testing.assert_array_equal(op(other, x).data, op(other, x.data))
+    np.testing.assert_array_equal(op(other, x).array(), op(other, x.array()))
 
 
 @pytest.mark.parametrize("op", BINARY.values(), ids=BINARY)
@@ -103,8 +113,8 @@ def test_python_numbers_keep_float32(op):
 def test_matmul(left, right):
     a, b = leaf(*left), leaf(*right, seed=1)
     gradcheck(lambda a, b: a @ b, [a, b])
-    gradcheck(lambda b: a.data @ b, [b])
-    gradcheck(lambda a: a @ b.data, [a])
+    gradcheck(lambda b: a.array() @ b, [b])
+    gradcheck(lambda a: a @ b.array(), [a])
 
 
 @pytest.mark.parametrize("dim", [None, 0, -1, (0, 2), (1,), (0, 1, 2)])
@@ -113,8 +123,8 @@ def test_matmul(left, right):
 def test_reductions(name, dim, keepdim):
     x = leaf(2, 3, 4)
     y = getattr(x, name)(dim, keepdim=keepdim)
-    np.testing.assert_allclose(y.data, getattr(np, name)(x.data, axis=dim, keepdims=keepdim))
-    assert y.shape == np.sum(x.data, axis=dim, keepdims=keepdim).shape
+    np.testing.assert_allclose(y.array(), getattr(np, name)(x.array(), axis=dim, keepdims=keepdim))
+    assert y.shape == np.sum(x.array(), axis=dim, keepdims=keepdim).shape
     gradcheck(lambda x: getattr(x, name)(dim, keepdim), [x])
 
 
@@ -133,7 +143,7 @@ RESHAPES = {
 def test_reshapes_keep_the_order_of_nchw(reshape, make):
     x = make(2, 3, 4, 5)
     y = reshape(x)
-    np.testing.assert_array_equal(y.data.ravel(), np.array(x.data, order="C").ravel())
+    np.testing.assert_array_equal(y.array().ravel(), np.array(x.array(), order="C").ravel())
     gradcheck(reshape, [x])
 
 
@@ -142,7 +152,7 @@ def test_flatten_shapes_and_errors():
     assert [x.flatten(*d).shape for d in [(), (1,), (0, 1)]] == [(24,), (2, 12), (6, 4)]
     assert leaf().flatten().shape == (1,)
     for dims in [(3,), (0, -4), (2, 1)]:
-        with pytest.raises(ValueError, match="flatten: (start|end)_dim"):
+        with pytest.raises((IndexError, RuntimeError), match="flatten: "):
             x.flatten(*dims)
 
 
@@ -181,11 +191,18 @@ def test_branches_join():
 
 
 def test_module_called_several_times():
-    layer = nn.Linear(3, 3)
+    class Repeated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.layer(self.layer(x) * self.layer(x + 1))
+
+    module = Repeated()
 
     def function(x, weight, bias):
-        layer.weight, layer.bias = weight, bias  # plain tensors in the parameters' places
-        return layer(layer(x) * layer(x + 1))
+        return functional_call(module, {"layer.weight": weight, "layer.bias": bias}, x)
 
     gradcheck(function, [leaf(2, 3), leaf(3, 3, seed=1), leaf(3, seed=2)])
 
@@ -196,7 +213,7 @@ def test_second_backward_accumulates():
     first = x.grad
     (x * 3).sum().backward()
     np.testing.assert_array_equal(x.grad, [5, 5, 5])
-    np.testing.assert_array_equal(first, [2, 2, 2])
+    assert x.grad is first
 
 
 def test_freed_graph():
@@ -211,7 +228,7 @@ def test_retained_graph():
     y = (x * x).sum()
     for times in (1, 2):
         y.backward(retain_graph=True)
-        np.testing.assert_allclose(x.grad, times * 2 * x.data)
+        np.testing.assert_allclose(x.grad, times * 2 * x.array())
     y.backward()
     with pytest.raises(RuntimeError, match="retain_graph"):
         y.backward()
@@ -259,7 +276,7 @@ def test_gradients_share_no_memory(function):
 
 def test_gradients_of_a_recorded_op_share_no_memory():
     x, y = leaf(3), leaf(3)
-    record(2 * (x.data + y.data), (x, y), lambda dy: (2 * dy,) * 2).sum().backward()
+    record(2 * (x.array() + y.array()), (x, y), lambda dy: (2 * dy,) * 2).sum().backward()
     np.testing.assert_array_equal([x.grad, y.grad], np.full((2, 3), 2))
     assert not np.may_share_memory(x.grad, y.grad)
 
@@ -332,9 +349,9 @@ def test_leaves_and_detach():
     y = x * 2
     assert x.is_leaf and not y.is_leaf and Tensor(1.0).is_leaf
     d = y.detach()
-    assert d.is_leaf and not d.requires_grad and d.data is y.data
+    assert d.is_leaf and not d.requires_grad and d.array() is y.array()
     (d * x).sum().backward()
-    np.testing.assert_allclose(x.grad, 2 * x.data)
+    np.testing.assert_allclose(x.grad, 2 * x.array())
     assert y.grad is None
 
 
@@ -349,7 +366,7 @@ def test_deep_chains():
     for _ in range(5000):
         y = y + 1.0
     y.backward()
-    assert x.grad == 1
+    assert isinstance(x.grad, Tensor) and x.grad == 1
     for _ in range(5000):  # dropped without backward
         y = y + x
     del y
@@ -359,17 +376,18 @@ def test_deep_chains():
 def test_memory_is_freed_with_the_loss(backward):
     x = leaf(3)
     middle = x * 2
-    alive, array = weakref.ref(middle), weakref.ref(middle.data)
-    loss = (middle * middle).sum()
+    alive, array = weakref.ref(middle), weakref.ref(middle.array())
     gc.disable()
     try:
+        loss = (middle * middle).sum()
         del middle
-        assert alive() is not None
+        assert alive() is None  # the tape holds no tensor that an op made,
+        assert array() is not None  # but the values that it needs
         if backward:
             loss.backward()
         else:
             del loss
-        assert alive() is None and array() is None
+        assert array() is None
     finally:
         gc.enable()
 
@@ -377,14 +395,14 @@ def test_memory_is_freed_with_the_loss(backward):
 def test_argmax():
     x = Tensor(np.array([[1, 5, 5], [9, 0, 2.0]]))
     assert x.argmax().item() == 3
-    np.testing.assert_array_equal(x.argmax(1).data, [1, 0])
+    np.testing.assert_array_equal(x.argmax(1).array(), [1, 0])
     assert x.argmax(dim=0, keepdim=True).shape == (1, 3)
 
 
 def test_comparisons():
     labels = Tensor(np.array([1, 2, 3]))
-    np.testing.assert_array_equal((labels == np.array([1, 0, 3])).data, [True, False, True])
-    np.testing.assert_array_equal((labels != Tensor([1, 0, 3])).data, [False, True, False])
+    np.testing.assert_array_equal((labels == np.array([1, 0, 3])).array(), [True, False, True])
+    np.testing.assert_array_equal((labels != Tensor([1, 0, 3])).array(), [False, True, False])
     assert (labels == 2).sum().item() == 1
     assert len({labels, labels}) == 1
 
@@ -398,7 +416,7 @@ def test_python_protocols():
     assert one.item() == 2.5 and bool(one) and not Tensor(0.0)
     assert float(Tensor(2.5)) == 2.5 and int(Tensor(2.5)) == 2
     for ambiguous in (bool, lambda t: t.item()):
-        with pytest.raises(ValueError):
+        with pytest.raises(RuntimeError, match="must have one element"):
             ambiguous(x)
     with pytest.raises(TypeError):
         len(Tensor(1.0))
@@ -406,23 +424,28 @@ def test_python_protocols():
 
 def test_repr():
     assert repr(Tensor([1.0, 2])) == "tensor([1., 2.])"
-    assert repr(Tensor([1.5], requires_grad=True)) == "tensor([1.5], requires_grad=True)"
+    assert repr(Tensor([1.5], requires_grad=True)) == "tensor([1.5000], requires_grad=True)"
     assert repr(nn.Parameter([1.0])).startswith("Parameter containing:\ntensor([1.]")
 
 
 def test_conversion_to_arrays():
     x = leaf(2, 3)
-    assert np.asarray(x) is x.data or np.shares_memory(np.asarray(x), x.data)
-    assert not np.shares_memory(np.array(x), x.data)
+    for convert in (np.asarray, np.array, lambda t: t.numpy(), lambda t: t.__array__()):
+        with pytest.raises(RuntimeError, match=r"use tensor\.detach\(\)\.numpy\(\)"):
+            convert(x)
+    assert x.numpy(force=True) is x.array()
+    x = x.detach()
+    assert np.asarray(x) is x.array() or np.shares_memory(np.asarray(x), x.array())
+    assert not np.shares_memory(np.array(x), x.array())
     assert np.asarray(x, np.float32).dtype == np.float32
-    np.testing.assert_allclose(np.exp(np.asarray(x)), np.exp(x.data))
+    np.testing.assert_allclose(np.exp(np.asarray(x)), np.exp(x.array()))
 
 
 def test_to():
     x = leaf(2)
     assert x.to("cpu") is x
     assert x.to(np.float32).dtype == np.float32
-    with pytest.raises(ValueError, match="only device"):
+    with pytest.raises(RuntimeError, match="to: device must be 'cpu', .* got 'cuda:0'"):
         x.to("cuda:0")
 
 
@@ -431,7 +454,7 @@ def test_freed_graph_changes_no_gradient():
     shared = x * 2
     first, second = (shared * w).sum(), (shared * w).sum()
     first.backward()
-    before = w.grad.copy()
+    before = w.grad.clone()
     with pytest.raises(RuntimeError, match="retain_graph"):
         second.backward()
     assert np.array_equal(w.grad, before)
@@ -444,7 +467,7 @@ def test_quotients_of_integers_are_float32():
 
 @pytest.mark.parametrize("x", [leaf(2, 3), F.linear(leaf(2, 3), leaf(3, 3))])
 def test_a_gradient_of_another_shape_is_refused(x):
-    y = record(x.data.copy(), (x,), lambda dy: (dy[:, :1],))
+    y = record(x.array().copy(), (x,), lambda dy: (dy[:, :1],))
     with pytest.raises(ValueError, match="an op's gradient must have its input's shape"):
         y.sum().backward()
 
@@ -483,9 +506,9 @@ def test_listeners_are_told_of_complete_gradients():
     for leaf, gradient in heard.told:
         np.testing.assert_array_equal(gradient, leaf.grad)
     np.testing.assert_array_equal(a.grad, 16)  # of two uses
-    known = len(autograd._listeners)
+    known = len(tape._listeners)
     del heard, deaf
-    assert len(autograd._listeners) == known - 2
+    assert len(tape._listeners) == known - 2
 
 
 def test_leaves_without_a_gradient_are_not_told_of():
@@ -493,7 +516,7 @@ def test_leaves_without_a_gradient_are_not_told_of():
     b = fl.Tensor(np.ones(2, np.float32), requires_grad=True)
     heard = Heard()
     autograd.listen(heard)
-    y = autograd.record(a.data + 1, (a, b), lambda dy: (dy, None))
+    y = autograd.record(a.array() + 1, (a, b), lambda dy: (dy, None))
     y.sum().backward()
     assert [leaf for leaf, _ in heard.told] == [a]
     assert b.grad is None

@@ -28,7 +28,7 @@ def shapes(model):
 
 
 def ours(case):
-    model = getattr(fl.models, case.factory)(**case.options)
+    model = getattr(fl.vision.models, case.factory)(**case.options)
     model.load_state_dict({name: initial_value(name, s) for name, s in shapes(model).items()})
     return model
 

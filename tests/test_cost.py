@@ -91,7 +91,7 @@ def test_a_step_by_hand():
 
 @pytest.mark.parametrize("capacity", [1, 20_000, 200_000, MIB])
 def test_buckets_are_those_of_distributed_data_parallel(capacity):
-    params = list(fl.models.resnet20().parameters())
+    params = list(fl.vision.models.resnet20().parameters())
     theirs = Reducer(params, capacity, distributed.group.Channel())._buckets
     ours = buckets([(p.data.nbytes, 0.0) for p in params], capacity)
     assert [n for n, _ in ours] == [sum(p.data.nbytes for p in b.params) for b in theirs]
@@ -106,7 +106,7 @@ def test_work_is_that_of_the_model(monkeypatch):
     case = next(c for c in CASES if c.options)
     _, found = calibrate.work_of(fl.get_num_threads(), case.at(4))
     work = Work(**json.loads(json.dumps(found)))
-    model = fl.models.CifarCNN(batch_norm=True)
+    model = fl.vision.models.CifarCNN(batch_norm=True)
     assert [n for n, _ in work.gradients] == [p.data.nbytes for p in model.parameters()]
     ready = [when for _, when in work.gradients]
     assert ready == sorted(ready, reverse=True)

@@ -16,7 +16,7 @@ def test_model_and_random_state_stay():
     fl.manual_seed(1)
     net = model()
     net.eval()
-    before = {key: value.copy() for key, value in net.state_dict().items()}
+    before = {key: value.clone() for key, value in net.state_dict().items()}
     expected = fl.random.numpy_generator().bit_generator.state, fl.random.dropout_stream()[1]
     fl.warmup(net, (3, 2, 6, 6))
     assert fl.random.numpy_generator().bit_generator.state == expected[0]

@@ -1,4 +1,7 @@
 import json
+import multiprocessing
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ def drawn():
     """Numbers of the generator, among them half words, and the masks of dropout."""
     generator = random.numpy_generator()
     numbers = generator.random(3).tolist(), generator.integers(0, 9, 3, np.uint32).tolist()
-    return numbers, F.dropout(ONES).data.tobytes(), random.dropout_stream()
+    return numbers, F.dropout(ONES).array().tobytes(), random.dropout_stream()
 
 
 def numbers():
@@ -159,3 +162,48 @@ def test_bad_ranks(rank, kind):
     with pytest.raises(kind, match=r"^set_rank: rank must .*, got "):
         random.set_rank(rank)
     assert random.get_rng_state() == before
+
+
+def test_a_generator_of_its_own():
+    random.manual_seed(0)
+    before = random.get_rng_state()
+    generator = random.Generator("cpu")
+    assert generator.manual_seed(3) is generator and generator.initial_seed() == 3
+    drawn = generator.numpy.random(3)
+    assert random.as_numpy("op", generator) is generator.numpy
+    np.testing.assert_array_equal(drawn, np.random.default_rng(3).random(3))
+    assert generator.seed() == generator.initial_seed() != 3
+    assert random.get_rng_state() == before
+    assert random.Generator().initial_seed() == random.Generator().initial_seed()
+
+
+def test_a_generator_refuses():
+    with pytest.raises(RuntimeError, match="Generator: device must be 'cpu', .* got 'cuda'"):
+        random.Generator("cuda")
+    with pytest.raises(RuntimeError, match="manual_seed: seed must be a 64-bit integer, got 1844"):
+        random.Generator().manual_seed(2**64)
+    with pytest.raises(TypeError, match="op: generator must be a Generator .* got int"):
+        random.as_numpy("op", 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_fork_while_another_thread_holds_the_lock():
+    held, free = threading.Event(), threading.Event()
+
+    def hold():
+        with random._lock:
+            held.set()
+            free.wait(0.05)  # and then anyway, as the fork waits for the lock
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    process = multiprocessing.get_context("fork").Process(target=random.manual_seed, args=(0,))
+    process.start()
+    free.set()
+    process.join(20)
+    code = process.exitcode
+    process.kill()
+    thread.join()
+    assert code == 0

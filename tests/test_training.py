@@ -31,7 +31,7 @@ def train(model, *args, lr=0.1, **options):
 
 
 def copied(model):
-    return {key: value.copy() for key, value in model.state_dict().items()}
+    return {key: value.clone() for key, value in model.state_dict().items()}
 
 
 def check_state(found, expected):
@@ -87,7 +87,9 @@ def test_figures_of_an_epoch_weigh_samples(model):
 
 
 def test_loader_and_progress_bar(model, capsys):
-    inputs, targets = (np.concatenate([t.data for t in ts]) for ts in zip(*batches(), strict=True))
+    inputs, targets = (
+        np.concatenate([t.array() for t in ts]) for ts in zip(*batches(), strict=True)
+    )
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=10, shuffle=True)
     history = train(model, loader, loader, epochs=2, progress=True)
     assert len(history.epochs) == 2 and capsys.readouterr().out == ""
@@ -133,13 +135,13 @@ def test_best_epoch(tmp_path, script, best):
     assert history.best_epoch == best and history.best is history.epochs[best - 1]
     assert history.best_state["weight"] == best and kept[-1] == best
     assert kept[0] == 1
-    assert model.weight.data == 3  # the last epoch's
+    assert model.weight.array() == 3  # the last epoch's
 
 
 def test_best_state_is_a_copy(model):
     history = train(model, batches(), epochs=1)
     check_state(history.best_state, model.state_dict())
-    before = {key: value.copy() for key, value in history.best_state.items()}
+    before = {key: value.clone() for key, value in history.best_state.items()}
     model[0].weight.data[...] = 7
     model[1].running_mean[...] = 7
     check_state(history.best_state, before)
@@ -179,10 +181,12 @@ def test_evaluate_leaves_the_model_alone(model, training):
     check_state(model.state_dict(), before)
     assert all(p.grad is None for p in model.parameters())
     model.eval()
-    inputs, targets = (np.concatenate([t.data for t in ts]) for ts in zip(*batches(), strict=True))
+    inputs, targets = (
+        np.concatenate([t.array() for t in ts]) for ts in zip(*batches(), strict=True)
+    )
     output = model(inputs)
     assert loss == pytest.approx(LOSS(output, targets).item(), rel=1e-5)
-    assert accuracy == (output.data.argmax(1) == targets).mean()
+    assert accuracy == (output.array().argmax(1) == targets).mean()
 
 
 def test_evaluate_records_nothing(model):
@@ -218,13 +222,67 @@ def test_loss_that_is_not_finite(model, value):
     state = []
 
     def loss(output, target):
-        state.append({name: p.data.copy() for name, p in model.named_parameters()})
+        state.append({name: p.array().copy() for name, p in model.named_parameters()})
         return LOSS(output, target) * (1.0 if len(state) < 3 else value)
 
     with pytest.raises(ValueError, match=r"fit: the training loss must be finite, got (nan|inf)"):
         fit(model, loss, optim.SGD(model.parameters(), 0.1), batches(), progress=False)
     assert len(state) == 3
-    check_state({name: p.data for name, p in model.named_parameters()}, state[-1])
+    check_state({name: p.array() for name, p in model.named_parameters()}, state[-1])
+
+
+def all_ignored(index=-100):
+    inputs, targets = batches(1, seed=5)[0]
+    return inputs, Tensor(np.full(len(targets), index))
+
+
+def own_loss(output, target):
+    return nn.functional.cross_entropy(output, target, ignore_index=7)
+
+
+@pytest.mark.parametrize(
+    ("loss", "index"),
+    [(LOSS, -100), (nn.CrossEntropyLoss(ignore_index=7), 7), (own_loss, 7)],
+)
+def test_a_batch_of_ignored_targets_has_its_step_and_does_not_count(model, loss, index):
+    first, second = batches(2)
+    state = copied(model)
+    optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for inputs, targets in (first, all_ignored(index), second):  # the plain loop
+        optimizer.zero_grad()
+        loss(model(inputs), targets).backward()
+        optimizer.step()
+    expected = copied(model)
+    assert all(np.isfinite(value).all() for value in expected.values())
+    model.load_state_dict(state)
+    optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    history = fit(model, loss, optimizer, [first, all_ignored(index), second], progress=False)
+    check_state(model.state_dict(), expected)
+    assert math.isfinite(history.epochs[0]["train_loss"])
+    assert 0 < history.epochs[0]["train_accuracy"] <= 1
+    some = evaluate(model, loss, [first, all_ignored(index), second])
+    assert some == evaluate(model, loss, [first, second])
+
+
+def test_nothing_but_ignored_targets(model):
+    with pytest.raises(ValueError, match="fit: train must give at least one batch with targets"):
+        train(model, [all_ignored()])
+    with pytest.raises(ValueError, match="evaluate: batches must give at least one batch with"):
+        evaluate(model, LOSS, [all_ignored()])
+
+
+def test_a_diverged_model_counts(model):
+    state = copied(model)
+    state["0.bias"][:] = math.nan
+    model.load_state_dict(state)
+    assert math.isnan(evaluate(model, LOSS, batches(1))[0])
+    targets = Tensor(np.full((16, 2), math.nan, np.float32))  # which nothing ignores
+    linear = nn.Linear(2, 2)
+    state, pairs = copied(linear), [(batches(1)[0][0], targets)]
+    with pytest.raises(ValueError, match="fit: the training loss must be finite, got nan"):
+        fit(linear, nn.MSELoss(), optim.SGD(linear.parameters(), 0.1), pairs, progress=False)
+    check_state(linear.state_dict(), state)
+    assert math.isnan(evaluate(linear, nn.MSELoss(), pairs)[0])
 
 
 @pytest.mark.parametrize(
@@ -274,7 +332,7 @@ def test_interrupt_keeps_the_checkpoint(model, tmp_path):
 def test_targets_that_are_no_labels():
     fl.manual_seed(0)
     model = nn.Linear(2, 1)
-    pairs = [(x, Tensor(x.data.sum(1, keepdims=True))) for x, _ in batches()]
+    pairs = [(x, Tensor(x.array().sum(1, keepdims=True))) for x, _ in batches()]
     optimizer = optim.SGD(model.parameters(), 0.1)
     history = fit(model, nn.MSELoss(), optimizer, pairs, epochs=5, progress=False)
     assert history.epochs[-1]["train_loss"] < history.epochs[0]["train_loss"] / 2

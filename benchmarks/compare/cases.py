@@ -22,7 +22,7 @@ Batches = list[tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a comparison: a factory in `fastlayers.models` and its input."""
+    """One row of a comparison: a factory in `fastlayers.vision.models` and its input."""
 
     name: str
     factory: str

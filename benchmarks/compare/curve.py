@@ -52,7 +52,7 @@ def prepare_fastlayers(threads: int, data: str, steps: int, seed: int, lr: float
     import fastlayers as fl
 
     fl.set_num_threads(threads)
-    model = fl.models.resnet20()
+    model = fl.vision.models.resnet20()
     state = {k: _value(k, np.shape(v), seed) for k, v in model.state_dict().items()}
     model.load_state_dict(state)
     optimizer = fl.optim.SGD(model.parameters(), lr=lr, momentum=MOMENTUM)

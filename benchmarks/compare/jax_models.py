@@ -1,4 +1,4 @@
-"""The networks of `fastlayers.models` as functions of their parameters, for JAX.
+"""The networks of `fastlayers.vision.models` as functions of their parameters, for JAX.
 
 Images are (N, H, W, C), weights of convolutions (R, S, C, M) and of linear maps (in, out), as JAX
 has them; names and declared shapes are those of a state dict of `fastlayers`.

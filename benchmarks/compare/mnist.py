@@ -127,12 +127,13 @@ def prepare(
     ours = name == "fastlayers"
     library = _fastlayers(threads) if ours else _torch(threads, name == "channels_last", seed)
     train, tests = (
-        fl.data.MNIST(folder),
-        fl.data.DataLoader(fl.data.MNIST(folder, train=False), 250),
+        fl.vision.datasets.MNIST(folder),
+        fl.data.DataLoader(fl.vision.datasets.MNIST(folder, train=False), 250, num_workers=1),
     )
 
     def shifted() -> Any:
-        return fl.data.RandomShift(fl.data.DataLoader(train, BATCH, True, seed=seed), 1, seed=seed)
+        loader = fl.data.DataLoader(train, BATCH, True, seed=seed, num_workers=1)
+        return fl.data.RandomShift(loader, 1, seed=seed)
 
     steps = epochs * len(shifted())
     warm = list(itertools.islice(shifted(), WARM_STEPS))

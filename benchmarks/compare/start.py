@@ -69,7 +69,7 @@ import numpy as np
 
 import fastlayers as fl
 from fastlayers import nn, optim
-from fastlayers.models import CifarCNN
+from fastlayers.vision.models import CifarCNN
 
 model = CifarCNN(batch_norm=True)
 images = fl.tensor(np.random.default_rng(0).standard_normal((32, 3, 32, 32), np.float32))

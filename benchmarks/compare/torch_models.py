@@ -1,4 +1,4 @@
-"""The models of `fastlayers.models` on torch, from the same sources with other imports."""
+"""The models of `fastlayers.vision.models` on torch, from the same sources with other imports."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def _folder() -> Path:
     spec = find_spec("fastlayers")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("fastlayers is not installed")
-    return Path(spec.submodule_search_locations[0]) / "models"
+    return Path(spec.submodule_search_locations[0]) / "vision" / "models"
 
 
 def torch_source(stem: str) -> str:
-    """A module of `fastlayers.models` as a source that imports torch alone."""
+    """A module of `fastlayers.vision.models` as a source that imports torch alone."""
     source = (_folder() / f"{stem}.py").read_text()
     for pattern, replacement in _CHANGES:
         source = re.sub(pattern, replacement, source)

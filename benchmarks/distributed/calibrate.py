@@ -60,7 +60,7 @@ def _times(work: Callable[[], Any], seconds: float, least: int = 5) -> list[floa
 def _model(case: Case) -> Any:
     import fastlayers as fl
 
-    model = getattr(fl.models, case.factory)(**case.options)
+    model = getattr(fl.vision.models, case.factory)(**case.options)
     state = model.state_dict()
     model.load_state_dict({k: initial_value(k, np.shape(v)) for k, v in state.items()})
     return model

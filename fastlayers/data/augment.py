@@ -19,7 +19,7 @@ class RandomShift:
     """The batches of a loader, with each image moved by a random number of pixels.
 
     The edge that comes into the picture is 0. Shifts are drawn as batches are taken, so that they
-    do not depend on what a loader prefetches.
+    do not depend on what workers make ahead.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class RandomShift:
             samples = self.loader.samples(number) if ranks > 1 else len(images)
             shifts = generator.integers(0, 2 * self.pixels + 1, (2, samples))
             mine = shifts[:, part_of(samples, rank, ranks)]
-            yield [Tensor(self._shifted(images.data, mine)), *rest]
+            yield [Tensor(self._shifted(images.array(), mine)), *rest]
 
     def _shifted(self, images: np.ndarray, shifts: np.ndarray) -> np.ndarray:
         """Images (N, C, H, W), cut out of a frame of zeros at `shifts` (2, N)."""

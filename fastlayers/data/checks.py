@@ -1,11 +1,12 @@
 """Checks of arguments, with errors that name the function, the argument and what was given."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+T = TypeVar("T")
 Indices = SupportsIndex | slice | Sequence[int] | NDArray[np.integer[Any]]
 
 
@@ -44,3 +45,17 @@ def first_axis_index(function: str, index: Indices, length: int) -> int | slice 
         wrong = array[(array < -length) | (array >= length)].flat[0]
         raise IndexError(f"{function}: index must be in [{-length}, {length}), got {wrong}")
     return array if array.ndim else int(array)
+
+
+def true_or_false(function: str, argument: str, value: bool) -> bool:
+    """Give `value`, with TypeError if it is no bool."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{function}: {argument} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def callable_or_none(function: str, argument: str, value: T) -> T:
+    """Give `value`, with TypeError if it can neither be called nor is None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{function}: {argument} must be a function or None, got {value!r}")
+    return value

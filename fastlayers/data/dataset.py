@@ -1,16 +1,30 @@
-"""Map-style datasets: anything with a length that gives a sample for an index."""
+"""Datasets: samples found by their index, or given one after the other."""
 
-import math
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Protocol
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from types import GenericAlias
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlayers import random
-from fastlayers.autograd import Tensor
-from fastlayers.data.checks import Indices, as_indices, first_axis_index, whole_number
+from fastlayers.data.checks import Indices, as_indices, first_axis_index
 from fastlayers.data.collate import collate
+
+__all__ = [
+    "ChainDataset",
+    "ConcatDataset",
+    "Dataset",
+    "IterableDataset",
+    "MapStyle",
+    "Subset",
+    "describe",
+    "fetch_batch",
+    "fetch_samples",
+]
 
 
 class MapStyle(Protocol):
@@ -22,122 +36,150 @@ class MapStyle(Protocol):
 
 
 class Dataset:
-    """A dataset of samples found by their index; subclasses give `__len__` and `__getitem__`.
+    """A dataset of samples found by their index; subclasses give `__getitem__` and `__len__`.
 
     As `torch.utils.data.Dataset
-    <https://pytorch.org/docs/stable/data.html#torch.utils.data.Dataset>`_.
+    <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.Dataset>`_. ``a + b`` is the
+    `ConcatDataset` of both.
 
     Raises
     ------
     NotImplementedError
-        A subclass lacks one of the two methods.
+        A subclass lacks `__getitem__`.
     """
 
-    def __len__(self) -> int:
-        raise NotImplementedError(f"{type(self).__name__}: a Dataset must define __len__, got none")
+    __class_getitem__ = classmethod(GenericAlias)  # type: ignore[var-annotated]
 
     def __getitem__(self, index: Any) -> Any:
         raise NotImplementedError(
             f"{type(self).__name__}: a Dataset must define __getitem__, got none"
         )
 
-    def batch(self, indices: NDArray[np.int64]) -> Any:
-        """Collate the samples at `indices`, int64 of shape (B,), into arrays (B, ...)."""
-        return _collate_one_by_one(self, indices)
+    def __add__(self, other: Dataset) -> Dataset:
+        return ConcatDataset([self, other])  # type: ignore[list-item]  # one without a length fails
+
+    def fetch_batch(self, indices: NDArray[np.int64]) -> Any:
+        """Collate the samples at `indices`, int64 of shape (B,), into arrays (B, ...).
+
+        A subclass may have a faster way than one sample after the other.
+        """
+        return collate(fetch_samples(self, indices.tolist()))  # type: ignore[arg-type]
 
 
-class TensorDataset(Dataset):
-    """A dataset of arrays whose first dimension runs over the samples.
+class IterableDataset(Dataset):
+    """A dataset whose samples come one after the other; subclasses give `__iter__`.
 
-    As `torch.utils.data.TensorDataset
-    <https://pytorch.org/docs/stable/data.html#torch.utils.data.TensorDataset>`_, but samples are
-    ndarrays; `DataLoader` gives Tensors.
+    As `torch.utils.data.IterableDataset
+    <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.IterableDataset>`_. Each
+    worker of a loader gives all samples, unless `__iter__` chooses by `get_worker_info`.
+
+    Raises
+    ------
+    NotImplementedError
+        A subclass lacks `__iter__`.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        raise NotImplementedError(
+            f"{type(self).__name__}: an IterableDataset must define __iter__, got none"
+        )
+
+    def __add__(self, other: Dataset) -> Dataset:
+        return ChainDataset([self, other])
+
+
+class ChainDataset(IterableDataset):
+    """The samples of several iterable datasets, one dataset after the other.
 
     Parameters
     ----------
-    *tensors : ndarray or Tensor
-        At least one, each of shape ``(N, ...)`` and of any dtype; they are not copied.
-
-    Attributes
-    ----------
-    arrays : tuple of ndarray
-        The arrays, in the order given.
+    datasets : iterable of IterableDataset
 
     Raises
     ------
     TypeError
-        An argument is neither an ndarray nor a Tensor.
-    ValueError
-        There are no tensors, or their first dimensions differ or are missing.
+        One is no `IterableDataset`.
     """
 
-    def __init__(self, *tensors: NDArray[Any] | Tensor) -> None:
-        for position, tensor in enumerate(tensors):
-            if not isinstance(tensor, np.ndarray | Tensor):
+    def __init__(self, datasets: Iterable[Dataset]) -> None:
+        self.datasets = list(datasets)
+        for dataset in self.datasets:
+            if not isinstance(dataset, IterableDataset):
                 raise TypeError(
-                    f"TensorDataset: tensor {position} must be an ndarray or a Tensor, "
-                    f"got {type(tensor).__name__}"
+                    f"ChainDataset: datasets must be IterableDatasets, got {type(dataset).__name__}"
                 )
-        shapes = [tuple(tensor.shape) for tensor in tensors]
-        if not shapes or not all(shapes) or len({shape[0] for shape in shapes}) > 1:
-            raise ValueError(
-                "TensorDataset: tensors must be one or more of equal first dimension, "
-                f"got shapes {shapes}"
-            )
-        self.arrays: tuple[NDArray[Any], ...] = tuple(
-            np.asarray(tensor.data) if isinstance(tensor, Tensor) else tensor for tensor in tensors
-        )
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.chain.from_iterable(self.datasets)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
-        return len(self.arrays[0])
-
-    def __getitem__(self, index: Indices) -> tuple[Any, ...]:
-        """Give the sample at an int, or the batch at a slice or a 1-d integer array."""
-        key = first_axis_index(type(self).__name__, index, len(self))
-        return tuple(array[key] for array in self.arrays)
-
-    def batch(self, indices: NDArray[np.int64]) -> Any:
-        """Give the samples at `indices`, int64 of shape (B,), by one fancy index per array."""
-        # An overridden __getitem__ (augmentation, say) was written for one sample at a time.
-        if type(self).__getitem__ is not TensorDataset.__getitem__:
-            return super().batch(indices)
-        return self[indices]
+        return sum(map(len, self.datasets))  # type: ignore[arg-type]
 
 
-class ImageDataset(TensorDataset):
-    """Labelled images: float32 (N, C, H, W) in [0, 1] and int64 (N,).
+class ConcatDataset(Dataset):
+    """The samples of several datasets, one dataset after the other.
+
+    As `torch.utils.data.ConcatDataset
+    <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.ConcatDataset>`_.
+
+    Parameters
+    ----------
+    datasets : iterable of objects with ``__len__`` and ``__getitem__``
+        At least one.
 
     Attributes
     ----------
-    classes : tuple of str
-        The name of each label.
+    cumulative_sizes : list of int
+        For each dataset how many samples it and those before it have.
+
+    Raises
+    ------
+    TypeError
+        One has no length or is an `IterableDataset`.
+    ValueError
+        There is none.
     """
 
-    classes: ClassVar[tuple[str, ...]]
+    def __init__(self, datasets: Iterable[MapStyle]) -> None:
+        self.datasets = list(datasets)
+        if not self.datasets:
+            raise ValueError("ConcatDataset: datasets must be at least one, got none")
+        for dataset in self.datasets:
+            if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+                raise TypeError(
+                    "ConcatDataset: datasets must have __len__ and __getitem__, "
+                    f"got {type(dataset).__name__}"
+                )
+        self.cumulative_sizes = list(itertools.accumulate(map(len, self.datasets)))
 
-    @property
-    def images(self) -> NDArray[np.float32]:
-        """The images, float32 of shape (N, C, H, W), in [0, 1]."""
-        return self.arrays[0]
+    def __len__(self) -> int:
+        return self.cumulative_sizes[-1]
 
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """The labels, int64 of shape (N,), indices into `classes`."""
-        return self.arrays[1]
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(describe, self.datasets))})"
+
+    def __getitem__(self, index: int) -> Any:
+        position = first_axis_index("ConcatDataset", index, len(self))
+        if not isinstance(position, int):
+            raise TypeError(f"ConcatDataset: index must be an integer, got {index!r}")
+        position %= len(self)
+        number = bisect.bisect_right(self.cumulative_sizes, position)
+        before = self.cumulative_sizes[number - 1] if number else 0
+        return self.datasets[number][position - before]
 
 
 class Subset(Dataset):
     """The samples of a dataset at the given indices.
 
     As `torch.utils.data.Subset
-    <https://pytorch.org/docs/stable/data.html#torch.utils.data.Subset>`_.
+    <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.Subset>`_.
 
     Parameters
     ----------
     dataset : Dataset, or any object with ``__len__`` and ``__getitem__``
         Where the samples come from.
     indices : iterable of int
-        Indices into `dataset`, kept as an int64 array of shape (M,).
+        Indices into `dataset`, kept as a list, so that those of two add up to one.
 
     Raises
     ------
@@ -149,76 +191,51 @@ class Subset(Dataset):
 
     def __init__(self, dataset: MapStyle, indices: Iterable[int]) -> None:
         self.dataset = dataset
-        self.indices = as_indices("Subset", "indices", indices)
-        first_axis_index("Subset", self.indices, len(dataset))
+        self._indices = as_indices("Subset", "indices", indices)
+        first_axis_index("Subset", self._indices, len(dataset))
+        self.indices = self._indices.tolist()
 
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} samples of {describe(self.dataset)})"
+
     def __getitem__(self, index: Indices) -> Any:
         """Give the sample at an int; a slice or integer array is passed on to the dataset."""
-        chosen = self.indices[first_axis_index("Subset", index, len(self))]
+        chosen = self._indices[first_axis_index("Subset", index, len(self))]
         # A list, say, knows plain ints only.
         return self.dataset[int(chosen) if chosen.ndim == 0 else chosen]
 
-    def batch(self, indices: NDArray[np.int64]) -> Any:
+    def fetch_batch(self, indices: NDArray[np.int64]) -> Any:
         """Give the batch of samples at `indices`, int64 of shape (B,), as the dataset does."""
-        if type(self).__getitem__ is not Subset.__getitem__:  # as in TensorDataset.batch
-            return super().batch(indices)
-        return fetch_batch(self.dataset, self.indices[indices])
+        # An overridden __getitem__ (augmentation, say) was written for one sample at a time.
+        if type(self).__getitem__ is not Subset.__getitem__:
+            return super().fetch_batch(indices)
+        return fetch_batch(self.dataset, self._indices[indices].tolist())
 
 
-def random_split(
-    dataset: MapStyle, lengths: Sequence[int | float], seed: int | None = None
-) -> list[Subset]:
-    """Split a dataset at random into subsets without overlap.
-
-    As `torch.utils.data.random_split
-    <https://pytorch.org/docs/stable/data.html#torch.utils.data.random_split>`_.
-
-    Parameters
-    ----------
-    dataset : Dataset, or any object with ``__len__`` and ``__getitem__``
-        What to split.
-    lengths : sequence of int or float
-        Lengths that add up to ``len(dataset)``, or fractions that add up to 1: these are rounded
-        down, and what is left over goes to the first subsets, one sample each.
-    seed : int, optional
-        Makes the split reproducible; by default `fastlayers.manual_seed` governs it.
-
-    Raises
-    ------
-    ValueError
-        The lengths do not add up, or one of them is negative or no whole number.
-    """
-    total = len(dataset)
-    counts = _counts_of_fractions(lengths, total) if math.isclose(sum(lengths), 1) else lengths
-    whole = [int(count) for count in counts]
-    if whole != list(counts) or sum(whole) != total or min(lengths) < 0:
-        raise ValueError(
-            f"random_split: lengths must be whole numbers that add up to {total}, the length of "
-            f"the dataset, or fractions that add up to 1, got {list(lengths)}"
-        )
-    if seed is None:
-        generator = random.numpy_generator()
-    else:
-        generator = np.random.default_rng(whole_number("random_split", "seed", seed, 0))
-    parts = np.split(generator.permutation(total), np.cumsum(whole)[:-1])
-    return [Subset(dataset, part) for part in parts]
+def fetch_batch(dataset: MapStyle, keys: Sequence[Any]) -> Any:
+    """Collate the samples at some keys, into arrays, in the way that suits the dataset best."""
+    if isinstance(dataset, Dataset) and not hasattr(dataset, "__getitems__"):
+        indices = np.asarray(keys)
+        if indices.ndim == 1 and indices.dtype.kind in "iu":
+            return dataset.fetch_batch(indices.astype(np.int64, copy=False))
+    return collate(fetch_samples(dataset, keys))
 
 
-def fetch_batch(dataset: MapStyle, indices: NDArray[np.int64]) -> Any:
-    """Collate the samples at `indices`, int64 (B,), in the way that suits the dataset best."""
-    if isinstance(dataset, Dataset):
-        return dataset.batch(indices)
-    return _collate_one_by_one(dataset, indices)
+def fetch_samples(dataset: MapStyle, keys: Sequence[Any]) -> list[Any]:
+    """The samples at some keys, from ``__getitems__`` where the dataset has it, as in PyTorch."""
+    if callable(several := getattr(dataset, "__getitems__", None)):
+        samples: list[Any] = several(list(keys))
+        return samples
+    return [dataset[key] for key in keys]
 
 
-def _collate_one_by_one(dataset: MapStyle, indices: NDArray[np.int64]) -> Any:
-    return collate([dataset[index] for index in indices.tolist()])
-
-
-def _counts_of_fractions(fractions: Sequence[int | float], total: int) -> list[int]:
-    counts = [math.floor(total * fraction) for fraction in fractions]
-    left_over = total - sum(counts)
-    return [count + (position < left_over) for position, count in enumerate(counts)]
+def describe(dataset: Any) -> str:
+    """A dataset in a line: as it tells itself, or its type and length."""
+    told = repr(dataset) if isinstance(dataset, Dataset) else ""
+    if told and "\n" not in told and not told.startswith("<"):
+        return told
+    samples = f"{len(dataset)} samples" if isinstance(dataset, Sized) else "no length"
+    return f"{type(dataset).__name__} of {samples}"

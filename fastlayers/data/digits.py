@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fastlayers.data.dataset import ImageDataset
+from fastlayers.data.tensors import ImageDataset
 
 _TRAIN_COUNT = 1437
 

@@ -1,113 +1,275 @@
-"""Which samples of an epoch are a rank's."""
+"""In which order, and in which groups, a loader takes the samples of a dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+import itertools
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from types import GenericAlias
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from fastlayers.data.checks import whole_number
+from fastlayers import random
+from fastlayers.data.checks import true_or_false, whole_number
 
-__all__ = ["DistributedSampler"]
+__all__ = [
+    "BatchSampler",
+    "RandomSampler",
+    "Sampler",
+    "SeededSampler",
+    "SequentialSampler",
+    "SubsetRandomSampler",
+    "WeightedRandomSampler",
+]
+
+T = TypeVar("T")
 
 
-class DistributedSampler:
-    """The indices of one rank: every `num_replicas`-th of an epoch's order, from `rank` on.
+class Sampler:
+    """What gives the indices of an epoch; subclasses give `__iter__`, and `__len__` if they can.
 
-    As `torch.utils.data.DistributedSampler
-    <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.distributed.DistributedSampler>`_,
-    but no sample is given twice in an epoch unless `pad` asks for it: ranks may have one sample
-    less than others, and then a `DataLoader` ends with an empty batch where others have one more.
+    As `torch.utils.data.Sampler
+    <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.Sampler>`_.
+
+    Raises
+    ------
+    NotImplementedError
+        A subclass lacks `__iter__`.
+    """
+
+    __class_getitem__ = classmethod(GenericAlias)  # type: ignore[var-annotated]
+
+    def __iter__(self) -> Iterator[Any]:
+        raise NotImplementedError(f"{type(self).__name__}: __iter__ must be defined, got none")
+
+
+class SequentialSampler(Sampler):
+    """The indices 0, 1, 2, ... of a dataset.
 
     Parameters
     ----------
-    dataset : object with ``__len__``
-    num_replicas : int, optional
-        How many ranks there are; by default `distributed.world_size`.
-    rank : int, optional
-        By default `distributed.rank`.
-    shuffle : bool
-        Whether the order is drawn anew for each epoch, by `seed` and the epoch's number.
-    seed : int
-        The same on all ranks.
-    drop_last : bool
-        Leave out the last samples, so that all ranks have equally many.
-    pad : bool
-        Begin the order again for that, as PyTorch's does by default.
+    data_source : object with ``__len__``
+    """
 
-    Attributes
+    def __init__(self, data_source: Sized) -> None:
+        self.data_source = data_source
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self.data_source)))
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+
+class RandomSampler(Sampler):
+    """The indices of a dataset in a random order, drawn when an iteration begins.
+
+    As `torch.utils.data.RandomSampler
+    <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.RandomSampler>`_.
+
+    Parameters
     ----------
-    epoch : int
-        Set by `set_epoch`; `training.fit` does so.
-    shortest, longest : int
-        Samples of the ranks that have the fewest and the most.
+    data_source : object with ``__len__``
+    replacement : bool
+        Draw each index from all, so that some come several times.
+    num_samples : int, optional
+        How many indices to give; by default as many as there are samples. Without replacement one
+        order follows another where there are more.
+    generator : Generator or numpy.random.Generator, optional
+        By default that of `fastlayers.manual_seed`.
 
     Raises
     ------
     TypeError, ValueError
-        If a number is out of its range, both `drop_last` and `pad` are true, or there is no
-        sample to pad with.
+        `replacement` is no bool, `num_samples` no positive integer, `generator` another object.
     """
 
     def __init__(
         self,
-        dataset: Sized,
-        num_replicas: int | None = None,
-        rank: int | None = None,
-        shuffle: bool = True,
-        seed: int = 0,
-        drop_last: bool = False,
-        *,
-        pad: bool = False,
+        data_source: Sized,
+        replacement: bool = False,
+        num_samples: int | None = None,
+        generator: Any = None,
     ) -> None:
-        from fastlayers import distributed
-
-        op = type(self).__name__
-        ranks = distributed.world_size() if num_replicas is None else num_replicas
-        self.num_replicas = whole_number(op, "num_replicas", ranks, 1)
-        rank = distributed.rank() if rank is None else rank
-        self.rank = whole_number(op, "rank", rank, 0)
-        if self.rank >= self.num_replicas:
-            raise ValueError(f"{op}: rank must be less than {self.num_replicas}, got {rank}")
-        if drop_last and pad:
-            raise ValueError(f"{op}: pad must be False if drop_last is true, got both")
-        if pad and not len(dataset):
-            raise ValueError(f"{op}: dataset must have samples to pad with, got none")
-        self.dataset, self.shuffle, self.drop_last, self.pad = dataset, shuffle, drop_last, pad
-        self.seed = whole_number(op, "seed", seed, 0)
-        self.epoch = 0
+        self.data_source = data_source
+        self.replacement = true_or_false("RandomSampler", "replacement", replacement)
+        if num_samples is not None:
+            num_samples = whole_number("RandomSampler", "num_samples", num_samples, 1)
+        self._num_samples = num_samples
+        random.as_numpy("RandomSampler", generator)
+        self.generator = generator
 
     @property
-    def shortest(self) -> int:
-        """Samples of the ranks that have the fewest."""
-        return -(-len(self.dataset) // self.num_replicas) if self.pad else self._whole
-
-    @property
-    def longest(self) -> int:
-        """Samples of the ranks that have the most."""
-        return self._whole if self.drop_last else -(-len(self.dataset) // self.num_replicas)
-
-    @property
-    def _whole(self) -> int:
-        return len(self.dataset) // self.num_replicas
-
-    def set_epoch(self, epoch: int) -> None:
-        """Take the order of this epoch from now on."""
-        self.epoch = whole_number(type(self).__name__, "epoch", epoch, 0)
-
-    def __len__(self) -> int:
-        """Give the number of this rank's samples."""
-        if self.shortest == self.longest:
-            return self.longest
-        return self._whole + (self.rank < len(self.dataset) % self.num_replicas)
+    def num_samples(self) -> int:
+        """How many indices an iteration gives."""
+        return len(self.data_source) if self._num_samples is None else self._num_samples
 
     def __iter__(self) -> Iterator[int]:
-        """Give this rank's indices of the epoch."""
-        order = np.arange(len(self.dataset))
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(len(order))
-        if self.pad:
-            order = np.resize(order, self.longest * self.num_replicas)
-        elif self.drop_last:
-            order = order[: self.longest * self.num_replicas]
-        return iter(order[self.rank :: self.num_replicas].tolist())
+        generator = random.as_numpy("RandomSampler", self.generator)
+        total, wanted = len(self.data_source), self.num_samples
+        if not total:
+            return iter(())
+        if self.replacement:
+            return iter(generator.integers(0, total, wanted).tolist())
+        orders = [generator.permutation(total) for _ in range(-(-wanted // total))]
+        return iter(np.concatenate(orders)[:wanted].tolist())
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+
+class SeededSampler(Sampler):
+    """The indices of a dataset in a random order that a seed and a number decide.
+
+    Parameters
+    ----------
+    data_source : object with ``__len__``
+    seed : int
+
+    Attributes
+    ----------
+    seed, number : int
+        The number is that of the epoch; both are set by the loader.
+    """
+
+    def __init__(self, data_source: Sized, seed: int) -> None:
+        self.data_source = data_source
+        self.seed = seed
+        self.number = 0
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng((self.seed, self.number))
+        return iter(generator.permutation(len(self.data_source)).tolist())
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+
+class SubsetRandomSampler(Sampler):
+    """The given indices in a random order.
+
+    Parameters
+    ----------
+    indices : sequence
+    generator : Generator or numpy.random.Generator, optional
+        By default that of `fastlayers.manual_seed`.
+    """
+
+    def __init__(self, indices: Sequence[Any], generator: Any = None) -> None:
+        random.as_numpy("SubsetRandomSampler", generator)
+        self.indices, self.generator = indices, generator
+
+    def __iter__(self) -> Iterator[Any]:
+        generator = random.as_numpy("SubsetRandomSampler", self.generator)
+        return iter([self.indices[i] for i in generator.permutation(len(self.indices)).tolist()])
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+class WeightedRandomSampler(Sampler):
+    """Indices of a dataset, each drawn with a probability proportional to its weight.
+
+    As `torch.utils.data.WeightedRandomSampler
+    <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.WeightedRandomSampler>`_.
+
+    Parameters
+    ----------
+    weights : array_like
+        One for each sample, finite and not negative; they need not add up to 1.
+    num_samples : int
+        How many indices to give.
+    replacement : bool
+        Whether an index may be given again.
+    generator : Generator or numpy.random.Generator, optional
+        By default that of `fastlayers.manual_seed`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is out of its range, or there are fewer weights above 0 than indices to give
+        without replacement.
+    """
+
+    def __init__(
+        self,
+        weights: ArrayLike,
+        num_samples: int,
+        replacement: bool = True,
+        generator: Any = None,
+    ) -> None:
+        op = "WeightedRandomSampler"
+        self.num_samples = whole_number(op, "num_samples", num_samples, 1)
+        self.replacement = true_or_false(op, "replacement", replacement)
+        self.weights = np.array(weights, dtype=np.float64)
+        if self.weights.ndim != 1 or not np.all((self.weights >= 0) & (self.weights < np.inf)):
+            raise ValueError(
+                f"{op}: weights must be finite and not negative in a sequence, got {weights!r}"
+            )
+        possible = np.count_nonzero(self.weights)
+        if possible < (1 if replacement else num_samples):
+            raise ValueError(
+                f"{op}: weights must have enough above 0 for num_samples, "
+                f"got {possible} for {num_samples}"
+            )
+        random.as_numpy(op, generator)
+        self.generator = generator
+
+    def __iter__(self) -> Iterator[int]:
+        generator = random.as_numpy("WeightedRandomSampler", self.generator)
+        shares = self.weights / self.weights.sum()
+        drawn = generator.choice(len(shares), self.num_samples, self.replacement, shares)
+        return iter(drawn.tolist())
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+
+class BatchSampler(Sampler):
+    """Lists of the indices that another sampler gives.
+
+    As `torch.utils.data.BatchSampler
+    <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.BatchSampler>`_. The other
+    sampler's iteration begins with this one's.
+
+    Parameters
+    ----------
+    sampler : iterable
+    batch_size : int
+        Indices in a list.
+    drop_last : bool
+        Leave out a last list of fewer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `batch_size` is no positive integer, or `drop_last` no bool.
+    """
+
+    def __init__(self, sampler: Iterable[Any], batch_size: int, drop_last: bool) -> None:
+        self.sampler = sampler
+        self.batch_size = whole_number("BatchSampler", "batch_size", batch_size, 1)
+        self.drop_last = true_or_false("BatchSampler", "drop_last", drop_last)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return batched(iter(self.sampler), self.batch_size, self.drop_last)
+
+    def __len__(self) -> int:
+        if not isinstance(self.sampler, Sized):
+            raise TypeError(
+                "BatchSampler: sampler must have __len__ for the batches to have one, "
+                f"got {type(self.sampler).__name__}"
+            )
+        return count_batches(len(self.sampler), self.batch_size, self.drop_last)
+
+
+def batched(items: Iterator[T], size: int, drop_last: bool) -> Iterator[list[T]]:
+    """Lists of `size` items, of which the last may have fewer unless it is dropped."""
+    while (batch := list(itertools.islice(items, size))) and len(batch) >= size * drop_last:
+        yield batch
+
+
+def count_batches(samples: int, size: int, drop_last: bool) -> int:
+    """How many lists `batched` gives."""
+    return samples // size if drop_last else -(-samples // size)

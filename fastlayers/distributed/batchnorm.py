@@ -39,8 +39,13 @@ def _batch_norm(
     x = input if isinstance(input, Tensor) else Tensor(input)
     inputs = x, weight, bias
     array, w, b = heads.arrays(inputs)
-    statistics = (running_mean, running_var, w, b, momentum, eps)
-    norm = normalisation_of_part("batch_norm", array, *statistics, _channel().sum)
+    mean, var = (t.array() if isinstance(t, Tensor) else t for t in (running_mean, running_var))
+    norm = normalisation_of_part(
+        "batch_norm", array, mean, var, w, b, momentum, eps, _channel().sum
+    )
+    for t in (running_mean, running_var):
+        if isinstance(t, Tensor):
+            t.changed()
     return fusion.start(heads.BatchNorm(inputs, norm))
 
 
@@ -59,7 +64,7 @@ class SyncBatchNorm(_BatchNorm):
 
     Parameters
     ----------
-    num_features, eps, momentum, affine, track_running_stats, dtype
+    num_features, eps, momentum, affine, track_running_stats, device, dtype, bias
         As for `nn.BatchNorm2d`.
 
     Raises
@@ -117,6 +122,6 @@ def convert_sync_batchnorm(module: Module) -> Module:
 def _synchronised(layer: Module) -> SyncBatchNorm:
     """A layer of the same attributes; of the tables of parameters and buffers it has its own."""
     out = SyncBatchNorm.__new__(SyncBatchNorm)
-    for name, value in vars(layer).items():
-        object.__setattr__(out, name, dict(value) if type(value) is dict else value)
+    kept = {name: set(v) if type(v) is set else v for name, v in vars(layer).items()}
+    out.__setstate__(kept)  # with tables of its own
     return out

@@ -85,15 +85,17 @@ class Reducer:
         if id(leaf) not in self._places:
             return
         bucket, index = self._places[id(leaf)]
-        bucket.put(index, gradient if leaf.grad is None else leaf.grad + gradient, self._samples)
+        before = leaf.grad_array()
+        bucket.put(index, gradient if before is None else before + gradient, self._samples)
         self._start_full()
 
     def finish(self) -> None:
         """Sum what is left, and replace the gradients by the means."""
         for bucket in self._buckets[self._started :]:
             for index, p in enumerate(bucket.params if bucket.missing else ()):
-                if not bucket.used[index] and p.grad is not None:  # of passes without averages
-                    bucket.put(index, p.grad, self._samples)
+                gradient = p.grad_array()
+                if not bucket.used[index] and gradient is not None:  # of passes without averages
+                    bucket.put(index, gradient, self._samples)
             bucket.missing = 0
         self._start_full()
         for bucket in self._buckets:
@@ -120,7 +122,7 @@ def _filled(params: Sequence[Parameter], capacity: int) -> Iterator[Bucket]:
     for dtype in sorted({p.dtype.str for p in params}):
         held: list[Parameter] = []
         for p in reversed([p for p in params if p.dtype.str == dtype]):
-            if held and sum(h.data.nbytes for h in held) + p.data.nbytes > capacity:
+            if held and sum(h.nbytes for h in held) + p.nbytes > capacity:
                 yield Bucket(held)
                 held = []
             held.append(p)

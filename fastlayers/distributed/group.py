@@ -8,6 +8,7 @@ core make way for each other, and a rank that has ended is seen by those who wai
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import socket
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers import random
-from fastlayers.runtime import threads
+from fastlayers.runtime import cores, notice, threads
 
 __all__ = [
     "Channel",
@@ -69,8 +70,8 @@ def is_launched() -> bool:
 def init() -> None:
     """Join the other processes of this program, once; alone where no launcher started it.
 
-    Every rank gets its share of the host's cores as kernel threads, unless ``set_num_threads``,
-    ``FASTLAYERS_NUM_THREADS`` or ``NUMBA_NUM_THREADS`` has said how many; rank 0's random state,
+    Every rank gets its share of the host's cores as kernel threads, unless ``set_num_threads``
+    or a variable that `get_num_threads` follows has said how many; rank 0's random state,
     with masks of dropout of its own; and an exception that nobody catches ends all ranks.
 
     Raises
@@ -247,24 +248,25 @@ def _unbind() -> None:
     if not all(map(str.isdecimal, found)) or not hasattr(os, "sched_setaffinity"):
         return
     place, ranks = map(int, found)
-    cores = sorted(os.sched_getaffinity(os.getppid()))
-    share = len(cores) // ranks
+    host = sorted(os.sched_getaffinity(os.getppid()))
+    share = len(host) // ranks
     if len(os.sched_getaffinity(0)) < share:
-        os.sched_setaffinity(0, cores[place * share : (place + 1) * share])
+        os.sched_setaffinity(0, host[place * share : (place + 1) * share])
 
 
 def _share_cores(neighbours: Any) -> None:
     """Give this rank its share of the cores that the ranks of its host may run on together."""
     if threads.is_chosen():
         return
-    known = hasattr(os, "sched_getaffinity")
-    own = os.sched_getaffinity(0) if known else range(os.cpu_count() or 1)
     mine = np.zeros(MOST_CORES, np.uint8)  # as long on all ranks, whichever cores they have
-    mine[list(own)] = 1
+    mine[list(cores.affinity())] = 1
     together = mine.copy()
     neighbours.Allreduce(mine, together, op=_world.mpi.MAX)
-    share = int(together.sum()) // neighbours.Get_size()
-    threads.share(max(1, min(int(mine.sum()), share)))
+    available = int(together.sum())
+    if (quota := cores.quota()) is not None:  # of a container that the host's ranks are in
+        available = min(available, quota)
+    share = available // neighbours.Get_size()
+    threads.share(max(1, min(int(mine.sum()), share)), "share of the host's cores")
 
 
 Hook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
@@ -286,12 +288,12 @@ def end_all(reason: str, status: int) -> None:
     """End all ranks, of which this one says why; returns where it is alone."""
     if _world.size == 1:
         return
-    sys.stderr.write(  # at once, or other ranks' lines could come between
+    notice.tell(
         f"fastlayers: rank {_world.rank} of {_world.size} on {socket.gethostname()} failed, "
-        f"so all are ended: {reason}\n"
+        f"so all are ended: {reason}"
     )
-    sys.stderr.flush()
-    sys.stdout.flush()
+    with contextlib.suppress(Exception):  # the others wait, whatever becomes of this output
+        sys.stdout.flush()
     _world.control.Abort(status)
 
 

@@ -75,7 +75,7 @@ class DistributedDataParallel(Module):
         if group.world_size() == 1:
             return
         _check_structure(op, module, self._channel)
-        self._take_over([*(p.data for p in module.parameters()), *module.buffers()])
+        self._take_over([*module.parameters(), *module.buffers()])
         params = [p for p in module.parameters() if p.requires_grad]
         self._reducer = Reducer(params, int(bucket_cap_mb * MEBIBYTE), self._channel)
         listen(self._reducer)
@@ -108,23 +108,24 @@ class DistributedDataParallel(Module):
         if self._reducer is not None:
             self._take_over(
                 [
-                    array
+                    buffer
                     for module in self.module.modules()
                     if not isinstance(module, SyncBatchNorm)
-                    for array in module._buffers.values()
-                    if array is not None
+                    for buffer in module._buffers.values()
+                    if buffer is not None
                 ]
             )
 
-    def _take_over(self, arrays: list[np.ndarray]) -> None:
-        """Replace the values of arrays by rank 0's, those of one dtype in one message."""
-        for dtype in sorted({array.dtype.str for array in arrays}):
-            some = [array for array in arrays if array.dtype.str == dtype]
-            flat = np.concatenate([array.reshape(-1) for array in some])
+    def _take_over(self, tensors: list[Tensor]) -> None:
+        """Replace the values of tensors by rank 0's, those of one dtype in one message."""
+        for dtype in sorted({t.dtype.str for t in tensors}):
+            some = [t for t in tensors if t.dtype.str == dtype]
+            flat = np.concatenate([t.settled().reshape(-1) for t in some])
             self._channel.broadcast(flat.view(np.uint8))
-            ends = np.cumsum([array.size for array in some])
-            for array, part in zip(some, np.split(flat, ends[:-1]), strict=True):
-                array[...] = part.reshape(array.shape)
+            ends = np.cumsum([t.numel() for t in some])
+            for t, part in zip(some, np.split(flat, ends[:-1]), strict=True):
+                t.array()[...] = part.reshape(t.array().shape)
+                t.changed()
 
     @contextlib.contextmanager
     def _by_running_statistics(self) -> Iterator[None]:
@@ -152,10 +153,10 @@ def _check_structure(op: str, module: Module, channel: group.Channel) -> None:
     """Compare names, classes, shapes and dtypes with rank 0's; an error is one on all ranks."""
     own = [f"{name or 'the model'}: {type(m).__name__}" for name, m in module.named_modules()]
     own += [
-        f"{name}: {p.dtype} {p.shape}, requires_grad={p.requires_grad}"
+        f"{name}: {p.dtype} {tuple(p.shape)}, requires_grad={p.requires_grad}"
         for name, p in module.named_parameters()
     ]
-    own += [f"{name}: {array.dtype} {array.shape}" for name, array in module.named_buffers()]
+    own += [f"{name}: {b.dtype} {tuple(b.shape)}" for name, b in module.named_buffers()]
     first = json.loads(channel.broadcast_text(json.dumps(own)))
     differs = np.zeros(group.world_size(), np.int64)
     differs[group.rank()] = own != first

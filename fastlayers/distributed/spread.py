@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
-import numpy as np
-
-from fastlayers.autograd import Tensor
+from fastlayers.data.collate import cut
 from fastlayers.data.loader import part_of
 from fastlayers.distributed import group
 from fastlayers.distributed.batchnorm import convert_sync_batchnorm
@@ -49,19 +47,9 @@ class _Parts:
         place = group.rank(), group.world_size()
         if hasattr(self._batches, "part"):  # only that is loaded
             return iter(self._batches.part(*place))
-        return (_cut(batch, *place) for batch in self._batches)
+        return (cut(batch, lambda length: part_of(length, *place)) for batch in self._batches)
 
 
 class _SizedParts(_Parts):
     def __len__(self) -> int:
         return len(self._batches)  # type: ignore[arg-type]
-
-
-def _cut(batch: Any, rank: int, ranks: int) -> Any:
-    if isinstance(batch, Mapping):
-        return {key: _cut(field, rank, ranks) for key, field in batch.items()}
-    if isinstance(batch, tuple | list):
-        return [_cut(field, rank, ranks) for field in batch]
-    if isinstance(batch, Tensor | np.ndarray):
-        return batch[part_of(batch.shape[0], rank, ranks)]
-    return batch

@@ -192,11 +192,11 @@ def batch_norm_statistics(
 ):
     """Mean and ``1 / sqrt(var + eps)`` of each channel, into ``out[0]`` and ``out[1]``.
 
-    With `of_batch` they are the batch's, and with a momentum `update` in [0, 1] the running arrays
-    are moved, with the unbiased variance; a negative one leaves them alone. Otherwise they are the
-    running arrays. work holds (chunks + 1) * (2 * channels + 1) elements, and 6 * folds * channels
-    a worker; it is left with the batch's means, as differences from the first pixel, and then with
-    its sums of squared deviations.
+    With `of_batch` they are the batch's, and with a momentum `update` the running arrays are moved,
+    with the unbiased variance; NaN leaves them alone. Otherwise they are the running arrays.
+    work holds (chunks + 1) * (2 * channels + 1) elements, and 6 * folds * channels a worker; it is
+    left with the batch's means, as differences from the first pixel, and then with its sums of
+    squared deviations.
     """
     rows, channels, folds, _ = form
     dtype = out.dtype.type
@@ -211,7 +211,7 @@ def batch_norm_statistics(
         if of_batch:
             mean, m2 = x[c] + parts[c], parts[channels + c]
             var = m2 / dtype(rows)
-            if update >= 0:
+            if not math.isnan(update):
                 # Not running + update * (batch - running): of 1 nothing old may remain.
                 share = dtype(update)
                 keep = dtype(1) - share

@@ -20,7 +20,7 @@ from numba.np.arrayobj import populate_array
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
-__all__ = ["adam", "gather", "sgd"]
+__all__ = ["adadelta", "adam", "gather", "sgd"]
 
 # Elements of a task: some microseconds of work, where taking the next task costs about 0.1.
 CHUNK = 16384
@@ -202,3 +202,39 @@ def adam(like, table, step, sign, decay, shrink, lr, beta1, beta2, eps, workers)
     )
     chunks = (table[-1, -1] + CHUNK - 1) // CHUNK
     parallel_for(_adam_chunk, chunks, workers, (like, table, scalars))
+
+
+@kernel
+def _adadelta_chunk(chunk, worker, like, table, scalars):
+    sign, decay, lr, rho, fresh, eps = scalars
+    at, i = chunk * CHUNK, 0
+    stop = min(at + CHUNK, table[-1, -1])
+    while at < stop:
+        while table[i, -1] <= at:
+            i += 1
+        begin = table[i - 1, -1] if i else 0
+        count, skipped = min(table[i, -1], stop) - at, (at - begin) * like.itemsize
+        p = _array_at(like, table[i, 0] + skipped, count)
+        g = _array_at(like, table[i, 1] + skipped, count)
+        v = _array_at(like, table[i, 2] + skipped, count)
+        u = _array_at(like, table[i, 3] + skipped, count)
+        for j in range(count):
+            d = sign * g[j] + decay * p[j]
+            v[j] = rho * v[j] + fresh * d * d
+            delta = np.sqrt(u[j] + eps) / np.sqrt(v[j] + eps) * d
+            u[j] = rho * u[j] + fresh * delta * delta
+            p[j] -= lr * delta
+        at += count
+
+
+@kernel
+def adadelta(like, table, sign, decay, lr, rho, eps, workers):
+    """``delta = sqrt(u + eps) / sqrt(v + eps) * d; p -= lr * delta``.
+
+    `table` has p, g, and the running means v and u of the squares of ``d = sign * g + decay * p``
+    and of delta. `like` is any flat array of their type.
+    """
+    real = like.dtype.type
+    scalars = (real(sign), real(decay), real(lr), real(rho), real(1 - rho), real(eps))
+    chunks = (table[-1, -1] + CHUNK - 1) // CHUNK
+    parallel_for(_adadelta_chunk, chunks, workers, (like, table, scalars))

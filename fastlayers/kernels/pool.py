@@ -123,7 +123,8 @@ def max_pool2d(x, square, sizes, table, floor, workers, y, cells):
         empty.
     sizes : array
         int64: kernel, stride, padding and dilation, pairs; output rows of a task; runs of output
-        columns; whether the windows of all rows lie alike, which takes one run.
+        columns; whether the windows of all rows lie alike, which takes one run, and see some of the
+        image.
     table : array
         int64: for each output row whether there is anything of its windows, the distances of their
         rows from the image's first pixel, in elements, and the numbers ``r * KW`` of their first

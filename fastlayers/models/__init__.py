@@ -1,9 +1,16 @@
-"""Networks of the field, built of `fastlayers.nn`."""
+"""The former name of `fastlayers.vision.models`, kept for one version."""
 
-from fastlayers.models.cnn import CNN, CifarCNN
-from fastlayers.models.mlp import MLP
-from fastlayers.models.resnet import ResNet, resnet18, resnet20
-from fastlayers.models.vgg import VGG, vgg16, vgg_small
+from fastlayers.vision.models import (
+    CNN,
+    MLP,
+    VGG,
+    CifarCNN,
+    ResNet,
+    resnet18,
+    resnet20,
+    vgg16,
+    vgg_small,
+)
 
 __all__ = [
     "CNN",

@@ -2,15 +2,17 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fastlayers.nn import functional, init
+from fastlayers.names import absent
+from fastlayers.nn import functional, init, utils
 from fastlayers.nn.activation import GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, Softmax, Tanh
 from fastlayers.nn.batchnorm import BatchNorm1d, BatchNorm2d
-from fastlayers.nn.container import Identity, ModuleList, Sequential
+from fastlayers.nn.container import Identity, ModuleDict, ModuleList, Sequential
 from fastlayers.nn.conv import Conv2d
 from fastlayers.nn.dropout import Dropout, Dropout1d, Dropout2d
 from fastlayers.nn.linear import Flatten, Linear
 from fastlayers.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, NLLLoss
 from fastlayers.nn.module import Module, Parameter
+from fastlayers.nn.parameter_list import ParameterList
 from fastlayers.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 
 if TYPE_CHECKING:
@@ -36,9 +38,11 @@ __all__ = [
     "MSELoss",
     "MaxPool2d",
     "Module",
+    "ModuleDict",
     "ModuleList",
     "NLLLoss",
     "Parameter",
+    "ParameterList",
     "ReLU",
     "Sequential",
     "Sigmoid",
@@ -46,6 +50,7 @@ __all__ = [
     "Tanh",
     "functional",
     "init",
+    "utils",
 ]
 
 
@@ -54,4 +59,4 @@ def __getattr__(name: str) -> Any:
         from fastlayers.distributed import SyncBatchNorm
 
         return SyncBatchNorm
-    raise AttributeError(f"nn: name must be that of a layer or module of it, got {name!r}")
+    raise absent("nn", name, [*__all__, "SyncBatchNorm"])

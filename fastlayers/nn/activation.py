@@ -13,7 +13,7 @@ __all__ = ["GELU", "LeakyReLU", "LogSoftmax", "ReLU", "Sigmoid", "Softmax", "Tan
 
 
 class ReLU(Module):
-    """``max(x, 0)``; `inplace` is taken as PyTorch's hint, the result is a new tensor."""
+    """``max(x, 0)``; with `inplace`, a tensor that is given gets the result."""
 
     def __init__(self, inplace: bool = False) -> None:
         super().__init__()
@@ -21,15 +21,15 @@ class ReLU(Module):
 
     def forward(self, input: Any) -> Tensor:
         """Apply the function."""
-        return functional.relu(input)
+        return functional.relu(input, self.inplace)
 
     def extra_repr(self) -> str:
-        """The hint, where it is given."""
+        """The option, where it is given."""
         return "inplace=True" if self.inplace else ""
 
 
 class LeakyReLU(Module):
-    """``x`` where positive, else ``negative_slope * x``."""
+    """``x`` where positive, else ``negative_slope * x``; `inplace` as for `ReLU`."""
 
     def __init__(self, negative_slope: float = 0.01, inplace: bool = False) -> None:
         super().__init__()
@@ -37,11 +37,11 @@ class LeakyReLU(Module):
 
     def forward(self, input: Any) -> Tensor:
         """Apply the function."""
-        return functional.leaky_relu(input, self.negative_slope)
+        return functional.leaky_relu(input, self.negative_slope, self.inplace)
 
     def extra_repr(self) -> str:
-        """The slope."""
-        return f"negative_slope={self.negative_slope}"
+        """The options."""
+        return f"negative_slope={self.negative_slope}" + ", inplace=True" * self.inplace
 
 
 class Sigmoid(Module):

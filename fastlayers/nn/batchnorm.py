@@ -19,6 +19,7 @@ class _BatchNorm(Module):
     _ndims: tuple[int, ...]
     _shapes: str
     _batch_norm: Callable[..., Tensor] = staticmethod(functional.batch_norm)
+    _added_to_state = frozenset({"num_batches_tracked"})
 
     def __init__(
         self,
@@ -27,21 +28,25 @@ class _BatchNorm(Module):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        device: Any = None,
         dtype: type | np.dtype | None = None,
+        *,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         op = type(self).__name__
+        _check.device(op, device)
         self.num_features = _check.integer(op, "num_features", num_features, 1)
         _check.epsilon(op, "eps", eps)
         if momentum is not None:
-            _check.probability(op, "momentum", momentum)
+            _check.finite(op, "momentum", momentum)
         self.eps, self.momentum = eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
-        for name in ("weight", "bias"):
-            values = Parameter(init.new(op, (num_features,), dtype)) if affine else None
+        shape = (self.num_features,)
+        for name, is_there in {"weight": affine, "bias": affine and bias}.items():
+            values = Parameter(init.new(op, shape, dtype)) if is_there else None
             self.register_parameter(name, values)
-        buffers = {"running_mean": (num_features,), "running_var": (num_features,)}
-        for name, shape in buffers.items():
+        for name in ("running_mean", "running_var"):
             self.register_buffer(name, init.new(op, shape, dtype) if track_running_stats else None)
         count = np.zeros((), np.int64) if track_running_stats else None
         self.register_buffer("num_batches_tracked", count)
@@ -50,52 +55,58 @@ class _BatchNorm(Module):
     def reset_running_stats(self) -> None:
         """Set the running mean to 0, the variance to 1 and the count of batches to 0."""
         if self.track_running_stats:
-            self.running_mean[...] = 0
-            self.running_var[...] = 1
-            self.num_batches_tracked[...] = 0
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+            self.num_batches_tracked.zero_()
 
     def reset_parameters(self) -> None:
         """Reset the statistics, the weight to 1 and the bias to 0."""
         self.reset_running_stats()
         if self.affine:
             init.ones_(self.weight)
-            init.zeros_(self.bias)
+            if self.bias is not None:
+                init.zeros_(self.bias)
 
     def forward(self, input: Any) -> Tensor:
         """Normalise the input, and in training update the running statistics."""
         op = type(self).__name__
-        shape = input.shape if isinstance(input, Tensor) else np.shape(input)
+        shape = input.lengths if isinstance(input, Tensor) else np.shape(input)
         if len(shape) not in self._ndims or shape[1] != self.num_features:
             raise ValueError(
                 f"{op}: input must have shape {self._shapes} with C = {self.num_features}, "
-                f"got {shape}"
+                f"got {tuple(shape)}"
             )
-        tracks = self.training and self.running_mean is not None
-        if tracks and not self.num_batches_tracked.flags.writeable:  # told before others change
-            _check.writable(op, "num_batches_tracked", self.num_batches_tracked)
+        tracks = self.training and self.track_running_stats
+        counter = self.num_batches_tracked if tracks else None
+        count = None if counter is None else counter.array()
+        if count is not None and not count.flags.writeable:  # told before others change
+            _check.writable(op, "num_batches_tracked", count)
         momentum = self.momentum
         if momentum is None:  # the plain average over all batches so far
-            momentum = 1.0 / (int(self.num_batches_tracked) + 1) if tracks else 0.0
+            momentum = 0.0 if count is None else 1.0 / (count.item() + 1)
+        # In training, statistics that are not tracked are not touched; see PyTorch's layer.
+        used = tracks or not self.training
         output = self._batch_norm(
             input,
-            self.running_mean,
-            self.running_var,
+            self.running_mean if used else None,
+            self.running_var if used else None,
             self.weight,
             self.bias,
             self.training,
             momentum,
             self.eps,
         )
-        if tracks:
-            count = self.num_batches_tracked
+        if count is not None and counter is not None:
             count += 1
+            counter.changed()
         return output
 
     def extra_repr(self) -> str:
         """The layer's options."""
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
-            f"affine={self.affine}, track_running_stats={self.track_running_stats}"
+            f"affine={self.affine}, bias={self.bias is not None}, "
+            f"track_running_stats={self.track_running_stats}"
         )
 
 
@@ -109,18 +120,23 @@ class BatchNorm1d(_BatchNorm):
     eps : float
         Added to the variance.
     momentum : float or None
-        Share of the batch in the running statistics; None averages over all batches.
+        Share of the batch in the running statistics, any number; None averages over all batches.
     affine : bool
         Whether there are a weight and a bias.
     track_running_stats : bool
-        Otherwise the batch's statistics are used in evaluation too.
+        Otherwise the batch's statistics are used in evaluation too. If it is set to False later,
+        training leaves the running statistics as they are.
+    device : "cpu" or None
     dtype : dtype, optional
         float32 by default.
+    bias : bool
+        Whether there is a bias, where there is a weight.
 
     Raises
     ------
     ValueError
-        For a wrong shape, or one value per channel in training; statistics are then unchanged.
+        For a wrong shape, or one value per channel in training; statistics are then unchanged, as
+        they are by a batch without values.
 
     References
     ----------

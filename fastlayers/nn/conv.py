@@ -27,6 +27,7 @@ class Conv2d(Module):
     groups : int
     bias : bool
     padding_mode : {"zeros"}
+    device : "cpu" or None
     dtype : dtype, optional
         float32 by default.
     algorithm : {"auto", "direct", "winograd"}
@@ -60,17 +61,20 @@ class Conv2d(Module):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
+        device: Any = None,
         dtype: type | np.dtype | None = None,
         *,
         algorithm: str = "auto",
     ) -> None:
         super().__init__()
-        self.in_channels = _check.integer("Conv2d", "in_channels", in_channels, 1)
-        self.out_channels = _check.integer("Conv2d", "out_channels", out_channels, 1)
+        _check.device("Conv2d", device)
+        in_channels = _check.integer("Conv2d", "in_channels", in_channels, 1)
+        out_channels = _check.integer("Conv2d", "out_channels", out_channels, 1)
+        groups = _check.integer("Conv2d", "groups", groups, 1)
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = _check.pair("Conv2d", "kernel_size", kernel_size, 1)
         self.stride = _check.pair("Conv2d", "stride", stride, 1)
         self.dilation = _check.pair("Conv2d", "dilation", dilation, 1)
-        self.groups = _check.integer("Conv2d", "groups", groups, 1)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"Conv2d: groups must divide in_channels {in_channels} and out_channels "
@@ -90,9 +94,8 @@ class Conv2d(Module):
         self.algorithm = algorithm
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = Parameter(init.new("Conv2d", shape, dtype))
-        self.bias = Parameter(init.new("Conv2d", (out_channels,), dtype)) if bias else None
-        if not bias:
-            self.register_parameter("bias", None)
+        values = Parameter(init.new("Conv2d", (out_channels,), dtype)) if bias else None
+        self.register_parameter("bias", values)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -13,13 +13,15 @@ __all__ = ["Dropout", "Dropout1d", "Dropout2d"]
 
 
 class _Dropout(Module):
+    """With `inplace`, a tensor that is given gets the result."""
+
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         super().__init__()
         _check.probability(type(self).__name__, "p", p)
         self.p, self.inplace = p, inplace
 
     def extra_repr(self) -> str:
-        """The probability."""
+        """The options."""
         return f"p={self.p}, inplace={self.inplace}"
 
 
@@ -28,7 +30,7 @@ class Dropout(_Dropout):
 
     def forward(self, input: Any) -> Tensor:
         """Drop elements in training."""
-        return functional.dropout(input, self.p, self.training)
+        return functional.dropout(input, self.p, self.training, self.inplace)
 
 
 class Dropout1d(_Dropout):
@@ -36,7 +38,7 @@ class Dropout1d(_Dropout):
 
     def forward(self, input: Any) -> Tensor:
         """Drop channels in training."""
-        return functional.dropout1d(input, self.p, self.training)
+        return functional.dropout1d(input, self.p, self.training, self.inplace)
 
 
 class Dropout2d(_Dropout):
@@ -44,4 +46,4 @@ class Dropout2d(_Dropout):
 
     def forward(self, input: Any) -> Tensor:
         """Drop channels in training."""
-        return functional.dropout2d(input, self.p, self.training)
+        return functional.dropout2d(input, self.p, self.training, self.inplace)

@@ -10,9 +10,15 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from fastlayers import ops
-from fastlayers.autograd import Tensor, record, wants_grad
+from fastlayers import autograd, ops
+from fastlayers.autograd import OUTPUT, Tensor, record, wants_grad
+from fastlayers.functions.masks import one_hot
+from fastlayers.functions.padding import pad
+from fastlayers.functions.shape import flatten
+from fastlayers.functions.table import tensor as _tensor
+from fastlayers.names import absent
 from fastlayers.nn import fusion, heads
+from fastlayers.ops import _check
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -32,6 +38,8 @@ __all__ = [
     "max_pool2d",
     "mse_loss",
     "nll_loss",
+    "one_hot",
+    "pad",
     "relu",
     "sigmoid",
     "softmax",
@@ -42,10 +50,6 @@ Input = Tensor | np.ndarray
 IntPair = int | Sequence[int]
 
 
-def _tensor(value: Input) -> Tensor:
-    return value if isinstance(value, Tensor) else Tensor(value)
-
-
 def _optional(value: Input | None) -> Tensor | None:
     return None if value is None else _tensor(value)
 
@@ -54,7 +58,7 @@ def _constant(op: str, name: str, value: Any) -> Any:
     """The array of an argument by which no gradient is computed."""
     if not isinstance(value, Tensor):
         return value
-    if wants_grad((value,)):
+    if value.requires_grad and wants_grad((value,)):
         raise ValueError(
             f"{op}: {name} must not require a gradient, which is not computed by it, got a tensor "
             f"that does; {name}.detach() does not"
@@ -140,9 +144,13 @@ def max_pool2d(
     pool = fusion.MaxPool((*window, ceil_mode))
     if not return_indices:
         return fusion.apply(x, pool)
+    shape = x.array().shape
     y, offsets = ops.max_pool2d_forward(x.array(), *window, ceil_mode)
-    shape = x.shape
-    out = record(y, (x,), lambda dy: (ops.max_pool2d_backward(dy, offsets, shape, *window),))
+
+    def backward(dy: np.ndarray) -> tuple[np.ndarray]:
+        return (ops.max_pool2d_backward(dy, offsets, shape, *window),)
+
+    out = record(y, (x,), backward, saved=())
     return out, Tensor(ops.max_pool2d_indices(offsets, shape, *window))
 
 
@@ -158,17 +166,25 @@ def avg_pool2d(
     """Mean of each window; see `fastlayers.ops.avg_pool2d`."""
     x = _tensor(input)
     options = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    shape = x.shape
+    shape = x.array().shape
     y = ops.avg_pool2d(x.array(), *options)
-    return record(y, (x,), lambda dy: (ops.avg_pool2d_backward(dy, shape, *options),))
+
+    def backward(dy: np.ndarray) -> tuple[np.ndarray]:
+        return (ops.avg_pool2d_backward(dy, shape, *options),)
+
+    return record(y, (x,), backward, saved=())
 
 
 def adaptive_avg_pool2d(input: Input, output_size: int | Sequence[int | None] | None) -> Tensor:
     """Means over windows that give an output size; see `fastlayers.ops.adaptive_avg_pool2d`."""
     x = _tensor(input)
-    shape = x.shape
+    shape = x.array().shape
     y = ops.adaptive_avg_pool2d(x.array(), output_size)
-    return record(y, (x,), lambda dy: (ops.adaptive_avg_pool2d_backward(dy, shape),))
+
+    def backward(dy: np.ndarray) -> tuple[np.ndarray]:
+        return (ops.adaptive_avg_pool2d_backward(dy, shape),)
+
+    return record(y, (x,), backward, saved=())
 
 
 def batch_norm(
@@ -189,28 +205,33 @@ def batch_norm(
     )
     affine = tuple(None if t is None else t.array() for t in (w, b))
     if x.deferred is not None and not training and running[0] is not None is not running[1]:
-        ops.batchnorm.check_channels(x.shape, x.dtype, *running, *affine)
+        ops.batchnorm.check_channels(x.lengths, x.dtype, *running, *affine)
         fixed = ops.batchnorm.running_statistics(*running, eps)
         folded = fusion.follow(x, heads.Normalise(*fixed, (w, b)))
         if folded is not None:
             return folded
     options = (*running, *affine, training, momentum, eps)
-    return fusion.start(
-        heads.BatchNorm(inputs, ops.batchnorm.normalisation("batch_norm", x.array(), *options))
-    )
+    norm = ops.batchnorm.normalisation("batch_norm", x.array(), *options)
+    statistics: tuple[Tensor, ...] = ()
+    for t in (running_mean, running_var):
+        if isinstance(t, Tensor):
+            if training:
+                t.changed()
+            else:
+                statistics += (t,)
+    return fusion.start(heads.BatchNorm(inputs, norm, statistics))
 
 
 def dropout(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Zero elements with probability p; see `fastlayers.ops.dropout`.
-
-    `inplace` is taken as PyTorch's hint; the result is a new tensor.
-    """
+    """Zero elements with probability p; see `fastlayers.ops.dropout`."""
+    if inplace and isinstance(input, Tensor):
+        return autograd.inplace.apply("dropout_", dropout, input, p, training)
     x = _tensor(input)
     if not training:
         ops.dropout(x.array(), p, False)
         return x
     y, mask = ops.dropout_forward(x.array(), p)
-    return record(y, (x,), lambda dy: (ops.dropout_backward(dy, mask, p),))
+    return record(y, (x,), lambda dy: (ops.dropout_backward(dy, mask, p),), saved=())
 
 
 def _feature_dropout(input: Input, p: float, training: bool, op: str, batched: int) -> Tensor:
@@ -220,16 +241,24 @@ def _feature_dropout(input: Input, p: float, training: bool, op: str, batched: i
         return x
     axis = 1 if x.ndim == batched else 0
     y, scale = ops.feature_dropout_forward(x.array(), p, axis)
-    return record(y, (x,), lambda dy: (ops.feature_dropout_backward(dy, scale, axis),))
+
+    def backward(dy: np.ndarray) -> tuple[np.ndarray]:
+        return (ops.feature_dropout_backward(dy, scale, axis),)
+
+    return record(y, (x,), backward, saved=())
 
 
 def dropout1d(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Zero whole channels of (N, C, L) or (C, L); see `fastlayers.ops.dropout1d`."""
+    if inplace and isinstance(input, Tensor):
+        return autograd.inplace.apply("dropout1d_", dropout1d, input, p, training)
     return _feature_dropout(input, p, training, "dropout1d", 3)
 
 
 def dropout2d(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Zero whole channels of (N, C, H, W) or (C, H, W); see `fastlayers.ops.dropout2d`."""
+    if inplace and isinstance(input, Tensor):
+        return autograd.inplace.apply("dropout2d_", dropout2d, input, p, training)
     return _feature_dropout(input, p, training, "dropout2d", 4)
 
 
@@ -242,7 +271,7 @@ def _of_output(
     """Record an op whose gradient needs its output."""
     x = _tensor(input)
     y = forward(x.array(), *options)
-    return record(y, (x,), lambda dy: (backward(dy, y, *options),))
+    return record(y, (x,), lambda dy: (backward(dy, y, *options),), saved=(OUTPUT,))
 
 
 def _of_input(
@@ -258,12 +287,16 @@ def _of_input(
 
 
 def relu(input: Input, inplace: bool = False) -> Tensor:
-    """``max(x, 0)``; `inplace` is taken as PyTorch's hint, the result is a new tensor."""
+    """``max(x, 0)``."""
+    if inplace and isinstance(input, Tensor):
+        return fusion.apply_in_place("relu_", input, fusion.RELU)
     return fusion.apply(_tensor(input), fusion.RELU)
 
 
 def leaky_relu(input: Input, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    """``x`` or ``negative_slope * x``; the result is a new tensor."""
+    """``x`` or ``negative_slope * x``."""
+    if inplace and isinstance(input, Tensor):
+        return autograd.inplace.apply("leaky_relu_", leaky_relu, input, negative_slope)
     return _of_input(input, ops.leaky_relu, ops.leaky_relu_backward, negative_slope)
 
 
@@ -312,8 +345,16 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Loss of logits against class indices; see `fastlayers.ops.cross_entropy`."""
+    """Loss of logits against class indices, or class probabilities of the shape of `input`.
+
+    See `fastlayers.ops.cross_entropy`. Of probabilities t it is ``-sum_c weight_c * t_c * log p_c``
+    with ``p = softmax(input)``, and its mean over the samples is not weighted.
+    """
     x = _tensor(input)
+    if getattr(target, "dtype", np.dtype(int)).kind == "f":
+        return _cross_entropy_of_probabilities(
+            x, _tensor(target), weight, ignore_index, reduction, label_smoothing
+        )
     logits, needs_grad = x.array(), wants_grad((x,))
     labels = _constant("cross_entropy", "target", target)
     weights = _constant("cross_entropy", "weight", weight)
@@ -326,7 +367,42 @@ def cross_entropy(
             return (ops.cross_entropy_apply(dy, kept.pop(), reuse=True),)
         return (ops.cross_entropy_backward(dy, logits, *options),)
 
-    return record(loss, (x,), backward, requires_grad=needs_grad, fresh=True)
+    return record(loss, (x,), backward, saved=(x,), requires_grad=needs_grad, fresh=True)
+
+
+def _cross_entropy_of_probabilities(
+    x: Tensor,
+    target: Tensor,
+    weight: Input | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
+    _check.same_shape("cross_entropy", "target", target.array(), x.array().shape)
+    _check.one_of("cross_entropy", "reduction", reduction, ("none", "mean", "sum"))
+    _check.probability("cross_entropy", "label_smoothing", label_smoothing)
+    if ignore_index >= 0:
+        raise ValueError(
+            f"cross_entropy: ignore_index must be negative for class probabilities, "
+            f"got {ignore_index}"
+        )
+    axis = min(x.ndim - 1, 1)
+    classes = x.array().shape[axis]
+    if label_smoothing:
+        target = target * (1 - label_smoothing) + label_smoothing / classes
+    terms = target * log_softmax(x, axis)
+    if weight is not None:
+        factors = _check.vector("cross_entropy", "weight", _array(weight), classes, x.dtype)
+        terms = terms * factors.reshape(-1, *[1] * (x.ndim - axis - 1))
+    losses: Tensor = -terms.sum(axis)
+    if reduction == "none":
+        return losses
+    total: Tensor = losses.sum()
+    return total if reduction == "sum" else total / losses.numel()
+
+
+def _array(value: Input) -> np.ndarray:
+    return value.array() if isinstance(value, Tensor) else value
 
 
 def nll_loss(
@@ -368,17 +444,18 @@ def binary_cross_entropy_with_logits(
     pos_weight: Input | None = None,
 ) -> Tensor:
     """Loss of logits against yes-no targets; see the op of the same name in `fastlayers.ops`."""
-    return _loss(
-        input,
-        ops.binary_cross_entropy_with_logits,
-        ops.binary_cross_entropy_with_logits_backward,
-        target=target,
-        weight=weight,
-        reduction=reduction,
-        pos_weight=pos_weight,
-    )
+    x, t = _tensor(input), _tensor(target)
+    op = "binary_cross_entropy_with_logits"
+    factor, yes = _constant(op, "weight", weight), _constant(op, "pos_weight", pos_weight)
+    options = (x.array(), t.array(), factor, reduction, yes)
+
+    def backward(dy: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        dx = ops.binary_cross_entropy_with_logits_backward(dy, *options)
+        by_target = ops.loss.binary_cross_entropy_with_logits_by_target
+        return dx, by_target(dy, *options) if t.requires_grad else None
+
+    return record(ops.binary_cross_entropy_with_logits(*options), (x, t), backward)
 
 
-def flatten(input: Input, start_dim: int = 0, end_dim: int = -1) -> Tensor:
-    """Join the axes from `start_dim` to `end_dim` into one."""
-    return _tensor(input).flatten(start_dim, end_dim)
+def __getattr__(name: str) -> Any:
+    raise absent("nn.functional", name, __all__)

@@ -15,9 +15,21 @@ from typing import Any
 import numpy as np
 
 from fastlayers import lazy, ops
-from fastlayers.autograd import Recording, Tensor, defer, record, wants_grad
+from fastlayers.autograd import OUTPUT, Recording, Tensor, defer, inplace, record, wants_grad
 
-__all__ = ["RELU", "Add", "Chain", "MaxPool", "Step", "apply", "follow", "start"]
+__all__ = [
+    "RELU",
+    "Add",
+    "Chain",
+    "MaxPool",
+    "Step",
+    "apply",
+    "apply_in_place",
+    "follow",
+    "recorded",
+    "replace",
+    "start",
+]
 
 Inputs = tuple[Tensor | None, ...]
 
@@ -66,15 +78,21 @@ class Chain:
             x = self.between[i]()
             if x is not None:
                 for step in self.steps[i:-1]:
-                    x = record(*step.alone(x), requires_grad=self.requires_grad, fresh=True)
+                    x = recorded(step.alone(x), self.requires_grad)
                 return self.steps[-1].alone(x)  # type: ignore[no-any-return]
         return self.head.run(self.steps)  # type: ignore[no-any-return]
 
-    def add(self, output: Tensor, other: Tensor) -> Tensor | None:
+    def add(self, output: Tensor, other: Tensor, in_place: bool = False) -> Tensor | None:
         """``output + other`` as a step of this chain of `output`, where it can be one."""
-        if self.shape != other.shape or self.dtype != other.dtype:
+        if self.shape != other.lengths or self.dtype != other.dtype or other is output:
             return None
-        return follow(output, Add(other))
+        return (replace if in_place else follow)(output, Add(other))
+
+    def reads(self, t: Tensor) -> bool:
+        """Whether the values of `t` are what this goes on from, or a step takes."""
+        return any(held() is t for held in self.between) or any(
+            t is other for step in self.steps for other in step.inputs
+        )
 
 
 def start(head: Any) -> Tensor:
@@ -86,7 +104,7 @@ def start(head: Any) -> Tensor:
     ):
         if (watcher := lazy.watcher) is not None:
             watcher.started(head)
-        return record(*head.run(()), requires_grad=requires_grad, fresh=True)
+        return recorded(head.run(()), requires_grad)
     kind = head.kind
     chain = Chain(head, (), (), kind, head.shape, inputs[0].dtype, requires_grad)
     return defer(chain, requires_grad)
@@ -107,11 +125,41 @@ def follow(x: Tensor, step: Any) -> Tensor | None:
     return defer(chain, requires_grad)
 
 
+def replace(x: Tensor, step: Any) -> Tensor | None:
+    """Call a step on the output `x` of a chain in place; None where it can't follow.
+
+    Nobody has seen the memory of a tensor that waits, so `x` becomes the new chain's output.
+    """
+    others = (reference() for reference in lazy.state.waiting)
+    if any(t is not None and t.deferred is not None and t.deferred.reads(x) for t in others):
+        return None
+    held = x.twin()  # follows the chain in the place of `x`, and dies here
+    out = follow(held, step)
+    del held
+    if out is None:
+        return None
+    x.deferred, x.requires_grad = out.deferred, out.requires_grad
+    return x
+
+
+def apply_in_place(op: str, x: Tensor, step: Any) -> Tensor:
+    """As `apply`, in the place of `x`."""
+    if x.deferred is not None and (out := replace(x, step)) is not None:
+        return out
+    return inplace.apply(op, lambda t: apply(t, step), x)
+
+
 def apply(x: Tensor, step: Any) -> Tensor:
     """Call a step that may also stand alone on any tensor."""
     if x.deferred is not None and (out := follow(x, step)) is not None:
         return out
-    return record(*step.alone(x), requires_grad=wants_grad((x,)), fresh=True)
+    return recorded(step.alone(x), wants_grad((x,)))
+
+
+def recorded(recording: Recording, requires_grad: bool) -> Tensor:
+    """The tensor of what a head or a step has run."""
+    output, inputs, backward, saved = recording
+    return record(output, inputs, backward, saved=saved, requires_grad=requires_grad, fresh=True)
 
 
 class Step:
@@ -139,7 +187,7 @@ class Relu(Step):
 
     def alone(self, x: Tensor) -> Recording:
         y = ops.relu(x.array())
-        return y, (x,), lambda dy: (ops.relu_backward(dy, y),)
+        return y, (x,), lambda dy: (ops.relu_backward(dy, y),), (OUTPUT,)
 
 
 RELU = Relu()
@@ -162,8 +210,12 @@ class MaxPool(Step):
 
     def alone(self, x: Tensor) -> Recording:  # noqa: D102
         y, offsets = ops.max_pool2d_forward(x.array(), *self.window)
-        shape, window = x.shape, self.window[:4]
-        return y, (x,), lambda dy: (ops.max_pool2d_backward(dy, offsets, shape, *window),)
+        shape, window = x.array().shape, self.window[:4]
+
+        def backward(dy: np.ndarray) -> Any:
+            return (ops.max_pool2d_backward(dy, offsets, shape, *window),)
+
+        return y, (x,), backward, ()
 
 
 class Add(Step):
@@ -178,4 +230,4 @@ class Add(Step):
     def alone(self, x: Tensor) -> Recording:  # noqa: D102
         y = ops.arithmetic.add(x.array(), self.other.array())
         other = self.other.requires_grad
-        return y, (x, self.other), lambda dy: (dy, dy.copy() if other else None)
+        return y, (x, self.other), lambda dy: (dy, dy.copy() if other else None), ()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers import ops
-from fastlayers.autograd import Recording, Tensor, wants_grad
+from fastlayers.autograd import OUTPUT, Recording, Tensor, wants_grad
 from fastlayers.nn.fusion import RELU, Add, Chain, MaxPool, Step
 from fastlayers.ops import _check
 from fastlayers.ops.batchnorm import Normalisation
@@ -67,6 +67,7 @@ class Conv(_Head):
     def run(self, steps: Steps) -> Recording:
         """Convolve; a normalisation is in the weight already, ReLU and pooling are in the op."""
         (x, w), b, needs = self.arguments, self.bias, _needs(self.inputs)
+        images, weight, _ = self.inputs
         convolution, relu = self.convolution, self.relu or RELU in steps
         if steps and isinstance(steps[0], Normalise):
             w, b = steps[0].fold(w, b)
@@ -77,13 +78,13 @@ class Conv(_Head):
             def pooled_backward(dy: np.ndarray) -> Any:
                 return pooled.backward(dy, y, offsets, x, w, needs)
 
-            return y, self.inputs, pooled_backward
+            return y, self.inputs, pooled_backward, (images, weight, OUTPUT)
         y = convolution.forward(x, w, b, relu)
 
         def backward(dy: np.ndarray) -> Any:
             return convolution.backward(ops.relu_backward(dy, y) if relu else dy, x, w, needs)
 
-        return y, self.inputs, backward
+        return y, self.inputs, backward, (images, weight, OUTPUT if relu else None)
 
 
 class Linear(_Head):
@@ -101,7 +102,7 @@ class Linear(_Head):
     def run(self, steps: Steps) -> Recording:
         """Map the last axis; the only step is a ReLU."""
         (x, w, b), needs, shape = self.arguments, _needs(self.inputs), self.shape
-        relu, before = self.relu or bool(steps), self.inputs[0].shape
+        relu, before = self.relu or bool(steps), self.inputs[0].array().shape
         y = linear_rows(x, w, b, relu)
 
         def backward(dy: np.ndarray) -> Any:
@@ -109,17 +110,22 @@ class Linear(_Head):
             dx, dw, db = linear_rows_backward(rows, y if relu else None, x, w, needs)
             return dx if dx is None else dx.reshape(before), dw, db
 
-        return y.reshape(shape), self.inputs, backward
+        rows, weight, _ = self.inputs
+        return y.reshape(shape), self.inputs, backward, (rows, weight, OUTPUT if relu else None)
 
 
 class BatchNorm(_Head):
     """Batch normalisation by statistics that were taken: one write, whatever follows."""
 
     kind = "norm"
-    __slots__ = ("norm",)
+    __slots__ = ("norm", "statistics")
 
-    def __init__(self, inputs: Affine, norm: Normalisation) -> None:
+    def __init__(
+        self, inputs: Affine, norm: Normalisation, statistics: tuple[Tensor, ...] = ()
+    ) -> None:
         self.inputs, self.shape, self.norm = inputs, norm.x.shape, norm
+        # The running ones that it normalises by, which its gradient reads too.
+        self.statistics = statistics
 
     def run(self, steps: Steps) -> Recording:
         """Normalise, with a ReLU, and a pooling or the sum with a residual."""
@@ -135,7 +141,9 @@ class BatchNorm(_Head):
         def backward(dy: np.ndarray) -> Any:
             return norm.backward(norm.form.flat(dy), needs, relu, output)[:3]
 
-        return y, self.inputs, backward
+        x, w, b = self.inputs
+        saved = (x, w, b if relu else None, OUTPUT if output is not None else None)
+        return y, self.inputs, backward, (*saved, *self.statistics)
 
     def _added(self, other: Tensor, relu: bool) -> Recording:
         norm, needs, residual = self.norm, _needs(self.inputs), other.requires_grad
@@ -150,7 +158,8 @@ class BatchNorm(_Head):
                 masked = dy.copy() if other.is_leaf else dy
             return *grads, masked
 
-        return y, (*self.inputs, other), backward
+        saved = (*self.inputs[:2], OUTPUT if relu else None, *self.statistics)
+        return y, (*self.inputs, other), backward, saved
 
     def _pooled(self, window: tuple[Any, ...], relu: bool) -> Recording:
         norm, (x, w, b), needs = self.norm, arrays(self.inputs), _needs(self.inputs)
@@ -162,7 +171,7 @@ class BatchNorm(_Head):
         def backward(dy: np.ndarray) -> Any:
             return pooled_backward(norm, dy, y, offsets, window[:4], needs, relu)
 
-        return y, self.inputs, backward
+        return y, self.inputs, backward, (*self.inputs, OUTPUT, *self.statistics)
 
 
 class Normalise(Step):

@@ -7,7 +7,7 @@ sqrt(5)``, which is uniform in ``+-1 / sqrt(fan_in)``, for weights and biases.
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -58,10 +58,16 @@ def fans(op: str, tensor: Tensor) -> tuple[int, int]:
     """Inputs and outputs that each output and input of a weight (out, in, ...) is connected to."""
     if tensor.ndim < 2:
         raise ValueError(
-            f"{op}: tensor must have at least 2 dimensions for a fan, got shape {tensor.shape}"
+            f"{op}: tensor must have at least 2 dimensions for a fan, got shape "
+            f"{tuple(tensor.shape)}"
         )
     taps = math.prod(tensor.shape[2:])
     return tensor.shape[1] * taps, tensor.shape[0] * taps
+
+
+def _calculate_fan_in_and_fan_out(tensor: Tensor) -> tuple[int, int]:
+    """`fans` by PyTorch's name, which layers copied from its source call."""
+    return fans("_calculate_fan_in_and_fan_out", tensor)
 
 
 def _fan(op: str, tensor: Tensor, mode: str) -> int:
@@ -70,9 +76,14 @@ def _fan(op: str, tensor: Tensor, mode: str) -> int:
     return fans(op, tensor)[mode == "fan_out"]
 
 
+def _fill(tensor: Tensor, values: Any) -> None:
+    tensor.settled()[...] = values
+    tensor.changed()
+
+
 def constant_(tensor: T, val: float) -> T:
     """Set all elements to `val`."""
-    tensor.data[...] = val
+    _fill(tensor, val)
     return tensor
 
 
@@ -88,13 +99,13 @@ def ones_(tensor: T) -> T:
 
 def uniform_(tensor: T, a: float = 0.0, b: float = 1.0) -> T:
     """Draw from the uniform distribution on [a, b)."""
-    tensor.data[...] = random.numpy_generator().uniform(a, b, tensor.shape)
+    _fill(tensor, random.numpy_generator().uniform(a, b, tensor.shape))
     return tensor
 
 
 def normal_(tensor: T, mean: float = 0.0, std: float = 1.0) -> T:
     """Draw from the normal distribution."""
-    tensor.data[...] = random.numpy_generator().normal(mean, std, tensor.shape)
+    _fill(tensor, random.numpy_generator().normal(mean, std, tensor.shape))
     return tensor
 
 

@@ -21,6 +21,7 @@ class Linear(Module):
     ----------
     in_features, out_features : int
     bias : bool
+    device : "cpu" or None
     dtype : dtype, optional
         float32 by default.
 
@@ -46,13 +47,16 @@ class Linear(Module):
         in_features: int,
         out_features: int,
         bias: bool = True,
+        device: Any = None,
         dtype: type | np.dtype | None = None,
     ) -> None:
         super().__init__()
+        _check.device("Linear", device)
         self.in_features = _check.integer("Linear", "in_features", in_features, 1)
         self.out_features = _check.integer("Linear", "out_features", out_features, 1)
-        self.weight = Parameter(init.new("Linear", (out_features, in_features), dtype))
-        values = Parameter(init.new("Linear", (out_features,), dtype)) if bias else None
+        shape = self.out_features, self.in_features
+        self.weight = Parameter(init.new("Linear", shape, dtype))
+        values = Parameter(init.new("Linear", shape[:1], dtype)) if bias else None
         self.register_parameter("bias", values)
         self.reset_parameters()
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike
 
 from fastlayers import lazy
 from fastlayers.autograd import Tensor
+from fastlayers.autograd.types import Size
+from fastlayers.nn import state
+from fastlayers.nn.conversion import Conversion
+from fastlayers.nn.hooks import Hooked
+from fastlayers.nn.state import IncompatibleKeys, StateError
+from fastlayers.nn.table import Table
 from fastlayers.ops import _check
 
-__all__ = ["IncompatibleKeys", "Module", "Parameter"]
+__all__ = ["IncompatibleKeys", "Module", "Parameter", "StateError"]
 
 
-_TABLES = ("_parameters", "_modules", "_buffers")
+# The tables of a module, with a word for what they list, and what that must be.
+_TABLES = {
+    "_parameters": ("parameter", "an nn.Parameter"),
+    "_modules": ("module", "an nn.Module"),
+    "_buffers": ("buffer", "an array, a tensor"),
+}
 
 
 class Parameter(Tensor):
@@ -32,35 +43,38 @@ class Parameter(Tensor):
     __slots__ = ()
 
     def __init__(self, data: ArrayLike | Tensor, requires_grad: bool = True) -> None:
-        super().__init__(data, requires_grad)
-        self.data = np.ascontiguousarray(self.data).reshape(self.data.shape)
+        if type(data) is int or isinstance(data, Size):  # which would be sizes
+            raise TypeError(f"Parameter: data must be a tensor or an array, got {data!r}")
+        super().__init__(data, requires_grad=requires_grad)
+        array = self.settled()
+        if not array.flags.c_contiguous:
+            self._array = np.ascontiguousarray(array).reshape(array.shape)
 
     def __repr__(self) -> str:
         return f"Parameter containing:\n{super().__repr__()}"
 
 
-class IncompatibleKeys(NamedTuple):
-    """Names that a state lacks, and names that the module doesn't know."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
-
-
-class Module:
+class Module(Conversion, Hooked):
     """Base of layers and models: parameters, buffers and submodules found by attribute.
 
     A subclass calls ``super().__init__()`` first, assigns parameters and modules to attributes
-    and defines `forward`.
+    and defines `forward`. Over a parameter, a buffer or a module only another of its kind, or
+    None, can be assigned: a TypeError otherwise. A name that holds a dot, is empty or belongs to
+    another attribute is a KeyError.
     """
 
     training: bool
     _parameters: dict[str, Any]
     _buffers: dict[str, Any]
     _modules: dict[str, Any]
+    _non_persistent_buffers_set: set[str]
+    # Names that states of older versions lack; the module's own value is kept then.
+    _added_to_state: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self) -> None:
         for table in _TABLES:
-            object.__setattr__(self, table, {})
+            object.__setattr__(self, table, Table(self))
+        object.__setattr__(self, "_non_persistent_buffers_set", set())
         self.training = True
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,11 +84,12 @@ class Module:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the output; what waits for following ops has run when the outermost call ends."""
         state = lazy.state
+        hooked = self._forward_hooks or self._forward_pre_hooks
         if state.depth:
-            return self.forward(*args, **kwargs)
+            return self._forward(args, kwargs) if hooked else self.forward(*args, **kwargs)
         state.depth = 1
         try:
-            output = self.forward(*args, **kwargs)
+            output = self._forward(args, kwargs) if hooked else self.forward(*args, **kwargs)
         finally:
             state.depth = 0
         if state.waiting:
@@ -82,26 +97,27 @@ class Module:
         return output
 
     def __setattr__(self, name: str, value: Any) -> None:
+        kind = _kind(value)
         if "_modules" not in self.__dict__:
-            if isinstance(value, (Parameter, Module)):
+            if kind is not None:
                 raise AttributeError(
                     f"{type(self).__name__}: super().__init__() must be called before {name!r} is "
                     f"assigned, got no call"
                 )
             object.__setattr__(self, name, value)
             return
-        if name in self._buffers and not isinstance(value, (Parameter, Module)):
-            keep = value is None or isinstance(value, np.ndarray)
-            self.register_buffer(name, value if keep else np.asarray(value))
+        if kind is not None:
+            table: dict[str, Any] = getattr(self, kind)
+            if name not in table:
+                self._check_name(kind, name)
+            self._keep(table, name, value)
             return
-        for table, kind in ((self._parameters, Parameter), (self._modules, Module)):
-            if isinstance(value, kind) or (name in table and value is None):
-                self._keep(table, name, value)
+        for kind in _TABLES:
+            table = getattr(self, kind)
+            if name in table:
+                self._check_value(kind, name, value)
+                self._keep(table, name, as_buffer(self, name, value))
                 return
-        # Not `_forget`, after which the attribute is missing for a moment: another thread may ask
-        # for `training` while this one calls `eval`.
-        for table in (self._parameters, self._buffers, self._modules):
-            table.pop(name, None)
         object.__setattr__(self, name, value)
 
     if TYPE_CHECKING:
@@ -112,96 +128,93 @@ class Module:
         if not self._forget(name):
             object.__delattr__(self, name)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a copy's attributes, with tables of its own."""
+        self.__dict__.update(state)
+        for name in _TABLES:
+            table = Table(self)
+            table.update(state.get(name, {}))
+            self.__dict__[name] = table
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if not name[:1].isdigit()]
+
     def _keep(self, table: dict[str, Any], name: str, value: Any) -> None:
-        """List a value in its table, and as a plain attribute: by `__getattr__` it took 0.6 us."""
-        if name == "training" or hasattr(Module, name):
-            raise AttributeError(
-                f"{type(self).__name__}: name must not be that of every module's attribute, "
-                f"got {name!r}"
-            )
+        """List a value in its table, which makes it an attribute."""
         if name not in table:
             self._forget(name)
-        table[name] = self.__dict__[name] = value
+        table[name] = value
 
     def _forget(self, name: str) -> bool:
         """Drop an attribute of any kind, so that no two kinds hold the same name."""
         found = self.__dict__.pop(name, self) is not self
         for table in (self._parameters, self._buffers, self._modules):
             found |= table.pop(name, self) is not self
+        self._non_persistent_buffers_set.discard(name)
         return found
 
-    def register_parameter(self, name: str, parameter: Parameter | None) -> None:
-        """Add a parameter, or a place for one."""
-        self._check_kind("register_parameter", "parameter", parameter, Parameter)
-        self._keep(self._parameters, name, parameter)
+    def _check_name(self, kind: str, name: Any, *, is_new: bool = False) -> None:
+        """Raise an error unless a parameter, buffer or module can have this name.
 
-    def register_buffer(self, name: str, array: np.ndarray | None) -> None:
-        """Add an array that belongs to the state but is not trained, or a place for one."""
-        self._check_kind("register_buffer", "array", array, np.ndarray)
-        if array is not None:
-            array = _check.plain(type(self).__name__, name, array)
-        self._keep(self._buffers, name, array)
+        Another attribute of the instance can't be replaced if the value is registered, by
+        `is_new`; what its class has never can.
+        """
+        op, word = type(self).__name__, _TABLES[kind][0]
+        if not isinstance(name, str):
+            raise TypeError(f"{op}: a {word}'s name must be a string, got {type(name).__name__}")
+        if name == "" or "." in name:
+            raise KeyError(f"{op}: a {word}'s name must hold no dot and not be empty, got {name!r}")
+        holder = self if is_new else Module if kind == "_modules" else type(self)
+        if name == "training" or hasattr(holder, name):
+            raise KeyError(
+                f"{op}: a {word}'s name must not be another attribute's, got {name!r}, "
+                f"which already exists"
+            )
+
+    def _check_value(self, kind: str, name: str, value: Any) -> None:
+        word, wanted = _TABLES[kind]
+        is_array = kind == "_buffers" and isinstance(value, np.ndarray | np.generic | Tensor)
+        if value is not None and not is_array and _kind(value) != kind:
+            given = type(value).__name__
+            raise TypeError(
+                f"{type(self).__name__}: cannot assign {given!r} as {word} {name!r}: "
+                f"it must be {wanted} or None, got {given}"
+            )
+
+    def _register_member(self, kind: str, name: str, value: Any) -> None:
+        """Check name and value, and list the value."""
+        table: dict[str, Any] = getattr(self, kind)
+        if not isinstance(name, str) or name not in table:
+            self._check_name(kind, name, is_new=True)
+        self._check_value(kind, name, value)
+        self._keep(table, name, as_buffer(self, name, value))
+
+    def register_parameter(self, name: str, param: Parameter | None) -> None:
+        """Add a parameter, or a place for one."""
+        self._register_member("_parameters", name, param)
+
+    def register_buffer(
+        self, name: str, tensor: np.ndarray | Tensor | None, persistent: bool = True
+    ) -> None:
+        """Add a tensor that is not trained, or a place for one.
+
+        Parameters
+        ----------
+        name : str
+        tensor : Tensor or ndarray, optional
+            An array becomes a tensor of its memory.
+        persistent : bool
+            Whether it is part of the state.
+        """
+        self._register_member("_buffers", name, tensor)
+        change = set.discard if persistent else set.add
+        change(self._non_persistent_buffers_set, name)
 
     def add_module(self, name: str, module: Module | None) -> None:
         """Add a submodule under a name."""
-        self._check_kind("add_module", "module", module, Module)
-        self._keep(self._modules, name, module)
+        self._register_member("_modules", name, module)
 
-    def _check_kind(self, op: str, name: str, value: Any, kind: type) -> None:
-        if value is not None and not isinstance(value, kind):
-            raise TypeError(
-                f"{type(self).__name__}: {op}: {name} must be a {kind.__name__} or None, "
-                f"got {type(value).__name__}"
-            )
-
-    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module and all below it, each once, with dotted names."""
-        seen: set[int] = set()
-        stack: list[tuple[str, Module]] = [(prefix, self)]
-        while stack:
-            path, module = stack.pop()
-            if id(module) in seen:
-                continue
-            seen.add(id(module))
-            yield path, module
-            below = [(_join(path, n), m) for n, m in module._modules.items() if m is not None]
-            stack.extend(reversed(below))
-
-    def modules(self) -> Iterator[Module]:
-        """This module and all below it, each once."""
-        return (module for _, module in self.named_modules())
-
-    def named_children(self) -> Iterator[tuple[str, Module]]:
-        """The modules directly below this one."""
-        return ((n, m) for n, m in self._modules.items() if m is not None)
-
-    def children(self) -> Iterator[Module]:
-        """The modules directly below this one."""
-        return (module for _, module in self.named_children())
-
-    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        """All parameters, each once, with dotted names."""
-        seen: set[int] = set()
-        for path, module in self.named_modules(prefix):
-            for name, parameter in module._parameters.items():
-                if parameter is not None and id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    yield _join(path, name), parameter
-
-    def parameters(self) -> Iterator[Parameter]:
-        """All parameters, each once."""
-        return (parameter for _, parameter in self.named_parameters())
-
-    def named_buffers(self, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
-        """All buffers with dotted names."""
-        for path, module in self.named_modules(prefix):
-            for name, array in module._buffers.items():
-                if array is not None:
-                    yield _join(path, name), array
-
-    def buffers(self) -> Iterator[np.ndarray]:
-        """All buffers."""
-        return (array for _, array in self.named_buffers())
+    register_module = add_module
 
     def train(self, mode: bool = True) -> Self:
         """Switch this module and all below it to training mode, or to evaluation mode."""
@@ -225,7 +238,7 @@ class Module:
             if set_to_none:
                 parameter.grad = None
             elif parameter.grad is not None:
-                parameter.grad[...] = 0
+                parameter.grad.zero_()
 
     def apply(self, function: Callable[[Module], Any]) -> Self:
         """Call `function` with every module, those below first."""
@@ -234,49 +247,28 @@ class Module:
         function(self)
         return self
 
-    def to(self, target: DTypeLike) -> Self:
-        """Move to "cpu", the only device, or convert floating point values to a dtype."""
-        if isinstance(target, str) and target.partition(":")[0] in ("cuda", "mps", "xpu"):
-            raise ValueError(f"Module.to: target must be 'cpu', the only device, got {target!r}")
-        if target == "cpu":
-            return self
-        dtype = _check.float_type("Module.to", "target", target)
-        for module in self.modules():
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    parameter.data, parameter.grad = parameter.data.astype(dtype), None
-            for name, array in list(module._buffers.items()):
-                if array is not None and array.dtype.kind == "f":
-                    module._keep(module._buffers, name, array.astype(dtype))
-        return self
+    def state_dict(
+        self,
+        *,
+        destination: dict[str, Any] | None = None,
+        prefix: str = "",
+        keep_vars: bool = False,
+    ) -> dict[str, Any]:
+        """Parameters and buffers by PyTorch's key names: tensors of their memory, not copies.
 
-    def float(self) -> Self:
-        """Convert floating point values to float32."""
-        return self.to(np.float32)
-
-    def double(self) -> Self:
-        """Convert floating point values to float64."""
-        return self.to(np.float64)
-
-    def _state(self) -> dict[str, tuple[dict[str, Any], str]]:
-        """Find where each key's value is kept: (table, name); a shared one has several keys."""
-        places: dict[str, tuple[dict[str, Any], str]] = {}
-
-        def visit(module: Module, path: str) -> None:
-            for table in (module._parameters, module._buffers):
-                for name, value in table.items():
-                    if value is not None:
-                        places[_join(path, name)] = (table, name)
-            for name, child in module.named_children():
-                visit(child, _join(path, name))
-
-        visit(self, "")
-        return places
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """Parameters and buffers by PyTorch's key names; the arrays themselves, not copies."""
-        values = {key: table[name] for key, (table, name) in self._state().items()}
-        return {k: v.data if isinstance(v, Tensor) else v for k, v in values.items()}
+        Parameters
+        ----------
+        destination : dict, optional
+            Where they are put, and what is returned.
+        prefix : str
+            Put before the keys, with the dot that belongs to it.
+        keep_vars : bool
+            Give the parameters and buffers themselves.
+        """
+        out: dict[str, Any] = {} if destination is None else destination
+        for key, _, _, value in state.values(self):
+            out[prefix + key] = value if keep_vars else value.data
+        return out
 
     def load_state_dict(
         self, state_dict: Mapping[str, ArrayLike], strict: bool = True
@@ -297,41 +289,15 @@ class Module:
 
         Raises
         ------
+        StateError
+            A ValueError and a RuntimeError: keys (when strict) or shapes do not fit. Nothing is
+            changed then.
         ValueError
-            If keys (when strict) or shapes do not fit; nothing is changed then.
+            If one of the model's arrays is read-only.
         TypeError
             If a value is not numeric, or cannot be converted to the dtype.
         """
-        own = self.state_dict()
-        keys = IncompatibleKeys(
-            [k for k in own if k not in state_dict], [k for k in state_dict if k not in own]
-        )
-        if strict and (keys.missing_keys or keys.unexpected_keys):
-            raise ValueError(
-                f"load_state_dict: state_dict must have the keys of {type(self).__name__}, "
-                f"got missing keys {keys.missing_keys} and unexpected keys {keys.unexpected_keys}"
-            )
-        values = {k: np.asarray(state_dict[k]) for k in own if k in state_dict}
-        for key, value in values.items():
-            if value.shape != own[key].shape:
-                raise ValueError(
-                    f"load_state_dict: state_dict[{key!r}] must have shape {own[key].shape}, "
-                    f"got {value.shape}"
-                )
-            if not np.can_cast(value.dtype, own[key].dtype, "same_kind"):
-                raise TypeError(
-                    f"load_state_dict: state_dict[{key!r}] must be {own[key].dtype}, "
-                    f"got {value.dtype}"
-                )
-            if not own[key].flags.writeable:
-                raise ValueError(
-                    f"load_state_dict: the model's {key!r} must be writable, got a read-only array"
-                )
-            # Here, since the cast warns of an overflow, and warnings may be errors.
-            values[key] = value.astype(own[key].dtype, copy=False)
-        for key, value in values.items():
-            own[key][...] = value
-        return keys
+        return state.load(self, state_dict, strict)
 
     def extra_repr(self) -> str:
         """The layer's options as `repr` shows them."""
@@ -346,5 +312,15 @@ class Module:
         return "\n  ".join([f"{type(self).__name__}({self.extra_repr()}", *lines]) + "\n)"
 
 
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+def _kind(value: Any) -> str | None:
+    """The table that a value is listed in by its type alone."""
+    if isinstance(value, Parameter):
+        return "_parameters"
+    return "_modules" if isinstance(value, Module) else None
+
+
+def as_buffer(module: Module, name: str, value: Any) -> Any:
+    """A buffer as a tensor; None, parameters and modules as they are."""
+    if value is None or _kind(value) is not None or isinstance(value, Tensor):
+        return value
+    return Tensor(_check.plain(type(module).__name__, name, np.asanyarray(value)))

@@ -14,10 +14,13 @@ from fastlayers.runtime import memory
 __all__ = [
     "array",
     "describe",
+    "device",
     "epsilon",
+    "finite",
     "float_type",
     "gradient",
     "integer",
+    "is_device",
     "is_relu",
     "labels",
     "needs",
@@ -30,6 +33,7 @@ __all__ = [
     "probability",
     "same_dtype",
     "same_shape",
+    "scalar",
     "shape",
     "vector",
     "writable",
@@ -86,7 +90,13 @@ def vector(op: str, name: str, value: Any, size: int, dtype: np.dtype) -> np.nda
 
 def same_dtype(op: str, name: str, value: np.ndarray, dtype: np.dtype) -> None:
     if value.dtype != dtype:
-        raise TypeError(f"{op}: {name} must be {dtype} as the input is, got {describe(value)}")
+        hint = ""
+        if name != "grad_output" and value.dtype in _FLOATS:  # a layer's; what is fed is converted
+            kind = "float" if value.dtype == np.float32 else "double"
+            hint = f"; input.{kind}(), or .astype(np.{value.dtype}) of an array, converts the input"
+        raise TypeError(
+            f"{op}: {name} must be {dtype} as the input is, got {describe(value)}{hint}"
+        )
 
 
 def same_shape(op: str, name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -104,6 +114,23 @@ def float_type(op: str, name: str, value: Any) -> np.dtype:
     return dtype
 
 
+def is_device(value: Any) -> bool:
+    """Whether `value` names a device, rather than a dtype: text as "cuda:0", or what has a type."""
+    name = getattr(value, "type", value)
+    kinds = ("cpu", "cuda", "mps", "xpu", "meta", "mkldnn", "hip", "xla")
+    return isinstance(name, str) and name.partition(":")[0] in kinds
+
+
+def device(op: str, value: Any) -> None:
+    """Raise RuntimeError, as PyTorch does, unless `value` is None or names the only device."""
+    name = getattr(value, "type", value)
+    if value is not None and not (isinstance(name, str) and name.partition(":")[0] == "cpu"):
+        raise RuntimeError(
+            f"{op}: device must be 'cpu', the only device, got {str(value)!r} (there is no CUDA: "
+            f"cuda.is_available() is False)"
+        )
+
+
 def gradient(op: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """The output's gradient, checked against the output's shape and dtype."""
     dy = array(op, "grad_output", value)
@@ -119,11 +146,18 @@ def possible(op: str, name: str, shape: tuple[int, ...], itemsize: int) -> None:
         raise MemoryError(f"{op}: {name} must fit into memory, got {shape}, {nbytes} bytes")
 
 
+def scalar(value: Any) -> Any:
+    """The number in an array or tensor without dimensions; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
 def integer(op: str, name: str, value: Any, least: int, most: float = math.inf) -> int:
     if type(value) is int:
         number = value
     elif isinstance(value, np.integer):
         number = int(value)
+    elif type(value) is not type(element := scalar(value)):
+        return integer(op, name, element, least, most)
     else:
         raise TypeError(f"{op}: {name} must be an integer, got {describe(value)}")
     if number < least:
@@ -134,8 +168,11 @@ def integer(op: str, name: str, value: Any, least: int, most: float = math.inf) 
 
 
 def pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
-    """An integer, or a pair of (height, width), as a pair."""
+    """An integer, alone or in a sequence, or a pair of (height, width), as a pair."""
     if type(value) is not tuple or len(value) != 2:  # layers keep one; an ABC check takes 0.5 us
+        value = scalar(value)
+        if isinstance(value, (tuple, list)) and len(value) == 1:
+            value = scalar(value[0])
         if isinstance(value, (int, np.integer)):
             number = integer(op, name, value, least, LARGEST)
             return number, number
@@ -177,10 +214,20 @@ def is_relu(op: str, activation: Any) -> bool:
 
 
 def number(op: str, name: str, value: Any) -> float:
-    """Any real number, NaN and infinity included."""
+    """Any real number, NaN and infinity included; also the element of an array of no dimension."""
+    value = scalar(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
         raise TypeError(f"{op}: {name} must be a number, got {describe(value)}")
     return float(value)
+
+
+def finite(op: str, name: str, value: Any) -> float:
+    """A number that is neither infinite nor NaN."""
+    if type(value) is float and math.isfinite(value):
+        return value
+    if not math.isfinite(x := number(op, name, value)):
+        raise ValueError(f"{op}: {name} must be finite, got {value!r}")
+    return x
 
 
 def probability(op: str, name: str, value: Any) -> float:

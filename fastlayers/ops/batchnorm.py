@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -175,7 +176,9 @@ def normalisation(
     bias = optional(op, "bias", bias, form, dtype)
     of_batch = bool(training or running_mean is None)
     mean, var = running(op, form, dtype, running_mean, running_var, training)
-    momentum, eps = _check.probability(op, "momentum", momentum), _check.epsilon(op, "eps", eps)
+    momentum, eps = _check.finite(op, "momentum", momentum), _check.epsilon(op, "eps", eps)
+    if of_batch and form.rows[0] == 0:  # no value to normalise, and none to learn from
+        return Normalisation(x, form, _of_nothing(form, dtype), weight, bias, False)
     if of_batch and form.rows[0] < 2:
         raise ValueError(
             f"{op}: input must have more than one value per channel in training, "
@@ -194,7 +197,7 @@ def normalisation(
             of_batch,
             mean,
             var,
-            momentum if update else -1.0,
+            momentum if update else math.nan,
             eps,
             workers,
             memory.scratch((parts + workers * 6 * form.period if of_batch else parts,), dtype)[0],
@@ -205,6 +208,11 @@ def normalisation(
             if updated is not given:
                 np.asarray(given)[...] = updated
     return Normalisation(x, form, (out[0], out[1]), weight, bias, of_batch)
+
+
+def _of_nothing(form: Form, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    channels = form.vector[0]
+    return np.zeros(channels, dtype), np.ones(channels, dtype)
 
 
 def given(
@@ -403,7 +411,7 @@ def batch_norm(
         (C,); 1 and 0 by default.
     training : bool
     momentum : float
-        In [0, 1].
+        Any finite number.
     eps : float
 
     Returns
@@ -415,7 +423,7 @@ def batch_norm(
     ------
     TypeError, ValueError
         For a wrong rank, dtype or size, or one value per channel in training; the running
-        statistics are then unchanged.
+        statistics are then unchanged, as they are by a batch without values.
 
     References
     ----------

@@ -85,7 +85,7 @@ def normalisation_of_part(
     weight = optional(op, "weight", weight, form, dtype)
     bias = optional(op, "bias", bias, form, dtype)
     kept = running(op, form, dtype, running_mean, running_var, True)
-    momentum, eps = _check.probability(op, "momentum", momentum), _check.epsilon(op, "eps", eps)
+    momentum, eps = _check.finite(op, "momentum", momentum), _check.epsilon(op, "eps", eps)
     own = form.rows[0]
     with np.errstate(all="ignore"):
         own_mean, m2 = _moments(x, form)
@@ -130,7 +130,7 @@ def _moments(x: np.ndarray, form: Form) -> tuple[np.ndarray, np.ndarray]:
         True,
         NOTHING[dtype],
         NOTHING[dtype],
-        -1.0,
+        np.nan,
         0.0,
         workers,
         work,

@@ -89,6 +89,8 @@ class Convolution:
         self, input: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool
     ) -> np.ndarray:
         """Output of arrays that were checked."""
+        if not input.size:  # there are no images, and maybe no pixels that plans could cut
+            return memory.empty(self.out_shape, input.dtype)
         if backend.NUMPY:
             y: np.ndarray = backend.reference("conv2d", input, weight, bias, *self.options)
             return np.maximum(y, 0, out=y) if relu else y
@@ -119,6 +121,12 @@ class Convolution:
         needs: tuple[bool, bool, bool],
     ) -> Grads:
         """Gradients of arrays that were checked."""
+        dx = dw = db = None
+        if not input.size:
+            shapes = (input.shape, weight.shape, weight.shape[:1])
+            wanted = zip(shapes, needs, strict=True)
+            dx, dw, db = (memory.zeros(s, input.dtype) if need else None for s, need in wanted)
+            return dx, dw, db
         if backend.NUMPY:
             arguments = (grad_output, input, weight, *self.options, needs)
             return backend.reference("conv2d_backward", *arguments)  # type: ignore[no-any-return]
@@ -126,7 +134,6 @@ class Convolution:
         if self.unbatched:
             grad_output, input = grad_output[None], input[None]
         dy, w = to_channels_last(grad_output), kernel_ready(weight)
-        dx = dw = db = None
         if needs[0]:
             dx = self._input_gradient(dy, w)
             if self.unbatched:
@@ -251,7 +258,8 @@ def conv2d(
     Raises
     ------
     TypeError, ValueError
-        For a wrong rank, dtype, channel count or option, or a kernel larger than the padded input.
+        For a wrong rank, dtype, channel count or option, images without pixels, or a kernel larger
+        than the padded input.
 
     Notes
     -----

@@ -65,7 +65,7 @@ class PooledConvolution:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Outputs and their cells, of arrays that were checked."""
         convolution = self.convolution
-        if not (self.rows or self.planes or self.pooled):
+        if not input.size or not (self.rows or self.planes or self.pooled):
             return max_pool2d_forward(
                 convolution.forward(input, weight, bias, self.relu), *self.pool
             )
@@ -118,7 +118,7 @@ class PooledConvolution:
         if not any(needs):
             return None, None, None
         convolution, routes = self.convolution, self.routes
-        if routes is None or offsets.dtype != np.uint8:
+        if routes is None or offsets.dtype != np.uint8 or not input.size:
             arguments = (grad_output, offsets, convolution.out_shape, *self.pool[:4])
             dy = max_pool2d_backward(*arguments, output=output if self.relu else None)
             return convolution.backward(dy, input, weight, needs)

@@ -112,6 +112,8 @@ def conv_shape(
         before.append(total // 2)
         padded.append(size[axis] + total)
         out.append((padded[axis] - extent) // stride[axis] + 1)
+    if n and 0 in size:
+        raise ValueError(f"{op}: input must have pixels, got shape {images}")
     _check.possible(op, "the padded input", (channels, *padded), itemsize)
     _check.possible(op, "the output", (n, m, *out), itemsize)
     return ConvShape(

@@ -109,8 +109,6 @@ def backward_input(dy: np.ndarray, weight: np.ndarray, shape: ConvShape) -> np.n
 def backward_weight(x: np.ndarray, dy: np.ndarray, shape: ConvShape) -> np.ndarray:
     """Gradient of dy by the weight of `forward`."""
     plan, dtype = _plan(shape).backward_weight, dy.dtype
-    if not plan.slabs.count:
-        return memory.zeros(shape.weight, dtype)
     workers = threads.workers_for(plan.work)
     dw = memory.empty(shape.weight, dtype)
     work, parts = memory.scratch((workers * plan.slabs.elements, plan.parts), dtype)

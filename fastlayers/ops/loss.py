@@ -499,3 +499,27 @@ def binary_cross_entropy_with_logits_backward(
     slope = (1 - t) * np.exp(-np.logaddexp(0, -x)) - yes * np.exp(-np.logaddexp(0, x))
     slope = slope if factors[0] is None else slope * factors[0]
     return np.asarray(slope * _elementwise_gradient(op, grad_output, x, reduction))
+
+
+@_quiet
+def binary_cross_entropy_with_logits_by_target(
+    grad_output: np.ndarray,
+    input: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray | None = None,
+    reduction: str = "mean",
+    pos_weight: np.ndarray | None = None,
+) -> np.ndarray:
+    """Gradient of `binary_cross_entropy_with_logits` by its target.
+
+    ``weight * (pos_weight * softplus(-x) - softplus(x)) * grad_output``, without a pos_weight
+    ``-weight * x * grad_output``.
+    """
+    op = "binary_cross_entropy_with_logits_by_target"
+    x, _ = _same(op, input, target, reduction)
+    factors = _factor(op, "weight", weight, x), _factor(op, "pos_weight", pos_weight, x)
+    slope = -x
+    if factors[1] is not None:
+        slope = factors[1] * np.logaddexp(0, -x) - np.logaddexp(0, x)
+    slope = slope if factors[0] is None else slope * factors[0]
+    return np.asarray(slope * _elementwise_gradient(op, grad_output, x, reduction))

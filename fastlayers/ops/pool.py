@@ -95,13 +95,14 @@ def _forward_plan(
             runs.append([j, *entries])
         runs[-1][0] = j + 1
     span = max(1, SPAN // (sh * width * depth))
+    alike = len(moved) == len(runs) == 1 and min(table[0], runs[0][1]) == 1
     geometry = (*window.kernel, *window.stride, *window.padding, *window.dilation)
     return _Forward(
         (n, oh, ow, depth),
         # The largest number stands for none of the cells.
         np.uint8 if window.cells < 256 else np.uint32,
         (0,) * kh if kh == kw and kh in UNROLLED else (),
-        np.array([*geometry, span, len(runs), len(moved) == len(runs) == 1], np.int64),
+        np.array([*geometry, span, len(runs), alike], np.int64),
         np.array(table + [value for run in runs for value in run], np.int64),
         n * oh * ow * depth * window.cells,
     )
@@ -312,7 +313,8 @@ def _backward_plan(
     shape = input_shape_of(op, given)
     n, height, width, depth = shape
     window = checked_window(op, *options)
-    sizes = [window.out_size(op, (height, width), mode) for mode in (False, True)]
+    sizes = [window.windows((height, width), False), window.out_size(op, (height, width), True)]
+    sizes = [size for size in sizes if min(size) > 0]  # of images smaller than a window the latter
     expected = (*given[:-2], *sizes[0])
     if out_shape[:-2] != expected[:-2] or out_shape[-2:] not in sizes:
         raise ValueError(

@@ -50,8 +50,8 @@ class Window:
         """Number of cells."""
         return self.kernel[0] * self.kernel[1]
 
-    def out_size(self, op: str, size: tuple[int, int], ceil_mode: bool) -> tuple[int, int]:
-        """Height and width of the output for images of `size`."""
+    def windows(self, size: tuple[int, int], ceil_mode: bool) -> tuple[int, int]:
+        """How many fit images of `size`; below 1 there is no output."""
         found = []
         for axis, given in enumerate(size):
             stride = self.stride[axis]
@@ -61,15 +61,20 @@ class Window:
             # A last window that would start behind the image and its padding is left out.
             if ceil_mode and (out - 1) * stride >= given + self.padding[axis]:
                 out -= 1
-            if room < 0 and out < 1:
-                raise ValueError(
-                    f"{op}: kernel_size {self.kernel} with dilation {self.dilation} must fit "
-                    f"the padded input, got images of {size[0]} x {size[1]} pixels"
-                )
             found.append(out)
+        return found[0], found[1]
+
+    def out_size(self, op: str, size: tuple[int, int], ceil_mode: bool) -> tuple[int, int]:
+        """Height and width of the output for images of `size`, which must have one."""
+        found = self.windows(size, ceil_mode)
+        if min(found) < 1:
+            raise ValueError(
+                f"{op}: kernel_size {self.kernel} with dilation {self.dilation} must fit "
+                f"the padded input, got images of {size[0]} x {size[1]} pixels"
+            )
         cells = found[0] * self.kernel[0] + found[1] * self.kernel[1]
         tabled(op, "kernel_size", self.kernel, size[0] + size[1] + cells)
-        return found[0], found[1]
+        return found
 
 
 def window(op: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> Window:

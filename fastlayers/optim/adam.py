@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,14 @@ class Adam(Optimizer):
     ``p -= lr * m_hat / (sqrt(v_hat) + eps)``, where ``m_hat = m / (1 - beta1^t)`` and
     ``v_hat = v / (1 - beta2^t)``. With `amsgrad`, the largest v so far takes v's place. An element
     whose gradient is NaN or infinite is NaN from then on; others are as they would be without it.
+    With `decoupled_weight_decay` this is `AdamW`. `foreach` and `fused`, which choose one of
+    PyTorch's loops, change nothing.
 
     Raises
     ------
     ValueError
-        If a number is negative or not finite, or a beta is not in [0, 1).
+        If a number is negative or not finite, a beta is not in [0, 1), or `capturable` or
+        `differentiable` is True.
 
     References
     ----------
@@ -34,7 +38,6 @@ class Adam(Optimizer):
 
     _state_names = frozenset({"step", "exp_avg", "exp_avg_sq"})
     _optional_state_names = frozenset({"max_exp_avg_sq"})
-    _decoupled = False
 
     def __init__(
         self,
@@ -44,7 +47,13 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0,
         amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
         maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -53,13 +62,18 @@ class Adam(Optimizer):
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
             "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": decoupled_weight_decay,
         }
         super().__init__(params, defaults)
 
     def _check_options(self, group: Group) -> None:
         for name in ("lr", "eps", "weight_decay"):
             checks.number(self._op, name, group[name])
-        for name in ("amsgrad", "maximize"):
+        for name in ("amsgrad", "maximize", "decoupled_weight_decay"):
             checks.flag(self._op, name, group[name])
         betas = group["betas"]
         pair = isinstance(betas, tuple | list) and len(betas) == 2
@@ -89,6 +103,7 @@ class Adam(Optimizer):
         workers: int,
     ) -> None:
         lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
+        decoupled = group["decoupled_weight_decay"]
         beta1, beta2 = map(float, group["betas"])
         for p in params:
             self.state[p]["step"] = key
@@ -97,8 +112,8 @@ class Adam(Optimizer):
             table,
             key,
             -1.0 if group["maximize"] else 1.0,
-            0.0 if self._decoupled else weight_decay,
-            1 - lr * weight_decay if self._decoupled else 1.0,
+            0.0 if decoupled else weight_decay,
+            1 - lr * weight_decay if decoupled else 1.0,
             lr,
             beta1,
             beta2,
@@ -122,8 +137,6 @@ class AdamW(Adam):
     Loshchilov, Hutter, "Decoupled weight decay regularization", ICLR 2019, algorithm 2.
     """
 
-    _decoupled = True
-
     def __init__(
         self,
         params: Params,
@@ -132,6 +145,27 @@ class AdamW(Adam):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
+        *,
         maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=True,
+        )
+
+    def _options(self, group: Mapping[str, Any]) -> Group:
+        return super()._options(group) | {"decoupled_weight_decay": True}

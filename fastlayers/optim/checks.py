@@ -9,15 +9,35 @@ from typing import Any
 
 import numpy as np
 
+from fastlayers.autograd import Tensor
 from fastlayers.ops._check import plain, writable
 
-__all__ = ["arrays", "flag", "is_number", "is_parameter", "number", "parameter", "whole_number"]
+__all__ = [
+    "arrays",
+    "flag",
+    "fraction",
+    "hint",
+    "is_number",
+    "is_parameter",
+    "number",
+    "parameter",
+    "scalar",
+    "whole_number",
+]
+
+
+def scalar(value: Any) -> Any:
+    """The number in an array or tensor of one element; anything else as it is."""
+    if hasattr(value, "item") and hasattr(value, "shape") and math.prod(value.shape) == 1:
+        return value.item()
+    return value
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite real number >= 0; a bool is none."""
+    """Whether `value`, or the only element of it, is a finite real number >= 0; a bool is none."""
     if type(value) is float:  # an ABC check takes 0.5 us
         return 0 <= value < math.inf
+    value = scalar(value)
     real = isinstance(value, Real) and not isinstance(value, bool)
     return real and math.isfinite(value) and value >= 0
 
@@ -34,6 +54,21 @@ def whole_number(op: str, name: str, value: Any, minimum: int = 1) -> None:
         raise ValueError(f"{op}: {name} must be an integer >= {minimum}, got {value!r}")
 
 
+def fraction(op: str, name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a number in [0, 1]."""
+    if not is_number(value) or value > 1:
+        raise ValueError(f"{op}: {name} must be a number in [0, 1], got {value!r}")
+
+
+def hint(op: str, name: str, value: Any) -> None:
+    """Raise ValueError unless an option of PyTorch's asks for nothing but what is done here."""
+    if name in ("foreach", "fused"):  # which of its loops PyTorch takes
+        if value is not None and not isinstance(value, bool):
+            raise ValueError(f"{op}: {name} must be a bool or None, got {value!r}")
+    elif value is not False:
+        raise ValueError(f"{op}: {name} must be False, the only choice here, got {value!r}")
+
+
 def flag(op: str, name: str, value: Any) -> None:
     """Raise ValueError unless `value` is a bool."""
     if not isinstance(value, bool):
@@ -41,24 +76,24 @@ def flag(op: str, name: str, value: Any) -> None:
 
 
 def is_parameter(item: Any) -> bool:
-    """Whether `item` has values and a place for a gradient."""
-    return isinstance(getattr(item, "data", None), np.ndarray) and hasattr(item, "grad")
+    """Whether `item` is a tensor."""
+    return isinstance(item, Tensor)
 
 
 def parameter(op: str, item: Any) -> None:
     """Raise TypeError unless `item` is a parameter of floats, ValueError if an op made it."""
     if not is_parameter(item):
         raise TypeError(f"{op}: params must hold parameters, got {type(item).__name__}")
-    if item.data.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{op}: params must be float32 or float64, got {item.data.dtype}")
-    if not getattr(item, "is_leaf", True):
+    if item.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{op}: params must be float32 or float64, got {item.dtype}")
+    if not item.is_leaf:
         raise ValueError(f"{op}: params must be leaves, got the result of an op")
 
 
 def arrays(op: str, p: Any, state: Mapping[str, Any]) -> None:
     """Raise an error unless `p` can be updated by its gradient and the arrays of its state."""
-    data = p.data
-    for name, array in ({"params": data, "grad": p.grad} | dict(state)).items():
+    data = p.array()
+    for name, array in ({"params": data, "grad": p.grad_array()} | dict(state)).items():
         if name == "step":
             continue
         if not isinstance(array, np.ndarray):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from itertools import chain
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from fastlayers import kernels
-from fastlayers.optim import checks
+from fastlayers import kernels, lazy
+from fastlayers.autograd import Tensor
+from fastlayers.optim import checks, states
 from fastlayers.runtime import backend, threads
 from fastlayers.runtime.memory import zeros
 
@@ -28,6 +27,8 @@ _LIKE = {
 }
 _ARRAY_TYPE = id(np.ndarray)
 _NOTHING: dict[str, Any] = {}
+# Options of PyTorch's groups that say how a step is computed, and not what.
+_HINTS = frozenset({"capturable", "differentiable", "foreach", "fused"})
 # Multiply-adds and loads that an element costs.
 ELEMENT_WORK = 4
 
@@ -41,34 +42,29 @@ def updates() -> Any:
     return kernels.optimizer
 
 
-class Parameter(Protocol):
-    """What an optimiser needs of a parameter: its values, changed in place, and their gradient."""
-
-    @property
-    def data(self) -> np.ndarray:
-        """The values."""
-        ...
-
-    grad: np.ndarray | None
+Parameter = Tensor
+Params = Iterable[Parameter] | Iterable[Group] | Iterable[tuple[str, Parameter]]
 
 
-Params = Iterable[Parameter] | Iterable[Group]
-
-
-class Optimizer(ABC):
+class Optimizer:
     """Base of the optimisers, with PyTorch's interface.
+
+    A subclass defines `step`, which changes the parameters of `param_groups` within `no_grad` and
+    may keep what it likes in `state`.
 
     Parameters
     ----------
     params
-        Parameters, or dicts each with "params" and the options that differ from `defaults`.
+        Parameters, pairs of a name and a parameter, or dicts each with "params" and the options
+        that differ from `defaults`.
     defaults
         The options of groups that do not set their own.
 
     Attributes
     ----------
     param_groups : list of dict
-        Each group's "params" and options; a change takes effect at the next step.
+        Each group's "params", "param_names" if they have names, and options; a change takes
+        effect at the next step.
     state : dict
         For each parameter that was updated, what the algorithm keeps from step to step.
 
@@ -80,13 +76,14 @@ class Optimizer(ABC):
         If there are no parameters, one is given twice, or an option is out of its range.
     """
 
-    # Entries of a parameter's state: "step", or the names of arrays of the parameter's shape.
-    _state_names: ClassVar[frozenset[str]]
+    # Entries of a parameter's state: "step", or the names of arrays of the parameter's shape. None
+    # where `step` is a user's, who may keep anything.
+    _state_names: ClassVar[frozenset[str] | None] = None
     _optional_state_names: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, params: Params, defaults: Mapping[str, Any]) -> None:
         self._op = type(self).__name__
-        self.defaults = dict(defaults)
+        self.defaults = self._options(defaults)
         self.state: defaultdict[Parameter, dict[str, Any]] = defaultdict(dict)
         self.param_groups: list[Group] = []
         items: list[Any] = self._listed(params)
@@ -109,7 +106,14 @@ class Optimizer(ABC):
             )
         params = param_group["params"]
         params = [params] if checks.is_parameter(params) else self._listed(params)
-        group = {"params": params} | self.defaults | param_group | {"params": params}
+        group = {"params": params} | self.defaults | self._options(param_group)
+        group |= self._apart(params)
+        params = group["params"]
+        if any(("param_names" in group) != ("param_names" in other) for other in self.param_groups):
+            raise ValueError(
+                f"{self._op}: params must have names in all groups or in none, "
+                f"got some without and some with them"
+            )
         seen = {id(p) for p in self._params()}
         for p in params:
             checks.parameter(self._op, p)
@@ -119,10 +123,39 @@ class Optimizer(ABC):
         self._check_options(group)
         self.param_groups.append(group)
 
+    def _options(self, group: Mapping[str, Any]) -> Group:
+        """Options with numbers for arrays and tensors of one, and without those of PyTorch alone.
+
+        What these ask for, if anything, must be what is done here.
+        """
+        options = dict(group)
+        for name in _HINTS & options.keys():
+            checks.hint(self._op, name, options.pop(name))
+        for name, value in options.items():
+            pair = name == "betas" and isinstance(value, tuple | list)
+            options[name] = tuple(map(checks.scalar, value)) if pair else checks.scalar(value)
+        return options
+
+    def _apart(self, items: list[Any]) -> Group:
+        """The "params" of a group, and their "param_names" if it is given in pairs with them."""
+        pairs = [item for item in items if isinstance(item, tuple)]
+        if not pairs:
+            return {"params": items}
+        if len(pairs) != len(items) or any(len(pair) != 2 for pair in pairs):
+            raise ValueError(
+                f"{self._op}: params must all be pairs of a name and a parameter where one is, "
+                f"got {len(pairs)} tuples among {len(items)} items"
+            )
+        names, params = zip(*pairs, strict=True)
+        return {"params": list(params), "param_names": list(names)}
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, or replace them by zeros."""
         for p in self._params():
-            p.grad = None if set_to_none or p.grad is None else np.zeros_like(p.grad)
+            if set_to_none:
+                p._grad = None  # `grad` checks what it is given
+            elif (gradient := p.grad) is not None:
+                gradient.zero_()
 
     def step(self, closure: Callable[[], T] | None = None) -> T | None:
         """Update every parameter that has a gradient, and return what `closure` returned, if given.
@@ -135,21 +168,29 @@ class Optimizer(ABC):
             no parameter is changed then.
         """
         result = closure() if closure is not None else None
-        due = [(g, [p for p in g["params"] if p.grad is not None]) for g in self.param_groups]
+        if lazy.state.waiting:  # calls that are to read the values of before
+            lazy.run_waiting()
+        due = [(g, [p for p in g["params"] if p._grad is not None]) for g in self.param_groups]
         for group in self.param_groups:
             self._check_options(group)
         parts = [(g, key, ps) for g, some in due if some for key, ps in self._parts(g, some)]
         tables = [] if backend.NUMPY else [self._table(group, ps) for group, _, ps in parts]
         if backend.NUMPY or any(table is None for table in tables):
             self._step_slowly(parts)
-            return result
-        for (group, key, params), table in zip(parts, tables, strict=True):
-            self._update(group, key, params, *table)  # type: ignore[misc]
+        else:
+            for (group, key, params), table in zip(parts, tables, strict=True):
+                self._update(group, key, params, *table)  # type: ignore[misc]
+        for _, _, params in parts:
+            for p in params:
+                if (storage := p._storage) is not None:  # `changed`, without 10 calls of it
+                    storage.version += 1
         return result
 
     def _table(self, group: Group, params: list[Parameter]) -> Table | None:
         """Addresses of the arrays, if all are there and as the kernels take them."""
-        arrays: list[Any] = [p.data for p in params] + [p.grad for p in params]
+        # `grad_array` where somebody has asked for the tensor of a gradient: 0.1 us each.
+        grads = [g if type(g := p._grad) is np.ndarray else p.grad_array() for p in params]
+        arrays: list[Any] = [p._array for p in params] + grads
         if names := self._arrays(group):
             find = self.state.get
             entries = [find(p, _NOTHING) for p in params]
@@ -169,12 +210,15 @@ class Optimizer(ABC):
             for p in params:
                 for name in self._arrays(group):
                     if name not in self.state[p]:
-                        self.state[p][name] = zeros(p.data.shape, p.data.dtype)
+                        self.state[p][name] = zeros(p.array().shape, p.dtype)
             for dtype in _LIKE:
-                some = [p for p in params if p.data.dtype == dtype]
+                some = [p for p in params if p.dtype == dtype]
                 if some and backend.NUMPY:
                     names = self._arrays(group)
-                    arrays = [(p.data, p.grad, *(self.state[p][n] for n in names)) for p in some]
+                    arrays = [
+                        (p.array(), p.grad_array(), *(self.state[p][n] for n in names))
+                        for p in some
+                    ]
                     with np.errstate(all="ignore"):  # as kernels do
                         self._update(group, key, some, _LIKE[dtype][1], arrays, 1)
                     continue
@@ -190,15 +234,23 @@ class Optimizer(ABC):
         """Update parameters by copies of their arrays."""
         for p in params:
             state = self.state[p] if self._arrays(group) else {}
-            arrays = [p.data, p.grad, *(state[name] for name in self._arrays(group))]
+            values = (state[name] for name in self._arrays(group))
+            arrays: list[Any] = [p.array(), p.grad_array(), *values]
             arrays = [np.asarray(array) for array in arrays]  # of no subclass
             flat = [np.array(array, dtype, order="C").reshape(-1) for array in arrays]
             places = [array.__array_interface__["data"][0] for array in flat]
-            table = np.array([[*places, p.data.size]], np.int64)
+            table = np.array([[*places, p.numel()]], np.int64)
             self._update(group, key, [p], _LIKE[dtype][1], table, 1)
             for role, (array, changed) in enumerate(zip(arrays, flat, strict=True)):
                 if role != 1:
                     array[...] = changed.reshape(array.shape)
+
+    def __repr__(self) -> str:
+        lines = [f"{self._op} ("]
+        for number, group in enumerate(self.param_groups):
+            lines += [""] * bool(number) + [f"Parameter Group {number}"]
+            lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
+        return "\n".join([*lines, ")"])
 
     def state_dict(self) -> dict[str, Any]:
         """Copy of the state and options, in which parameters are numbered in their order."""
@@ -214,59 +266,35 @@ class Optimizer(ABC):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` of an optimiser for the same parameters returned.
 
+        It may be PyTorch's: options that its groups have besides must ask for nothing else than
+        is done here, and values may be tensors.
+
         Raises
         ------
         ValueError
             If groups, parameters, options or shapes do not fit; nothing is changed then.
         """
         try:
-            self.param_groups, self.state = self._loaded(state_dict)
+            self.param_groups, self.state = states.loaded(self, state_dict)
         except (AttributeError, LookupError, TypeError) as error:
             raise ValueError(
                 f"{self._op}: state_dict must be as state_dict() gives it, got one of another "
                 f"structure: {type(error).__name__}: {error}"
             ) from error
 
-    def _loaded(
-        self, state_dict: Mapping[str, Any]
-    ) -> tuple[list[Group], defaultdict[Parameter, dict[str, Any]]]:
-        if not {"state", "param_groups"} <= set(state_dict):
-            raise ValueError(
-                f"{self._op}: state_dict must have 'state' and 'param_groups', "
-                f"got {sorted(state_dict)}"
-            )
-        saved = state_dict["param_groups"]
-        expected, given = ([len(g["params"]) for g in gs] for gs in (self.param_groups, saved))
-        if expected != given:
-            raise ValueError(
-                f"{self._op}: state_dict must have groups of {expected} parameters, got {given}"
-            )
-        groups = [
-            copy.deepcopy(dict(new)) | {"params": old["params"]}
-            for old, new in zip(self.param_groups, saved, strict=True)
-        ]
-        for group in groups:
-            if missing := sorted(self.defaults.keys() - group.keys()):
-                raise ValueError(f"{self._op}: state_dict must have all options, got no {missing}")
-            self._check_options(group)
-        numbers = chain.from_iterable(group["params"] for group in saved)
-        params = dict(zip(numbers, self._params(), strict=True))
-        state = self._loaded_state(state_dict["state"], params)
-        return groups, state
+    # What the library's own optimisers define, for `step` to run their kernels.
 
-    @abstractmethod
     def _check_options(self, group: Group) -> None:
         """Raise ValueError for an option that is out of its range."""
 
-    @abstractmethod
     def _parts(self, group: Group, params: list[Parameter]) -> list[tuple[Any, list[Parameter]]]:
         """The parameters, apart by what their updates differ in."""
+        return [(None, params)]
 
-    @abstractmethod
     def _arrays(self, group: Group) -> tuple[str, ...]:
         """Names of the arrays of a parameter's state that an update reads and writes."""
+        return ()
 
-    @abstractmethod
     def _update(
         self,
         group: Group,
@@ -277,6 +305,7 @@ class Optimizer(ABC):
         workers: int,
     ) -> None:
         """Update parameters of one of the `_parts` by the kernel."""
+        raise NotImplementedError(f"{self._op}: an Optimizer must define step, got none")
 
     def _params(self) -> list[Parameter]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -290,39 +319,3 @@ class Optimizer(ABC):
                 f"got {type(params).__name__}"
             )
         return list(params)
-
-    def _loaded_state(
-        self, saved: Mapping[int, Mapping[str, Any]], params: Mapping[int, Parameter]
-    ) -> defaultdict[Parameter, dict[str, Any]]:
-        if unknown := [index for index in saved if index not in params]:
-            raise ValueError(
-                f"{self._op}: state_dict must have state of the groups' parameters only, "
-                f"got parameters {unknown}"
-            )
-        state: defaultdict[Parameter, dict[str, Any]] = defaultdict(dict)
-        for index, entry in saved.items():
-            if (
-                not self._state_names
-                <= set(entry)
-                <= self._state_names | self._optional_state_names
-            ):
-                raise ValueError(
-                    f"{self._op}: state_dict must have {sorted(self._state_names)} for a "
-                    f"parameter, got {sorted(entry)}"
-                )
-            p = params[index]
-            state[p] = {name: self._loaded_value(name, value, p) for name, value in entry.items()}
-        return state
-
-    def _loaded_value(self, name: str, value: Any, p: Parameter) -> Any:
-        if name == "step":
-            checks.whole_number(self._op, name, value)
-            if value >= 2**53:
-                raise ValueError(f"{self._op}: step must be less than 2**53, got {value!r}")
-            return int(value)
-        if np.shape(value) != p.data.shape:
-            raise ValueError(
-                f"{self._op}: {name} must have its parameter's shape {p.data.shape}, "
-                f"got {np.shape(value)}"
-            )
-        return np.array(value, p.data.dtype, order="C")

@@ -18,13 +18,14 @@ class SGD(Optimizer):
     With ``d = grad + weight_decay * p``, or ``-grad`` there to `maximize`, a step does
     ``b = momentum * b + (1 - dampening) * d`` (at first ``b = d``) and ``p -= lr * b``, or with
     `nesterov` ``p -= lr * (d + momentum * b)``. An element whose gradient is NaN is NaN from then
-    on, with its b; other elements are as they would be without it.
+    on, with its b; other elements are as they would be without it. `foreach` and `fused`, which
+    choose one of PyTorch's loops, change nothing.
 
     Raises
     ------
     ValueError
-        If a number is negative or not finite, or `nesterov` is given without momentum or with
-        dampening.
+        If a number is negative or not finite, `nesterov` is given without momentum or with
+        dampening, or `differentiable` is True.
 
     References
     ----------
@@ -42,7 +43,11 @@ class SGD(Optimizer):
         dampening: float = 0,
         weight_decay: float = 0,
         nesterov: bool = False,
+        *,
         maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -51,6 +56,9 @@ class SGD(Optimizer):
             "weight_decay": weight_decay,
             "nesterov": nesterov,
             "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
         }
         super().__init__(params, defaults)
 

@@ -62,9 +62,14 @@ def batch_norm_statistics(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> tuple[Array, Array]:
-    """Give the mean and ``1 / sqrt(var + eps)``, (C,) and float64, that `batch_norm` uses."""
+    """Give the mean and ``1 / sqrt(var + eps)``, (C,) and float64, that `batch_norm` uses.
+
+    Those of no values are 0 and 1, and leave the running statistics alone.
+    """
     axes, _ = _axes(input)
     count = input.size // input.shape[1]
+    if count == 0 and (training or running_mean is None):
+        return np.zeros(input.shape[1]), np.ones(input.shape[1])
     if running_mean is not None and running_var is not None and not training:
         mean, var = running_mean.astype(np.float64), running_var.astype(np.float64)
     else:

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastlayers.reference.types import Array
 
-__all__ = ["adam", "sgd"]
+__all__ = ["adadelta", "adam", "sgd"]
 
 Table = Sequence[tuple[Array, ...]]
 
@@ -65,3 +65,27 @@ def adam(
         for top in largest:
             top[...] = bound = np.where(top >= v, top, v)
         p[...] = shrink * p - step_size * (m / (np.sqrt(bound) * scale + eps))
+
+
+def adadelta(
+    like: Array,
+    table: Table,
+    sign: float,
+    decay: float,
+    lr: float,
+    rho: float,
+    eps: float,
+    workers: int,
+) -> None:
+    """Take a step of Adadelta in place: ``p -= lr delta``.
+
+    The arrays are p, g and the running means v and u of the squares of ``d = sign g + decay p``
+    and of ``delta = sqrt(u + eps) / sqrt(v + eps) d``.
+    https://pytorch.org/docs/stable/generated/torch.optim.Adadelta.html
+    """
+    for p, g, v, u in table:
+        d = sign * g + decay * p
+        v[...] = rho * v + (1 - rho) * d * d
+        delta = np.sqrt(u + eps) / np.sqrt(v + eps) * d
+        u[...] = rho * u + (1 - rho) * delta * delta
+        p[...] = p - lr * delta

@@ -17,7 +17,7 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 def pair(value: T | Sequence[T]) -> tuple[T, T]:
     """Give (rows, columns): a single value stands for both."""
     if isinstance(value, Sequence):
-        first, second = value
+        first, second = value if len(value) == 2 else (value[0], value[0])
         return first, second
     return value, value
 

@@ -11,14 +11,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-import warnings
 from typing import Any
 
 import numpy as np
 
+from fastlayers.runtime import notice, threads
+
 __all__ = ["NUMPY", "name", "reference"]
 
 INSTALL = "python -m pip install numba"
+# The first release of Numba that the tests have not run with.
+_UNTESTED = "0.69"
 
 
 # Whether ops run on NumPy; read where they have checked their arguments, in 15 ns.
@@ -53,27 +56,43 @@ def _decide() -> bool | None:
 
 def _on_numpy(reason: str) -> bool:
     """Warn, once for a process."""
-    warnings.warn(
-        f"fastlayers runs on NumPy alone, many times slower than compiled: {reason}",
-        RuntimeWarning,
-        stacklevel=3,
+    notice.warn(
+        f"fastlayers runs on NumPy alone, many times slower than compiled: {reason}", stacklevel=3
     )
     return True
 
 
 def _fails() -> bool:
-    """Whether Numba is installed and does not work, as beside a NumPy that it does not know yet."""
+    """Whether Numba is installed and does not work, as beside a NumPy that it does not know yet.
+
+    Raises
+    ------
+    ImportError
+        If it works, and has moved what this library uses of its internals: a program would be many
+        times slower after an update that its user did not choose.
+    ValueError
+        If a variable of the number of threads has no such number.
+    """
+    threads.get_num_threads()
     try:
         import numba
 
-        from fastlayers.runtime import compiler  # noqa: F401 (what it takes of Numba's inside)
-
         if numba.config.DISABLE_JIT:
             raise RuntimeError("NUMBA_DISABLE_JIT is set")
+        numba.njit  # noqa: B018 (missing in what is left of a package that was removed by hand)
     except Exception as error:
         if _asked() == "numba":
             raise
         return _on_numpy(f"numba does not work here: {type(error).__name__}: {error}")
+    try:
+        from fastlayers.runtime import parallel  # noqa: F401 (and with it all that uses internals)
+    except (AttributeError, ImportError) as error:
+        raise ImportError(
+            f"numba {numba.__version__} has moved internals that fastlayers uses "
+            f"({type(error).__name__}: {error}): update fastlayers, or install an older one, "
+            f"python -m pip install 'numba<{_UNTESTED}'; with FASTLAYERS_BACKEND=numpy it runs "
+            "without, many times slower"
+        ) from error
     return False
 
 

@@ -17,7 +17,6 @@ import secrets
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,12 @@ from numba.core import event
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
 from numba.core.serialize import dumps
 
-from fastlayers.runtime import cpu
+from fastlayers.runtime import cpu, notice, sources
 from fastlayers.runtime.compiler import InnerKernel, Kernel, SharedCode
 from fastlayers.runtime.progress import Progress
 
 __all__ = ["cache_dir", "kernel", "progress", "sources_hash"]
 
-_PACKAGE = Path(__file__).resolve().parent.parent
 _DIGEST = hashlib.sha256().digest_size
 # Seconds after which a file that nobody finished is what a killed process has left.
 _ABANDONED = 3600
@@ -45,12 +43,18 @@ if cpu.fleet():  # Numba builds for the host's name and features otherwise
 
 @functools.cache
 def sources_hash() -> str:
-    """Hash of all that decides a kernel's machine code: sources, versions and facts of the CPU."""
+    """Hash of all that decides a kernel's machine code: sources, versions and facts of the CPU.
+
+    Raises
+    ------
+    OSError
+        If the sources cannot be read.
+    """
     digest = hashlib.sha256()
-    for folder in ("kernels", "runtime"):
-        for path in sorted((_PACKAGE / folder).glob("*.py")):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    versions = numba.__version__, llvmlite.__version__, platform.python_version()
+    for name, content in sources.contents():
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    python = platform.python_version(), getattr(sys, "abiflags", "")  # t: without a GIL
+    versions = numba.__version__, llvmlite.__version__, *python
     checked = bool(numba.config.BOUNDSCHECK)
     facts = (*versions, cpu.vector_bytes(), cpu.cache_bytes(), checked)
     digest.update(repr(facts).encode())
@@ -89,21 +93,26 @@ def cache_dir() -> Path | None:
     """Folder of this version's compiled kernels, or None where none can be written.
 
     The first of ``FASTLAYERS_CACHE_DIR``, the user's cache folder and a private temporary folder
-    that takes a file. With none, kernels are compiled anew in each process, after one warning.
+    that takes a file. With none, kernels are compiled anew in each process, after one warning; and
+    where the package's code cannot be read, as another version's kernels would be found.
     """
+    try:
+        version = sources_hash()
+    except OSError as error:
+        _warn("saving", f"{error}; so kernels are compiled in every process")
+        return None
     for candidate in (_cache_root, _private_root):
         try:
-            folder = candidate() / sources_hash()
+            folder = candidate() / version
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except (OSError, RuntimeError):  # RuntimeError: there is no home folder
             continue
         return folder
     _warned.add("saving")
-    warnings.warn(
+    notice.warn(
         "fastlayers: no cache folder can be written, so kernels are compiled in every process; "
         "set FASTLAYERS_CACHE_DIR to a folder that can be written",
-        RuntimeWarning,
         stacklevel=2,
     )
     return None
@@ -114,7 +123,7 @@ def _warmed_dir() -> Path | None:
     """The user's folder where it can only be read, as in an image that was warmed up."""
     try:
         folder = _cache_root() / sources_hash()
-    except RuntimeError:  # there is no home folder
+    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
         return None
     return folder if folder != cache_dir() and os.path.isdir(folder) else None
 
@@ -123,19 +132,16 @@ def _warn(topic: str, text: str) -> None:
     """Warn once for a process: what Python remembers is lost where Numba changes its filters."""
     if topic not in _warned:
         _warned.add(topic)
-        warnings.warn(f"fastlayers: {text}", RuntimeWarning, stacklevel=3)
+        notice.warn(f"fastlayers: {text}", stacklevel=3)
 
 
 class _Locator:
     """Tells Numba's cache to keep a kernel in `cache_dir`."""
 
-    def __init__(self, py_func: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         # By these names Numba tells of a function that cannot be cached.
-        self._py_file, self._lineno = py_func.__code__.co_filename, py_func.__code__.co_firstlineno
-
-    @classmethod
-    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> _Locator:
-        return cls(py_func)
+        code = function.__code__
+        self._py_file, self._lineno = code.co_filename, code.co_firstlineno
 
     def ensure_cache_path(self) -> None:
         Path(self.get_cache_path()).mkdir(parents=True, exist_ok=True)
@@ -146,12 +152,16 @@ class _Locator:
     def get_source_stamp(self) -> str:
         return sources_hash()
 
-    def get_disambiguator(self) -> str:
-        return str(self._lineno)
-
 
 class _KernelCacheImpl(CompileResultCacheImpl):
-    _locator_classes = (_Locator,)
+    """Numba's form of what it has compiled; its own `__init__` chooses another place and name."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._locator, self._lineno = _Locator(function), function.__code__.co_firstlineno
+        # Numba takes the last part of the module's name alone, which two folders may share.
+        module = function.__module__.removeprefix("fastlayers.")
+        name = function.__qualname__.replace("<", "").replace(">", "")  # not in Windows' file names
+        self._filename_base = f"{module}-{name}-{self._lineno}"
 
 
 class _KernelFiles:
@@ -233,13 +243,13 @@ class _KernelCache(FunctionCache):
 
         Not where a source was edited since the process began, whose code would be another's.
         """
-        if sources_hash.__wrapped__() != sources_hash():
-            return
         try:
+            if sources_hash.__wrapped__() != sources_hash():
+                return
             super().save_overload(sig, data)
         except OSError as error:
             folder = self._impl.locator.get_cache_path()
-            _warn("saving", f"kernels cannot be saved in {folder}: {error.strerror}")
+            _warn("saving", f"kernels cannot be saved in {folder}: {error.strerror or error}")
 
 
 def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:

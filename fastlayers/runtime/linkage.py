@@ -18,6 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from fastlayers.runtime import notice
 from fastlayers.runtime.compiler import InnerKernel
 
 __all__ = ["SharedKernel"]
@@ -65,7 +66,7 @@ class SharedKernel:
                     self._slot[0] = self._address()
                 return int(self._slot[0])
         except (Exception, KeyboardInterrupt):
-            traceback.print_exc()
+            notice.tell(traceback.format_exc())
         return 0
 
     def _address(self) -> int:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from numba.core import event
+
+from fastlayers.runtime import notice
 
 __all__ = ["Progress"]
 
@@ -58,15 +58,13 @@ class Progress(event.Listener):
             self._next = seconds + INTERVAL
 
     def _say(self, seconds: float) -> None:
-        if os.environ.get("FASTLAYERS_QUIET", "0") not in ("", "0") or sys.stderr is None:
+        if os.environ.get("FASTLAYERS_QUIET", "0") not in ("", "0"):
             return
         if self._next == PATIENCE:
             text = f"compiling kernels for this CPU, {self._kept} (FASTLAYERS_QUIET=1 hides this)"
         else:
             text = f"{self.kernels} kernels compiled in {seconds:.0f} s"
-        bars = sys.modules.get("tqdm")  # its bars would be torn apart by a line
-        write = bars.tqdm.write if bars else functools.partial(print, flush=True)
-        write(f"fastlayers: {text}", file=sys.stderr)
+        notice.tell(f"fastlayers: {text}")
 
 
 def _is_kernel(event: Any) -> bool:

@@ -7,13 +7,23 @@ import os
 from collections.abc import Callable
 from typing import SupportsIndex
 
-__all__ = ["follow", "get_num_threads", "is_chosen", "set_num_threads", "share", "workers_for"]
+from fastlayers.runtime import cores
+
+__all__ = [
+    "follow",
+    "get_num_threads",
+    "is_chosen",
+    "origin",
+    "set_num_threads",
+    "share",
+    "workers_for",
+]
 
 # Elementary operations (a multiply-add, a load) below which a parallel launch, about 2 us,
 # costs more than the second core gives.
 SERIAL_WORK = 1e5
 
-_num_threads = 0  # 0: not decided yet
+_num_threads, _origin = 0, ""  # 0: not decided yet
 _chosen = False  # by `set_num_threads`
 _followers: list[Callable[[int], None]] = []
 
@@ -24,16 +34,27 @@ def workers_for(work: float) -> int:
 
 
 def get_num_threads() -> int:
-    """Threads that kernels use: `set_num_threads`, ``FASTLAYERS_NUM_THREADS``, or all cores."""
+    """Threads that kernels use.
+
+    By the first that says so: `set_num_threads`, ``FASTLAYERS_NUM_THREADS``, ``OMP_NUM_THREADS``
+    (of a list its first number; what OpenMP ignores is ignored), which ``NUMBA_NUM_THREADS``
+    limits, or is followed alone; by default all cores that this process may run on, or fewer where
+    the CPU quota of its control group allows fewer.
+
+    Raises
+    ------
+    ValueError
+        If ``FASTLAYERS_NUM_THREADS`` or ``NUMBA_NUM_THREADS`` is not a positive integer.
+    """
     if not _num_threads:
-        named = os.environ.get("FASTLAYERS_NUM_THREADS")
-        try:
-            share(int(named) if named else _available())
-        except ValueError:
-            raise ValueError(
-                f"FASTLAYERS_NUM_THREADS: expected a positive integer, got {named!r}"
-            ) from None
+        share(*(_named() or cores.available()))
     return _num_threads
+
+
+def origin() -> str:
+    """What has decided the number of threads, such as ``affinity`` or a variable's name."""
+    get_num_threads()
+    return _origin
 
 
 def set_num_threads(n: int) -> None:
@@ -45,21 +66,21 @@ def set_num_threads(n: int) -> None:
         If `n` is not a positive integer.
     """
     global _chosen
-    share(n)
+    share(n, "set_num_threads")
     _chosen = True
 
 
 def is_chosen() -> bool:
     """Whether the user has said how many threads kernels use."""
-    return _chosen or any(map(os.environ.get, ("FASTLAYERS_NUM_THREADS", "NUMBA_NUM_THREADS")))
+    return _chosen or _named() is not None
 
 
-def share(n: int) -> None:
-    """Use `n` threads until the user says how many."""
-    global _num_threads
+def share(n: int, origin: str) -> None:
+    """Use `n` threads, which `origin` has decided, until the user says how many."""
+    global _num_threads, _origin
     if isinstance(n, bool) or not isinstance(n, SupportsIndex) or operator.index(n) < 1:
         raise ValueError(f"set_num_threads: n must be a positive integer, got {n!r}")
-    _num_threads = operator.index(n)
+    _num_threads, _origin = operator.index(n), origin
     for follower in _followers:
         follower(_num_threads)
 
@@ -70,10 +91,32 @@ def follow(follower: Callable[[int], None]) -> None:
     follower(get_num_threads())
 
 
-def _available() -> int:
-    """Threads that Numba will have: ``NUMBA_NUM_THREADS``, or the cores of this process."""
-    if named := os.environ.get("NUMBA_NUM_THREADS"):
-        return int(named)
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
+def _named() -> tuple[int, str] | None:
+    """The number of threads that the environment names, and the variable that does."""
+    own, numba = _positive("FASTLAYERS_NUM_THREADS"), _positive("NUMBA_NUM_THREADS")
+    if own:
+        return own, "FASTLAYERS_NUM_THREADS"
+    counts = {"OMP_NUM_THREADS": _openmp(), "NUMBA_NUM_THREADS": numba}
+    found = [(count, name) for name, count in counts.items() if count]
+    return min(found, key=lambda limit: limit[0]) if found else None
+
+
+def _positive(variable: str) -> int | None:
+    """Value of a variable, or None where it has none."""
+    text = os.environ.get(variable)
+    if not text:
+        return None
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise ValueError(f"{variable}: expected a positive integer, got {text!r}")
+    return value
+
+
+def _openmp() -> int | None:
+    """Threads of the outermost level, or None where OpenMP would ignore ``OMP_NUM_THREADS``."""
+    levels = [level.strip() for level in os.environ.get("OMP_NUM_THREADS", "").split(",")]
+    numbers = [int(level) if level.isdecimal() else 0 for level in levels]
+    return numbers[0] if all(numbers) else None

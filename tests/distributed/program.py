@@ -101,7 +101,7 @@ def main(options, path):
         loss(ddp(x[first:last]), target[first:last]).backward()
         optimizer.step()
     state = model.state_dict()
-    bits = hashlib.sha256(b"".join(np.ascontiguousarray(v).tobytes() for v in state.values()))
+    bits = hashlib.sha256(b"".join(v.numpy().tobytes() for v in state.values()))
     own = bits.hexdigest()
     if distributed.world_size() > 1:
         assert distributed.Channel().broadcast_text(own) == own, "other bits than rank 0's"

@@ -36,6 +36,7 @@ class Net(nn.Module):
 
 
 def close(value, expected):
+    value, expected = np.asarray(value), np.asarray(expected)
     scale = max(np.abs(expected).max(initial=0), 0.1)
     np.testing.assert_allclose(value / scale, expected / scale, rtol=0, atol=bound)
 
@@ -49,17 +50,17 @@ for step in range(3):
     expected, y = alone(whole), model(part)
     expected.backward((dy / samples).astype(dtype))
     y.backward((dy[mine] / max(parts[rank], 1)).astype(dtype))
-    close(y.data, expected.data[mine])
+    close(y.array(), expected.array()[mine])
     close(part.grad * share, whole.grad[mine])
 for p, wanted in zip(model.parameters(), alone.parameters(), strict=True):
-    grad = p.grad * share
+    grad = p.grad.numpy() * share
     channel.sum(grad)
     close(grad, wanted.grad)
 for value, wanted in zip(model.buffers(), alone.buffers(), strict=True):
     close(value, wanted)
-    own = value.copy()
-    channel.broadcast(value)
-    assert value.tobytes() == own.tobytes(), "other bits than rank 0's"
+    own = np.array(value)
+    channel.broadcast(value.numpy())
+    assert value.numpy().tobytes() == own.tobytes(), "other bits than rank 0's"
 norm = distributed.SyncBatchNorm(3)
 try:  # one value a channel in all
     norm(np.ones((int(rank == 0), 3), np.float32))

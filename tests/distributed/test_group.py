@@ -7,17 +7,24 @@ import sys
 
 import pytest
 
-# Cores that each of the two or three ranks of a host may run on, and the threads each gets.
+from fastlayers.runtime.cores import available
+
+# Cores that each of the two or three ranks of a host may run on, the quota of the container that
+# they are in, and the threads each gets.
 CORES = [
-    ([range(8), range(8)], [4, 4]),
-    ([range(8), range(8), range(8)], [2, 2, 2]),
-    ([range(4), range(4, 8)], [4, 4]),
-    ([[0], [5]], [1, 1]),
-    ([[3], [3]], [1, 1]),
-    ([range(2), range(8)], [2, 4]),
-    ([range(8), [7, 6], [4]], [2, 2, 1]),
-    ([[0], [0], [0]], [1, 1, 1]),
+    ([range(8), range(8)], None, [4, 4]),
+    ([range(8), range(8), range(8)], None, [2, 2, 2]),
+    ([range(4), range(4, 8)], None, [4, 4]),
+    ([[0], [5]], None, [1, 1]),
+    ([[3], [3]], None, [1, 1]),
+    ([range(2), range(8)], None, [2, 4]),
+    ([range(8), [7, 6], [4]], None, [2, 2, 1]),
+    ([[0], [0], [0]], None, [1, 1, 1]),
+    ([range(8), range(8)], 4, [2, 2]),
+    ([range(8), range(8), range(8)], 2, [1, 1, 1]),
+    ([range(8), range(8)], 12, [4, 4]),
 ]
+UNNAMED = dict.fromkeys(("FASTLAYERS_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS"), "")
 SHARES = """
 import os, sys
 from mpi4py import MPI
@@ -26,10 +33,11 @@ from fastlayers.distributed import group
 from fastlayers.runtime import threads
 
 distributed.init()
-for number, cores in eval(sys.argv[1]):
+for number, cores, quota in eval(sys.argv[1]):
     everyone = MPI.COMM_WORLD.Split(distributed.rank() < number)
     if distributed.rank() < number:
         os.sched_getaffinity = lambda process: set(cores[distributed.rank()])
+        group.cores.quota = lambda: quota
         group._share_cores(everyone)
         print(distributed.rank(), threads.get_num_threads())
 """
@@ -70,8 +78,8 @@ def test_ranks_and_what_they_share(ranks):
         distributed.barrier()
         assert os.path.exists("said")
 
-        drawn = np.concatenate([p.data.ravel() for p in nn.Linear(3, 2).parameters()])
-        masks = nn.functional.dropout(np.ones(64, np.float32)).data
+        drawn = np.concatenate([p.array().ravel() for p in nn.Linear(3, 2).parameters()])
+        masks = nn.functional.dropout(np.ones(64, np.float32)).array()
         line = distributed.rank(), distributed.local_rank(), size, drawn.tobytes().hex()
         print(*line, (masks > 0).astype(int).tobytes().hex())
         """,
@@ -83,11 +91,11 @@ def test_ranks_and_what_they_share(ranks):
 
 
 def test_a_host_s_cores_are_shared(ranks):
-    cases = [(len(cores), [list(c) for c in cores]) for cores, _ in CORES]
+    cases = [(len(cores), [list(c) for c in cores], quota) for cores, quota, _ in CORES]
     out = ranks(3, SHARES, cases)
     for rank in range(3):
         found = [int(n) for r, n in map(str.split, out.splitlines()) if int(r) == rank]
-        assert found == [threads[rank] for _, threads in CORES if rank < len(threads)]
+        assert found == [threads[rank] for *_, threads in CORES if rank < len(threads)]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +103,7 @@ def test_a_host_s_cores_are_shared(ranks):
     [
         ({}, None, lambda cores: max(1, cores // 2)),
         ({"FASTLAYERS_NUM_THREADS": "3"}, None, lambda cores: 3),
+        ({"OMP_NUM_THREADS": "4"}, None, lambda cores: 4),
         ({"NUMBA_NUM_THREADS": "5"}, None, lambda cores: 5),
         ({}, 2, lambda cores: 2),
     ],
@@ -112,9 +121,9 @@ def test_threads_are_those_named(ranks, variables, chosen, threads):
         distributed.init()
         print(distributed.rank(), fl.get_num_threads())
         """,
-        **({"FASTLAYERS_NUM_THREADS": "", "NUMBA_NUM_THREADS": ""} | variables),
+        **(UNNAMED | variables),
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores, _ = available()
     assert by_rank(out) == [[str(threads(cores))]] * 2
 
 
@@ -129,10 +138,9 @@ def test_one_rank_has_all_cores(ranks):
         fl.distributed.init()
         print(fl.get_num_threads(), len(os.sched_getaffinity(0)))
         """,
-        FASTLAYERS_NUM_THREADS="",
-        NUMBA_NUM_THREADS="",
+        **UNNAMED,
     )
-    assert out.split() == [str(len(os.sched_getaffinity(0)))] * 2
+    assert out.split() == [str(available()[0]), str(len(os.sched_getaffinity(0)))]
 
 
 def alone(program, **variables):
@@ -203,7 +211,7 @@ def test_caches_of_ranks_that_start_together(ranks, tmp_path):
     from fastlayers.runtime import cache
 
     distributed.init()
-    x = nn.functional.relu(np.linspace(-1, 1, 101, dtype=np.float32)).data
+    x = nn.functional.relu(np.linspace(-1, 1, 101, dtype=np.float32)).array()
     assert np.array_equal(x, np.maximum(np.linspace(-1, 1, 101, dtype=np.float32), 0))
     print(distributed.rank(), cache.progress().kernels)
     """

@@ -66,7 +66,7 @@ def test_training_on_two_hosts_is_that_of_one_process(ranks, hosts, tmp_path, on
     program.main(options, alone)
     assert furthest(fl.load(together), fl.load(alone)) <= 1e-5
     gradients = options["steps"] * sum(
-        p.data.nbytes for p in program.MODELS[options["model"]]().parameters()
+        p.array().nbytes for p in program.MODELS[options["model"]]().parameters()
     )
     assert all(after - start > gradients for start, after in zip(before, hosts.sent(), strict=True))
 

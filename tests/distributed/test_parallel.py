@@ -150,7 +150,7 @@ def test_alone_it_is_the_model():
     model = nn.Linear(3, 2)
     wrapped = distributed.DistributedDataParallel(model)
     x = np.ones((2, 3), np.float32)
-    np.testing.assert_array_equal(wrapped(x).data, model(x).data)
+    np.testing.assert_array_equal(wrapped(x).array(), model(x).array())
     assert list(wrapped.state_dict()) == ["module.weight", "module.bias"]
     with wrapped.no_sync():
         wrapped(x).sum().backward()

@@ -28,12 +28,11 @@ def check_layer() -> Callable[..., bool]:
         named = list(layer.named_parameters())
 
         def function(*tensors: Tensor) -> Tensor:
-            for (name, _), t in zip(named, tensors[len(inputs) :], strict=True):
-                setattr(layer, name, t)  # a plain tensor in the parameter's place
-            return layer(*tensors[: len(inputs)])
+            values = dict(zip(dict(named), tensors[len(inputs) :], strict=True))
+            return fl.func.functional_call(layer, values, tensors[: len(inputs)])
 
         rng = np.random.default_rng(1)
-        values = [Tensor(p.data + rng.uniform(0, 0.5, p.shape), True) for _, p in named]
+        values = [Tensor(p.array() + rng.uniform(0, 0.5, p.shape), True) for _, p in named]
         return gradcheck(function, [*inputs, *values])
 
     return check

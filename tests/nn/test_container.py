@@ -11,8 +11,8 @@ def layers():
 def test_sequential_applies_in_order():
     first, relu, last = layers()
     x = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)
-    expected = last(relu(first(x))).data
-    np.testing.assert_array_equal(nn.Sequential(first, relu, last)(x).data, expected)
+    expected = last(relu(first(x))).array()
+    np.testing.assert_array_equal(nn.Sequential(first, relu, last)(x).array(), expected)
 
 
 @pytest.mark.parametrize("make", [lambda given: nn.Sequential(*given), nn.ModuleList])
@@ -79,3 +79,64 @@ def test_module_list_registers_with_its_owner():
 def test_empty_sequential_and_identity_return_their_input():
     x = np.ones(2)
     assert nn.Sequential()(x) is x and nn.Identity()(x) is x
+
+
+@pytest.mark.parametrize("make", [lambda given: nn.Sequential(*given), nn.ModuleList])
+def test_lists_are_edited(make):
+    first, relu, last = given = layers()
+    modules, tanh = make(given), nn.Tanh()
+    assert modules.insert(1, tanh) is modules and list(modules) == [first, tanh, relu, last]
+    assert modules.insert(-1, tanh) is modules and modules[3] is tanh and modules[4] is last
+    assert modules.pop(3) is tanh and modules.pop(-1) is last
+    assert list(dict(modules.named_children())) == ["0", "1", "2"]
+    del modules[0]
+    assert list(modules) == [tanh, relu] and list(modules._modules) == ["0", "1"]
+    modules += [last]
+    whole = modules + make([first])
+    assert type(whole) is type(modules) and list(whole) == [tanh, relu, last, first]
+    del modules[:2]
+    assert list(modules) == [last] and list(modules.state_dict()) == ["0.weight", "0.bias"]
+    for index in (2, -2):
+        with pytest.raises(IndexError, match=rf"index must be in \[-1, 1\], got {index}"):
+            modules.insert(index, tanh)
+        with pytest.raises(IndexError, match=rf"got {index}"):
+            del modules[index]
+    with pytest.raises(TypeError, match="module must be a Module, got int"):
+        modules.insert(0, 3)
+    assert list(modules) == [last]
+
+
+def test_sequential_is_not_added_to_a_list():
+    with pytest.raises(TypeError):
+        nn.Sequential() + [nn.ReLU()]
+
+
+def test_module_dict():
+    linear, relu, tanh = nn.Linear(2, 2), nn.ReLU(), nn.Tanh()
+    held = nn.ModuleDict({"a": linear, "b": relu})
+    assert held["a"] is linear and "b" in held and "c" not in held and len(held) == 2
+    held["b"] = tanh
+    held.update([("c", relu)])
+    held.update(nn.ModuleDict({"d": tanh}))
+    assert list(held) == list(held.keys()) == ["a", "b", "c", "d"]
+    assert list(held.items()) == [("a", linear), ("b", tanh), ("c", relu), ("d", tanh)]
+    assert list(held.values()) == [linear, tanh, relu, tanh]
+    assert list(held.state_dict()) == ["a.weight", "a.bias"]
+    assert held.pop("d") is tanh
+    del held["c"]
+    assert repr(held).splitlines()[2] == "  (b): Tanh()"
+    with pytest.raises(KeyError, match="ModuleDict: key must be one of .*'a', 'b'.*, got 'c'"):
+        held["c"]
+    with pytest.raises(TypeError, match="ModuleDict: module must be a Module, got int"):
+        held["c"] = 3
+    held.clear()
+    assert not len(held) and not held.state_dict()
+
+
+def test_equal_neighbours_of_a_list_are_in_one_line():
+    modules = nn.ModuleList([nn.ReLU(), nn.ReLU(), nn.Sequential(nn.Tanh()), nn.ReLU()])
+    assert repr(modules) == (
+        "ModuleList(\n  (0-1): 2 x ReLU()\n  (2): Sequential(\n    (0): Tanh()\n  )\n"
+        "  (3): ReLU()\n)"
+    )
+    assert repr(nn.ModuleList()) == "ModuleList()"

@@ -25,17 +25,17 @@ def test_values_and_gradients(check_layer, shape, args, options):
     groups = options.get("groups", 1)
     assert layer.weight.shape == (args[1], args[0] // groups, *layer.kernel_size)
     assert (layer.bias is None) == (options.get("bias") is False)
-    bias = None if layer.bias is None else layer.bias.data
-    expected = ops.conv2d(x.data, layer.weight.data, **{**options, "bias": bias})
-    np.testing.assert_array_equal(layer(x).data, expected)
+    bias = None if layer.bias is None else layer.bias.array()
+    expected = ops.conv2d(x.array(), layer.weight.array(), **{**options, "bias": bias})
+    np.testing.assert_array_equal(layer(x).array(), expected)
     check_layer(layer, x)
 
 
 @pytest.mark.parametrize("algorithm", ["direct", "winograd"])
 def test_algorithm(algorithm):
     layer, x = nn.Conv2d(16, 16, 3, algorithm=algorithm), Tensor(np.ones((1, 16, 6, 6), np.float32))
-    expected = ops.conv2d(x.data, layer.weight.data, layer.bias.data, algorithm=algorithm)
-    np.testing.assert_array_equal(layer(x).data, expected)
+    expected = ops.conv2d(x.array(), layer.weight.array(), layer.bias.array(), algorithm=algorithm)
+    np.testing.assert_array_equal(layer(x).array(), expected)
     assert f"algorithm={algorithm}" in repr(layer)
 
 
@@ -48,14 +48,14 @@ def test_relu_in_the_same_pass():
     layer.zero_grad()
     expected = nn.functional.relu(layer(x))
     expected.sum().backward()
-    np.testing.assert_array_equal(y.data, expected.data)
+    np.testing.assert_array_equal(y.array(), expected.array())
     for p, grad in zip((x, layer.weight, layer.bias), grads, strict=True):
         np.testing.assert_array_equal(p.grad, grad)
 
 
 def test_unbatched_images():
     layer, x = nn.Conv2d(2, 3, 3, dtype=np.float64), images(2, 5, 4)
-    np.testing.assert_array_equal(layer(x).data, layer(Tensor(x.data[None])).data[0])
+    np.testing.assert_array_equal(layer(x).array(), layer(Tensor(x.array()[None])).array()[0])
 
 
 @pytest.mark.parametrize(

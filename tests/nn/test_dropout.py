@@ -15,7 +15,7 @@ def ones(shape, dtype=np.float32):
 @DROPOUTS
 def test_kept_values_are_doubled(layer, shape):
     x = np.random.default_rng(0).uniform(1, 2, shape).astype(np.float32)
-    y = layer()(x).data
+    y = layer()(x).array()
     kept = y != 0
     assert kept.any() and not kept.all()
     np.testing.assert_array_equal(y[kept], 2 * x[kept])
@@ -26,7 +26,7 @@ def test_kept_values_are_doubled(layer, shape):
 def test_whole_channels_are_zeroed(layer, batched):
     shape = LAYERS[layer] if batched else LAYERS[layer][1:]
     channels = 2 if batched else 1
-    y = layer()(ones(shape)).data.reshape(*shape[:channels], -1)
+    y = layer()(ones(shape)).array().reshape(*shape[:channels], -1)
     assert set(y.ravel()) == {0, 2}
     assert (y == y[..., :1]).all()
 
@@ -35,16 +35,16 @@ def test_whole_channels_are_zeroed(layer, batched):
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_share_of_dropped_cells(layer, shape, p):
     shape = (100, 1000) if layer is nn.Dropout else (250, 400, *(1,) * (len(shape) - 2))
-    dropped = (layer(p)(ones(shape)).data == 0).mean()
+    dropped = (layer(p)(ones(shape)).array() == 0).mean()
     assert abs(dropped - p) < 5 * np.sqrt(p * (1 - p) / 1e5)
 
 
 @DROPOUTS
 def test_identity_in_evaluation(layer, shape):
     x = ones(shape)
-    np.testing.assert_array_equal(layer().eval()(x).data, x.data)
-    np.testing.assert_array_equal(layer(0.0)(x).data, x.data)
-    np.testing.assert_array_equal(layer(1)(x).data, np.zeros(shape))
+    np.testing.assert_array_equal(layer().eval()(x).array(), x.array())
+    np.testing.assert_array_equal(layer(0.0)(x).array(), x.array())
+    np.testing.assert_array_equal(layer(1)(x).array(), np.zeros(shape))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_masks_depend_on_the_seed_and_not_on_threads(restored_threads, layer, sh
     def masks():
         fl.manual_seed(7)
         drop = layer()
-        return [drop(ones(shape)).data for _ in range(2)]
+        return [drop(ones(shape)).array() for _ in range(2)]
 
     results = []
     for threads in (1, 2, 4):
@@ -65,7 +65,7 @@ def test_masks_depend_on_the_seed_and_not_on_threads(restored_threads, layer, sh
     np.testing.assert_array_equal(results[0], results[2])
     assert (results[0][0] != results[0][1]).any()
     fl.manual_seed(8)
-    assert (layer()(ones(shape)).data != results[0][0]).any()
+    assert (layer()(ones(shape)).array() != results[0][0]).any()
 
 
 @DROPOUTS
@@ -77,7 +77,7 @@ def test_gradient_is_the_scaled_mask(layer, shape, p, dtype):
     gradient = np.random.default_rng(0).uniform(1, 2, shape).astype(dtype)
     y.backward(gradient)
     scale = dtype(0 if p == 1 else 1 / (1 - p))
-    np.testing.assert_allclose(x.grad, (y.data != 0) * gradient * scale, rtol=1e-6)
+    np.testing.assert_allclose(x.grad, (y.array() != 0) * gradient * scale, rtol=1e-6)
 
 
 def test_evaluation_passes_the_gradient():
@@ -89,10 +89,10 @@ def test_evaluation_passes_the_gradient():
 @DROPOUTS
 def test_initialisation_does_not_move_the_masks(layer, shape):
     fl.manual_seed(0)
-    first = layer()(ones(shape)).data
+    first = layer()(ones(shape)).array()
     fl.manual_seed(0)
     nn.Linear(3, 3)
-    np.testing.assert_array_equal(layer()(ones(shape)).data, first)
+    np.testing.assert_array_equal(layer()(ones(shape)).array(), first)
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -22,7 +22,7 @@ FANS = {"linear": (200, 300), "conv": (600, 900)}
 )
 def test_defaults_are_uniform(layer, fan_in):
     bound = 1 / math.sqrt(fan_in)
-    for values in (layer.weight.data, layer.bias.data):
+    for values in (layer.weight.array(), layer.bias.array()):
         assert values.dtype == np.float32
         assert np.abs(values).max() <= bound * (1 + 1e-6)
         # the mean, and the mean of squares, within 5 standard deviations
@@ -35,14 +35,14 @@ def test_defaults_are_uniform(layer, fan_in):
 def test_seed_decides(make):
     def draw(seed):
         fl.manual_seed(seed)
-        return np.concatenate([p.data.ravel() for p in make().parameters()])
+        return np.concatenate([p.array().ravel() for p in make().parameters()])
 
     np.testing.assert_array_equal(draw(3), draw(3))
     assert (draw(3) != draw(4)).any()
     layer = make()
-    before = layer.weight.data.copy()
+    before = layer.weight.array().copy()
     layer.reset_parameters()
-    assert (layer.weight.data != before).any()
+    assert (layer.weight.array() != before).any()
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -60,8 +60,8 @@ def test_seed_decides(make):
 )
 def test_deviations(kind, function, options, deviation):
     t = Tensor(np.zeros(SHAPES[kind], np.float32))
-    data = t.data
-    assert getattr(init, function)(t, **options) is t and t.data is data
+    data = t.array()
+    assert getattr(init, function)(t, **options) is t and t.array() is data
     std, mean = deviation(*FANS[kind]), {"uniform_": 0.5, "normal_": 0.5}.get(function, 0)
     # 5 standard deviations of the estimates, the normal distribution's, which is the wider one
     assert abs(data.std() / std - 1) < 5 / math.sqrt(2 * data.size)
@@ -73,8 +73,8 @@ def test_deviations(kind, function, options, deviation):
 def test_constants():
     t = Tensor(np.zeros(3))
     for function, value in [(init.ones_, 1), (init.zeros_, 0)]:
-        np.testing.assert_array_equal(function(t).data, [value] * 3)
-    np.testing.assert_array_equal(init.constant_(t, 2.5).data, [2.5] * 3)
+        np.testing.assert_array_equal(function(t).array(), [value] * 3)
+    np.testing.assert_array_equal(init.constant_(t, 2.5).array(), [2.5] * 3)
 
 
 # PyTorch's table
@@ -106,3 +106,10 @@ def test_gains(name, gain):
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call(Tensor(np.ones((2, 2))))
+
+
+def test_fans_by_pytorch_s_name():
+    fans = init._calculate_fan_in_and_fan_out(nn.Conv2d(3, 4, (5, 2)).weight)
+    assert fans == (30, 40)
+    with pytest.raises(ValueError, match="_calculate_fan_in_and_fan_out: tensor must have at"):
+        init._calculate_fan_in_and_fan_out(nn.Linear(2, 2).bias)

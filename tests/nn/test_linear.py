@@ -11,14 +11,14 @@ def test_gradients(check_layer, shape, bias):
     assert layer.weight.shape == (5, 3) and (layer.bias is None) == (not bias)
     x = Tensor(np.random.default_rng(0).standard_normal(shape), True)
     np.testing.assert_allclose(
-        layer(x).data, x.data @ layer.weight.data.T + (layer.bias.data if bias else 0)
+        layer(x).array(), x.array() @ layer.weight.array().T + (layer.bias.array() if bias else 0)
     )
     check_layer(layer, x)
 
 
 def test_flatten(check_layer):
     x = Tensor(np.random.default_rng(0).standard_normal((2, 4, 5, 3)).transpose(0, 3, 1, 2), True)
-    np.testing.assert_array_equal(nn.Flatten()(x).data, x.data.reshape(2, 60))
+    np.testing.assert_array_equal(nn.Flatten()(x).array(), x.array().reshape(2, 60))
     assert nn.Flatten(0, 1)(x).shape == (6, 4, 5)
     check_layer(nn.Flatten(), x)
 

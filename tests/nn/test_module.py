@@ -4,6 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
+import fastlayers as fl
 from fastlayers import nn
 
 # PyTorch's state_dict() of the same model
@@ -43,7 +44,7 @@ def names(pairs):
 
 
 def copied(module):
-    return {key: value.copy() for key, value in module.state_dict().items()}
+    return {key: value.clone() for key, value in module.state_dict().items()}
 
 
 def check_unchanged(module, before):
@@ -85,8 +86,12 @@ def test_state_keys_and_shapes_are_those_of_torch():
 
 def test_state_is_the_memory_of_the_parameters():
     module = model()
-    assert module.state_dict()["0.weight"] is module[0].weight.data
-    assert module.state_dict()["1.running_mean"] is module[1].running_mean
+    state = module.state_dict()
+    assert all(type(value) is fl.Tensor and not value.requires_grad for value in state.values())
+    assert state["0.weight"].array() is module[0].weight.array()
+    assert state["1.running_mean"].array() is module[1].running_mean.array()
+    kept = module.state_dict(keep_vars=True)
+    assert kept["0.weight"] is module[0].weight and kept["1.running_var"] is module[1].running_var
 
 
 def test_load_state_copies():
@@ -102,8 +107,9 @@ def test_load_state_without_strictness():
     module = model()
     keys = module.load_state_dict({"4.bias": [1, 2], "5.bias": 0}, strict=False)
     assert keys.unexpected_keys == ["5.bias"]
-    assert keys.missing_keys == [key for key in KEYS if key != "4.bias"]
-    np.testing.assert_array_equal(module[4].bias.data, [1, 2])
+    absent = [key for key in KEYS if key not in ("4.bias", "1.num_batches_tracked")]
+    assert keys.missing_keys == absent
+    np.testing.assert_array_equal(module[4].bias.array(), [1, 2])
 
 
 @pytest.mark.parametrize(
@@ -111,13 +117,13 @@ def test_load_state_without_strictness():
     [
         (ValueError, "4.bias", np.ones(3)),
         (ValueError, "4.bias", np.ones((2, 1))),
-        (ValueError, "1.num_batches_tracked", np.ones(1, int)),
+        (ValueError, "1.num_batches_tracked", np.ones(2, int)),
         (ValueError, "5.bias", np.ones(2)),
         (ValueError, "4.bias", None),
         (TypeError, "4.bias", np.array(["a", "b"])),
         (TypeError, "4.bias", np.ones(2, complex)),
         (TypeError, "4.bias", np.array([None, None])),
-        (TypeError, "1.num_batches_tracked", 1.5),
+        (TypeError, "1.num_batches_tracked", np.inf),
     ],
 )
 def test_load_state_changes_nothing_on_errors(error, key, value):
@@ -183,7 +189,7 @@ def test_conversion_of_dtypes():
     assert module(np.ones((2, 3, 4, 2))).dtype == np.float64
     assert module.float()[0].weight.dtype == np.float32
     assert module.to("cpu") is module
-    for error, target in [(ValueError, "cuda"), (TypeError, np.float16), (TypeError, int)]:
+    for error, target in [(RuntimeError, "cuda"), (TypeError, np.float16), (TypeError, int)]:
         with pytest.raises(error, match=r"Module\.to: "):
             module.to(target)
 
@@ -233,6 +239,12 @@ def test_assignment_before_init():
 @pytest.mark.parametrize("after", [nn.Parameter([2.0]), nn.Tanh(), 4])
 def test_reassignment_and_deletion(value, after):
     module = nn.Module()
+    module.thing = value
+    fixed = isinstance(value, nn.Parameter | nn.Module)
+    if fixed and not isinstance(after, nn.Parameter | nn.Module):
+        with pytest.raises(TypeError, match="Module: cannot assign 'int' as (module|parameter)"):
+            module.thing = after
+        after = value
     for new in (value, after):
         module.thing = new
         assert module.thing is new
@@ -255,10 +267,17 @@ def test_none_keeps_the_place_of_a_parameter():
 def test_buffers_are_arrays():
     module = nn.Module()
     module.register_buffer("count", np.zeros(()))
-    module.count = 3.0
-    assert isinstance(module.count, np.ndarray) and list(module.state_dict()) == ["count"]
-    del module.count
-    assert not module.state_dict()
+    for value in (np.float64(3), fl.tensor(3.0), np.array(3.0)):
+        module.count = value
+        assert float(np.asarray(module.count)) == 3 and list(module.state_dict()) == ["count"]
+    module.register_buffer("of_tensor", fl.tensor([1.0]), persistent=False)
+    assert list(module.state_dict()) == ["count"]
+    assert names(module.named_buffers()) == ["count", "of_tensor"]
+    assert module.load_state_dict({"count": 2}).unexpected_keys == []
+    module.register_buffer("of_tensor", module.of_tensor)
+    assert list(module.state_dict()) == ["count", "of_tensor"]
+    del module.count, module.of_tensor
+    assert not module.state_dict() and not list(module.buffers())
 
 
 def test_places_without_values_are_not_listed():
@@ -301,7 +320,7 @@ REPRS = {
     nn.AvgPool2d(2, 1): "AvgPool2d(kernel_size=2, stride=1, padding=0)",
     nn.AdaptiveAvgPool2d((1, 2)): "AdaptiveAvgPool2d(output_size=(1, 2))",
     nn.BatchNorm2d(6): (
-        "BatchNorm2d(6, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)"
+        "BatchNorm2d(6, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)"
     ),
     nn.Dropout2d(): "Dropout2d(p=0.5, inplace=False)",
     nn.Flatten(): "Flatten(start_dim=1, end_dim=-1)",
@@ -319,3 +338,177 @@ REPRS = {
 @pytest.mark.parametrize(("module", "text"), REPRS.items(), ids=REPRS.values())
 def test_repr_of_layers(module, text):
     assert repr(module) == text
+
+
+VALUES = {
+    "parameter": lambda: nn.Parameter([1.0]),
+    "module": nn.ReLU,
+    "buffer": lambda: np.ones(2, np.float32),
+}
+
+
+def holding(kind):
+    module = nn.Module()
+    if kind == "buffer":
+        module.register_buffer("thing", VALUES[kind]())
+    else:
+        module.thing = VALUES[kind]()
+    return module
+
+
+@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize("value", [np.ones(2, np.float32), fl.tensor([1.0]), 3.0, [1.0], nn.ReLU])
+def test_assignment_of_another_kind(kind, value):
+    """PyTorch's TypeError: what is registered stays, rather than to be left out of the state."""
+    module = holding(kind)
+    before = module.thing
+    if kind == "buffer" and isinstance(value, np.ndarray | fl.Tensor):
+        module.thing = value
+        assert names(module.named_buffers()) == ["thing"]
+    else:
+        given = type(value).__name__
+        with pytest.raises(TypeError, match=f"Module: cannot assign '{given}' as {kind} 'thing'"):
+            module.thing = value
+        assert module.thing is before
+    module.thing = None
+    assert module.thing is None and not module.state_dict()
+    with pytest.raises(TypeError, match="cannot assign 'str' as"):
+        module.thing = "text"
+    module.thing = before
+    assert [*module.parameters(), *module.children(), *module.buffers()] == [before]
+
+
+REGISTER = {
+    "parameter": lambda module, name: module.register_parameter(name, nn.Parameter([1.0])),
+    "module": lambda module, name: module.add_module(name, nn.ReLU()),
+    "buffer": lambda module, name: module.register_buffer(name, np.ones(1)),
+}
+ADD = {
+    **REGISTER,
+    "alias": lambda module, name: module.register_module(name, nn.ReLU()),
+    "assigned": lambda module, name: setattr(module, name, nn.Parameter([1.0])),
+    "assigned module": lambda module, name: setattr(module, name, nn.ReLU()),
+    "sequential": lambda module, name: nn.Sequential({name: nn.ReLU()}),
+}
+
+
+@pytest.mark.parametrize("add", ADD.values(), ids=ADD)
+@pytest.mark.parametrize("name", ["a.b", "", ".", "forward", "training", "state_dict"])
+def test_names_that_no_value_can_have(add, name):
+    module = nn.Linear(2, 2)
+    before = copied(module)
+    with pytest.raises(KeyError, match=r"a (parameter|module|buffer)'s name must"):
+        add(module, name)
+    check_unchanged(module, before)
+    assert module.training is True
+
+
+@pytest.mark.parametrize("add", REGISTER.values(), ids=REGISTER)
+def test_names_that_are_taken_or_no_text(add):
+    for kind in VALUES:
+        module = holding(kind)
+        if add is REGISTER[kind]:
+            add(module, "thing")
+        else:
+            with pytest.raises(KeyError, match="got 'thing', which already exists"):
+                add(module, "thing")
+    module = nn.Module()
+    module.thing = 3
+    with pytest.raises(KeyError, match="got 'thing', which already exists"):
+        add(module, "thing")
+    with pytest.raises(TypeError, match="name must be a string, got int"):
+        add(module, 3)
+    with pytest.raises(TypeError, match="Sequential: a module's name must be a string, got int"):
+        nn.Sequential({1: nn.ReLU()})
+
+
+def test_two_layers_never_share_a_key():
+    with pytest.raises(KeyError, match="got 'a.b'"):
+        nn.Sequential({"a": nn.Sequential({"b": nn.Linear(2, 2)}), "a.b": nn.Linear(2, 2)})
+
+
+def test_get_by_dotted_name():
+    module = nn.Sequential(model())
+    assert module.get_submodule("0.1") is module[0][1] and module.get_submodule("") is module
+    assert module.get_parameter("0.1.weight") is module[0][1].weight
+    assert module.get_buffer("0.1.running_mean") is module[0][1].running_mean
+    for get, target in [
+        (module.get_submodule, "0.7"),
+        (module.get_submodule, "0.1.weight"),
+        (module.get_parameter, "0.1.running_mean"),
+        (module.get_parameter, "0.1"),
+        (module.get_buffer, "0.1.weight"),
+        (module.get_buffer, "0.9.weight"),
+    ]:
+        with pytest.raises(AttributeError, match="target must name a"):
+            get(target)
+
+
+def test_traversal_options():
+    module = Tied()
+    assert names(module.named_parameters(recurse=False)) == ["scale"]
+    assert len(list(module.parameters(False))) == 1 and len(list(module.buffers(False))) == 1
+    every = names(module.named_parameters("net", remove_duplicate=False))
+    assert every == ["net.scale", "net.last.weight", "net.last.bias", "net.first.0.weight",
+                     "net.first.1.weight", "net.first.1.bias"]  # fmt: skip
+    assert names(module.named_modules(remove_duplicate=False))[-1] == "first.1"
+    memo = {module.last}
+    assert names(module.named_modules(memo, "net")) == ["net", "net.first", "net.first.0"]
+    assert module in memo
+    assert "0" not in dir(module.first) and "weight" in dir(module.last)
+
+
+def test_state_dict_options():
+    module, destination = nn.Linear(2, 2), {"other": 1}
+    state = module.state_dict(destination=destination, prefix="net.", keep_vars=True)
+    assert state is destination and list(state) == ["other", "net.weight", "net.bias"]
+    assert state["net.weight"] is module.weight
+    assert repr(module.load_state_dict(module.state_dict())) == "<All keys matched successfully>"
+
+
+def test_state_errors_are_of_both_kinds():
+    for error in (ValueError, RuntimeError):
+        with pytest.raises(error, match="must have the keys of Linear"):
+            nn.Linear(2, 2).load_state_dict({})
+    with pytest.raises(TypeError, match="state_dict must be a mapping, got list"):
+        nn.Linear(2, 2).load_state_dict([])
+
+
+def test_targets_of_to():
+    class Device:
+        type = "cpu"
+
+    module = nn.Linear(2, 2)
+    module(np.ones((1, 2), np.float32)).sum().backward()
+    for target, options in [
+        (("cpu", np.float64), {}),
+        ((), {"dtype": np.float32, "device": "cpu:0"}),
+        ((Device(), np.float64, True), {}),
+        ((fl.tensor([1.0]),), {"non_blocking": True}),
+        ((), {"device": Device(), "dtype": "float64", "memory_format": None}),
+    ]:
+        assert module.to(*target, **options) is module
+    assert module.weight.dtype == np.float64 == np.asarray(module.weight.grad).dtype
+    assert module.cpu() is module.to() is module
+    for call, error in [
+        (module.half, TypeError),
+        (module.bfloat16, TypeError),
+        (module.cuda, RuntimeError),
+        (lambda: module.cuda(1), RuntimeError),
+        (lambda: module.to("cuda:1"), RuntimeError),
+        (lambda: module.to(device=1), RuntimeError),
+        (lambda: module.to("cpu", np.float32, np.float32), TypeError),
+    ]:
+        with pytest.raises(error, match=r"Module\.to: "):
+            call()
+
+
+def test_a_mean_of_states_is_loaded_with_its_counts_cut():
+    first, second = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    first(np.ones((2, 3), np.float32))
+    mean = {k: (v + second.state_dict()[k]) * 0.75 for k, v in first.state_dict().items()}
+    assert mean["num_batches_tracked"].item() == 0.75
+    second.num_batches_tracked.fill_(9)
+    second.load_state_dict(mean)
+    assert second.num_batches_tracked.item() == 0
+    assert second.num_batches_tracked.dtype == np.int64

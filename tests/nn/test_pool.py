@@ -27,7 +27,7 @@ OPS = {
 def test_values_and_gradients(check_layer, name, options, shape):
     layer = getattr(nn, name)(**options)
     distinct = np.random.default_rng(0).permutation(np.prod(shape)).reshape(shape) / 10
-    np.testing.assert_array_equal(layer(distinct).data, OPS[name](distinct, **options))
+    np.testing.assert_array_equal(layer(distinct).array(), OPS[name](distinct, **options))
     check_layer(layer, Tensor(distinct, True))
 
 
@@ -43,8 +43,8 @@ def test_indices_are_positions_in_the_image():
     x = Tensor(np.random.default_rng(0).standard_normal((2, 3, 4, 6)), True)
     y, indices = nn.MaxPool2d(2, return_indices=True)(x)
     assert not indices.requires_grad
-    flat = np.take_along_axis(x.data.reshape(2, 3, -1), indices.data.reshape(2, 3, -1), 2)
-    np.testing.assert_array_equal(flat.reshape(y.shape), y.data)
+    flat = np.take_along_axis(x.array().reshape(2, 3, -1), indices.array().reshape(2, 3, -1), 2)
+    np.testing.assert_array_equal(flat.reshape(y.shape), y.array())
     y.sum().backward()
     assert x.grad.sum() == y.numel()
 

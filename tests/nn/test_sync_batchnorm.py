@@ -10,11 +10,12 @@ import pytest
 from cases import DTYPES
 
 import fastlayers as fl
-from fastlayers import distributed, models, nn
+from fastlayers import distributed, nn
 from fastlayers.distributed import SyncBatchNorm, convert_sync_batchnorm
 from fastlayers.distributed import batchnorm as home
 from fastlayers.nn import functional as F
 from fastlayers.runtime import backend
+from fastlayers.vision import models
 
 # Samples of each rank: all alike, very unlike, one and none.
 PARTS = [(4, 4), (9, 2, 1), (5, 0, 1, 7), (1, 1, 1)]
@@ -96,8 +97,8 @@ def step(kind, steps, arrays, dtype, momentum):
     norm.weight.data[...] = np.linspace(-1, 2, channels)
     norm.bias.data[...] = np.linspace(1, -1, channels)
     y = Chain(norm, steps)(x, other)
-    y.backward((arrays[2][tuple(map(slice, y.shape))] / max(1, len(x.data))).astype(dtype))
-    given = {"y": y.data, "dx": x.grad} | ({"dother": other.grad} if "add" in steps else {})
+    y.backward((arrays[2][tuple(map(slice, y.shape))] / max(1, len(x.array()))).astype(dtype))
+    given = {"y": y.array(), "dx": x.grad} | ({"dother": other.grad} if "add" in steps else {})
     summed = {"dweight": norm.weight.grad, "dbias": norm.bias.grad}
     return given, summed, {"mean": norm.running_mean, "var": norm.running_var}
 
@@ -131,7 +132,7 @@ def compare(ranks, shape, parts, dtype, steps="", momentum=0.1):
     for name, expected in running.items():
         close(name, results[0][2][name], expected)
         for result in results:  # to the bit
-            assert result[2][name].tobytes() == results[0][2][name].tobytes()
+            assert result[2][name].numpy().tobytes() == results[0][2][name].numpy().tobytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -208,7 +209,7 @@ def test_too_few_values_are_an_error_of_all_ranks(ranks, parts, momentum):
 def test_nan_stays_in_its_channel_and_reaches_all_ranks(ranks):
     x = np.random.default_rng(0).standard_normal((2, 4, 3)).astype(np.float32)
     x[1, 2, 1], x[0, 0, 2] = np.nan, np.inf
-    for y in ranks(2, lambda rank: SyncBatchNorm(3)(x[rank]).data)[0]:
+    for y in ranks(2, lambda rank: SyncBatchNorm(3)(x[rank]).array())[0]:
         np.testing.assert_array_equal(np.isnan(y), np.tile([False, True, True], (4, 1)))
 
 
@@ -248,13 +249,13 @@ def test_without_running_statistics_evaluation_is_of_the_own_batch(ranks):
 
     def run(rank):
         norm = SyncBatchNorm(3, **options)
-        return norm(x[rank]).data, norm.eval()(x[rank]).data
+        return norm(x[rank]).array(), norm.eval()(x[rank]).array()
 
     results, sums = ranks(2, run)
-    whole = nn.BatchNorm1d(3, **options)(x.reshape(10, 3)).data.reshape(x.shape)
+    whole = nn.BatchNorm1d(3, **options)(x.reshape(10, 3)).array().reshape(x.shape)
     for rank, (trained, evaluated) in enumerate(results):
         np.testing.assert_allclose(trained, whole[rank], 1e-5, 1e-6)
-        np.testing.assert_array_equal(evaluated, nn.BatchNorm1d(3, **options)(x[rank]).data)
+        np.testing.assert_array_equal(evaluated, nn.BatchNorm1d(3, **options)(x[rank]).array())
     assert sums == 2
 
 
@@ -286,7 +287,7 @@ def test_conversion_keeps_what_a_layer_holds():
     assert new.weight is norm.weight and new.bias is norm.bias
     assert list(new.state_dict()) == list(norm.state_dict())
     for key, value in new.state_dict().items():
-        assert value is norm.state_dict()[key]
+        assert value.array() is norm.state_dict()[key].array()
     new.train()
     new.running_mean = np.ones(3)
     assert not norm.training and not norm.state_dict()["running_mean"].any()
@@ -331,7 +332,7 @@ def test_steps_of_a_residual_network(ranks, parts):
             loss = F.cross_entropy(logits, classes[first:last], reduction="sum")
             (loss / max(1, last - first)).backward()
             for p in model.parameters():
-                average(p.grad)
+                average(p.grad.numpy())
             optimizer.step()
         return model.state_dict()
 

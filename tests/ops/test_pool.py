@@ -91,6 +91,8 @@ GEOMETRIES = (
     {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True},
     {"kernel_size": 2, "ceil_mode": True},
     {"kernel_size": 2, "dilation": 2, "stride": 1, "padding": 1},
+    {"kernel_size": (8, 2), "ceil_mode": True},  # of more rows than there are
+    {"kernel_size": 2, "dilation": (1, 10), "stride": 1, "padding": (0, 1)},  # in padding alone
 )
 
 
@@ -149,7 +151,7 @@ def test_nothing_is_written_beside_the_results(channels, monkeypatch):
         return whole[64 : 64 + size].reshape(shape)
 
     monkeypatch.setattr(memory, "empty", empty)
-    x = np.random.default_rng(0).standard_normal((2, channels, 6, 7))
+    x = np.random.default_rng(0).standard_normal((2, channels, 7, 9))
     for window in GEOMETRIES:
         options = {name: value for name, value in window.items() if name != "ceil_mode"}
         y, offsets = ops.max_pool2d_forward(x, **window)

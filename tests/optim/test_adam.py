@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+from parameters import Parameter, run
 
 from fastlayers.optim import SGD, Adam, AdamW
 
@@ -14,20 +15,8 @@ OPTIONS = [
 BOTH = pytest.mark.parametrize("make", [Adam, AdamW])
 
 
-class Parameter:
-    def __init__(self, data, grad=None):
-        self.data, self.grad = data, grad
-
-
 def arrays(count, shape=(5, 7), dtype=np.float64):
     return list(np.random.default_rng(0).standard_normal((count, *shape)).astype(dtype))
-
-
-def run(optimizer, p, grads):
-    for grad in grads:
-        p.grad = grad
-        optimizer.step()
-    return p.data
 
 
 def expected(p, grads, lr, betas, eps, weight_decay, amsgrad, maximize, decoupled):
@@ -81,10 +70,10 @@ def test_state_dict_resumes(make, amsgrad):
     first, second = make([p], amsgrad=amsgrad), make([q], lr=5.0)
     run(first, p, grads[:3])
     state = first.state_dict()
-    q.data[...] = p.data
+    q.data[...] = p.array()
     run(first, p, grads[3:])
     second.load_state_dict(state)
-    np.testing.assert_array_equal(run(second, q, grads[3:]), p.data)
+    np.testing.assert_array_equal(run(second, q, grads[3:]), p.array())
 
 
 def test_load_converts_to_the_dtype():
@@ -146,7 +135,7 @@ def test_nan_stays(amsgrad):
     p = Parameter(np.ones(3), np.array([1.0, np.nan, 1.0]))
     optimizer = Adam([p], amsgrad=amsgrad)
     run(optimizer, p, [p.grad, np.ones(3)])
-    np.testing.assert_array_equal(np.isnan(p.data), [False, True, False])
+    np.testing.assert_array_equal(np.isnan(p.array()), [False, True, False])
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])

@@ -4,19 +4,25 @@ import math
 import numpy as np
 import pytest
 
+from fastlayers import nn
 from fastlayers.optim import SGD, Adam, Optimizer, lr_scheduler
 from fastlayers.optim.lr_scheduler import (
+    ConstantLR,
     CosineAnnealingLR,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
     LRScheduler,
     MultiStepLR,
     OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
     StepLR,
 )
 
 
-class Parameter:
-    def __init__(self):
-        self.data, self.grad = np.ones(3), None
+def Parameter():
+    return nn.Parameter(np.ones(3))
 
 
 def sgd(*lrs, **options):
@@ -140,7 +146,7 @@ def test_state_dict_resumes(make):
     np.testing.assert_array_equal(rates(other, 5), want[:, 4:])
 
 
-@ALL
+@pytest.mark.parametrize("make", [MAKERS[i] for i in (0, 1, 3)])
 def test_last_epoch_resumes(make):
     want = rates(make(sgd(0.5, 0.3)), 9)
     part = make(sgd(0.5, 0.3))
@@ -164,22 +170,79 @@ def test_bad_arguments_of_all(make):
         make(None)
 
 
-@ALL
+ALSO = [
+    *MAKERS,
+    lambda optimizer: LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch)),
+    lambda optimizer: LinearLR(optimizer, 0.5, total_iters=3),
+    lambda optimizer: SequentialLR(
+        optimizer, [ConstantLR(optimizer), ExponentialLR(optimizer, 0.9)], [4]
+    ),
+]
+
+
+@pytest.mark.parametrize("make", ALSO)
 def test_load_refuses_other_state(make):
     scheduler = make(sgd())
     before = scheduler.state_dict()
-    for wrong in ({}, before | {"more": 1}, before | {"base_lrs": [1.0, 2.0]}):
+    own = {name: [] for name in scheduler._of_groups()}
+    for wrong in ({}, before | {"more": 1}, before | own):
         with pytest.raises(ValueError, match=r"state_dict must have"):
             scheduler.load_state_dict(wrong)
         assert scheduler.state_dict() == before
 
 
-@ALL
-def test_new_group_is_refused(make):
-    scheduler = make(sgd())
-    scheduler.optimizer.add_param_group({"params": [Parameter()]})
-    with pytest.raises(ValueError, match="optimizer must have the 1 param groups .* got 2"):
+def test_new_group():
+    """Schedules that need no base rate change it too; the others say what is wrong."""
+    scheduler = StepLR(sgd(), 1)
+    scheduler.optimizer.add_param_group({"params": [Parameter()], "lr": 2.0})
+    scheduler.step()
+    close(scheduler.get_last_lr(), [0.05, 0.2])
+    for make in (MAKERS[2], MAKERS[3]):
+        scheduler = make(sgd())
+        scheduler.optimizer.add_param_group({"params": [Parameter()], "lr": 2.0})
+        with pytest.raises(ValueError, match="optimizer must have the 1 param groups .* got 2"):
+            for _ in range(10):
+                scheduler.step()
+        assert scheduler.last_epoch in (0, 9)
+
+
+def test_rate_set_by_hand_is_kept():
+    optimizer = sgd(1.0)
+    scheduler, found = StepLR(optimizer, 5, 0.1), []
+    for step in range(6):
+        if step == 1:
+            optimizer.param_groups[0]["lr"] = 0.3
         scheduler.step()
+        found += scheduler.get_last_lr()
+    close(found, [1.0, 0.3, 0.3, 0.3, 0.03, 0.03])
+
+
+def test_two_schedulers_and_a_later_one():
+    optimizer = sgd(1.0)
+    pair, found = [StepLR(optimizer, 2, 0.5), MultiStepLR(optimizer, [3], 0.1)], []
+    for _ in range(6):
+        for scheduler in pair:
+            scheduler.step()
+        found.append(optimizer.param_groups[0]["lr"])
+    close(found, [1.0, 0.5, 0.05, 0.025, 0.025, 0.0125])
+    optimizer.param_groups[0]["lr"] = 0.01
+    later = StepLR(optimizer, 2, 0.5)
+    close(later.get_last_lr(), [0.01])
+    assert later.base_lrs == [1.0] == [optimizer.param_groups[0]["initial_lr"]]
+
+
+def test_scheduler_of_ones_own():
+    class Fading(LRScheduler):
+        def get_lr(self):
+            return [lr / (1 + self.last_epoch) for lr in self.base_lrs]
+
+    close(rates(Fading(sgd(6.0)), 2)[0], [6, 3, 2])
+
+
+def test_repr_shows_the_options():
+    assert repr(StepLR(sgd(), 3, 0.5)) == (
+        "StepLR(step_size=3, gamma=0.5, base_lrs=[0.5], last_epoch=0)"
+    )
 
 
 BAD = [
@@ -198,12 +261,29 @@ BAD = [
     (OneCycleLR, {"total_steps": 9, "max_lr": math.nan}, "max_lr must be a finite number >= 0"),
     (OneCycleLR, {"total_steps": 9, "max_lr": [1, 2]}, "max_lr must have a value for each of 1"),
     (OneCycleLR, {"total_steps": 9, "pct_start": 1.1}, r"pct_start must be a number in \[0, 1\]"),
-    (OneCycleLR, {"total_steps": 9, "anneal_strategy": "sin"}, "anneal_strategy must be 'cos' or"),
+    (
+        OneCycleLR,
+        {"total_steps": 9, "anneal_strategy": "sin"},
+        "anneal_strategy must be one of cos, linear",
+    ),
     (OneCycleLR, {"total_steps": 9, "div_factor": 0}, "div_factor must be a finite number > 0"),
     (OneCycleLR, {"total_steps": 9, "final_div_factor": -1}, "final_div_factor must be a finite"),
     (OneCycleLR, {"total_steps": 9, "base_momentum": -1}, "base_momentum must be a finite number"),
     (OneCycleLR, {"total_steps": 9, "max_momentum": "1"}, "max_momentum must be a finite number"),
     (OneCycleLR, {"total_steps": 9, "three_phase": 1}, "three_phase must be a bool, got 1"),
+    (ExponentialLR, {"gamma": -1}, "gamma must be a finite number >= 0, got -1"),
+    (ConstantLR, {"factor": 1.5}, r"factor must be a number in \[0, 1\], got 1.5"),
+    (ConstantLR, {"total_iters": -1}, "total_iters must be an integer >= 0, got -1"),
+    (LinearLR, {"start_factor": 0}, "start_factor must be > 0, got 0"),
+    (LinearLR, {"end_factor": 2}, r"end_factor must be a number in \[0, 1\], got 2"),
+    (LinearLR, {"total_iters": 0}, "total_iters must be an integer >= 1, got 0"),
+    (LambdaLR, {"lr_lambda": [abs, abs]}, "lr_lambda must have a value for each of 1"),
+    (ReduceLROnPlateau, {"factor": 1.0}, "factor must be < 1, got 1.0"),
+    (ReduceLROnPlateau, {"mode": "up"}, "mode must be"),
+    (ReduceLROnPlateau, {"threshold_mode": "up"}, "threshold_mode must be"),
+    (ReduceLROnPlateau, {"patience": 0.5}, "patience must be an integer >= 0, got 0.5"),
+    (ReduceLROnPlateau, {"min_lr": [0, 0]}, "min_lr must have a value for each of 1"),
+    (SequentialLR, {"schedulers": [], "milestones": []}, "milestones must be one less than 0"),
 ]
 
 
@@ -217,15 +297,23 @@ def test_bad_arguments(make, options, message):
     assert optimizer.state_dict() == before
 
 
-def test_one_cycle_needs_momentum():
-    class Plain(Optimizer):
-        _arrays = _check_options = _parts = _update = lambda self, *_: None
+def test_sequence_takes_schedules_of_its_optimizer():
+    optimizer = sgd()
+    parts = [ConstantLR(optimizer), ReduceLROnPlateau(optimizer)]
+    with pytest.raises(TypeError, match="SequentialLR: schedulers must compute rates from the"):
+        SequentialLR(optimizer, parts, [3])
+    with pytest.raises(ValueError, match="SequentialLR: schedulers must be of the optimizer"):
+        SequentialLR(sgd(), parts[:1], [])
 
+
+def test_one_cycle_needs_momentum():
     with pytest.raises(ValueError, match="cycle_momentum must have an optimizer with momentum or"):
-        OneCycleLR(Plain([Parameter()], {"lr": 1.0}), 1.0, total_steps=9)
+        OneCycleLR(Optimizer([Parameter()], {"lr": 1.0}), 1.0, total_steps=9)
 
 
 def test_base_needs_a_formula():
-    with pytest.raises(NotImplementedError, match="LRScheduler: a scheduler must define _lr"):
-        LRScheduler(sgd())
+    optimizer = sgd()
+    with pytest.raises(NotImplementedError, match="LRScheduler: a scheduler must define get_lr"):
+        LRScheduler(optimizer)
+    assert "initial_lr" not in optimizer.param_groups[0]
     assert lr_scheduler.StepLR is StepLR

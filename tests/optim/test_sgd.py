@@ -2,28 +2,11 @@ import itertools
 
 import numpy as np
 import pytest
+from parameters import Parameter, parameter, run
 
 from fastlayers.optim import SGD
 
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
-
-
-class Parameter:
-    def __init__(self, data, grad=None):
-        self.data, self.grad = data, grad
-
-
-def parameter(*shape, dtype=np.float64, grad=True, seed=0):
-    rng = np.random.default_rng(seed)
-    draw = lambda: rng.standard_normal(shape).astype(dtype)  # noqa: E731
-    return Parameter(np.asarray(draw()), np.asarray(draw()) if grad else None)
-
-
-def run(optimizer, p, grads):
-    for grad in grads:
-        p.grad = grad
-        optimizer.step()
-    return p.data
 
 
 def expected(p, grads, lr, momentum, dampening, weight_decay, nesterov, maximize):
@@ -48,9 +31,9 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_equals_formula(options, dtype):
     p = parameter(5, 7, dtype=dtype)
-    grads = [parameter(5, 7, dtype=dtype, seed=seed).data for seed in range(1, 6)]
-    want = expected(p.data, grads, lr=0.1, **options)
-    data = p.data
+    grads = [parameter(5, 7, dtype=dtype, seed=seed).array() for seed in range(1, 6)]
+    want = expected(p.array(), grads, lr=0.1, **options)
+    data = p.array()
     optimizer = SGD([p], lr=0.1, **options)
     got = run(optimizer, p, grads)
     assert got is data and got.dtype == dtype
@@ -61,42 +44,43 @@ def test_equals_formula(options, dtype):
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3,), (100_003,), (2, 3, 20_000)])
 def test_shapes(shape):
     p = parameter(*shape)
-    want = p.data - 0.5 * p.grad
+    want = p.array() - 0.5 * p.grad
     SGD([p], lr=0.5).step()
-    np.testing.assert_allclose(p.data, want, rtol=1e-14, atol=1e-15)
+    np.testing.assert_allclose(p.array(), want, rtol=1e-14, atol=1e-15)
 
 
 @pytest.mark.parametrize("view", [lambda a: a[::2], lambda a: a.T, lambda a: a[:, 1:3]])
 def test_not_contiguous(view):
     p, whole = parameter(6, 4), parameter(6, 4, seed=1)
-    want = whole.data.copy()
+    want = whole.array().copy()
     view(want)[...] -= 0.5 * view(p.grad)
-    strided = Parameter(view(whole.data), view(p.grad))
+    strided = Parameter(view(whole.array()), view(p.grad))
     optimizer = SGD([strided], lr=0.5, momentum=0.9)
     optimizer.step()
-    np.testing.assert_allclose(whole.data, want, rtol=1e-14)
+    np.testing.assert_allclose(whole.array(), want, rtol=1e-14)
     optimizer.step()
     view(want)[...] -= 0.5 * 1.9 * view(p.grad)
-    np.testing.assert_allclose(whole.data, want, rtol=1e-13)
+    np.testing.assert_allclose(whole.array(), want, rtol=1e-13)
 
 
 def test_broadcast_and_read_only_gradients():
     p = parameter(3, 4)
     p.grad = np.broadcast_to(1.0, (3, 4))
-    want = p.data - 2.0
+    want = p.array() - 2.0
     SGD([p], lr=1.0).step()
-    p.grad = np.ones((3, 4))
-    p.grad.flags.writeable = False
+    ones = np.ones((3, 4))
+    ones.flags.writeable = False
+    p.grad = ones
     SGD([p], lr=1.0).step()
-    np.testing.assert_allclose(p.data, want)
+    np.testing.assert_allclose(p.array(), want)
 
 
 def test_parameters_without_gradient_stay():
     p, q = parameter(3), parameter(3, grad=False)
-    before = q.data.copy()
+    before = q.array().copy()
     optimizer = SGD([p, q], lr=1.0, momentum=0.9, weight_decay=1.0)
     optimizer.step()
-    np.testing.assert_array_equal(q.data, before)
+    np.testing.assert_array_equal(q.array(), before)
     assert list(optimizer.state) == [p]
 
 

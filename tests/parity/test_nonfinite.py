@@ -50,11 +50,11 @@ def test_agrees_with_torch(case, seed, dtype):
         compare(got, want)
 
 
-@pytest.mark.parametrize("make", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("make", ["SGD", "Adam", "AdamW", "Adadelta"])
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 def test_a_step_by_such_a_gradient(make, value, dtype):
-    options: Any = {"momentum": 0.9} if make == "SGD" else {"amsgrad": True}
+    options: Any = {"SGD": {"momentum": 0.9}, "Adadelta": {}}.get(make, {"amsgrad": True})
     data, grad = np.arange(1, 9, dtype=dtype), np.ones(8, dtype)
     grad[3] = value
     ours = nn.Parameter(data.copy())
@@ -67,4 +67,4 @@ def test_a_step_by_such_a_gradient(make, value, dtype):
             state = optimizer.state[p]
     want = {n: t.numpy() for n, t in optimizer.state[theirs].items() if n != "step"}
     compare({n: state[n] for n in want}, want)
-    compare({"p": ours.data}, {"p": theirs.detach().numpy()})
+    compare({"p": ours.array()}, {"p": theirs.detach().numpy()})

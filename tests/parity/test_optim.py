@@ -5,21 +5,18 @@ import random
 import numpy as np
 import pytest
 
-from fastlayers import optim
+from fastlayers import nn, optim
 
 torch = pytest.importorskip("torch")
 
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-11}
 
 
-class Parameter:
-    def __init__(self, data):
-        self.data, self.grad = data, None
-
-
 def optimizer_options(draw, name):
     options = {"lr": draw.choice([1e-3, 0.1]), "weight_decay": draw.choice([0, 0.1])}
     options["maximize"] = draw.random() < 0.5
+    if name == "Adadelta":
+        return options | {"rho": draw.choice([0.0, 0.5, 0.9, 1.0]), "eps": 1e-4}
     if name != "SGD":
         betas = draw.choice([(0.9, 0.999), (0.5, 0.9), (0.0, 0.99)])
         return options | {"betas": betas, "eps": 1e-4, "amsgrad": draw.random() < 0.5}
@@ -29,7 +26,7 @@ def optimizer_options(draw, name):
     return options | {"dampening": draw.choice([0, 0.3])}
 
 
-def scheduler_options(draw):
+def scheduler_options(draw, optimizer):
     name = draw.choice([None, "StepLR", "MultiStepLR", "CosineAnnealingLR", "OneCycleLR"])
     return name, {
         "StepLR": {"step_size": draw.randint(1, 4), "gamma": draw.choice([0.1, 0.9])},
@@ -43,7 +40,8 @@ def scheduler_options(draw):
             "cycle_momentum": draw.random() < 0.7,
             "three_phase": draw.random() < 0.5,
             "div_factor": draw.choice([25.0, 4.0]),
-        },
+        }
+        | ({"cycle_momentum": False} if optimizer == "Adadelta" else {}),
     }.get(name, {})
 
 
@@ -56,21 +54,21 @@ def build(module, name, params, options, schedule, schedule_options):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("seed", range(48))
+@pytest.mark.parametrize("seed", range(64))
 def test_equals_torch(seed):
     draw, rng = random.Random(seed), np.random.default_rng(seed)
     dtype = draw.choice(list(TOLERANCE))
-    name = draw.choice(["SGD", "Adam", "AdamW"])
-    options, schedule = optimizer_options(draw, name), scheduler_options(draw)
+    name = draw.choice(["SGD", "Adam", "AdamW", "Adadelta"])
+    options, schedule = optimizer_options(draw, name), scheduler_options(draw, name)
     starts = [np.asarray(rng.standard_normal(shape), dtype) for shape in [(3, 5), (), (17,)]]
-    ours = [Parameter(start.copy()) for start in starts]
+    ours = [nn.Parameter(start.copy()) for start in starts]
     theirs = [torch.nn.Parameter(torch.tensor(start)) for start in starts]
     first = build(optim, name, ours, options, *schedule)
     second = build(torch.optim, name, theirs, options, *schedule)
     for _ in range(12):
         for p, q in zip(ours, theirs, strict=True):
-            p.grad = np.asarray(rng.standard_normal(p.data.shape), dtype)
-            q.grad = torch.tensor(p.grad)
+            gradient = np.asarray(rng.standard_normal(p.shape), dtype)
+            p.grad, q.grad = gradient, torch.tensor(gradient)
         compare(first, second, ours, theirs, TOLERANCE[dtype])
 
 
@@ -80,7 +78,7 @@ def compare(first, second, ours, theirs, tolerance):
         if scheduler:
             scheduler.step()
     for p, q in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(p.array(), q.detach().numpy(), rtol=tolerance, atol=tolerance)
     for mine, other in zip(first[0].param_groups, second[0].param_groups, strict=True):
         for option in {"lr", "momentum", "betas"} & mine.keys():
             np.testing.assert_allclose(mine[option], other[option], rtol=1e-12, atol=1e-17)

@@ -34,7 +34,7 @@ class Net(torch.nn.Module):
 def nets():
     """Give a network of each library, with the weights of PyTorch's."""
     torch.manual_seed(0)
-    theirs, ours = Net(), fl.models.CifarCNN(batch_norm=True)
+    theirs, ours = Net(), fl.vision.models.CifarCNN(batch_norm=True)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
 
@@ -60,7 +60,7 @@ def test_states_have_the_same_keys_shapes_and_dtypes(nets):
 def test_states_load_both_ways(nets):
     ours, theirs = nets
     fl.manual_seed(1)
-    ours.load_state_dict(fl.models.CifarCNN(batch_norm=True).state_dict())
+    ours.load_state_dict(fl.vision.models.CifarCNN(batch_norm=True).state_dict())
     ours(next(batches(1))[0])
     theirs.load_state_dict({k: torch.tensor(v) for k, v in ours.state_dict().items()})
     for name, value in theirs.state_dict().items():
@@ -68,7 +68,7 @@ def test_states_load_both_ways(nets):
     images, _ = next(batches(1))
     with torch.no_grad():
         expected = theirs.eval()(torch.tensor(images)).numpy()
-    np.testing.assert_allclose(ours.eval()(images).data, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ours.eval()(images).array(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_losses_are_those_of_torch(nets):

@@ -36,8 +36,9 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
         **variables: object,
     ) -> subprocess.CompletedProcess[str]:
         env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
-        # as for pytest itself, but for the library's own words on backend and cache
-        env |= {"PYTHONWARNINGS": "error,default:fastlayers"} | variables
+        # as for pytest itself, but for the library's own words on backend and cache; a busy machine
+        # may take so long that it would speak of compilation
+        env |= {"PYTHONWARNINGS": "error,default:fastlayers", "FASTLAYERS_QUIET": "1"} | variables
         return subprocess.run(
             [*map(str, command), sys.executable, "-c", code],
             env={name: str(value) for name, value in env.items() if value is not None},

@@ -1,6 +1,7 @@
 import json
 
 import backend_cases
+import numba
 import numpy as np
 import pytest
 
@@ -87,11 +88,37 @@ def test_installed_but_broken(run, tmp_path, how):
     result = run(path + RELU, FASTLAYERS_BACKEND="")
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("Warning") == result.stderr.count("numba does not work here") == 1
-    error = "ModuleNotFoundError: No module named 'numba.core'" if how == "empty" else f"{how}: "
+    missing = "AttributeError: module 'numba' has no attribute 'njit'"
+    error = missing if how == "empty" else f"{how}: "
     assert error in result.stderr
     result = run(path + RELU, FASTLAYERS_BACKEND="numba")
     assert result.returncode == 1 and "fastlayers runs on NumPy" not in result.stderr
     assert error in result.stderr.splitlines()[-1]
+
+
+MOVED = {
+    "name": "del numba.core.compiler._LowerResult",
+    "module": "sys.modules['numba.core.codegen'] = None",
+    "function": "del numba.core.event.register",
+}
+
+
+@pytest.mark.parametrize("what", MOVED)
+def test_numba_that_has_moved_its_internals_is_an_error(run, what):
+    code = f"import sys, numba.core.compiler\n{MOVED[what]}\n"
+    result = run(code + RELU, FASTLAYERS_BACKEND="")
+    assert result.returncode == 1 and "Warning" not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: numba {numba.__version__} has moved internals that")
+    assert "python -m pip install 'numba<" in last
+    result = run(code + RELU, FASTLAYERS_BACKEND="numpy")
+    assert result.returncode == 0, result.stderr
+
+
+def test_number_of_threads_that_numba_refuses_is_named(run):
+    result = run(RELU, FASTLAYERS_BACKEND="", NUMBA_NUM_THREADS=0)
+    message = "ValueError: NUMBA_NUM_THREADS: expected a positive integer, got '0'"
+    assert result.stderr.splitlines()[-1] == message
 
 
 def test_compilation_turned_off(run):
@@ -101,7 +128,7 @@ def test_compilation_turned_off(run):
 
 
 def test_numba_is_imported_by_the_first_op_alone(run):
-    code = "import sys\nfrom fastlayers import data, models, nn, ops, optim, training\n"
+    code = "import sys\nfrom fastlayers import data, nn, ops, optim, training, utils, vision\n"
     code += "assert not {'numba', 'llvmlite'} & set(sys.modules)\n"
     result = run(code, FASTLAYERS_BACKEND="")
     assert result.returncode == 0 and not result.stderr, result.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastlayers.runtime import cache, cpu
+from fastlayers.runtime import cache, cpu, sources
 
 RELU = """
 import gc, json, numba, numpy as np
@@ -107,15 +107,32 @@ def test_folder_without_a_variable(monkeypatch, tmp_path):
 
 def test_hash_covers_sources_and_vector_width(tmp_path, monkeypatch):
     hashes = {cache.sources_hash.__wrapped__()}
-    monkeypatch.setattr(cache, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(sources, "_PACKAGE", tmp_path)
     for folder in ("kernels", "runtime"):
         (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.py").touch()
+    for path in ("kernels/a.py", "runtime/a.py", "kernels/conv/a.py"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
         for content in ("a = 1", "a = 2"):
-            (tmp_path / folder / "a.py").write_text(content)
+            (tmp_path / path).write_text(content)
             hashes.add(cache.sources_hash.__wrapped__())
     monkeypatch.setattr(cpu, "vector_bytes", lambda: 8)
     hashes.add(cache.sources_hash.__wrapped__())
-    assert len(hashes) == 6
+    assert len(hashes) == 8
+
+
+def test_files_are_named_by_the_whole_module():
+    def found(module):
+        def forward():
+            pass
+
+        forward.__module__, forward.__qualname__ = module, "forward"
+        return cache._KernelCacheImpl(forward).filename_base
+
+    names = ["fastlayers.kernels.conv.forward", "fastlayers.kernels.pool.forward", "own.forward"]
+    names = [found(name) for name in names]
+    assert len(set(names)) == 3
+    assert names[0].startswith("kernels.conv.forward-forward-")
 
 
 def test_damaged_files_are_compiled_anew(run, tmp_path):
@@ -161,8 +178,8 @@ def test_without_home(run, tmp_path):
 
 
 def test_processes_that_start_together(run, tmp_path):
-    with ThreadPoolExecutor(4) as pool:
-        counts = list(pool.map(lambda _: run_relu(run, FASTLAYERS_CACHE_DIR=tmp_path), range(4)))
+    with ThreadPoolExecutor(3) as pool:
+        counts = list(pool.map(lambda _: run_relu(run, FASTLAYERS_CACHE_DIR=tmp_path), range(3)))
     assert all(hits + misses > 0 for hits, misses in counts)
     assert run_relu(run, FASTLAYERS_CACHE_DIR=tmp_path)[1] == 0
     assert not list(tmp_path.glob("*/*.nbc?*"))

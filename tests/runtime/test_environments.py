@@ -106,6 +106,8 @@ def place(request, tmp_path):
     place = Place(copied_package(tmp_path) / "home", tmp_path / "temporary", {})
     place.home.mkdir()
     place.temporary.mkdir()
+    # A source of its own, whose kernels no folder of this user can have already.
+    (tmp_path / "fastlayers" / "kernels" / "copy.py").write_text(f"# of {tmp_path}\n")
     place.start.update(paths=[tmp_path], options={"cwd": place.home})
     place.start["COVERAGE_PROCESS_CONFIG"] = None  # its file could not be written
     if request.param == "mounts":
@@ -151,7 +153,7 @@ def test_only_the_temporary_folder_can_be_written(run, place, home):
     assert first.kernels > 0 and not first.stderr
     (private,) = place.temporary.iterdir()
     assert private.stat().st_mode & 0o777 == 0o700
-    assert len(list(private.glob(f"{cache.sources_hash()}/*.nbc"))) == first.kernels
+    assert len(list(private.glob("*/*.nbc"))) == first.kernels
     second = found(run(RELU, **place.start, **variables))
     assert second.kernels == 0 and not second.stderr
 
@@ -197,8 +199,7 @@ def test_killed_compilation(run, tmp_path, moment):
     assert bool(left) == (moment != "compiled")
     result = found(run(RELU, **variables))
     assert result.kernels > 0 and not result.stderr
-    result = found(run(RELU, **variables))
-    assert result.kernels == 0 and not result.stderr
+    assert len(list(tmp_path.glob("*/*.nbc"))) == result.kernels
 
 
 # The kernel is in kernels/activation.py: what is below 0 is then 3.

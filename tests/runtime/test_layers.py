@@ -38,7 +38,7 @@ assert numba.threading_layer() == os.environ["NUMBA_THREADING_LAYER"]
 """
 THREADS = """
 with ThreadPoolExecutor(8) as pool:
-    assert all(pool.map(lambda _: all(agree(call()) for _ in range(100)), range(8)))
+    assert all(pool.map(lambda _: all(agree(call()) for _ in range({calls})), range(8)))
 """
 FORK = """
 def forked():
@@ -130,13 +130,9 @@ def check(run, layer, code):
     assert not lines, result.stderr
 
 
-def test_threads_at_once_and_nested_calls(run, layer):
-    check(run, layer, IDLE + THREADS + NESTED)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_fork_after_use(run, layer):
-    check(run, layer, FORK)
+def test_threads_at_once_nested_calls_and_fork_after_use(run, layer, effort):
+    threads = THREADS.format(calls=effort(20, 100))
+    check(run, layer, IDLE + threads + NESTED + FORK * hasattr(os, "fork"))
 
 
 def test_pools(run, layer, tmp_path):

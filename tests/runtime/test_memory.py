@@ -13,7 +13,7 @@ LARGE = 2 * memory.SMALLEST_BLOCK
 
 
 @pytest.fixture(autouse=True)
-def _emptied():
+def _emptied(young_heap):
     gc.collect()
     memory.empty_cache()
 

@@ -101,3 +101,27 @@ def test_leaves_progress_bars_whole(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", SimpleNamespace(tqdm=bar))
     compiled(counter, 2, clock)
     assert len(written) == 1
+
+
+BROKEN = """
+import sys
+from fastlayers.runtime import progress
+progress.PATIENCE = 0
+
+class Logger:
+    def write(self, text):
+        raise LookupError(text)
+
+sys.stderr = Logger()
+import numpy as np
+from fastlayers import ops
+for _ in range(2):
+    assert ops.relu(np.array([-1, 2], np.float32)).tolist() == [0, 2]
+sys.stderr = sys.__stderr__  # Python's own use of it at the end fails too
+"""
+
+
+def test_an_op_runs_where_nothing_can_be_said(run, tmp_path):
+    result = run(BROKEN, FASTLAYERS_CACHE_DIR=tmp_path, FASTLAYERS_QUIET=0)
+    assert result.returncode == 0, result.stdout
+    assert list(tmp_path.glob("*/*.nbc"))  # nor was its kernel lost

@@ -1,3 +1,4 @@
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,6 +8,8 @@ from numba import njit
 
 import fastlayers as fl
 from fastlayers import ops
+from fastlayers.__main__ import main
+from fastlayers.runtime import threads
 from fastlayers.runtime.parallel import parallel_for
 from fastlayers.runtime.threads import workers_for
 
@@ -27,18 +30,63 @@ def test_number_of_threads():
         assert workers_for(10) == 1
 
 
-@pytest.mark.parametrize(("value", "output"), [("3", "3\n"), ("", f"{os.cpu_count()}\n")])
-def test_environment(run, value, output):
+IGNORED = ("abc", "0", "-1", "1.5", "2,x", "2,", ",")
+VARIABLES = ("FASTLAYERS_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+@pytest.fixture
+def undecided(monkeypatch):
+    """Nobody has said how many threads there are, on a machine that has 6."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads, "_num_threads", 0)
+    monkeypatch.setattr(threads, "_origin", "")
+    monkeypatch.setattr(threads, "_chosen", False)
+    monkeypatch.setattr(threads.cores, "available", lambda: (6, "affinity"))
+
+
+@pytest.mark.parametrize(
+    ("own", "openmp", "numba", "number", "origin"),
+    [
+        (None, None, None, 6, "affinity"),
+        ("", "", "", 6, "affinity"),
+        ("3", "2", "1", 3, VARIABLES[0]),
+        (None, "2", None, 2, VARIABLES[1]),
+        (None, "8", None, 8, VARIABLES[1]),
+        (None, " 4 , 2", None, 4, VARIABLES[1]),
+        (None, "4", "2", 2, VARIABLES[2]),
+        (None, "2", "4", 2, VARIABLES[1]),
+        (None, None, "8", 8, VARIABLES[2]),
+        *[
+            (None, text, None, 6, "affinity")
+            for text in ("abc", "0", "-1", "1.5", "2,x", "2,", ",")
+        ],
+    ],
+)
+@pytest.mark.usefixtures("undecided")
+def test_environment(monkeypatch, own, openmp, numba, number, origin):
+    for name, value in zip(VARIABLES, (own, openmp, numba), strict=True):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert threads.is_chosen() == (origin in VARIABLES)
+    assert threads.origin() == origin
+    assert fl.get_num_threads() == number
+    fl.set_num_threads(1)
+    assert threads.is_chosen() and threads.origin() == "set_num_threads"
+
+
+def test_a_process_follows_its_environment(run):
     code = "import fastlayers as fl; print(fl.get_num_threads())"
-    given = {"FASTLAYERS_NUM_THREADS": value, "NUMBA_NUM_THREADS": os.cpu_count()}
-    assert run(code, **given).stdout == output
+    assert run(code, FASTLAYERS_NUM_THREADS=None, OMP_NUM_THREADS="3,1").stdout == "3\n"
 
 
 @pytest.mark.parametrize("value", ["many", "0", "1.5"])
-def test_wrong_environment(run, value):
-    result = run("import fastlayers as fl; fl.get_num_threads()", FASTLAYERS_NUM_THREADS=value)
-    message = f"ValueError: FASTLAYERS_NUM_THREADS: expected a positive integer, got {value!r}"
-    assert message in result.stderr
+@pytest.mark.parametrize("name", [VARIABLES[0], VARIABLES[2]])
+@pytest.mark.usefixtures("undecided")
+def test_wrong_environment(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"^{name}: expected a positive integer, got {value!r}$"):
+        fl.get_num_threads()
 
 
 @njit
@@ -188,3 +236,12 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 def test_fork_while_another_thread_compiles(run):
     result = run(COMPILING)
     assert result.returncode == 0, result.stderr
+
+
+def test_info_says_what_set_the_number(capsys):
+    fl.set_num_threads(2)
+    assert main(["info"]) == 0
+    assert "2 (set_num_threads)" in capsys.readouterr().out
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["threads"], found["threads set by"]) == (2, "set_num_threads")

@@ -1,11 +1,38 @@
-"""Learning rates that change from step to step.
+"""Learning rates that change from step to step, with PyTorch's values.
 
-Every value is a closed form of the number of steps: a change that is made by hand to a
-scheduled option lasts until the scheduler's next step.
+Most schedules go on from the groups' present rates, so several of them can work on one optimiser,
+and a rate set by hand is lowered from there.
 """
 
-from fastlayers.optim.lr_scheduler.base import LRScheduler
-from fastlayers.optim.lr_scheduler.decay import CosineAnnealingLR, MultiStepLR, StepLR
-from fastlayers.optim.lr_scheduler.one_cycle import OneCycleLR
+from typing import Any
 
-__all__ = ["CosineAnnealingLR", "LRScheduler", "MultiStepLR", "OneCycleLR", "StepLR"]
+from fastlayers.names import absent
+from fastlayers.optim.lr_scheduler.base import LRScheduler
+from fastlayers.optim.lr_scheduler.decay import (
+    CosineAnnealingLR,
+    ExponentialLR,
+    MultiStepLR,
+    StepLR,
+)
+from fastlayers.optim.lr_scheduler.factor import ConstantLR, LambdaLR, LinearLR
+from fastlayers.optim.lr_scheduler.one_cycle import OneCycleLR
+from fastlayers.optim.lr_scheduler.plateau import ReduceLROnPlateau
+from fastlayers.optim.lr_scheduler.sequential import SequentialLR
+
+__all__ = [
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "ExponentialLR",
+    "LRScheduler",
+    "LambdaLR",
+    "LinearLR",
+    "MultiStepLR",
+    "OneCycleLR",
+    "ReduceLROnPlateau",
+    "SequentialLR",
+    "StepLR",
+]
+
+
+def __getattr__(name: str) -> Any:
+    raise absent("optim.lr_scheduler", name, __all__)

@@ -1,20 +1,22 @@
-"""Schedules that lower the learning rate by a power or along a cosine."""
+"""Schedules that lower the learning rate by factors or along a cosine."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from fastlayers.optim import checks
 from fastlayers.optim.lr_scheduler.base import LRScheduler
 from fastlayers.optim.optimizer import Optimizer
 
-__all__ = ["CosineAnnealingLR", "MultiStepLR", "StepLR"]
+__all__ = ["CosineAnnealingLR", "ExponentialLR", "MultiStepLR", "StepLR"]
 
 
 class StepLR(LRScheduler):
-    """``lr = base_lr * gamma^floor(epoch / step_size)``.
+    """``lr *= gamma`` every `step_size` steps, so ``base_lr * gamma^floor(epoch / step_size)``.
 
     Raises
     ------
@@ -30,12 +32,19 @@ class StepLR(LRScheduler):
         self.step_size, self.gamma = step_size, gamma
         super().__init__(optimizer, last_epoch)
 
-    def _lr(self, epoch: int, base_lr: float) -> float:
-        return base_lr * self.gamma ** (epoch // self.step_size)
+    def get_lr(self) -> list[float]:
+        """The present rates, lowered at a multiple of `step_size` above 0."""
+        if self.last_epoch == 0 or self.last_epoch % self.step_size:
+            return self._rates()
+        return [lr * self.gamma for lr in self._rates()]
+
+    def _get_closed_form_lr(self) -> list[float]:
+        power = self.last_epoch // self.step_size
+        return [base_lr * self.gamma**power for base_lr in self.base_lrs]
 
 
 class MultiStepLR(LRScheduler):
-    """``lr = base_lr * gamma^k`` after k of the `milestones`; one given twice counts twice.
+    """``lr *= gamma`` at each of the `milestones`; one given twice counts twice.
 
     Raises
     ------
@@ -57,12 +66,52 @@ class MultiStepLR(LRScheduler):
         self.milestones.sort()
         super().__init__(optimizer, last_epoch)
 
-    def _lr(self, epoch: int, base_lr: float) -> float:
-        return base_lr * self.gamma ** bisect_right(self.milestones, epoch)
+    def get_lr(self) -> list[float]:
+        """The present rates, lowered at a milestone."""
+        if count := self.milestones.count(self.last_epoch):
+            return [lr * self.gamma**count for lr in self._rates()]
+        return self._rates()
+
+    def _get_closed_form_lr(self) -> list[float]:
+        power = bisect_right(self.milestones, self.last_epoch)
+        return [base_lr * self.gamma**power for base_lr in self.base_lrs]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over the attributes; PyTorch's state counts each milestone in a mapping."""
+        milestones = state_dict.get("milestones")
+        if isinstance(milestones, Mapping):
+            state_dict = {**state_dict, "milestones": sorted(Counter(milestones).elements())}
+        super().load_state_dict(state_dict)
+
+
+class ExponentialLR(LRScheduler):
+    """``lr *= gamma`` every step, so ``base_lr * gamma^epoch``.
+
+    Raises
+    ------
+    ValueError
+        If `gamma` is no finite number >= 0.
+    """
+
+    def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1) -> None:
+        checks.number(self._op, "gamma", gamma)
+        self.gamma = gamma
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float]:
+        """The present rates, lowered at every step but that of the constructor."""
+        rates = self._rates()
+        return rates if self._is_initial else [lr * self.gamma for lr in rates]
+
+    def _get_closed_form_lr(self) -> list[float]:
+        return [base_lr * self.gamma**self.last_epoch for base_lr in self.base_lrs]
 
 
 class CosineAnnealingLR(LRScheduler):
-    """``lr = eta_min + (base_lr - eta_min) * (1 + cos(pi * epoch / T_max)) / 2``.
+    """``lr = eta_min + (base_lr - eta_min) * (1 + cos(pi * epoch / T_max)) / 2``, by recurrence.
+
+    With ``c(t) = 1 + cos(pi * t / T_max)``, step t does
+    ``lr = eta_min + (lr - eta_min) * c(t) / c(t - 1)``.
 
     Raises
     ------
@@ -87,6 +136,20 @@ class CosineAnnealingLR(LRScheduler):
         self.T_max, self.eta_min = T_max, eta_min
         super().__init__(optimizer, last_epoch)
 
-    def _lr(self, epoch: int, base_lr: float) -> float:
-        part = (1 + math.cos(math.pi * epoch / self.T_max)) / 2
-        return self.eta_min + (base_lr - self.eta_min) * part
+    def get_lr(self) -> list[float]:
+        """The present rates, moved along the cosine."""
+        t, low = self.last_epoch, self.eta_min
+        if self._is_initial:
+            return self._rates()
+        if (t - 1 - self.T_max) % (2 * self.T_max) == 0:  # c(t - 1) is 0
+            rise = 1 - math.cos(math.pi / self.T_max)
+            return [g["lr"] + (base_lr - low) * rise / 2 for g, base_lr in self._with_base_lrs()]
+        factor = self._height(t) / self._height(t - 1)
+        return [factor * (lr - low) + low for lr in self._rates()]
+
+    def _height(self, t: int) -> float:
+        return 1 + math.cos(math.pi * t / self.T_max)
+
+    def _get_closed_form_lr(self) -> list[float]:
+        low, height = self.eta_min, self._height(self.last_epoch)
+        return [low + (base_lr - low) * height / 2 for base_lr in self.base_lrs]

@@ -6,18 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from fastlayers.ops._check import one_of
 from fastlayers.optim import checks
 from fastlayers.optim.lr_scheduler.base import LRScheduler
 from fastlayers.optim.optimizer import Group, Optimizer
 
 __all__ = ["OneCycleLR"]
-
-# The momentum that goes with a learning rate: it is low while the rate is high.
-_MOMENTUM = {
-    "initial_lr": "max_momentum",
-    "max_lr": "base_momentum",
-    "min_lr": "max_momentum",
-}
 
 
 class OneCycleLR(LRScheduler):
@@ -27,7 +21,8 @@ class OneCycleLR(LRScheduler):
     `final_div_factor`; with `three_phase`, the fall to the start takes as long as the rise, and
     the rest is a third phase. Momentum, or Adam's beta1, goes the opposite way between
     `max_momentum` and `base_momentum`. From a to b, `anneal_strategy` "cos" gives
-    ``b + (a - b) * (1 + cos(pi * part)) / 2`` and "linear" ``a + (b - a) * part``.
+    ``b + (a - b) * (1 + cos(pi * part)) / 2`` and "linear" ``a + (b - a) * part``. The rates are
+    those of the number of the step alone: this schedule overwrites what others, or a hand, set.
 
     Raises
     ------
@@ -41,8 +36,6 @@ class OneCycleLR(LRScheduler):
     Smith, Topin, "Super-convergence: Very fast training of neural networks using large learning
     rates", arXiv:1708.07120.
     """
-
-    _group_names = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 
     def __init__(
         self,
@@ -64,20 +57,25 @@ class OneCycleLR(LRScheduler):
         self._check_arguments(optimizer, last_epoch)
         for name, value in {"cycle_momentum": cycle_momentum, "three_phase": three_phase}.items():
             checks.flag(self._op, name, value)
-        if anneal_strategy not in ("cos", "linear"):
-            raise ValueError(
-                f"{self._op}: anneal_strategy must be 'cos' or 'linear', got {anneal_strategy!r}"
-            )
+        one_of(self._op, "anneal_strategy", anneal_strategy, ("cos", "linear"))
         self.total_steps = self._total(total_steps, epochs, steps_per_epoch)
-        self.anneal_strategy = anneal_strategy
-        self.phases = self._phases(pct_start, three_phase)
-        self.cycled = self._momentum_option(optimizer) if cycle_momentum else None
-        limits = {"max_lr": max_lr, "base_momentum": base_momentum, "max_momentum": max_momentum}
+        self._anneal_func_type = anneal_strategy
+        self._schedule_phases = self._phases(pct_start, three_phase)
+        self.cycle_momentum = cycle_momentum
+        limits = {"max_lr": max_lr}
+        if cycle_momentum:
+            self.use_beta1 = self._momentum_option(optimizer) == "betas"
+            limits |= {"base_momentum": base_momentum, "max_momentum": max_momentum}
         starts = self._starts(limits, div_factor, final_div_factor, len(optimizer.param_groups))
         if last_epoch == -1:
             for group, start in zip(optimizer.param_groups, starts, strict=True):
                 group.update(start)
         super().__init__(optimizer, last_epoch)
+
+    @property
+    def _group_names(self) -> tuple[str, ...]:
+        momenta = ("base_momentum", "max_momentum") if self.cycle_momentum else ()
+        return ("initial_lr", "max_lr", "min_lr", *momenta)
 
     def _total(self, total_steps: int | None, epochs: int | None, per_epoch: int | None) -> int:
         if total_steps is not None:
@@ -92,15 +90,25 @@ class OneCycleLR(LRScheduler):
         checks.whole_number(self._op, "steps_per_epoch", per_epoch)
         return epochs * per_epoch
 
-    def _phases(self, pct_start: float, three_phase: bool) -> list[tuple[float, str, str]]:
-        """Each phase's last step, and the rates that it begins and ends with."""
-        if not checks.is_number(pct_start) or pct_start > 1:
-            raise ValueError(f"{self._op}: pct_start must be a number in [0, 1], got {pct_start!r}")
-        rise, last = pct_start * self.total_steps, self.total_steps - 1
-        up = (rise - 1, "initial_lr", "max_lr")
+    def _phases(self, pct_start: float, three_phase: bool) -> list[dict[str, Any]]:
+        """Each phase's last step, and the options of a group that it begins and ends with."""
+        checks.fraction(self._op, "pct_start", pct_start)
+        rise = float(pct_start * self.total_steps) - 1
+        back = float(2 * pct_start * self.total_steps) - 2
+        last = self.total_steps - 1
         if three_phase:
-            return [up, (2 * rise - 2, "max_lr", "initial_lr"), (last, "initial_lr", "min_lr")]
-        return [up, (last, "max_lr", "min_lr")]
+            rows = [
+                (rise, "initial_lr", "max_lr", "max_momentum", "base_momentum"),
+                (back, "max_lr", "initial_lr", "base_momentum", "max_momentum"),
+                (last, "initial_lr", "min_lr", "max_momentum", "max_momentum"),
+            ]
+        else:
+            rows = [
+                (rise, "initial_lr", "max_lr", "max_momentum", "base_momentum"),
+                (last, "max_lr", "min_lr", "base_momentum", "max_momentum"),
+            ]
+        names = ("end_step", "start_lr", "end_lr", "start_momentum", "end_momentum")
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
     def _momentum_option(self, optimizer: Optimizer) -> str:
         for name in ("betas", "momentum"):
@@ -120,12 +128,7 @@ class OneCycleLR(LRScheduler):
                 raise ValueError(f"{self._op}: {name} must be a finite number > 0, got {value!r}")
         starts: list[Group] = [{} for _ in range(count)]
         for name, limit in limits.items():
-            values = list(limit) if isinstance(limit, list | tuple) else [limit] * count
-            if len(values) != count:
-                raise ValueError(
-                    f"{self._op}: {name} must have a value for each of {count} param groups, "
-                    f"got {len(values)}"
-                )
+            values = self._per_group(name, limit, count)
             for start, value in zip(starts, values, strict=True):
                 checks.number(self._op, name, value)
                 start[name] = value
@@ -134,25 +137,35 @@ class OneCycleLR(LRScheduler):
             start["min_lr"] = start["initial_lr"] / final_div_factor
         return starts
 
-    def _options(self, epoch: int, base_lr: float, group: Group) -> dict[str, Any]:
-        if epoch > self.total_steps:
+    def get_lr(self) -> list[float]:
+        """The rates of step number `last_epoch`; with `cycle_momentum` it sets the momentum too."""
+        if self.last_epoch > self.total_steps:
             raise ValueError(
                 f"{self._op}: step must be called at most total_steps = {self.total_steps} times, "
-                f"got call {epoch}"
+                f"got call {self.last_epoch}"
             )
-        ends = [end for end, _, _ in self.phases]
-        i = next((i for i, end in enumerate(ends) if epoch <= end), len(ends) - 1)
-        begin, (end, source, target) = ends[i - 1] if i else 0.0, self.phases[i]
-        # A phase without length is over at once.
-        part = (epoch - begin) / (end - begin) if end != begin else 1.0
-        options: dict[str, Any] = {"lr": self._anneal(group[source], group[target], part)}
-        if self.cycled:
-            momentum = self._anneal(group[_MOMENTUM[source]], group[_MOMENTUM[target]], part)
-            betas = self.cycled == "betas"
-            options[self.cycled] = (momentum, group["betas"][1]) if betas else momentum
-        return options
+        groups = [group for group, _ in self._with_base_lrs()]
+        phase, part = self._place()
+        for group in groups if self.cycle_momentum else []:
+            momentum = self._between(group, phase["start_momentum"], phase["end_momentum"], part)
+            if self.use_beta1:
+                group["betas"] = (momentum, *group["betas"][1:])
+            else:
+                group["momentum"] = momentum
+        return [self._between(group, phase["start_lr"], phase["end_lr"], part) for group in groups]
 
-    def _anneal(self, start: float, end: float, part: float) -> float:
-        if self.anneal_strategy == "linear":
-            return start + (end - start) * part
-        return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+    def _place(self) -> tuple[dict[str, Any], float]:
+        """The phase of step number `last_epoch`, and the part of it that is over."""
+        start, phases = 0.0, self._schedule_phases
+        while len(phases) > 1 and self.last_epoch > phases[0]["end_step"]:
+            start, phases = phases[0]["end_step"], phases[1:]
+        length = phases[0]["end_step"] - start
+        # A phase without length is over at once.
+        return phases[0], (self.last_epoch - start) / length if length else 1.0
+
+    def _between(self, group: Group, first: str, last: str, part: float) -> float:
+        start: float = group[first]
+        end: float = group[last]
+        if self._anneal_func_type == "linear":
+            return (end - start) * part + start
+        return end + (start - end) / 2.0 * (math.cos(math.pi * part) + 1)

@@ -1,0 +1,173 @@
+"""The arrays of which new tensors are made, and checks of their options."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fastlayers.autograd.tensor import Tensor
+from fastlayers.functions.shape import sizes
+from fastlayers.ops import _check
+from fastlayers.ops._check import plain
+
+__all__ = ["array_of", "dtype_of", "made", "number", "scalar", "size_of"]
+
+KINDS = "biuf"
+
+
+def dtype_of(op: str, dtype: Any, default: Any = np.float32) -> np.dtype:
+    """The dtype that an argument names; None means the default.
+
+    Raises
+    ------
+    TypeError
+        If it is none of numbers or booleans.
+    """
+    found: np.dtype
+    try:
+        found = np.dtype(default if dtype is None else dtype)
+    except TypeError:
+        found = np.dtype(object)
+    if found.kind not in KINDS:
+        raise TypeError(f"{op}: dtype must be one of numbers or bool, got {dtype!r}")
+    return found
+
+
+def made(
+    op: str,
+    array: np.ndarray,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """The tensor of an array of its own.
+
+    Raises
+    ------
+    RuntimeError
+        For another device, or gradients of values that are not floating point.
+    """
+    _check.device(op, device)
+    if requires_grad and array.dtype.kind != "f":
+        raise RuntimeError(
+            f"{op}: only tensors of floating point dtype can require gradients, got {array.dtype}"
+        )
+    out = Tensor(array, requires_grad=bool(requires_grad))
+    out.is_own = True
+    return out
+
+
+def scalar(op: str, value: Any, dtype: np.dtype) -> np.ndarray:
+    """A number as an array of a dtype.
+
+    Raises
+    ------
+    RuntimeError
+        If an integer dtype does not hold it; unsigned ones wrap negative numbers.
+    """
+    number = value.item() if isinstance(value, (Tensor, np.ndarray, np.generic)) else value
+    if dtype.kind not in "iu":
+        with np.errstate(all="ignore"):
+            return np.asarray(number).astype(dtype)
+    info = np.iinfo(dtype)
+    least = -int(info.max) if dtype.kind == "u" else int(info.min)
+    if not math.isfinite(number) or not least <= int(number) <= info.max:
+        raise RuntimeError(
+            f"{op}: value must fit {dtype}, got {number} (value cannot be converted to type "
+            f"{dtype} without overflow)"
+        )
+    return np.asarray(int(number) % 2 ** (8 * dtype.itemsize)).astype(dtype)
+
+
+def _leaf(data: Any) -> Any:
+    """What nested lists hold first."""
+    while isinstance(data, (list, tuple)) and data:
+        data = data[0]
+    return data
+
+
+def _is_pythons(data: Any) -> bool:
+    """Whether nested lists hold Python's numbers alone."""
+    if isinstance(data, (list, tuple)):
+        return all(_is_pythons(part) for part in data)
+    return not isinstance(data, (Tensor, np.ndarray, np.generic))
+
+
+def _bare(data: Any) -> Any:
+    """Nested lists with arrays in the place of tensors."""
+    if isinstance(data, (list, tuple)):
+        return [_bare(part) for part in data]
+    return data.array() if isinstance(data, Tensor) else data
+
+
+def array_of(op: str, data: Any, dtype: Any, *, copy: bool | None) -> np.ndarray:
+    """The values of tensors, arrays, numbers and nested lists of these.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are no numbers, or lists of several lengths.
+    RuntimeError
+        If an integer is too large.
+    """
+    wanted = None if dtype is None else dtype_of(op, dtype)
+    values = data.settled() if isinstance(data, Tensor) else data
+    if isinstance(values, np.ndarray):
+        values = plain(op, "data", values)  # of no mask
+    elif not isinstance(values, np.generic):
+        values = _read(op, values)
+    array = np.asarray(values)
+    if array.dtype.kind not in KINDS:
+        raise TypeError(
+            f"{op}: data must be numbers or booleans, got {type(data).__name__} of {array.dtype}"
+        )
+    wanted = wanted or array.dtype.newbyteorder("=")
+    if wanted.kind in "iu" and array.ndim == 0 and not isinstance(data, (Tensor, np.ndarray)):
+        return scalar(op, array, wanted)
+    with np.errstate(all="ignore"):
+        return np.array(array, wanted, copy=copy)
+
+
+def _read(op: str, data: Any) -> np.ndarray:
+    """The array of a number or nested lists; Python's floats are float32."""
+    try:
+        try:
+            array = np.asarray(data)
+        except RuntimeError:  # of a tensor that requires a gradient
+            array = np.asarray(_bare(data))
+    except ValueError as error:
+        raise ValueError(
+            f"{op}: data must be nested lists of one length (expected sequence of one length at "
+            f"each dim), got others: {error}"
+        ) from None
+    if array.dtype.kind == "O" and isinstance(_leaf(data), Tensor):
+        array = np.asarray(_bare(data))
+    if array.dtype == np.float64 and _is_pythons(data):
+        array = array.astype(np.float32)
+    if array.dtype.kind == "O" and array.size and isinstance(_leaf(data), int):
+        raise ValueError(f"{op}: data must fit 64-bit integers, got a larger one (overflow)")
+    if array.dtype == np.uint64 and isinstance(_leaf(data), int):
+        raise ValueError(f"{op}: data must fit int64, got a larger integer (overflow)")
+    return array
+
+
+def size_of(op: str, given: tuple[Any, ...], size: Any = None) -> tuple[int, ...]:
+    """The shape of a new tensor.
+
+    Raises
+    ------
+    TypeError, RuntimeError
+        If there is none, it holds other than integers, or a negative one.
+    """
+    if (not given) == (size is None):
+        raise TypeError(f"{op}: size must be given once, as integers or a sequence, got {given!r}")
+    shape = sizes(op, given or (size,), "size")
+    if min(shape, default=0) < 0:
+        raise RuntimeError(f"{op}: size must be non-negative, got {shape}")
+    return shape
+
+
+def number(value: Any) -> Any:
+    """A Python number."""
+    return value.item() if isinstance(value, (Tensor, np.ndarray, np.generic)) else value

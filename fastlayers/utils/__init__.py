@@ -1,0 +1,5 @@
+"""`fastlayers.data` under PyTorch's name, ``utils.data``."""
+
+from fastlayers.utils import data
+
+__all__ = ["data"]

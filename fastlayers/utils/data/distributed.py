@@ -1,0 +1,5 @@
+"""`DistributedSampler`, where PyTorch has it."""
+
+from fastlayers.data.distributed import DistributedSampler
+
+__all__ = ["DistributedSampler"]

@@ -1,0 +1,5 @@
+"""Images: data sets, transforms and networks, by torchvision's names."""
+
+from fastlayers.vision import datasets, models, transforms
+
+__all__ = ["datasets", "models", "transforms"]
