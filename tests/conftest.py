@@ -1,11 +1,9 @@
-"""What all tests share: the long form, the figures of what was checked, kernels made ahead."""
+"""What all tests share: the long form, and the figures of what was checked."""
 
 import gc
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,34 +54,6 @@ def pytest_collection_finish() -> None:
 def young_heap() -> None:
     """Let collections of garbage see new objects only, and not the reports of all tests before."""
     gc.freeze()
-
-
-# Tests of a session from which on kernels are compiled ahead.
-MANY = 1000
-
-
-@pytest.fixture(scope="session", autouse=True)
-def ahead(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compile kernels in a process beside many tests, where none are there: 2 minutes of work."""
-    from fastlayers.runtime import backend
-
-    if request.session.testscollected < MANY or backend.NUMPY:
-        yield
-        return
-    from fastlayers.runtime.cache import cache_dir
-
-    folder = cache_dir()
-    if folder is None or any(folder.glob("*.nbc")):
-        yield
-        return
-    paths = [str(Path(backend.__file__).parents[2]), str(Path(__file__).parent)]
-    command = [sys.executable, str(Path(__file__).with_name("ahead.py"))]
-    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    env.pop("COVERAGE_PROCESS_CONFIG", None)  # it leaves nothing behind
-    with subprocess.Popen(command, env=env, **nowhere) as process:
-        yield
-        process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -77,8 +77,8 @@ def test_facts():
 
 
 EXACT = Path(__file__).parents[1] / "trust" / "test_exactness.py"
-# In the short form one convolution of so many.
-EVERY = 16
+# In the short form one convolution of so many, and no kernels by themselves.
+EVERY = 64
 CODE = """
 import pytest
 from cases import CASES, check_exact
@@ -102,7 +102,7 @@ def test_narrow_vectors_give_the_same_integers(run, width, effort):
     if cpu.vector_bytes() == 64:  # the 16 registers and other instructions of a smaller CPU, too
         variables |= {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""}
     chosen = CONVOLUTIONS[:: effort(EVERY, 1)]
-    arguments = ["-q", "-p", "no:cacheprovider", str(EXACT.parents[1] / "kernels")]
+    arguments = ["-q", "-p", "no:cacheprovider", *effort([], [str(EXACT.parents[1] / "kernels")])]
     arguments += [f"{EXACT}::test_convolution[{case.id}]" for case in chosen]
     result = run(CODE.format(width=width, arguments=arguments), **variables)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -154,8 +154,9 @@ def test_only_the_temporary_folder_can_be_written(run, place, home):
     (private,) = place.temporary.iterdir()
     assert private.stat().st_mode & 0o777 == 0o700
     assert len(list(private.glob("*/*.nbc"))) == first.kernels
-    second = found(run(RELU, **place.start, **variables))
-    assert second.kernels == 0 and not second.stderr
+    if home == ".":
+        second = found(run(RELU, **place.start, **variables))
+        assert second.kernels == 0 and not second.stderr
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs mounts")

@@ -101,13 +101,14 @@ with ThreadPoolExecutor(4) as pool:
     assert all(pool.map(nested, range(4)))
 """
 # CPU time that other threads use while this one sleeps, which NumPy's BLAS could have. Those of GNU
-# OpenMP look for the next region for 3 ms, others not; one that did so for good would use 0.5 s.
+# OpenMP look for the next region for 3 ms, others not; one that did so for good would use 0.5 s,
+# and what a busy machine counts besides was 0.1.
 IDLE = """
 ops.relu(x)
 used = time.process_time()
 time.sleep(0.5)
 used = time.process_time() - used
-assert used < 0.1, used
+assert used < 0.3, used
 """
 
 
