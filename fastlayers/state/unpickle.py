@@ -12,15 +12,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fastlayers.state.nested import DEEPEST, PLAIN
 
-__all__ = ["Function", "Leaf", "call", "plain", "unpickle"]
+__all__ = ["Function", "Leaf", "Machine", "call", "plain", "unpickle"]
 
 _CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False, b")": ()}
 _EMPTY: dict[bytes, Callable[[], Any]] = {b"]": list, b"}": dict}
-_NUMBERS = {b"K": "<B", b"M": "<H", b"J": "<i", b"G": ">d"}
 _TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 _LENGTHS = {b"q": 1, b"r": 4, b"h": 1, b"j": 4}  # of the memo's indices
 _LONGEST_NAME = 200
@@ -60,7 +59,7 @@ def unpickle(data: bytes, names: Mapping[str, Any], persistent: Callable[[Any], 
     LookupError, TypeError, struct.error
         If the pickle is damaged.
     """
-    return _Machine(data, names, persistent).run()
+    return Machine(data, names, persistent).run()
 
 
 def call(function: Any, arguments: Any) -> Any:
@@ -73,8 +72,25 @@ def call(function: Any, arguments: Any) -> Any:
     return function.run(*arguments)
 
 
-class _Machine:
-    """A stack of values, and those of the marks below."""
+class Machine:
+    """A stack of values, and those of the marks below.
+
+    A subclass may list other instructions and numbers, and do some otherwise.
+    """
+
+    # What an error says of other global names.
+    allowed = (
+        "dicts, lists and tuples of numbers, text and tensors of bools, integers, bfloat16 and "
+        "float16 to float64 can be loaded, but no pickled objects; of a model, save "
+        "model.state_dict()"
+    )
+    numbers: ClassVar = {b"K": "<B", b"M": "<H", b"J": "<i", b"G": ">d"}
+    # The method of each instruction, which is called with its code.
+    instructions: ClassVar = {
+        b"\x80": "protocol", b"(": "mark", b"t": "tuple", b"\x8a": "long", b"X": "text",
+        b"q": "put", b"r": "put", b"h": "get", b"j": "get", b"a": "append", b"e": "append",
+        b"s": "set", b"u": "set", b"b": "build", b"c": "name", b"R": "reduce", b"Q": "persist",
+    }  # fmt: skip
 
     def __init__(
         self, data: bytes, names: Mapping[str, Any], persistent: Callable[[Any], Any]
@@ -86,33 +102,37 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
+        """Go through the pickle, and give its value."""
         while (code := self.take(1)) != b".":
             if code in _CONSTANTS:
                 self.stack.append(_CONSTANTS[code])
             elif code in _EMPTY:
                 self.stack.append(_EMPTY[code]())
-            elif code in _NUMBERS:
-                self.stack.append(self.number(_NUMBERS[code]))
+            elif code in self.numbers:
+                self.stack.append(self.number(self.numbers[code]))
             elif code in _TUPLES:
                 self.stack.append(tuple(self.popped(_TUPLES[code])))
-            elif code in _INSTRUCTIONS:
-                _INSTRUCTIONS[code](self, code)
+            elif code in self.instructions:
+                getattr(self, self.instructions[code])(code)
             else:
                 raise ValueError(f"pickle instruction {code!r} is refused")
         (value,) = self.stack
         return value
 
     def take(self, count: int) -> bytes:
+        """The next bytes."""
         content = self.data[self.at : self.at + count]
+        if count < 0 or len(content) < count:
+            raise ValueError(f"its pickle ends early: {len(content)} of {count} bytes")
         self.at += count
-        if len(content) < count:
-            raise ValueError("its pickle ends early")
         return content
 
     def number(self, code: str) -> Any:
+        """The next number, in `struct`'s notation."""
         return struct.unpack(code, self.take(struct.calcsize(code)))[0]
 
     def popped(self, count: int) -> list[Any]:
+        """Take items from the top of the stack."""
         if len(self.stack) < count:
             raise ValueError("its pickle takes what it did not give")
         items = self.stack[-count:]
@@ -120,38 +140,48 @@ class _Machine:
         return items
 
     def since_mark(self) -> list[Any]:
+        """Take all items since the last mark."""
         items, self.stack = self.stack, self.below.pop()
         return items
 
     def protocol(self, _: bytes) -> None:
+        """PROTO: only the one that PyTorch and Python 2 wrote."""
         if (number := self.take(1)[0]) != 2:
-            raise ValueError(f"pickle protocol {number} is refused, torch.save's own is 2")
+            raise ValueError(f"pickle protocol {number} is refused, only 2 is read")
 
     def mark(self, _: bytes) -> None:
+        """MARK: what follows is taken together."""
         self.below.append(self.stack)
         self.stack = []
 
     def tuple(self, _: bytes) -> None:
+        """TUPLE, of what followed the mark."""
         items = tuple(self.since_mark())
         self.stack.append(items)
 
     def long(self, _: bytes) -> None:
+        """LONG1: an integer of any size."""
         self.stack.append(int.from_bytes(self.take(self.take(1)[0]), "little", signed=True))
 
     def text(self, _: bytes) -> None:
+        """BINUNICODE."""
         self.stack.append(self.take(self.number("<I")).decode("utf-8", "surrogatepass"))
 
     def put(self, code: bytes) -> None:
+        """BINPUT: remember the top of the stack."""
         self.memo[int.from_bytes(self.take(_LENGTHS[code]), "little")] = self.stack[-1]
 
     def get(self, code: bytes) -> None:
+        """BINGET: give what was remembered."""
         self.stack.append(self.memo[int.from_bytes(self.take(_LENGTHS[code]), "little")])
 
     def append(self, code: bytes) -> None:
+        """APPEND and APPENDS."""
         items = self.since_mark() if code == b"e" else self.popped(1)
         self.target(list).extend(items)
 
     def set(self, code: bytes) -> None:
+        """SETITEM and SETITEMS."""
         items = self.since_mark() if code == b"u" else self.popped(2)
         keys = items[::2]
         if any(type(key) not in PLAIN for key in keys):  # whose hashes do not recurse
@@ -159,9 +189,10 @@ class _Machine:
         self.target(dict).update(zip(keys, items[1::2], strict=True))
 
     def target(self, kind: type) -> Any:
+        """The top of the stack, which is about to be changed."""
         if type(self.stack[-1]) is not kind:
             raise ValueError(
-                f"its pickle takes {type(self.stack[-1]).__name__} for {kind.__name__}"
+                f"its pickle takes {type(self.stack[-1]).__name__} for {kind.__name__.strip('_')}"
             )
         return self.stack[-1]
 
@@ -171,35 +202,25 @@ class _Machine:
         self.target(dict)
 
     def name(self, _: bytes) -> None:
+        """GLOBAL: what a listed name stands for."""
         lines = self.data[self.at : self.at + _LONGEST_NAME].split(b"\n")
         if len(lines) < 3:
             raise ValueError(f"a global name of more than {_LONGEST_NAME} bytes is refused")
         self.at += len(lines[0]) + len(lines[1]) + 2
-        name = f"{lines[0].decode()}.{lines[1].decode()}"
+        name = f"{lines[0].decode('ascii', 'replace')}.{lines[1].decode('ascii', 'replace')}"
         if name not in self.names:
-            raise ValueError(
-                f"global {name!r} is refused: dicts, lists and tuples of numbers, text and tensors "
-                f"of bools, integers, bfloat16 and float16 to float64 can be loaded, but no "
-                f"pickled objects; of a model, save model.state_dict()"
-            )
+            raise ValueError(f"global {name!r} is refused: {self.allowed}")
         self.stack.append(self.names[name])
 
     def reduce(self, _: bytes) -> None:
+        """REDUCE: call a listed function."""
         function, arguments = self.popped(2)
         self.stack.append(call(function, arguments))
 
     def persist(self, _: bytes) -> None:
+        """BINPERSID: what the caller has for an identifier."""
         (identifier,) = self.popped(1)
         self.stack.append(self.persistent(identifier))
-
-
-_INSTRUCTIONS: dict[bytes, Callable[[_Machine, bytes], None]] = {
-    b"\x80": _Machine.protocol, b"(": _Machine.mark, b"t": _Machine.tuple, b"\x8a": _Machine.long,
-    b"X": _Machine.text, b"q": _Machine.put, b"r": _Machine.put, b"h": _Machine.get,
-    b"j": _Machine.get, b"a": _Machine.append, b"e": _Machine.append, b"s": _Machine.set,
-    b"u": _Machine.set, b"b": _Machine.build, b"c": _Machine.name, b"R": _Machine.reduce,
-    b"Q": _Machine.persist,
-}  # fmt: skip
 
 
 def plain(value: Any, most: int) -> Any:
