@@ -18,6 +18,7 @@ from fastlayers.functions.values import (
     array_of,
     dtype_of,
     made,
+    of_size,
     scalar,
     size_of,
 )
@@ -126,49 +127,9 @@ def from_numpy(array: np.ndarray) -> Tensor:
     return Tensor(array)
 
 
-def _filled(name: str, fill: Callable[..., np.ndarray], what: str) -> tuple[Any, Any]:
-    """A function that makes a tensor of a size, and that of another tensor's size."""
-
-    def function(
-        *size: Any,
-        dtype: Any = None,
-        device: Any = None,
-        requires_grad: bool = False,
-        layout: Any = None,
-        pin_memory: bool = False,
-        memory_format: Any = None,
-        **named: Any,
-    ) -> Tensor:
-        if named.keys() - {"size"}:
-            raise TypeError(
-                f"{name}: options must be PyTorch's, got {min(named.keys() - {'size'})!r}"
-            )
-        shape = size_of(name, size, named.get("size"))
-        return made(name, fill(shape, dtype_of(name, dtype)), device, requires_grad)
-
-    def like(
-        input: Tensor,
-        *,
-        dtype: Any = None,
-        device: Any = None,
-        requires_grad: bool = False,
-        layout: Any = None,
-        memory_format: Any = None,
-    ) -> Tensor:
-        op = f"{name}_like"
-        out = fill(input.shape, dtype_of(op, dtype, input.dtype))
-        return made(op, out, device, requires_grad)
-
-    function.__doc__ = f"A tensor of {what}, of a size given as integers or a sequence."
-    like.__doc__ = f"A tensor of {what}, of the shape and dtype of another."
-    for made_by, known in ((function, name), (like, f"{name}_like")):
-        made_by.__name__ = made_by.__qualname__ = known
-    return function, like
-
-
-zeros, zeros_like = _filled("zeros", np.zeros, "zeros")
-ones, ones_like = _filled("ones", np.ones, "ones")
-empty, empty_like = _filled("empty", np.empty, "any values")
+zeros, zeros_like = of_size("zeros", lambda op, shape, dtype: np.zeros(shape, dtype), "zeros")
+ones, ones_like = of_size("ones", lambda op, shape, dtype: np.ones(shape, dtype), "ones")
+empty, empty_like = of_size("empty", lambda op, shape, dtype: np.empty(shape, dtype), "any values")
 
 
 def full(

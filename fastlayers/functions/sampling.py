@@ -6,6 +6,7 @@ PyTorch has the same distributions, not the same numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.expansion import together
 from fastlayers.functions.table import method, result
-from fastlayers.functions.values import dtype_of, made, size_of
+from fastlayers.functions.values import dtype_of, made, of_size, size_of
 from fastlayers.random import as_numpy
 
 __all__ = [
@@ -47,50 +48,20 @@ def draw(how: str, draws: np.random.Generator, shape: tuple[int, ...], dtype: np
     return np.minimum(out, np.nextafter(dtype.type(1), dtype.type(0))) if how == "random" else out
 
 
-def _distribution(name: str, how: str, what: str) -> tuple[Any, Any]:
-    def function(
-        *size: Any,
-        generator: Any = None,
-        dtype: Any = None,
-        device: Any = None,
-        requires_grad: bool = False,
-        layout: Any = None,
-        pin_memory: bool = False,
-        **named: Any,
-    ) -> Tensor:
-        if named.keys() - {"size"}:
-            raise TypeError(
-                f"{name}: options must be PyTorch's, got {min(named.keys() - {'size'})!r}"
-            )
-        shape = size_of(name, size, named.get("size"))
-        kind = floating_dtype(name, dtype_of(name, dtype))
-        out = draw(how, as_numpy(name, generator), shape, kind)
-        return made(name, out, device, requires_grad)
+def _drawn(how: str) -> Callable[..., np.ndarray]:
+    def fill(op: str, shape: tuple[int, ...], dtype: np.dtype, generator: Any = None) -> np.ndarray:
+        kind = floating_dtype(op, dtype)
+        return np.asarray(draw(how, as_numpy(op, generator), shape, kind))
 
-    def like(
-        input: Tensor,
-        *,
-        generator: Any = None,
-        dtype: Any = None,
-        device: Any = None,
-        requires_grad: bool = False,
-        layout: Any = None,
-        memory_format: Any = None,
-    ) -> Tensor:
-        op = f"{name}_like"
-        kind = floating_dtype(op, dtype_of(op, dtype, input.dtype))
-        out = draw(how, as_numpy(op, generator), tuple(input.shape), kind)
-        return made(op, out, device, requires_grad)
-
-    function.__doc__ = f"A tensor of {what}, of a size given as integers or a sequence."
-    like.__doc__ = f"A tensor of {what}, of the shape and dtype of another."
-    for made_by, known in ((function, name), (like, f"{name}_like")):
-        made_by.__name__ = made_by.__qualname__ = known
-    return function, like
+    return fill
 
 
-rand, rand_like = _distribution("rand", "random", "numbers drawn uniformly from [0, 1)")
-randn, randn_like = _distribution("randn", "standard_normal", "standard normal numbers")
+rand, rand_like = of_size(
+    "rand", _drawn("random"), "numbers drawn uniformly from [0, 1)", "generator"
+)
+randn, randn_like = of_size(
+    "randn", _drawn("standard_normal"), "standard normal numbers", "generator"
+)
 
 
 def integers(op: str, low: Any, high: Any, shape: tuple[int, ...], generator: Any) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from fastlayers.functions.shape import sizes
 from fastlayers.ops import _check
 from fastlayers.ops._check import plain
 
-__all__ = ["array_of", "dtype_of", "made", "number", "scalar", "size_of"]
+__all__ = ["array_of", "dtype_of", "made", "number", "of_size", "scalar", "size_of"]
 
 KINDS = "biuf"
 
@@ -171,3 +172,60 @@ def size_of(op: str, given: tuple[Any, ...], size: Any = None) -> tuple[int, ...
 def number(value: Any) -> Any:
     """A Python number."""
     return value.item() if isinstance(value, (Tensor, np.ndarray, np.generic)) else value
+
+
+def of_size(
+    name: str, fill: Callable[..., np.ndarray], what: str, *options: str
+) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """A function that makes a tensor of a size, and `name_like`, of another tensor's size.
+
+    Parameters
+    ----------
+    name : str
+    fill : callable
+        From the op's name, a shape, a dtype and `options` by name to the array.
+    what : str
+        What the tensor holds, in words.
+    *options : str
+        Further arguments by name.
+    """
+
+    def checked(op: str, given: dict[str, Any]) -> dict[str, Any]:
+        if other := sorted(given.keys() - set(options)):
+            raise TypeError(f"{op}: options must be PyTorch's, got {other[0]!r}")
+        return given
+
+    def function(
+        *size: Any,
+        dtype: Any = None,
+        device: Any = None,
+        requires_grad: bool = False,
+        layout: Any = None,
+        pin_memory: bool = False,
+        memory_format: Any = None,
+        **given: Any,
+    ) -> Tensor:
+        shape = size_of(name, size, given.pop("size", None))
+        out = fill(name, shape, dtype_of(name, dtype), **checked(name, given))
+        return made(name, out, device, requires_grad)
+
+    def like(
+        input: Tensor,
+        *,
+        dtype: Any = None,
+        device: Any = None,
+        requires_grad: bool = False,
+        layout: Any = None,
+        memory_format: Any = None,
+        **given: Any,
+    ) -> Tensor:
+        op = f"{name}_like"
+        kind = dtype_of(op, dtype, input.dtype)
+        out = fill(op, tuple(input.shape), kind, **checked(op, given))
+        return made(op, out, device, requires_grad)
+
+    function.__doc__ = f"A tensor of {what}, of a size given as integers or a sequence."
+    like.__doc__ = f"A tensor of {what}, of the shape and dtype of another."
+    for made_by, known in ((function, name), (like, f"{name}_like")):
+        made_by.__name__ = made_by.__qualname__ = known
+    return function, like
