@@ -36,7 +36,7 @@ def train(name):
 
 class Baseline(Attributes):
     def peakmem_import(self):
-        import fastlayers.kernels.gemm
+        import fastlayers.kernels.gemm.gemm
         import fastlayers.nn
         import fastlayers.optim  # noqa: F401
 

@@ -62,7 +62,7 @@ class Start(Attributes):
 
 
 class Import(Start):
-    params = [["numpy", "numba", "fastlayers", "fastlayers.nn", "fastlayers.kernels.gemm"]]
+    params = [["numpy", "numba", "fastlayers", "fastlayers.nn", "fastlayers.kernels.gemm.gemm"]]
     param_names = ("module",)
 
     def timeraw_import(self, module):

@@ -189,9 +189,9 @@ class Generator:
 
     def __init__(self, device: Any = "cpu") -> None:
         from fastlayers.autograd.types import device as Device
-        from fastlayers.ops import _check
+        from fastlayers.ops import check
 
-        _check.device("Generator", device)
+        check.device("Generator", device)
         self.device = Device(device)
         # PyTorch's: a new generator is not random until `seed`.
         self.manual_seed(67280421310721)

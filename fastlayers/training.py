@@ -15,8 +15,8 @@ from fastlayers import distributed
 from fastlayers.autograd import Tensor, no_grad
 from fastlayers.distributed import spread
 from fastlayers.nn import Module
-from fastlayers.snapshot import Snapshot
 from fastlayers.state import save
+from fastlayers.state.snapshot import Snapshot
 
 __all__ = ["History", "evaluate", "fit"]
 

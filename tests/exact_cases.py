@@ -10,7 +10,7 @@ from random import Random
 
 from cases import Case, conv, labelled, norm, paired, pool
 
-from fastlayers.kernels import gemm
+from fastlayers.kernels.gemm import gemm
 
 # Panels of half a vector to two of them, of 2 to 16 lanes, one more and one less; then primes.
 WIDTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65)

@@ -25,8 +25,9 @@ from cases import CASES, Arrays, Case, conv, like, pool
 from exact_cases import CONVOLUTIONS
 
 from fastlayers import kernels, nn, ops, optim
-from fastlayers.ops import arithmetic, layout, winograd
-from fastlayers.ops.conv_shape import conv_shape
+from fastlayers.ops import arithmetic, layout
+from fastlayers.ops.conv import winograd
+from fastlayers.ops.conv.shape import conv_shape
 from fastlayers.runtime import memory, threads
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.compiler import Kernel

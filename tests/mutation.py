@@ -47,44 +47,53 @@ NOT_USED = ("variable", "no-op")
 
 # Tests of modules that have none of their stem, or more than these; in tests/.
 TESTS = {
-    "kernels/avg_pool.py": "ops/test_pool.py",
-    "kernels/batchnorm_rows.py": "ops/test_batchnorm.py ops/test_batchnorm_pool.py",
-    "kernels/conv_planar.py": "ops/test_conv.py ops/test_conv_pool.py",
-    "kernels/filter_transform.py": "ops/test_winograd.py ops/test_winograd_rows.py",
-    "kernels/gemm.py": "ops/test_linear.py ops/test_conv.py",
-    "kernels/grouped_tile.py": "ops/test_depthwise.py",
+    "kernels/conv/direct.py": "kernels/test_conv.py ops/test_conv.py",
+    "kernels/conv/pooled.py": "ops/test_conv_pool.py",
+    "kernels/conv/winograd/forward.py": "ops/test_winograd.py",
+    "kernels/conv/winograd/rows.py": "ops/test_winograd_rows.py",
+    "kernels/norm/pooled.py": "ops/test_batchnorm_pool.py",
+    "kernels/pool/max_pool.py": "ops/test_pool.py",
+    "ops/conv/pooled.py": "ops/test_conv_pool.py",
+    "ops/norm/pooled.py": "ops/test_batchnorm_pool.py",
+    "ops/pool/max_pool.py": "ops/test_pool.py",
+    "kernels/pool/avg_pool.py": "ops/test_pool.py",
+    "kernels/norm/rows.py": "ops/test_batchnorm.py ops/test_batchnorm_pool.py",
+    "kernels/conv/planar.py": "ops/test_conv.py ops/test_conv_pool.py",
+    "kernels/conv/winograd/filters.py": "ops/test_winograd.py ops/test_winograd_rows.py",
+    "kernels/gemm/gemm.py": "ops/test_linear.py ops/test_conv.py",
+    "kernels/conv/grouped_tile.py": "ops/test_depthwise.py",
     "kernels/layout.py": "kernels/test_layout.py ops/test_conv.py ops/test_flatten.py",
-    "kernels/linear_small.py": "ops/test_linear.py",
-    "kernels/linear_tile.py": "ops/test_linear.py",
-    "kernels/micro.py": "kernels/test_micro.py ops/test_linear.py",
+    "kernels/linear/small.py": "ops/test_linear.py",
+    "kernels/linear/tile.py": "ops/test_linear.py",
+    "kernels/gemm/tile.py": "kernels/test_micro.py ops/test_linear.py",
     "kernels/optimizer.py": "optim",
-    "kernels/philox.py": "kernels/test_philox.py ops/test_dropout.py",
+    "kernels/dropout/philox.py": "kernels/test_philox.py ops/test_dropout.py",
     "kernels/reduce.py": "ops/test_batchnorm.py ops/test_conv.py ops/test_linear.py",
-    "kernels/runs.py": "kernels/test_layout.py ops/test_pool.py ops/test_batchnorm.py",
+    "kernels/ir/runs.py": "kernels/test_layout.py ops/test_pool.py ops/test_batchnorm.py",
     "kernels/speed.py": "test_profiling.py",
-    "kernels/toom_cook.py": "ops/test_winograd.py ops/test_winograd_rows.py",
-    "kernels/transform.py": "ops/test_winograd.py",
-    "kernels/unfold.py": "test_kernels.py",
-    "kernels/vectors.py": "kernels/test_vectors.py kernels/test_layout.py ops/test_pool.py",
-    "kernels/window_loops.py": "ops/test_pool.py",
-    "kernels/windows.py": "ops/test_pool.py",
-    "kernels/windows_gradient.py": "ops/test_pool.py",
-    "kernels/windows_mean.py": "ops/test_pool.py",
-    "kernels/winograd_gradient.py": "ops/test_winograd.py",
-    "kernels/winograd_rows_tiles.py": "ops/test_winograd_rows.py",
-    "kernels/winograd_tiles.py": "ops/test_winograd.py",
-    "ops/_check.py": "ops/test_conv.py ops/test_pool.py ops/test_loss.py",
-    "ops/avg_pool.py": "ops/test_pool.py",
-    "ops/batchnorm_form.py": "ops/test_batchnorm.py ops/test_batchnorm_pool.py",
-    "ops/batchnorm_parts.py": "nn/test_sync_batchnorm.py",
-    "ops/conv_plan.py": "ops/test_conv.py ops/test_winograd.py",
-    "ops/conv_pool_plan.py": "ops/test_conv_pool.py",
-    "ops/conv_shape.py": "ops/test_conv.py",
-    "ops/direct.py": "ops/test_conv.py",
+    "kernels/conv/winograd/matrices.py": "ops/test_winograd.py ops/test_winograd_rows.py",
+    "kernels/conv/winograd/transform.py": "ops/test_winograd.py",
+    "kernels/conv/unfold.py": "test_kernels.py",
+    "kernels/ir/vectors.py": "kernels/test_vectors.py kernels/test_layout.py ops/test_pool.py",
+    "kernels/pool/loops.py": "ops/test_pool.py",
+    "kernels/pool/windows.py": "ops/test_pool.py",
+    "kernels/pool/windows_gradient.py": "ops/test_pool.py",
+    "kernels/pool/windows_mean.py": "ops/test_pool.py",
+    "kernels/conv/winograd/weight.py": "ops/test_winograd.py",
+    "kernels/conv/winograd/rows_tiles.py": "ops/test_winograd_rows.py",
+    "kernels/conv/winograd/tiles.py": "ops/test_winograd.py",
+    "ops/check.py": "ops/test_conv.py ops/test_pool.py ops/test_loss.py",
+    "ops/pool/avg_pool.py": "ops/test_pool.py",
+    "ops/norm/form.py": "ops/test_batchnorm.py ops/test_batchnorm_pool.py",
+    "ops/norm/parts.py": "nn/test_sync_batchnorm.py",
+    "ops/conv/gather.py": "ops/test_conv.py ops/test_winograd.py",
+    "ops/conv/pooled_plan.py": "ops/test_conv_pool.py",
+    "ops/conv/shape.py": "ops/test_conv.py",
+    "ops/conv/direct.py": "ops/test_conv.py",
     "ops/layout.py": "kernels/test_layout.py ops/test_conv.py ops/test_pool.py",
-    "ops/planar.py": "ops/test_conv.py",
+    "ops/conv/planar.py": "ops/test_conv.py",
     "ops/reduce.py": "ops/test_batchnorm.py ops/test_linear.py",
-    "ops/window.py": "ops/test_pool.py",
+    "ops/pool/window.py": "ops/test_pool.py",
 }
 # What passes those meets these, and then the tests in trust/ that name the module's op.
 SHARED = {
@@ -322,14 +331,16 @@ def run(mutant: Mutant, tree: Path, warm: Path) -> Outcome:
 def main() -> None:
     """Draw, run, and say which survived."""
     known = sorted(
-        f"{package}/{path.name}"
+        str(path.relative_to(ROOT / "fastlayers"))
         for package in PACKAGES
-        for path in (ROOT / "fastlayers" / package).glob("*.py")
+        for path in (ROOT / "fastlayers" / package).rglob("*.py")
         if path.name != "__init__.py"
     )
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("modules", nargs="*", metavar="module", help="such as kernels/pool.py")
+    parser.add_argument(
+        "modules", nargs="*", metavar="module", help="such as kernels/pool/max_pool.py"
+    )
     parser.add_argument("--mutants", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count())

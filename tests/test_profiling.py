@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import fastlayers as fl
-from fastlayers import kernels, lazy, machine, nn
+from fastlayers import kernels, lazy, nn
 from fastlayers.nn import functional as F
+from fastlayers.profiling import machine
 
 X = np.linspace(-1, 1, 3 * 2 * 6 * 6, dtype=np.float32).reshape(3, 2, 6, 6)
 LABELS = np.array([0, 4, 1])

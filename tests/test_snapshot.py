@@ -14,7 +14,7 @@ from trust import test_concurrency as interrupts
 import fastlayers as fl
 from fastlayers import nn, optim
 from fastlayers.data import DataLoader, RandomShift, TensorDataset
-from fastlayers.snapshot import pack, unpack
+from fastlayers.state.snapshot import pack, unpack
 from fastlayers.training import fit
 
 EPOCHS, BATCHES = 4, 3
@@ -199,7 +199,7 @@ def test_a_killed_run_ends_as_a_whole_one(optimizer, seeds, name, tmp_path, whol
 def test_an_interrupt_at_any_point_of_a_run_and_of_one_that_goes_on(tmp_path, effort, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     path, data = tmp_path / "last.npz", TensorDataset(*[np.zeros((4, 1), np.float32)] * 2)
-    files = [sys.modules["fastlayers.snapshot"].__file__, *interrupts.SOURCES]
+    files = [sys.modules["fastlayers.state.snapshot"].__file__, *interrupts.SOURCES]
 
     class Start:
         def __init__(self):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import fastlayers as fl
-from fastlayers import machine
+from fastlayers.profiling import machine
 
 __all__ = ["prepare"]
 

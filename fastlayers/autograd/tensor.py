@@ -20,7 +20,7 @@ from fastlayers.autograd.facts import Facts
 from fastlayers.autograd.hooks import RemovableHandle
 from fastlayers.autograd.tape import OUTPUT, Backward, Node, Storage, run_backward
 from fastlayers.autograd.types import Size
-from fastlayers.ops._check import plain
+from fastlayers.ops.check import plain
 
 __all__ = ["Recording", "Tensor", "as_array", "defer", "record", "wants_grad"]
 

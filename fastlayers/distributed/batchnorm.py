@@ -8,10 +8,11 @@ from typing import Any
 
 from fastlayers.autograd import Tensor
 from fastlayers.distributed.group import Channel, world_size
-from fastlayers.nn import functional, fusion, heads
+from fastlayers.nn import functional
 from fastlayers.nn.batchnorm import _BatchNorm
+from fastlayers.nn.fuse import chains, heads
 from fastlayers.nn.module import Module
-from fastlayers.ops.batchnorm_parts import normalisation_of_part
+from fastlayers.ops.norm.parts import normalisation_of_part
 
 __all__ = ["SyncBatchNorm", "convert_sync_batchnorm"]
 
@@ -46,7 +47,7 @@ def _batch_norm(
     for t in (running_mean, running_var):
         if isinstance(t, Tensor):
             t.changed()
-    return fusion.start(heads.BatchNorm(inputs, norm))
+    return chains.start(heads.BatchNorm(inputs, norm))
 
 
 class SyncBatchNorm(_BatchNorm):

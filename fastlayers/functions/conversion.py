@@ -12,7 +12,7 @@ from fastlayers.autograd.types import device as Device
 from fastlayers.functions.shape import sizes
 from fastlayers.functions.table import method, result
 from fastlayers.functions.values import dtype_of
-from fastlayers.ops import _check
+from fastlayers.ops import check
 
 __all__ = [
     "BoolTensor",
@@ -128,7 +128,7 @@ def _to(
             raise TypeError(
                 f"to: must be given a dtype, device or tensor, got {type(value).__name__}"
             )
-    _check.device("to", device)
+    check.device("to", device)
     if other is not None:
         dtype = other.dtype
     kind = self.dtype if dtype is None else given_dtype("to", dtype)
@@ -233,7 +233,7 @@ def _cuda(self: Tensor, device: Any = None, non_blocking: bool = False, **option
     RuntimeError
         Always.
     """
-    _check.device("cuda", "cuda")
+    check.device("cuda", "cuda")
     return self
 
 

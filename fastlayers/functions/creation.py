@@ -22,7 +22,7 @@ from fastlayers.functions.values import (
     scalar,
     size_of,
 )
-from fastlayers.ops import _check
+from fastlayers.ops import check
 
 __all__ = [
     "as_tensor",
@@ -79,7 +79,7 @@ def tensor(
 
 def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     """`data` itself if it is a tensor of the dtype, or a tensor of the memory of an array."""
-    _check.device("as_tensor", device)
+    check.device("as_tensor", device)
     if isinstance(data, Tensor):
         return data if dtype is None else data.to(dtype_of("as_tensor", dtype))
     return Tensor(array_of("as_tensor", data, dtype, copy=None))
@@ -100,7 +100,7 @@ def asarray(
     ValueError
         If `copy` is False and one is needed.
     """
-    _check.device("asarray", device)
+    check.device("asarray", device)
     if isinstance(obj, Tensor) and copy is not True and dtype in (None, obj.dtype):
         return (
             obj

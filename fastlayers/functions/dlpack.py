@@ -11,7 +11,7 @@ import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.table import method
-from fastlayers.ops import _check
+from fastlayers.ops import check
 
 __all__ = ["from_dlpack", "to_dlpack"]
 
@@ -77,7 +77,7 @@ def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None
     BufferError, RuntimeError
         If it is on another device.
     """
-    _check.device("from_dlpack", device)
+    check.device("from_dlpack", device)
     if not hasattr(ext_tensor, "__dlpack__"):
         raise TypeError(
             f"from_dlpack: ext_tensor must have __dlpack__, got {type(ext_tensor).__name__}"

@@ -10,7 +10,7 @@ from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.reduction import axis
 from fastlayers.functions.table import NUMPY, recorded, register, result, view
 from fastlayers.functions.values import dtype_of
-from fastlayers.ops import _check
+from fastlayers.ops import check
 
 __all__ = ["diag", "diag_embed", "diagonal", "tril", "tril_indices", "triu", "triu_indices"]
 
@@ -34,7 +34,7 @@ def _indices(name: str, find: Any, what: str) -> Any:
     def function(
         row: int, col: int, offset: int = 0, *, dtype: Any = None, device: Any = None
     ) -> Tensor:
-        _check.device(name, device)
+        check.device(name, device)
         found = np.stack(find(row, offset, col))
         return Tensor(found.astype(dtype_of(name, dtype, np.int64)))
 

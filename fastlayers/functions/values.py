@@ -10,8 +10,8 @@ import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.shape import sizes
-from fastlayers.ops import _check
-from fastlayers.ops._check import plain
+from fastlayers.ops import check
+from fastlayers.ops.check import plain
 
 __all__ = ["array_of", "dtype_of", "made", "number", "of_size", "scalar", "size_of"]
 
@@ -49,7 +49,7 @@ def made(
     RuntimeError
         For another device, or gradients of values that are not floating point.
     """
-    _check.device(op, device)
+    check.device(op, device)
     if requires_grad and array.dtype.kind != "f":
         raise RuntimeError(
             f"{op}: only tensors of floating point dtype can require gradients, got {array.dtype}"

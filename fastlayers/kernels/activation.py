@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from fastlayers.kernels.runs import relu_gradient_run, relu_run
+from fastlayers.kernels.ir.runs import relu_gradient_run, relu_run
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 

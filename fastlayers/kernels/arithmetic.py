@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastlayers.kernels.runs import sum_run
+from fastlayers.kernels.ir.runs import sum_run
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 

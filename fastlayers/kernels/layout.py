@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastlayers.kernels.runs import flat, transpose_block
+from fastlayers.kernels.ir.runs import flat, transpose_block
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for

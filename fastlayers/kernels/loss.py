@@ -10,8 +10,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.kernels.runs import view
-from fastlayers.kernels.vectors import Vectors, element_pointer
+from fastlayers.kernels.ir.runs import view
+from fastlayers.kernels.ir.vectors import Vectors, element_pointer
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fastlayers.kernels.linear_tile import STRIP, sum_strip
-from fastlayers.kernels.runs import add_run, copy_run
+from fastlayers.kernels.ir.runs import add_run, copy_run
+from fastlayers.kernels.linear.tile import STRIP, sum_strip
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for

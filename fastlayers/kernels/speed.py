@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastlayers.kernels.micro import STORE, gemm_tile
-from fastlayers.kernels.runs import copy_run
+from fastlayers.kernels.gemm.tile import STORE, gemm_tile
+from fastlayers.kernels.ir.runs import copy_run
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for

@@ -7,7 +7,7 @@ from typing import Any
 from fastlayers.autograd import Tensor
 from fastlayers.nn import functional
 from fastlayers.nn.module import Module
-from fastlayers.ops import _check
+from fastlayers.ops import check
 
 __all__ = ["GELU", "LeakyReLU", "LogSoftmax", "ReLU", "Sigmoid", "Softmax", "Tanh"]
 
@@ -65,7 +65,7 @@ class GELU(Module):
 
     def __init__(self, approximate: str = "none") -> None:
         super().__init__()
-        _check.one_of("GELU", "approximate", approximate, ("none", "tanh"))
+        check.one_of("GELU", "approximate", approximate, ("none", "tanh"))
         self.approximate = approximate
 
     def forward(self, input: Any) -> Tensor:

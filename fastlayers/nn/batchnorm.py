@@ -10,7 +10,7 @@ import numpy as np
 from fastlayers.autograd import Tensor
 from fastlayers.nn import functional, init
 from fastlayers.nn.module import Module, Parameter
-from fastlayers.ops import _check
+from fastlayers.ops import check
 
 __all__ = ["BatchNorm1d", "BatchNorm2d"]
 
@@ -35,11 +35,11 @@ class _BatchNorm(Module):
     ) -> None:
         super().__init__()
         op = type(self).__name__
-        _check.device(op, device)
-        self.num_features = _check.integer(op, "num_features", num_features, 1)
-        _check.epsilon(op, "eps", eps)
+        check.device(op, device)
+        self.num_features = check.integer(op, "num_features", num_features, 1)
+        check.epsilon(op, "eps", eps)
         if momentum is not None:
-            _check.finite(op, "momentum", momentum)
+            check.finite(op, "momentum", momentum)
         self.eps, self.momentum = eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         shape = (self.num_features,)
@@ -80,7 +80,7 @@ class _BatchNorm(Module):
         counter = self.num_batches_tracked if tracks else None
         count = None if counter is None else counter.array()
         if count is not None and not count.flags.writeable:  # told before others change
-            _check.writable(op, "num_batches_tracked", count)
+            check.writable(op, "num_batches_tracked", count)
         momentum = self.momentum
         if momentum is None:  # the plain average over all batches so far
             momentum = 0.0 if count is None else 1.0 / (count.item() + 1)

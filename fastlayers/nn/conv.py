@@ -10,7 +10,7 @@ import numpy as np
 from fastlayers.autograd import Tensor
 from fastlayers.nn import functional, init
 from fastlayers.nn.module import Module, Parameter
-from fastlayers.ops import _check
+from fastlayers.ops import check
 from fastlayers.ops.conv import ALGORITHMS
 
 __all__ = ["Conv2d"]
@@ -67,30 +67,30 @@ class Conv2d(Module):
         algorithm: str = "auto",
     ) -> None:
         super().__init__()
-        _check.device("Conv2d", device)
-        in_channels = _check.integer("Conv2d", "in_channels", in_channels, 1)
-        out_channels = _check.integer("Conv2d", "out_channels", out_channels, 1)
-        groups = _check.integer("Conv2d", "groups", groups, 1)
+        check.device("Conv2d", device)
+        in_channels = check.integer("Conv2d", "in_channels", in_channels, 1)
+        out_channels = check.integer("Conv2d", "out_channels", out_channels, 1)
+        groups = check.integer("Conv2d", "groups", groups, 1)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size = _check.pair("Conv2d", "kernel_size", kernel_size, 1)
-        self.stride = _check.pair("Conv2d", "stride", stride, 1)
-        self.dilation = _check.pair("Conv2d", "dilation", dilation, 1)
+        self.kernel_size = check.pair("Conv2d", "kernel_size", kernel_size, 1)
+        self.stride = check.pair("Conv2d", "stride", stride, 1)
+        self.dilation = check.pair("Conv2d", "dilation", dilation, 1)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"Conv2d: groups must divide in_channels {in_channels} and out_channels "
                 f"{out_channels}, got {groups}"
             )
         if isinstance(padding, str):
-            _check.one_of("Conv2d", "padding", padding, ("same", "valid"))
+            check.one_of("Conv2d", "padding", padding, ("same", "valid"))
             if padding == "same" and self.stride != (1, 1):
                 raise ValueError(
                     f"Conv2d: padding 'same' needs a stride of 1, got stride {self.stride}"
                 )
         self.padding = (
-            padding if isinstance(padding, str) else _check.pair("Conv2d", "padding", padding, 0)
+            padding if isinstance(padding, str) else check.pair("Conv2d", "padding", padding, 0)
         )
-        _check.one_of("Conv2d", "padding_mode", padding_mode, ("zeros",))
-        _check.one_of("Conv2d", "algorithm", algorithm, ALGORITHMS)
+        check.one_of("Conv2d", "padding_mode", padding_mode, ("zeros",))
+        check.one_of("Conv2d", "algorithm", algorithm, ALGORITHMS)
         self.algorithm = algorithm
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = Parameter(init.new("Conv2d", shape, dtype))

@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike
 
 from fastlayers.autograd import Tensor
 from fastlayers.nn.traversal import Traversal
-from fastlayers.ops import _check
+from fastlayers.ops import check
 
 __all__ = ["Conversion"]
 
@@ -45,7 +45,7 @@ class Conversion(Traversal):
         """
         for item in target:
             value = item.dtype if isinstance(item, Tensor) else item
-            if _check.is_device(value) and device is None and dtype is None:
+            if check.is_device(value) and device is None and dtype is None:
                 device = value
             elif dtype is None and not isinstance(value, bool):
                 dtype = value
@@ -53,9 +53,9 @@ class Conversion(Traversal):
                 raise TypeError(
                     f"Module.to: target must be a device, a dtype or both, got {target!r}"
                 )
-        _check.device("Module.to", device)
+        check.device("Module.to", device)
         if dtype is not None:
-            self._convert(_check.float_type("Module.to", "dtype", dtype))
+            self._convert(check.float_type("Module.to", "dtype", dtype))
         return self
 
     def _convert(self, dtype: np.dtype) -> None:

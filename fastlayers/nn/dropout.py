@@ -7,7 +7,7 @@ from typing import Any
 from fastlayers.autograd import Tensor
 from fastlayers.nn import functional
 from fastlayers.nn.module import Module
-from fastlayers.ops import _check
+from fastlayers.ops import check
 
 __all__ = ["Dropout", "Dropout1d", "Dropout2d"]
 
@@ -17,7 +17,7 @@ class _Dropout(Module):
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         super().__init__()
-        _check.probability(type(self).__name__, "p", p)
+        check.probability(type(self).__name__, "p", p)
         self.p, self.inplace = p, inplace
 
     def extra_repr(self) -> str:

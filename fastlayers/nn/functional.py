@@ -17,8 +17,9 @@ from fastlayers.functions.padding import pad
 from fastlayers.functions.shape import flatten
 from fastlayers.functions.table import tensor as _tensor
 from fastlayers.names import absent
-from fastlayers.nn import fusion, heads
-from fastlayers.ops import _check
+from fastlayers.nn.fuse import chains, heads
+from fastlayers.ops import check
+from fastlayers.ops.norm import batchnorm
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -81,7 +82,7 @@ def conv2d(
     """Convolve images; see `fastlayers.ops.conv2d`."""
     inputs = _tensor(input), _tensor(weight), _optional(bias)
     options = (stride, padding, dilation, groups, algorithm)
-    return fusion.start(heads.Conv(inputs, options, activation))
+    return chains.start(heads.Conv(inputs, options, activation))
 
 
 def linear(
@@ -89,7 +90,7 @@ def linear(
 ) -> Tensor:
     """Map the last axis; see `fastlayers.ops.linear`."""
     inputs = _tensor(input), _tensor(weight), _optional(bias)
-    return fusion.start(heads.Linear(inputs, activation))
+    return chains.start(heads.Linear(inputs, activation))
 
 
 @overload
@@ -141,9 +142,9 @@ def max_pool2d(
     """Maximum of each window; see `fastlayers.ops.max_pool2d`."""
     x = _tensor(input)
     window = (kernel_size, stride, padding, dilation)
-    pool = fusion.MaxPool((*window, ceil_mode))
+    pool = chains.MaxPool((*window, ceil_mode))
     if not return_indices:
-        return fusion.apply(x, pool)
+        return chains.apply(x, pool)
     shape = x.array().shape
     y, offsets = ops.max_pool2d_forward(x.array(), *window, ceil_mode)
 
@@ -205,13 +206,13 @@ def batch_norm(
     )
     affine = tuple(None if t is None else t.array() for t in (w, b))
     if x.deferred is not None and not training and running[0] is not None is not running[1]:
-        ops.batchnorm.check_channels(x.lengths, x.dtype, *running, *affine)
-        fixed = ops.batchnorm.running_statistics(*running, eps)
-        folded = fusion.follow(x, heads.Normalise(*fixed, (w, b)))
+        batchnorm.check_channels(x.lengths, x.dtype, *running, *affine)
+        fixed = batchnorm.running_statistics(*running, eps)
+        folded = chains.follow(x, heads.Normalise(*fixed, (w, b)))
         if folded is not None:
             return folded
     options = (*running, *affine, training, momentum, eps)
-    norm = ops.batchnorm.normalisation("batch_norm", x.array(), *options)
+    norm = batchnorm.normalisation("batch_norm", x.array(), *options)
     statistics: tuple[Tensor, ...] = ()
     for t in (running_mean, running_var):
         if isinstance(t, Tensor):
@@ -219,7 +220,7 @@ def batch_norm(
                 t.changed()
             else:
                 statistics += (t,)
-    return fusion.start(heads.BatchNorm(inputs, norm, statistics))
+    return chains.start(heads.BatchNorm(inputs, norm, statistics))
 
 
 def dropout(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -289,8 +290,8 @@ def _of_input(
 def relu(input: Input, inplace: bool = False) -> Tensor:
     """``max(x, 0)``."""
     if inplace and isinstance(input, Tensor):
-        return fusion.apply_in_place("relu_", input, fusion.RELU)
-    return fusion.apply(_tensor(input), fusion.RELU)
+        return chains.apply_in_place("relu_", input, chains.RELU)
+    return chains.apply(_tensor(input), chains.RELU)
 
 
 def leaky_relu(input: Input, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
@@ -378,9 +379,9 @@ def _cross_entropy_of_probabilities(
     reduction: str,
     label_smoothing: float,
 ) -> Tensor:
-    _check.same_shape("cross_entropy", "target", target.array(), x.array().shape)
-    _check.one_of("cross_entropy", "reduction", reduction, ("none", "mean", "sum"))
-    _check.probability("cross_entropy", "label_smoothing", label_smoothing)
+    check.same_shape("cross_entropy", "target", target.array(), x.array().shape)
+    check.one_of("cross_entropy", "reduction", reduction, ("none", "mean", "sum"))
+    check.probability("cross_entropy", "label_smoothing", label_smoothing)
     if ignore_index >= 0:
         raise ValueError(
             f"cross_entropy: ignore_index must be negative for class probabilities, "
@@ -392,7 +393,7 @@ def _cross_entropy_of_probabilities(
         target = target * (1 - label_smoothing) + label_smoothing / classes
     terms = target * log_softmax(x, axis)
     if weight is not None:
-        factors = _check.vector("cross_entropy", "weight", _array(weight), classes, x.dtype)
+        factors = check.vector("cross_entropy", "weight", _array(weight), classes, x.dtype)
         terms = terms * factors.reshape(-1, *[1] * (x.ndim - axis - 1))
     losses: Tensor = -terms.sum(axis)
     if reduction == "none":

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastlayers import random
 from fastlayers.autograd import Tensor
-from fastlayers.ops import _check
+from fastlayers.ops import check
 
 __all__ = [
     "calculate_gain",
@@ -148,4 +148,4 @@ def reset_affine(weight: Tensor, bias: Tensor | None) -> None:
 
 def new(op: str, shape: tuple[int, ...], dtype: type | np.dtype | None) -> np.ndarray:
     """Memory for a parameter, float32 unless a dtype is named."""
-    return np.zeros(shape, _check.float_type(op, "dtype", np.float32 if dtype is None else dtype))
+    return np.zeros(shape, check.float_type(op, "dtype", np.float32 if dtype is None else dtype))

@@ -9,7 +9,7 @@ import numpy as np
 from fastlayers.autograd import Tensor
 from fastlayers.nn import functional, init
 from fastlayers.nn.module import Module, Parameter
-from fastlayers.ops import _check
+from fastlayers.ops import check
 
 __all__ = ["Flatten", "Linear"]
 
@@ -51,9 +51,9 @@ class Linear(Module):
         dtype: type | np.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check.device("Linear", device)
-        self.in_features = _check.integer("Linear", "in_features", in_features, 1)
-        self.out_features = _check.integer("Linear", "out_features", out_features, 1)
+        check.device("Linear", device)
+        self.in_features = check.integer("Linear", "in_features", in_features, 1)
+        self.out_features = check.integer("Linear", "out_features", out_features, 1)
         shape = self.out_features, self.in_features
         self.weight = Parameter(init.new("Linear", shape, dtype))
         values = Parameter(init.new("Linear", shape[:1], dtype)) if bias else None

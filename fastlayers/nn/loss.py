@@ -9,7 +9,7 @@ import numpy as np
 from fastlayers.autograd import Tensor
 from fastlayers.nn import functional
 from fastlayers.nn.module import Module
-from fastlayers.ops import _check
+from fastlayers.ops import check
 
 __all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "MSELoss", "NLLLoss"]
 
@@ -19,7 +19,7 @@ Weight = Tensor | np.ndarray | None
 class _Loss(Module):
     def __init__(self, reduction: str = "mean") -> None:
         super().__init__()
-        _check.one_of(type(self).__name__, "reduction", reduction, ("none", "mean", "sum"))
+        check.one_of(type(self).__name__, "reduction", reduction, ("none", "mean", "sum"))
         self.reduction = reduction
 
     def _register(self, name: str, weight: Weight) -> None:
@@ -39,7 +39,7 @@ class CrossEntropyLoss(_Loss):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(reduction)
-        _check.probability("CrossEntropyLoss", "label_smoothing", label_smoothing)
+        check.probability("CrossEntropyLoss", "label_smoothing", label_smoothing)
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
         self._register("weight", weight)
 

@@ -16,7 +16,7 @@ from fastlayers.nn.conversion import Conversion
 from fastlayers.nn.hooks import Hooked
 from fastlayers.nn.state import IncompatibleKeys, StateError
 from fastlayers.nn.table import Table
-from fastlayers.ops import _check
+from fastlayers.ops import check
 
 __all__ = ["IncompatibleKeys", "Module", "Parameter", "StateError"]
 
@@ -323,4 +323,4 @@ def as_buffer(module: Module, name: str, value: Any) -> Any:
     """A buffer as a tensor; None, parameters and modules as they are."""
     if value is None or _kind(value) is not None or isinstance(value, Tensor):
         return value
-    return Tensor(_check.plain(type(module).__name__, name, np.asanyarray(value)))
+    return Tensor(check.plain(type(module).__name__, name, np.asanyarray(value)))

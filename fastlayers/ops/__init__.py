@@ -33,22 +33,8 @@ from fastlayers.ops.activation import (
     tanh,
     tanh_backward,
 )
-from fastlayers.ops.avg_pool import (
-    adaptive_avg_pool2d,
-    adaptive_avg_pool2d_backward,
-    avg_pool2d,
-    avg_pool2d_backward,
-)
-from fastlayers.ops.batchnorm import (
-    batch_norm,
-    batch_norm_apply,
-    batch_norm_backward,
-    batch_norm_forward,
-    batch_norm_statistics,
-)
-from fastlayers.ops.batchnorm_pool import batch_norm_max_pool2d, batch_norm_max_pool2d_backward
 from fastlayers.ops.conv import conv2d, conv2d_backward
-from fastlayers.ops.conv_pool import conv2d_max_pool2d, conv2d_max_pool2d_backward
+from fastlayers.ops.conv.pooled import conv2d_max_pool2d, conv2d_max_pool2d_backward
 from fastlayers.ops.dropout import (
     dropout,
     dropout1d,
@@ -72,7 +58,21 @@ from fastlayers.ops.loss import (
     nll_loss,
     nll_loss_backward,
 )
-from fastlayers.ops.pool import (
+from fastlayers.ops.norm.batchnorm import (
+    batch_norm,
+    batch_norm_apply,
+    batch_norm_backward,
+    batch_norm_forward,
+    batch_norm_statistics,
+)
+from fastlayers.ops.norm.pooled import batch_norm_max_pool2d, batch_norm_max_pool2d_backward
+from fastlayers.ops.pool.avg_pool import (
+    adaptive_avg_pool2d,
+    adaptive_avg_pool2d_backward,
+    avg_pool2d,
+    avg_pool2d_backward,
+)
+from fastlayers.ops.pool.max_pool import (
     max_pool2d,
     max_pool2d_backward,
     max_pool2d_forward,

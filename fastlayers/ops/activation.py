@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers import kernels
-from fastlayers.ops import _check
+from fastlayers.ops import check
 from fastlayers.ops.layout import kernel_ready, like, raveled
 from fastlayers.runtime import backend, memory, threads
 
@@ -34,7 +34,7 @@ EXP_WORK = 10
 
 def _forward(op: str, input: Any, *options: Any) -> np.ndarray:
     """What the kernel of the op's name gives, or the reference."""
-    x = _check.array(op, "input", input)
+    x = check.array(op, "input", input)
     if backend.NUMPY:
         return np.asarray(backend.reference(op, x, *options), x.dtype)
     y, flat = like(x)
@@ -45,8 +45,8 @@ def _forward(op: str, input: Any, *options: Any) -> np.ndarray:
 
 def _backward(op: str, grad_output: Any, name: str, saved: Any, *options: Any) -> np.ndarray:
     """Gradient by the input, of the input or the output that was saved."""
-    saved = _check.array(op, name, saved)
-    dy = _check.gradient(op, grad_output, saved.shape, saved.dtype)
+    saved = check.array(op, name, saved)
+    dy = check.gradient(op, grad_output, saved.shape, saved.dtype)
     if backend.NUMPY:
         return np.asarray(backend.reference(op, dy, saved, *options), saved.dtype)
     dx, flat = like(saved)
@@ -71,7 +71,7 @@ def relu_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
 
 
 def _slope(op: str, x: np.ndarray, negative_slope: Any) -> Any:
-    return x.dtype.type(_check.number(op, "negative_slope", negative_slope))
+    return x.dtype.type(check.number(op, "negative_slope", negative_slope))
 
 
 def leaky_relu(input: np.ndarray, negative_slope: float = 0.01) -> np.ndarray:
@@ -82,7 +82,7 @@ def leaky_relu(input: np.ndarray, negative_slope: float = 0.01) -> np.ndarray:
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.leaky_relu.html
     """
     op = "leaky_relu"
-    x = _check.array(op, "input", input)
+    x = check.array(op, "input", input)
     return _forward(op, x, _slope(op, x, negative_slope))
 
 
@@ -91,7 +91,7 @@ def leaky_relu_backward(
 ) -> np.ndarray:
     """Gradient of `leaky_relu` by its input."""
     op = "leaky_relu_backward"
-    x = _check.array(op, "input", input)
+    x = check.array(op, "input", input)
     slope = _slope(op, x, negative_slope)
     return _backward(op, grad_output, "input", x, slope)
 
@@ -128,7 +128,7 @@ def tanh_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
 
 def _approximation(op: str, approximate: Any) -> Any:
     """The option as kernels take it, whether it is "tanh", or references."""
-    _check.one_of(op, "approximate", approximate, ("none", "tanh"))
+    check.one_of(op, "approximate", approximate, ("none", "tanh"))
     return approximate if backend.NUMPY else approximate == "tanh"
 
 
@@ -160,7 +160,7 @@ def gelu_backward(
 
 
 def _axis(op: str, x: np.ndarray, dim: Any) -> int:
-    dim = _check.integer(op, "dim", dim, -x.ndim)
+    dim = check.integer(op, "dim", dim, -x.ndim)
     if x.ndim == 0 or dim >= x.ndim:
         raise ValueError(f"{op}: dim must be an axis of the input, got {dim} for shape {x.shape}")
     return int(dim % x.ndim)
@@ -207,15 +207,15 @@ def softmax(input: np.ndarray, dim: int) -> np.ndarray:
     ----------
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.softmax.html
     """
-    x = _check.array("softmax", "input", input)
+    x = check.array("softmax", "input", input)
     return _along("softmax", _axis("softmax", x, dim), (x,))
 
 
 def softmax_backward(grad_output: np.ndarray, output: np.ndarray, dim: int) -> np.ndarray:
     """Gradient of `softmax` by its input: ``y * (dy - sum(dy * y))`` along the axis."""
     op = "softmax_backward"
-    y = _check.array(op, "output", output)
-    dy = _check.gradient(op, grad_output, y.shape, y.dtype)
+    y = check.array(op, "output", output)
+    dy = check.gradient(op, grad_output, y.shape, y.dtype)
     return _along(op, _axis(op, y, dim), (dy, y))
 
 
@@ -224,13 +224,13 @@ def log_softmax(input: np.ndarray, dim: int) -> np.ndarray:
 
     Takes the parameters of `softmax`.
     """
-    x = _check.array("log_softmax", "input", input)
+    x = check.array("log_softmax", "input", input)
     return _along("log_softmax", _axis("log_softmax", x, dim), (x,))
 
 
 def log_softmax_backward(grad_output: np.ndarray, output: np.ndarray, dim: int) -> np.ndarray:
     """Gradient of `log_softmax` by its input: ``dy - exp(y) * sum(dy)`` along the axis."""
     op = "log_softmax_backward"
-    y = _check.array(op, "output", output)
-    dy = _check.gradient(op, grad_output, y.shape, y.dtype)
+    y = check.array(op, "output", output)
+    dy = check.gradient(op, grad_output, y.shape, y.dtype)
     return _along(op, _axis(op, y, dim), (dy, y))

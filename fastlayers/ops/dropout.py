@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers import kernels, random
-from fastlayers.ops import _check
+from fastlayers import random
+from fastlayers.kernels import dropout as kernels
+from fastlayers.ops import check
 from fastlayers.ops.layout import from_channels_last, kernel_ready, like, raveled, to_channels_last
 from fastlayers.runtime import backend, memory, threads
 
@@ -68,8 +69,8 @@ def dropout_forward(input: np.ndarray, p: float = 0.5) -> tuple[np.ndarray, np.n
         uint8, for `dropout_backward`: bit ``i % 8`` of byte ``i // 8`` is 1 where the i-th element
         in the order of the output's memory was kept; up to a multiple of 128 elements.
     """
-    x = _check.array("dropout", "input", input)
-    p = _check.probability("dropout", "p", p)
+    x = check.array("dropout", "input", input)
+    p = check.probability("dropout", "p", p)
     y, flat = like(x)
     mask = memory.empty(_mask_size(x.size), np.uint8)
     key, stream = random.dropout_stream()
@@ -97,12 +98,12 @@ def dropout_backward(grad_output: np.ndarray, mask: np.ndarray, p: float) -> np.
         As it was given to `dropout_forward`.
     """
     op = "dropout_backward"
-    dy = _check.array(op, "grad_output", grad_output)
+    dy = check.array(op, "grad_output", grad_output)
     if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8:
-        raise TypeError(f"{op}: mask must be a uint8 array, got {_check.describe(mask)}")
-    _check.same_shape(op, "mask", mask, (_mask_size(dy.size),))
-    mask = kernel_ready(_check.plain(op, "mask", mask))
-    scale = _scale(_check.probability(op, "p", p))
+        raise TypeError(f"{op}: mask must be a uint8 array, got {check.describe(mask)}")
+    check.same_shape(op, "mask", mask, (_mask_size(dy.size),))
+    mask = kernel_ready(check.plain(op, "mask", mask))
+    scale = _scale(check.probability(op, "p", p))
     dx, flat = like(dy)
     if backend.NUMPY:
         kept = np.unpackbits(mask, count=dy.size, bitorder="little")
@@ -144,16 +145,16 @@ def dropout(input: np.ndarray, p: float = 0.5, training: bool = True) -> np.ndar
     """
     if training:
         return dropout_forward(input, p)[0]
-    _check.probability("dropout", "p", p)
-    return _check.array("dropout", "input", input)
+    check.probability("dropout", "p", p)
+    return check.array("dropout", "input", input)
 
 
 def _check_axis(op: str, x: np.ndarray, channel_axis: int) -> None:
-    axis = _check.integer(op, "channel_axis", channel_axis, 0)
+    axis = check.integer(op, "channel_axis", channel_axis, 0)
     if axis > 1 or x.ndim <= axis:
         raise ValueError(
             f"{op}: channel_axis must be 0 or 1 and an axis of the input, got {channel_axis} "
-            f"for {_check.describe(x)}"
+            f"for {check.describe(x)}"
         )
 
 
@@ -204,13 +205,13 @@ def feature_dropout_forward(
         (N, C) or (C,): 0 for dropped channels, ``1 / (1 - p)`` for kept ones.
     """
     op = "feature_dropout"
-    return _feature_dropout(op, _check.array(op, "input", input), p, channel_axis)
+    return _feature_dropout(op, check.array(op, "input", input), p, channel_axis)
 
 
 def _feature_dropout(
     op: str, x: np.ndarray, p: Any, channel_axis: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    p = _check.probability(op, "p", p)
+    p = check.probability(op, "p", p)
     _check_axis(op, x, channel_axis)
     scale = memory.empty(x.shape[: channel_axis + 1], x.dtype)
     if backend.NUMPY:
@@ -233,11 +234,11 @@ def feature_dropout_backward(
 ) -> np.ndarray:
     """Gradient of `feature_dropout_forward` by its input: ``grad_output * scale``."""
     op = "feature_dropout_backward"
-    dy = _check.array(op, "grad_output", grad_output)
+    dy = check.array(op, "grad_output", grad_output)
     _check_axis(op, dy, channel_axis)
-    scale = _check.array(op, "scale", scale)
-    _check.same_shape(op, "scale", scale, dy.shape[: channel_axis + 1])
-    _check.same_dtype(op, "scale", scale, dy.dtype)
+    scale = check.array(op, "scale", scale)
+    check.same_shape(op, "scale", scale, dy.shape[: channel_axis + 1])
+    check.same_dtype(op, "scale", scale, dy.dtype)
     if backend.NUMPY:
         return np.asarray(backend.reference(op, dy, scale, channel_axis))
     source, factors = _channels(dy, channel_axis), kernel_ready(scale)
@@ -252,8 +253,8 @@ def feature_dropout_backward(
 def _channel_dropout(
     op: str, input: Any, p: Any, training: bool, ndims: tuple[int, int]
 ) -> np.ndarray:
-    x = _check.array(op, "input", input, ndims)
-    _check.probability(op, "p", p)
+    x = check.array(op, "input", input, ndims)
+    check.probability(op, "p", p)
     if not training:
         return x
     return _feature_dropout(op, x, p, 1 if x.ndim == ndims[1] else 0)[0]

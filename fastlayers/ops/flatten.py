@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers.ops import _check
+from fastlayers.ops import check
 from fastlayers.ops.layout import contiguous
 
 __all__ = ["flatten", "flatten_backward"]
@@ -37,7 +37,7 @@ def flatten(input: np.ndarray, start_dim: int = 0, end_dim: int = -1) -> np.ndar
     ----------
     https://docs.pytorch.org/docs/stable/generated/torch.flatten.html
     """
-    input = _check.plain("flatten", "input", input)
+    input = check.plain("flatten", "input", input)
     ndim = max(input.ndim, 1)
     first = _axis("start_dim", start_dim, ndim, input)
     last = _axis("end_dim", end_dim, ndim, input)
@@ -51,18 +51,18 @@ def flatten(input: np.ndarray, start_dim: int = 0, end_dim: int = -1) -> np.ndar
 
 def flatten_backward(grad_output: np.ndarray, input_shape: tuple[int, ...]) -> np.ndarray:
     """Gradient of `flatten` by its input: `grad_output` in the shape `input_shape`."""
-    dy = _check.array("flatten_backward", "grad_output", grad_output)
-    shape = _check.shape("flatten_backward", input_shape)
+    dy = check.array("flatten_backward", "grad_output", grad_output)
+    shape = check.shape("flatten_backward", input_shape)
     if dy.size != math.prod(shape):
         raise ValueError(
             f"flatten_backward: grad_output must have {math.prod(shape)} elements, "
-            f"got {_check.describe(dy)}"
+            f"got {check.describe(dy)}"
         )
     return contiguous(dy).reshape(shape)
 
 
 def _axis(name: str, dim: Any, ndim: int, input: np.ndarray) -> int:
-    axis = _check.integer("flatten", name, dim, -ndim)
+    axis = check.integer("flatten", name, dim, -ndim)
     if axis >= ndim:
         raise ValueError(
             f"flatten: {name} must be an axis of the input, got {dim} for shape {input.shape}"

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers import kernels
-from fastlayers.ops import _check
+from fastlayers.kernels import linear as kernels
+from fastlayers.ops import check
 from fastlayers.ops.layout import kernel_ready
 from fastlayers.ops.reduce import masked_column_sums, sum_chunks
 from fastlayers.runtime import backend, cpu, memory, threads
@@ -43,14 +43,14 @@ def _prepare(op: str, input: Any, weight: Any) -> tuple[np.ndarray, np.ndarray]:
         and input.ndim == weight.ndim == 2
         and input.shape[1] == weight.shape[1]
     ):  # the checks in detail take 1 us
-        input = _check.array(op, "input", input)
-        weight = _check.array(op, "weight", weight, (2,))
-        _check.same_dtype(op, "weight", weight, input.dtype)
+        input = check.array(op, "input", input)
+        weight = check.array(op, "weight", weight, (2,))
+        check.same_dtype(op, "weight", weight, input.dtype)
         k = weight.shape[1]
         if input.ndim < 1 or input.shape[-1] != k:
             raise ValueError(
                 f"{op}: input must have a last dimension of {k}, the second of weight, "
-                f"got {_check.describe(input)}"
+                f"got {check.describe(input)}"
             )
         input = _rows(input)
     return (
@@ -130,7 +130,7 @@ def _forward_plan(rows: int, k: int, n: int, dtype: np.dtype, available: int) ->
     if 0 < k <= min(SHORT_DOT, rows // 2):
         steps = _cut(rows, n, k, workers, 2 * lanes)
         options = steps, lanes, workers
-        return kernels.linear_small.linear_short, options, workers * steps[1] * k, *constant
+        return kernels.small.linear_short, options, workers * steps[1] * k, *constant
     home = kernels.linear
     size = home.blocked_size(rows, k, home.dot_block(k, lanes))
     return home.linear, (lanes, workers), size, *constant
@@ -149,7 +149,7 @@ def prepare(
         and bias.shape == w.shape[:1]
         and bias.flags.carray
     ):
-        bias = memory.writable_view(_check.vector(op, "bias", bias, w.shape[0], x.dtype))
+        bias = memory.writable_view(check.vector(op, "bias", bias, w.shape[0], x.dtype))
     return x, w, bias
 
 
@@ -203,7 +203,7 @@ def linear(
     ----------
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.linear.html
     """
-    relu = _check.is_relu("linear", activation)
+    relu = check.is_relu("linear", activation)
     x, w, b = prepare("linear", input, weight, bias)
     y = linear_rows(x, w, b, relu)
     return y if input.ndim == 2 else y.reshape(*input.shape[:-1], w.shape[0])
@@ -269,9 +269,9 @@ def linear_backward(
     x, w = _prepare(op, input, weight)
     n, dtype, y = w.shape[0], x.dtype, None
     dy = _gradient(op, "grad_output", grad_output, input, n, dtype)
-    if _check.is_relu(op, activation):
+    if check.is_relu(op, activation):
         y = _gradient(op, "output", output, input, n, dtype)
-    dx, dw, db = linear_rows_backward(dy, y, x, w, _check.needs(op, needs, 3))
+    dx, dw, db = linear_rows_backward(dy, y, x, w, check.needs(op, needs, 3))
     return dx if dx is None else dx.reshape(input.shape), dw, db
 
 
@@ -296,7 +296,7 @@ def linear_rows_backward(
     dw = memory.empty((n, k), dtype) if dw_needed else weight
     db = memory.empty(n if db_needed else 0, dtype)
     work = memory.empty(size, dtype)
-    kernels.linear_small.linear_small_backward(
+    kernels.small.linear_small_backward(
         dy, dy if y is None else y, x, weight, *options, work, dx, dw, db
     )
     return dx if dx_needed else None, dw if dw_needed else None, db if db_needed else None
@@ -312,9 +312,9 @@ def _gradient(
         and value.ndim == input.ndim == 2
         and value.shape == (input.shape[0], n)
     ):
-        value = _check.array(op, name, value)
-        _check.same_shape(op, name, value, (*input.shape[:-1], n))
-        _check.same_dtype(op, name, value, dtype)
+        value = check.array(op, name, value)
+        check.same_shape(op, name, value, (*input.shape[:-1], n))
+        check.same_dtype(op, name, value, dtype)
         value = _rows(value)
     return value if value.flags.carray else kernel_ready(value)
 

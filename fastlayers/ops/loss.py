@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers import kernels
-from fastlayers.ops import _check
+from fastlayers.ops import check
 from fastlayers.ops.layout import kernel_ready, like, raveled
 from fastlayers.runtime import backend, memory, threads
 
@@ -48,23 +48,23 @@ class _Classes:
     def __init__(
         self, op: str, input: Any, target: Any, weight: Any, ignore_index: Any, reduction: Any
     ) -> None:
-        self.x = x = _check.array(op, "input", input)
-        _check.one_of(op, "reduction", reduction, REDUCTIONS)
+        self.x = x = check.array(op, "input", input)
+        check.one_of(op, "reduction", reduction, REDUCTIONS)
         if x.ndim == 0 or x.shape[min(1, x.ndim - 1)] == 0:
             raise ValueError(
                 f"{op}: input must be (N, C), (C,) or (N, C, ...) with classes, "
-                f"got {_check.describe(x)}"
+                f"got {check.describe(x)}"
             )
         self.axis = min(1, x.ndim - 1)
         classes = x.shape[self.axis]
         self.shape = x.shape[: self.axis] + x.shape[self.axis + 1 :]
-        self.ignore_index = _check.integer(op, "ignore_index", ignore_index, -(2**63))
-        labels = _check.labels(op, target, self.shape, classes, self.ignore_index)
+        self.ignore_index = check.integer(op, "ignore_index", ignore_index, -(2**63))
+        labels = check.labels(op, target, self.shape, classes, self.ignore_index)
         self.labels = memory.writable_view(labels).reshape(-1)
         self.weight = (
             _ones(classes, x.dtype)
             if weight is None
-            else memory.writable_view(_check.vector(op, "weight", weight, classes, x.dtype))
+            else memory.writable_view(check.vector(op, "weight", weight, classes, x.dtype))
         )
         last = x if self.axis == x.ndim - 1 else np.moveaxis(x, self.axis, -1)
         self.rows = kernel_ready(last).reshape(-1, classes)
@@ -92,7 +92,7 @@ class _Classes:
     def row_gradients(self, op: str, grad_output: Any) -> np.ndarray:
         """Gradient of each row's loss."""
         shape = self.shape if self.reduction == "none" else ()
-        dy = _check.gradient(op, _array(grad_output), shape, self.x.dtype)
+        dy = check.gradient(op, _array(grad_output), shape, self.x.dtype)
         if self.reduction == "mean":
             dy = np.asarray(self._mean(dy), self.x.dtype)
         return np.ascontiguousarray(np.broadcast_to(dy, self.shape)).reshape(-1)
@@ -107,7 +107,7 @@ def _labels(op: str, target: Any, shape: tuple[int, ...], classes: int, ignored:
     """Flat int64 labels; whether those of int64 are classes is left to the kernel."""
     if type(target) is np.ndarray and target.dtype == np.int64 and target.shape == shape:
         return kernel_ready(target).reshape(-1)
-    labels = _check.labels(op, target, shape, classes, ignored)
+    labels = check.labels(op, target, shape, classes, ignored)
     return memory.writable_view(labels).reshape(-1)
 
 
@@ -121,25 +121,24 @@ def _cross_entropy(
     label_smoothing: Any,
     needs_grad: bool,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    x = _check.array(op, "input", input)
-    _check.one_of(op, "reduction", reduction, REDUCTIONS)
+    x = check.array(op, "input", input)
+    check.one_of(op, "reduction", reduction, REDUCTIONS)
     axis = 1 if x.ndim > 1 else 0
     if x.ndim == 0 or x.shape[axis] == 0:
         raise ValueError(
-            f"{op}: input must be (N, C), (C,) or (N, C, ...) with classes, "
-            f"got {_check.describe(x)}"
+            f"{op}: input must be (N, C), (C,) or (N, C, ...) with classes, got {check.describe(x)}"
         )
     classes, dtype = x.shape[axis], x.dtype
     shape = x.shape[:axis] + x.shape[axis + 1 :]
-    ignored = _check.integer(op, "ignore_index", ignore_index, -(2**63))
+    ignored = check.integer(op, "ignore_index", ignore_index, -(2**63))
     labels = _labels(op, target, shape, classes, ignored)
     if weight is None:
         weight = _ones(classes, dtype)
     else:
-        weight = memory.writable_view(_check.vector(op, "weight", weight, classes, dtype))
-    smoothing = dtype.type(_check.probability(op, "label_smoothing", label_smoothing))
+        weight = memory.writable_view(check.vector(op, "weight", weight, classes, dtype))
+    smoothing = dtype.type(check.probability(op, "label_smoothing", label_smoothing))
     if backend.NUMPY:
-        target = _check.labels(op, target, shape, classes, ignored).reshape(shape)
+        target = check.labels(op, target, shape, classes, ignored).reshape(shape)
         arguments = (x, target, weight, ignored, reduction, float(smoothing))
         found = np.asarray(backend.reference("cross_entropy", *arguments), dtype)
         if not needs_grad:
@@ -168,7 +167,7 @@ def _cross_entropy(
         out,
     )
     if wrong >= 0:
-        _check.labels(op, target, shape, classes, ignored)  # raises
+        check.labels(op, target, shape, classes, ignored)  # raises
     loss = losses.reshape(shape) if reduction == "none" else out.reshape(())
     if not needs_grad:
         return loss, None
@@ -208,10 +207,10 @@ def cross_entropy_apply(
     the loss is 1. A tape that may ask again must not.
     """
     op = "cross_entropy_apply"
-    slopes = _check.array(op, "slopes", slopes)
-    dy = _check.array(op, "grad_output", _array(grad_output))
+    slopes = check.array(op, "slopes", slopes)
+    dy = check.array(op, "grad_output", _array(grad_output))
     shape = slopes.shape[:1] + slopes.shape[2:] if dy.ndim else ()
-    dy = _check.gradient(op, dy, shape, slopes.dtype)
+    dy = check.gradient(op, dy, shape, slopes.dtype)
     if reuse and dy.ndim == 0 and dy == 1:
         return slopes
     out = like(slopes)[0]
@@ -289,7 +288,7 @@ def cross_entropy_backward(
     arguments = (input, target, weight, ignore_index, reduction, label_smoothing)
     slopes: Any = _cross_entropy(op, *arguments, True)[1]
     shape = target.shape if reduction == "none" else ()
-    dy = _check.gradient(op, _array(grad_output), shape, slopes.dtype)
+    dy = check.gradient(op, _array(grad_output), shape, slopes.dtype)
     return cross_entropy_apply(dy, slopes, reuse=True)
 
 
@@ -362,16 +361,16 @@ def _reduce(losses: np.ndarray, reduction: str) -> np.ndarray:
 def _elementwise_gradient(op: str, grad_output: Any, x: np.ndarray, reduction: str) -> np.ndarray:
     """Gradient of each element's loss, to be broadcast."""
     shape = x.shape if reduction == "none" else ()
-    dy = _check.gradient(op, _array(grad_output), shape, x.dtype)
+    dy = check.gradient(op, _array(grad_output), shape, x.dtype)
     return dy / x.dtype.type(x.size) if reduction == "mean" and x.size else dy
 
 
 def _same(op: str, input: Any, target: Any, reduction: Any) -> tuple[np.ndarray, np.ndarray]:
-    x = _check.array(op, "input", input)
-    t = _check.array(op, "target", target)
-    _check.same_shape(op, "target", t, x.shape)
-    _check.same_dtype(op, "target", t, x.dtype)
-    _check.one_of(op, "reduction", reduction, REDUCTIONS)
+    x = check.array(op, "input", input)
+    t = check.array(op, "target", target)
+    check.same_shape(op, "target", t, x.shape)
+    check.same_dtype(op, "target", t, x.dtype)
+    check.one_of(op, "reduction", reduction, REDUCTIONS)
     return x, t
 
 
@@ -418,8 +417,8 @@ def _factor(op: str, name: str, value: Any, x: np.ndarray) -> np.ndarray | None:
     """A factor that broadcasts against the input."""
     if value is None:
         return None
-    factor = _check.array(op, name, value)
-    _check.same_dtype(op, name, factor, x.dtype)
+    factor = check.array(op, name, value)
+    check.same_dtype(op, name, factor, x.dtype)
     try:
         fits = np.broadcast_shapes(factor.shape, x.shape) == x.shape
     except ValueError:
@@ -427,7 +426,7 @@ def _factor(op: str, name: str, value: Any, x: np.ndarray) -> np.ndarray | None:
     if not fits:
         raise ValueError(
             f"{op}: {name} must broadcast to the input's shape {x.shape}, "
-            f"got {_check.describe(value)}"
+            f"got {check.describe(value)}"
         )
     return factor
 

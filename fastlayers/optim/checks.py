@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd import Tensor
-from fastlayers.ops._check import plain, writable
+from fastlayers.ops.check import plain, writable
 
 __all__ = [
     "arrays",

@@ -1,4 +1,4 @@
-"""Reference for `fastlayers.ops.batchnorm`."""
+"""Reference for `fastlayers.ops.norm.batchnorm`."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Random bits of dropout's masks: the definition that `fastlayers.kernels.philox` meets."""
+"""Random bits of dropout's masks: the definition that `fastlayers.kernels.dropout.philox` meets."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Reference for `fastlayers.ops.pool`."""
+"""Reference for `fastlayers.ops.pool.max_pool`."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

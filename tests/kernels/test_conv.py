@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fastlayers.kernels import conv
-from fastlayers.kernels.gemm import panel_width
-from fastlayers.ops.conv_plan import Gather, backward_axis, forward_axis
+from fastlayers.kernels.conv import direct
+from fastlayers.kernels.gemm.gemm import panel_width
+from fastlayers.ops.conv.gather import Gather, backward_axis, forward_axis
 from fastlayers.runtime import cpu
 
 SIZE = 11
@@ -51,7 +51,7 @@ def test_pack_weight(dtype, kernel, stride, transposed):
         plan = Gather(images, *axes, shape, groups, weight.itemsize, transposed)
         memory = np.full(plan.packed_size + 64, np.nan, dtype)
         packed = memory[: plan.packed_size]
-        conv.pack_weight(weight.reshape(-1), plan.pack_shape, plan.pack_table, lanes, 1, packed)
+        direct.pack_weight(weight.reshape(-1), plan.pack_shape, plan.pack_table, lanes, 1, packed)
 
         want = operands(weight, groups, stride, transposed)
         width = panel_width(want.shape[2], lanes)

@@ -8,8 +8,8 @@ import llvmlite.binding as llvm
 import pytest
 from numba import types
 
-from fastlayers.kernels import gemm
-from fastlayers.kernels.micro import gemm_tile
+from fastlayers.kernels.gemm import gemm
+from fastlayers.kernels.gemm.tile import gemm_tile
 from fastlayers.runtime import cpu
 from fastlayers.runtime.compiler import Kernel
 

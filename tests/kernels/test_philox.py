@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import pytest
 
-from fastlayers.kernels import philox
+from fastlayers.kernels.dropout import philox
 
 
 def block(key, stream, number):

@@ -1,7 +1,7 @@
 import pytest
 from llvmlite import ir
 
-from fastlayers.kernels.vectors import Vectors
+from fastlayers.kernels.ir.vectors import Vectors
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import fastlayers as fl
 from fastlayers import Tensor, lazy, nn, ops
 from fastlayers.nn import functional as F
-from fastlayers.nn import fusion, heads
+from fastlayers.nn.fuse import chains, heads
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.standard_normal((2, 3, 9, 8))
@@ -54,12 +54,12 @@ def calls(monkeypatch):
 
     spy_on_forward(ops.conv.Convolution, "conv2d", lambda self, x, w, b, relu: relu)
     spy_on_forward(
-        ops.batchnorm.Normalisation,
+        ops.norm.batchnorm.Normalisation,
         "batch_norm_apply",
         lambda self, residual, relu: (residual is not None) + relu,
     )
     spy_on_forward(
-        ops.conv_pool.PooledConvolution, "conv2d_max_pool2d", lambda self, *args: self.relu
+        ops.conv.pooled.PooledConvolution, "conv2d_max_pool2d", lambda self, *args: self.relu
     )
     return names
 
@@ -265,7 +265,7 @@ def test_folded_norms_of_any_kind(keep, affine):
 
 
 def test_nothing_follows_what_has_run():
-    assert fusion.follow(Tensor(IMAGES), fusion.RELU) is None
+    assert chains.follow(Tensor(IMAGES), chains.RELU) is None
 
 
 def test_functional_waits_only_for_memory_of_its_own(calls):

@@ -242,7 +242,7 @@ def test_merged_moments_are_those_of_all():
         part[10] = len(block)
         if len(block):
             part[:5], part[5:10] = block.mean(0), block.var(0) * len(block)
-    kernels.batchnorm.merge_moments(parts.reshape(-1), len(counts), 11, 5)
+    kernels.norm.batchnorm.merge_moments(parts.reshape(-1), len(counts), 11, 5)
     assert parts[0, 10] == 100
     np.testing.assert_allclose(parts[0, :5], values.mean(0), 1e-14)
     np.testing.assert_allclose(parts[0, 5:10], values.var(0) * 100, 1e-9)

@@ -11,8 +11,7 @@ from cases import (
 )
 
 from fastlayers import ops, reference
-from fastlayers.ops import conv_plan
-from fastlayers.ops.conv import prepare
+from fastlayers.ops.conv import gather, prepare
 
 # Each option at and beyond its usual range; `exact_cases.py` has the sizes.
 GRADIENTS = [
@@ -139,7 +138,7 @@ def test_algorithms_agree(algorithm):
 
 
 def test_images_larger_than_the_caches(monkeypatch):
-    monkeypatch.setattr(conv_plan, "STREAM_BYTES", 32 * 1024)
+    monkeypatch.setattr(gather, "STREAM_BYTES", 32 * 1024)
     arrays = conv((1, 16, 24, 25), (32, 16, 1, 1)).arrays(np.float32, "integers")
     x, weight, bias = (arrays[name] for name in ("input", "weight", "bias"))
     y = ops.conv2d(x, weight, bias, algorithm="direct", activation="relu")

@@ -4,9 +4,8 @@ import numpy as np
 from cases import Case
 from exact_cases import CONVOLUTIONS
 
-from fastlayers.kernels import gemm
-from fastlayers.ops import direct
-from fastlayers.ops.conv import prepare
+from fastlayers.kernels.gemm import gemm
+from fastlayers.ops.conv import direct, prepare
 
 
 def cuts(case: Case) -> dict[str, bool]:

@@ -4,7 +4,7 @@ from cases import DTYPES, LAYOUTS, check_error, like
 
 from fastlayers import ops, reference
 from fastlayers.ops.conv import prepare
-from fastlayers.ops.conv_pool import PooledConvolution
+from fastlayers.ops.conv.pooled import PooledConvolution
 from fastlayers.runtime import threads
 
 POOL = (2, None, 0, 1, False)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fastlayers import reference
-from fastlayers.ops import depthwise
+from fastlayers.ops.conv import depthwise
 from fastlayers.ops.layout import from_channels_last, to_channels_last
 from fastlayers.runtime import cpu
 from fastlayers.runtime.threads import set_num_threads

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fastlayers import ops, reference
-from fastlayers.ops import winograd
+from fastlayers.ops.conv import winograd
 from fastlayers.runtime import memory
 from fastlayers.runtime.threads import set_num_threads
 

@@ -129,10 +129,14 @@ def test_files_are_named_by_the_whole_module():
         forward.__module__, forward.__qualname__ = module, "forward"
         return cache._KernelCacheImpl(forward).filename_base
 
-    names = ["fastlayers.kernels.conv.forward", "fastlayers.kernels.pool.forward", "own.forward"]
+    names = [
+        "fastlayers.kernels.conv.direct.forward",
+        "fastlayers.kernels.pool.max_pool.forward",
+        "own.forward",
+    ]
     names = [found(name) for name in names]
     assert len(set(names)) == 3
-    assert names[0].startswith("kernels.conv.forward-forward-")
+    assert names[0].startswith("kernels.conv.direct.forward-forward-")
 
 
 def test_damaged_files_are_compiled_anew(run, tmp_path):

@@ -4,7 +4,8 @@ import numba
 import numpy as np
 import pytest
 
-from fastlayers.kernels import batchnorm, gemm
+from fastlayers.kernels.gemm import gemm
+from fastlayers.kernels.norm import batchnorm
 from fastlayers.runtime.cache import cache_dir, kernel
 from fastlayers.runtime.linkage import SharedKernel
 
@@ -67,6 +68,6 @@ def test_they_are_not_cached():
     x, out = np.ones(4, np.float32), np.empty((2, 2), np.float32)
     form, work = (2, 2, 1, 2), np.empty(64, np.float32)
     batchnorm.batch_norm_statistics(x, form, True, x[:2], x[:2], np.nan, 0.0, 1, work, out)
-    names = {path.name.split("-")[1] for path in cache_dir().glob("kernels.batchnorm-*")}
+    names = {path.name.split("-")[1] for path in cache_dir().glob("kernels.norm.batchnorm-*")}
     assert "batch_norm_statistics" in names
     assert not [name for name in names if name.startswith("_")]

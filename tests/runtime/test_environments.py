@@ -204,7 +204,7 @@ def test_killed_compilation(run, tmp_path, moment):
 
 
 # The kernel is in kernels/activation.py: what is below 0 is then 3.
-HELPER = "kernels/runs.py", "_where_positive(b, v, x, x)"
+HELPER = "kernels/ir/runs.py", "_where_positive(b, v, x, x)"
 CHANGED = (
     "b.select(b.fcmp_ordered('<', x, v.splat(x.type.element(0))), v.splat(x.type.element(3)), x)"
 )

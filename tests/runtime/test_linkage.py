@@ -6,7 +6,7 @@ import pytest
 CODE = """
 import numpy as np
 from fastlayers import ops
-from fastlayers.kernels import gemm
+from fastlayers.kernels.gemm import gemm
 from numba import types
 
 shared = gemm._shared[types.float32]

@@ -11,7 +11,7 @@ from fastlayers.runtime.cache import progress as the_progress
 from fastlayers.runtime.progress import Progress
 
 
-def compiled(listener, seconds, clock, module="fastlayers.kernels.conv"):
+def compiled(listener, seconds, clock, module="fastlayers.kernels.conv.direct"):
     """Tell the listener of a kernel with a callee that took so long to compile."""
 
     def function():

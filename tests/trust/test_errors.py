@@ -26,10 +26,10 @@ from fastlayers import Tensor, autograd, data, nn, ops, optim, random, training
 from fastlayers.autograd import record
 from fastlayers.nn import functional as F
 from fastlayers.nn import init
-from fastlayers.ops._check import describe
-from fastlayers.ops.batchnorm_parts import normalisation_of_part
-from fastlayers.snapshot import pack, unpack
+from fastlayers.ops.check import describe
+from fastlayers.ops.norm.parts import normalisation_of_part
 from fastlayers.state import safetensors
+from fastlayers.state.snapshot import pack, unpack
 from fastlayers.vision import datasets, models, transforms
 
 PACKAGE = Path(fl.__file__).parent

@@ -14,9 +14,9 @@ from fastlayers import Tensor, nn, ops
 from fastlayers.autograd import record
 from fastlayers.lazy import set_fusion_enabled
 from fastlayers.nn import functional as F
-from fastlayers.nn import fusion
+from fastlayers.nn.fuse.chains import _NEXT
 from fastlayers.ops.conv import prepare
-from fastlayers.ops.conv_pool import prepare_pooled
+from fastlayers.ops.conv.pooled import prepare_pooled
 from fastlayers.testing import GradcheckError, gradcheck
 from fastlayers.vision import models
 
@@ -663,7 +663,7 @@ def chains() -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
     def walk(kind: str, state: str, steps: tuple[str, ...]) -> Any:
         yield kind, state, steps
-        for (before, step), after in fusion._NEXT.items():
+        for (before, step), after in _NEXT.items():
             if before == state and len(steps) < 4 and step not in steps:
                 yield from walk(kind, after, (*steps, step))
 

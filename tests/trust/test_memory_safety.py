@@ -20,8 +20,11 @@ from churn import Churn
 from guards import CALLS, POISONS, Endless, Guarded, channels_last, served
 
 from fastlayers import nn, ops
-from fastlayers.ops import arithmetic, batchnorm_form, direct, layout, pool
-from fastlayers.ops.conv_shape import conv_shape
+from fastlayers.ops import arithmetic, layout
+from fastlayers.ops.conv import direct
+from fastlayers.ops.conv.shape import conv_shape
+from fastlayers.ops.norm import form as batchnorm_form
+from fastlayers.ops.pool import max_pool as pool
 from fastlayers.runtime import memory, threads
 
 CHAPTER = "memory safety"

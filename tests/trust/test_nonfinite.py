@@ -13,7 +13,7 @@ from cases import DTYPES, compare, like, pool
 
 import fastlayers as fl
 from fastlayers import nn, ops, optim, reference
-from fastlayers.kernels import winograd_rows
+from fastlayers.kernels.conv.winograd import rows as winograd_rows
 from fastlayers.ops.conv import Convolution, prepare
 
 CHAPTER = "nonfinite"

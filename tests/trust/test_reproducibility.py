@@ -20,7 +20,7 @@ import fastlayers as fl
 from fastlayers import Tensor, nn, ops, optim
 from fastlayers.lazy import set_fusion_enabled
 from fastlayers.nn import functional as F
-from fastlayers.nn import fusion
+from fastlayers.nn.fuse import chains
 from fastlayers.ops.linear import SHORT_DOT
 from fastlayers.runtime.threads import get_num_threads, set_num_threads
 from fastlayers.vision import models
@@ -126,7 +126,7 @@ def test_every_chain_is_promised_or_not():
     """But for convolutions that took in a batch norm."""
 
     def walk(op: str, state: str, steps: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
-        for (before, step), after in fusion._NEXT.items():
+        for (before, step), after in chains._NEXT.items():
             if before == state and step != "normalise":
                 yield op, (*steps, step)
                 yield from walk(op, after, (*steps, step))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, SupportsFloat
 
-from fastlayers.ops._check import one_of
+from fastlayers.ops.check import one_of
 from fastlayers.optim import checks
 from fastlayers.optim.lr_scheduler.base import LRScheduler
 from fastlayers.optim.optimizer import Optimizer

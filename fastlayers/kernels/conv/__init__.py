@@ -1,0 +1,6 @@
+"""Convolutions, a file for an algorithm."""
+
+from fastlayers.runtime.modules import on_use
+
+_MODULES = ("depthwise", "direct", "grouped_tile", "planar", "pooled", "unfold", "winograd")
+__getattr__, __dir__ = on_use(__name__, _MODULES)

@@ -1,0 +1,259 @@
+"""Register tiles of grouped convolution: lanes run over channels, a tile over pixels of a row.
+
+A tap of the kernel is a step of a loop: each vector of input that it loads meets `span` weights,
+for as many neighbouring pixels, so that a multiply-add costs only a fraction of a load.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from fastlayers.kernels.ir.vectors import Vectors
+from fastlayers.runtime import cpu
+
+__all__ = ["correlate_tile", "tile_pixels", "weight_tile"]
+
+_i32, _i64 = ir.IntType(32), ir.IntType(64)
+
+
+def tile_pixels(span: int) -> int:
+    """Pixels of a tile: 14, which divides the usual widths, or what 16 registers leave."""
+    return 14 if cpu.tile_rows() == 12 else 12 - span
+
+
+@intrinsic
+def correlate_tile(
+    typingctx: Any,
+    span: Any,
+    shuffled: Any,
+    y: Any,
+    count: Any,
+    init: Any,
+    least: Any,
+    x: Any,
+    steps: Any,
+    weights: Any,
+    order: Any,
+) -> Any:
+    """``y[p] = max(least, init + sum over steps k, l < span of weights[k, l] * x[k][p + l])``.
+
+    p is one of `count` pixels of a row, all are vectors of channels. `span` and `shuffled` are
+    tuples whose lengths are read: the number of weights that a vector of input meets, and 1
+    where a step reads the input's channels in the order of its own row of `order`, or 0.
+    ``y`` and ``x`` are ``(array, offset, pixel stride, channels)``, `weights` and `init`
+    ``(array, offset)``. ``steps = (array, first, last, masks)`` is an int64 array; step k adds
+    ``array[2 * k]`` to the offset of x and reads row ``array[2 * k + 1]`` of `order`; pixel q of
+    the input exists where bit q of ``array[masks + k]`` is set.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        tile = _TapTile(cgctx, builder, sig.args, values, (2, 6, 7, 8, 9))
+        target, pixel, channels = tile.operands[2]
+        mask = tile.first_lanes(channels)
+        (start,) = tile.pointer(sig.args[4], values[4])
+        first = tile.load_vector(start, mask=mask)
+        sums = tile.loop([first] * tile.pixels, tile.correlate)
+        lowest = tile.splat(values[5])
+        for p, total in enumerate(sums):
+            with builder.if_then(builder.icmp_signed("<", _i64(p), values[3])):
+                low = builder.fcmp_ordered("<", total, lowest)
+                at = builder.gep(target, [builder.mul(pixel, _i64(p))])
+                tile.store_vector(builder.select(low, lowest, total), at, mask=mask)
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(span, shuffled, y, i8, init, least, x, steps, weights, order), codegen
+
+
+@intrinsic
+def weight_tile(
+    typingctx: Any,
+    span: Any,
+    shuffled: Any,
+    dy: Any,
+    count: Any,
+    x: Any,
+    steps: Any,
+    weights: Any,
+    order: Any,
+) -> Any:
+    """``weights[k, l] += sum over pixels p of dy[p] * x[k][p + l]``; see `correlate_tile`.
+
+    ``weights = (array, offset, total)``, and the sum of dy is added at ``offset + total``.
+    """
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        tile = _TapTile(cgctx, builder, sig.args, values, (2, 4, 5, 6, 7))
+        source, pixel, channels = tile.operands[2]
+        pixels = []
+        for p in range(tile.pixels):
+            tile.exists.append(builder.icmp_signed("<", _i64(p), values[3]))
+            at = builder.gep(source, [builder.mul(pixel, _i64(p))])
+            here = tile.first_lanes(builder.select(tile.exists[p], channels, _i64(0)))
+            pixels.append(tile.load_vector(at, mask=here))
+        tile.loop(pixels, tile.differentiate)
+        while len(pixels) > 1:  # pairs: a chain of additions waits for each
+            pairs = [builder.fadd(a, b) for a, b in zip(pixels[::2], pixels[1::2], strict=False)]
+            pixels = pairs + pixels[len(pixels) // 2 * 2 :]
+        at = builder.gep(tile.weights, [tile.total])
+        tile.store_vector(builder.fadd(tile.load_vector(at), pixels[0]), at)
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(span, shuffled, dy, i8, x, steps, weights, order), codegen
+
+
+class _TapTile(Vectors):
+    """Emits the loop over steps around the loads of one tile."""
+
+    def __init__(self, cgctx: Any, builder: Any, args: Any, values: Any, operands: Any) -> None:
+        y, x, steps, weights, order = operands
+        self.cgctx = cgctx
+        element = cgctx.get_data_type(args[y].types[0].dtype)
+        itemsize = args[y].types[0].dtype.bitwidth // 8
+        super().__init__(builder, element, cpu.lanes(itemsize))
+        self.words = itemsize // 4
+        self.span, self.shuffled = len(args[0]), len(args[1]) > 0
+        self.pixels = tile_pixels(self.span)
+        self.exists: list[Any] = []
+        self.operands = {i: self.pointer(args[i], values[i]) for i in (y, x, weights)}
+        self.x, self.x_pixel, channels = self.operands[x]
+        self.weights, *rest = self.operands[weights]
+        self.total = rest[0] if rest else None
+        self.x_mask = self.first_lanes(channels)
+        array, self.first, self.last, masks = cgutils.unpack_tuple(builder, values[steps])
+        self.steps = self._data(args[steps].types[0], array)
+        self.masks = builder.gep(self.steps, [masks])
+        self.order = self._data(args[order], values[order])
+
+    def _data(self, array_type: Any, array: Any) -> Any:
+        return self.cgctx.make_array(array_type)(self.cgctx, self.builder, array).data
+
+    def pointer(self, operand_type: Any, operand: Any) -> list[Any]:
+        """Pointer to an operand's first element, then its other numbers."""
+        array, at, *rest = cgutils.unpack_tuple(self.builder, operand)
+        return [self.builder.gep(self._data(operand_type.types[0], array), [at]), *rest]
+
+    def loop(self, tile: list[Any], body: Any) -> list[Any]:
+        """Emit ``tile = body(step, tile)`` for all steps."""
+        builder = self.builder
+        before = builder.block
+        loop, done = (builder.append_basic_block(name) for name in ("taps", "taps.done"))
+        some = builder.icmp_signed("<", self.first, self.last)
+        builder.cbranch(some, loop, done)
+        builder.position_at_end(loop)
+        step = builder.phi(_i64)
+        phis = [builder.phi(self.vector) for _ in tile]
+        updated = body(step, phis)
+        following = builder.add(step, _i64(1))
+        end = builder.block
+        builder.cbranch(builder.icmp_signed("<", following, self.last), loop, done)
+        for phi, first, after in zip(
+            [step, *phis], [self.first, *tile], [following, *updated], strict=True
+        ):
+            phi.add_incoming(first, before)
+            phi.add_incoming(after, end)
+        builder.position_at_end(done)
+        return [
+            self._merge(first, before, after, end)
+            for first, after in zip(tile, updated, strict=True)
+        ]
+
+    def correlate(self, step: Any, sums: list[Any]) -> list[Any]:
+        at = self._weights_of(step)
+        weights = [self.load_vector(at, i) for i in range(self.span)]
+        sums = list(sums)
+
+        def use(value: Any, p: int, i: int) -> None:
+            sums[p] = self._fma(value, weights[i], sums[p])
+
+        self._visit(step, use, sums)
+        return sums
+
+    def differentiate(self, step: Any, pixels: list[Any]) -> list[Any]:
+        at = self._weights_of(step)
+        sums = [self.load_vector(at, i) for i in range(self.span)]
+
+        def use(value: Any, p: int, i: int) -> None:
+            # Where the row has ended, 0 times a NaN would be one.
+            before, old = self.builder.block, sums[i]
+            with self.builder.if_then(self.exists[p]):
+                new = self._fma(value, pixels[p], old)
+                inside = self.builder.block
+            sums[i] = self._merge(old, before, new, inside)
+
+        self._visit(step, use, sums)
+        for i, total in enumerate(sums):
+            self.store_vector(total, at, i)
+        return pixels
+
+    def _merge(self, a: Any, a_block: Any, b: Any, b_block: Any) -> Any:
+        phi = self.builder.phi(self.vector)
+        phi.add_incoming(a, a_block)
+        phi.add_incoming(b, b_block)
+        return phi
+
+    def _fma(self, a: Any, b: Any, c: Any) -> Any:
+        fma = self.declare("llvm.fma.{}", self.vector, [self.vector] * 3)
+        return self.builder.call(fma, [a, b, c])
+
+    def _weights_of(self, step: Any) -> Any:
+        size = _i64(self.span * self.lanes)
+        return self.builder.gep(self.weights, [self.builder.mul(step, size)])
+
+    def _visit(self, step: Any, use: Any, state: list[Any]) -> None:
+        """Load each pixel of input that exists once, and call `use` for all pairs with it.
+
+        The branches cost next to nothing: a test of one bit, the same in every row.
+        """
+        builder = self.builder
+        entry = builder.gep(self.steps, [builder.mul(step, _i64(2))])
+        x = builder.gep(self.x, [builder.load(entry)])
+        bits = builder.load(builder.gep(self.masks, [step]))
+        row = builder.load(builder.gep(entry, [_i64(1)]))
+        order = self._order(row) if self.shuffled else None
+        for q in range(self.pixels + self.span - 1):
+            exists = builder.and_(bits, _i64(1 << q))
+            before, old = builder.block, list(state)
+            with builder.if_then(builder.icmp_unsigned("!=", exists, _i64(0))):
+                at = builder.gep(x, [builder.mul(self.x_pixel, _i64(q))])
+                value = self._shuffle(at, order)
+                for i in range(self.span):
+                    if 0 <= q - i < self.pixels:
+                        use(value, q - i, i)
+                inside = builder.block
+            for k, (new, kept) in enumerate(zip(state, old, strict=True)):
+                if new is not kept:
+                    state[k] = self._merge(kept, before, new, inside)
+
+    def _order(self, row: Any) -> Any:
+        """Indices of 32-bit words: a vector, or a pointer to them where nothing permutes by one."""
+        words = self.lanes * self.words
+        at = self.builder.gep(self.order, [self.builder.mul(row, _i64(words))])
+        if words == 4:
+            return at
+        vector = ir.VectorType(_i32, words)
+        return self.builder.load(self.builder.bitcast(at, vector.as_pointer()), align=4)
+
+    def _shuffle(self, at: Any, order: Any) -> Any:
+        builder, words = self.builder, self.lanes * self.words
+        if order is None:
+            return self.load_vector(at, mask=self.x_mask)
+        if words == 4:
+            value = ir.Constant(self.vector, ir.Undefined)
+            for i in range(self.lanes):
+                word = builder.load(builder.gep(order, [_i64(i * self.words)]))
+                lane = builder.lshr(word, _i32(self.words - 1))
+                part = builder.load(builder.gep(at, [builder.zext(lane, _i64)]))
+                value = builder.insert_element(value, part, _i32(i))
+            return value
+        floats = ir.VectorType(ir.FloatType(), words)
+        name = "llvm.x86.avx512.permvar.sf.512" if words == 16 else "llvm.x86.avx2.permps"
+        permute = self.declare(name, floats, [floats, order.type])
+        value = builder.bitcast(self.load_vector(at, mask=self.x_mask), floats)
+        return builder.bitcast(builder.call(permute, [value, order]), self.vector)

@@ -1,0 +1,6 @@
+"""What kernels are written in: vectors, runs and loops as LLVM IR."""
+
+from fastlayers.runtime.modules import on_use
+
+_MODULES = ("runs", "vectors")
+__getattr__, __dir__ = on_use(__name__, _MODULES)

@@ -1,0 +1,6 @@
+"""Linear maps."""
+
+from fastlayers.runtime.modules import on_use
+
+_MODULES = ("linear", "small", "tile")
+__getattr__, __dir__ = on_use(__name__, _MODULES)

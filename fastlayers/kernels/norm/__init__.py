@@ -1,0 +1,6 @@
+"""Normalisation over the channels."""
+
+from fastlayers.runtime.modules import on_use
+
+_MODULES = ("batchnorm", "pooled", "rows")
+__getattr__, __dir__ = on_use(__name__, _MODULES)

@@ -1,0 +1,1 @@
+"""Layers that wait for what follows them, and run as one."""
