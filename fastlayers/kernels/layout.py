@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from fastlayers.kernels.ir.runs import flat, transpose_block
+from fastlayers.kernels.ir.runs import flat, no_table, transpose_block
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
@@ -12,7 +10,6 @@ from fastlayers.runtime.parallel import parallel_for
 __all__ = ["inside", "square_side", "swap_axes", "swap_axes_image"]
 
 VECTOR_BYTES = cpu.vector_bytes()
-NO_TABLE = np.empty(0, np.int64)
 
 
 @kernel(inner=True)
@@ -28,7 +25,7 @@ def swap_axes_image(n, worker, x, shape, side, out):
     for j in range(0, columns, side):
         for i in range(0, rows, side):
             source = (x, base + i * columns + j, columns)
-            target = (out, base + j * rows + i, rows, rows - i, NO_TABLE)
+            target = (out, base + j * rows + i, rows, rows - i, no_table())
             transpose_block(min(side, rows - i), min(side, columns - j), source, target)
 
 

@@ -41,13 +41,12 @@ def _emit_exp(vectors: Vectors, x: Any) -> Any:
     def whole(value: int) -> Any:
         return ir.Constant(integers, [value] * vectors.lanes)
 
-    fma = vectors.declare("llvm.fma.{}", vectors.vector, [vectors.vector] * 3)
     # Below this the result is 0; NaN stays.
     lowest = splat(-104.0 if single else -746.0)
     x = builder.select(builder.fcmp_ordered("<", x, lowest), lowest, x)
     # The sum with 1.5 * 2^mantissa has the rounded quotient in its low bits.
     magic = splat(1.5 * 2.0**mantissa)
-    shifted = builder.call(fma, [x, splat(1 / math.log(2)), magic])
+    shifted = vectors.fma(x, splat(1 / math.log(2)), magic)
     n = builder.fsub(shifted, magic)
     # log(2) in two parts, of which the first times n is exact.
     high, low = (
@@ -55,12 +54,12 @@ def _emit_exp(vectors: Vectors, x: Any) -> Any:
         if single
         else (6.93147180369123816490e-1, 1.90821492927058770002e-10)
     )
-    r = builder.call(fma, [n, splat(-high), x])
-    r = builder.call(fma, [n, splat(-low), r])
+    r = vectors.fma(n, splat(-high), x)
+    r = vectors.fma(n, splat(-low), r)
     degree = 7 if single else 13
     result = splat(1 / math.factorial(degree))
     for k in reversed(range(degree)):
-        result = builder.call(fma, [result, r, splat(1 / math.factorial(k))])
+        result = vectors.fma(result, r, splat(1 / math.factorial(k)))
     exponent = builder.sub(builder.bitcast(shifted, integers), builder.bitcast(magic, integers))
     # In two factors, since 2^n may be subnormal.
     half = builder.ashr(exponent, whole(1))

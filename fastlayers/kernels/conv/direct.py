@@ -13,7 +13,15 @@ import numpy as np
 from fastlayers.kernels.conv.unfold import col2im
 from fastlayers.kernels.gemm.gemm import gemm, gemm_runs, panel_width, prepare_gemm
 from fastlayers.kernels.gemm.tile import FETCH, gemm_tile
-from fastlayers.kernels.ir.runs import add_run, clear_run, copy_run, flat, transpose_block, view
+from fastlayers.kernels.ir.runs import (
+    add_run,
+    clear_run,
+    copy_run,
+    flat,
+    no_table,
+    transpose_block,
+    view,
+)
 from fastlayers.kernels.layout import inside, square_side, swap_axes_image
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
@@ -217,7 +225,6 @@ def _weight_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lanes, wo
     rows = min(block_rows, per_group - j)
     k = taps * (size[2] // groups)
     width = panel_width(length, lanes)
-    empty = view(runs, 0, 0)
     start = slabs * chunk // chunks
     for slab in range(start, slabs * (chunk + 1) // chunks):
         add = int(slab > start)
@@ -227,10 +234,10 @@ def _weight_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lanes, wo
         outputs = view(runs, images_at + grid[1] * grid[3], images * count)
         from_row = (n * out_height + i) * out_width * m
         for g in range(groups):
-            a = (dy, from_row + g * per_group + j, 1, m, empty, outputs)
+            a = (dy, from_row + g * per_group + j, 1, m, no_table(), outputs)
             for run in range(run_count):
                 at = base + g * (size[2] // groups) + runs[run]
-                c = (parts, (chunk * m + g * per_group + j) * k + run * length, k, empty)
+                c = (parts, (chunk * m + g * per_group + j) * k + run * length, k, no_table())
                 k_runs, init = (images * count, out_width), (zeros, 0)
                 if rows == 6 and width == lanes:
                     one = (source, at, column_step * size[2], pixels)
@@ -252,7 +259,6 @@ def _few_channels_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lan
     grid, window, _, column_step, run_rows = layout
     slabs, chunks, rows = cut
     pixels_at = run_rows[1]
-    empty = view(runs, 0, 0)
     start = slabs * task // chunks
     for slab in range(start, slabs * (task + 1) // chunks):
         add = int(slab > start)
@@ -262,7 +268,7 @@ def _few_channels_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lan
         outputs = view(runs, pixels_at + grid[1] * grid[3], images * count)
         a = (source, base, 0, column_step * size[2], view(runs, 0, rows), pixels)
         b = (dy, (n * out_height + i) * out_width * m, panel_width(m, lanes), m, outputs)
-        c = (parts, task * rows * m, m, empty)
+        c = (parts, task * rows * m, m, no_table())
         k_runs, init = (images * count, out_width), (zeros, 0)
         gemm_runs(rows, m, k_runs, a, b, init, c, -np.inf, add, FETCH, lanes)
 

@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.kernels.ir.vectors import Vectors
+from fastlayers.kernels.ir.vectors import Vectors, operand
 from fastlayers.runtime import cpu
 
 __all__ = ["correlate_tile", "tile_pixels", "weight_tile"]
@@ -55,7 +55,7 @@ def correlate_tile(
         tile = _TapTile(cgctx, builder, sig.args, values, (2, 6, 7, 8, 9))
         target, pixel, channels = tile.operands[2]
         mask = tile.first_lanes(channels)
-        (start,) = tile.pointer(sig.args[4], values[4])
+        (start,) = operand(cgctx, builder, sig.args[4], values[4])
         first = tile.load_vector(start, mask=mask)
         sums = tile.loop([first] * tile.pixels, tile.correlate)
         lowest = tile.splat(values[5])
@@ -121,7 +121,7 @@ class _TapTile(Vectors):
         self.span, self.shuffled = len(args[0]), len(args[1]) > 0
         self.pixels = tile_pixels(self.span)
         self.exists: list[Any] = []
-        self.operands = {i: self.pointer(args[i], values[i]) for i in (y, x, weights)}
+        self.operands = {i: operand(cgctx, builder, args[i], values[i]) for i in (y, x, weights)}
         self.x, self.x_pixel, channels = self.operands[x]
         self.weights, *rest = self.operands[weights]
         self.total = rest[0] if rest else None
@@ -133,11 +133,6 @@ class _TapTile(Vectors):
 
     def _data(self, array_type: Any, array: Any) -> Any:
         return self.cgctx.make_array(array_type)(self.cgctx, self.builder, array).data
-
-    def pointer(self, operand_type: Any, operand: Any) -> list[Any]:
-        """Pointer to an operand's first element, then its other numbers."""
-        array, at, *rest = cgutils.unpack_tuple(self.builder, operand)
-        return [self.builder.gep(self._data(operand_type.types[0], array), [at]), *rest]
 
     def loop(self, tile: list[Any], body: Any) -> list[Any]:
         """Emit ``tile = body(step, tile)`` for all steps."""
@@ -170,7 +165,7 @@ class _TapTile(Vectors):
         sums = list(sums)
 
         def use(value: Any, p: int, i: int) -> None:
-            sums[p] = self._fma(value, weights[i], sums[p])
+            sums[p] = self.fma(value, weights[i], sums[p])
 
         self._visit(step, use, sums)
         return sums
@@ -183,7 +178,7 @@ class _TapTile(Vectors):
             # Where the row has ended, 0 times a NaN would be one.
             before, old = self.builder.block, sums[i]
             with self.builder.if_then(self.exists[p]):
-                new = self._fma(value, pixels[p], old)
+                new = self.fma(value, pixels[p], old)
                 inside = self.builder.block
             sums[i] = self._merge(old, before, new, inside)
 
@@ -197,10 +192,6 @@ class _TapTile(Vectors):
         phi.add_incoming(a, a_block)
         phi.add_incoming(b, b_block)
         return phi
-
-    def _fma(self, a: Any, b: Any, c: Any) -> Any:
-        fma = self.declare("llvm.fma.{}", self.vector, [self.vector] * 3)
-        return self.builder.call(fma, [a, b, c])
 
     def _weights_of(self, step: Any) -> Any:
         size = _i64(self.span * self.lanes)

@@ -18,9 +18,9 @@ from numba.extending import intrinsic
 
 from fastlayers.kernels.gemm.tile import STORE, gemm_tile
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import clear_run, copy_run, transpose_block, view
+from fastlayers.kernels.ir.runs import clear_run, copy_run, no_table, transpose_block, view
 from fastlayers.kernels.ir.vectors import Vectors, element_pointer
-from fastlayers.kernels.layout import NO_TABLE, square_side
+from fastlayers.kernels.layout import square_side
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
@@ -112,10 +112,7 @@ def _pool_pairs(
             best, *others = halves(line) + halves(builder.gep(line, [pitch]))
             holder = ir.Constant(numbers.vector, None)
             for cell, new in enumerate(others, 1):
-                better = builder.and_(
-                    builder.fcmp_unordered("ugt", new, best),
-                    builder.fcmp_ordered("ord", best, best),
-                )
+                better = floats.better(new, best)
                 best = builder.select(better, new, best)
                 number = ir.Constant(numbers.vector, [cell] * lanes)
                 holder = builder.select(better, number, holder)
@@ -173,7 +170,6 @@ def _planar_image(n, worker, inputs, facts, call, work, outputs):
     pitch, at = facts.images.pitch, worker * facts.worker_elements
     band = at + facts.images.elements
     tile = VECTORS * (VECTOR_BYTES // work.itemsize)
-    empty = view(facts.plane_runs, 0, 0)
     k = (0, facts.plane_runs.size, facts.taps)
     _load_planes(x, n, call.channels_first, facts.images, work, at)
     for i in range(0, facts.out_height, facts.band_rows):
@@ -187,7 +183,7 @@ def _planar_image(n, worker, inputs, facts, call, work, outputs):
             a = (weight, 0, 0, 1, facts.weight_rows, facts.weight_runs)
             for j in range(0, width, tile):
                 b = (work, at + i * pitch + j, facts.step, facts.plane_runs)
-                c = (work, band + j, facts.band_plane, empty)
+                c = (work, band + j, facts.band_plane, no_table())
                 init = (work, band)
                 gemm_tile(ROWS, VECTORS, 1, first, k, a, b, init, c, tile, call.floor, 1, STORE)
         for row in range(0, count, facts.pooled):
@@ -210,7 +206,7 @@ def _write_row(facts, work, line, outputs, out_line):
                 _pool_pairs(some, pixels, source, y, cells, to, m)
             else:
                 source = (work, start, facts.band_plane)
-                transpose_block(some, pixels, source, (y, to, m, some, NO_TABLE))
+                transpose_block(some, pixels, source, (y, to, m, some, no_table()))
 
 
 @kernel

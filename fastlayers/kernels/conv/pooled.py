@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 from fastlayers.kernels.gemm.gemm import gemm_runs, panel_width, prepare_gemm
 from fastlayers.kernels.gemm.tile import STORE
 from fastlayers.kernels.ir.runs import add_run, clear_run, copy_run, view
-from fastlayers.kernels.ir.vectors import Vectors
+from fastlayers.kernels.ir.vectors import Vectors, operand
 from fastlayers.kernels.layout import inside
 from fastlayers.kernels.pool.windows import max_window
 from fastlayers.runtime import cpu
@@ -59,13 +59,6 @@ class _Routes:
         return builder.select(passes, value, zero), builder.select(known, cell, _i64(0))
 
 
-def _pointer(cgctx: Any, builder: Any, kind: Any, operand: Any) -> list[Any]:
-    """Pointer to the first element of ``(array, offset, ...)``, and what follows in the tuple."""
-    array, at, *more = cgutils.unpack_tuple(builder, operand)
-    data = cgctx.make_array(kind.types[0])(cgctx, builder, array).data
-    return [builder.gep(data, [at]), *more]
-
-
 @intrinsic
 def _sum_fields(
     typingctx: Any, tile: Any, count: Any, gradient: Any, fields: Any, x: Any, sums: Any
@@ -81,12 +74,11 @@ def _sum_fields(
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         routes = _Routes(cgctx, builder, gradient, values[2])
-        table, pixels = _pointer(cgctx, builder, fields, values[3])
-        origin, pitch = _pointer(cgctx, builder, x, values[4])
-        (target,) = _pointer(cgctx, builder, sums, values[5])
+        table, pixels = operand(cgctx, builder, fields, values[3])
+        origin, pitch = operand(cgctx, builder, x, values[4])
+        (target,) = operand(cgctx, builder, sums, values[5])
         element = sums.types[0].dtype
         vectors = Vectors(builder, target.type.pointee, cpu.lanes(element.bitwidth // 8))
-        fma = vectors.declare("llvm.fma.{}", vectors.vector, [vectors.vector] * 3)
         offsets = builder.gep(table, [pixels])
         held = [
             cgutils.alloca_once_value(builder, vectors.load_vector(target, k))
@@ -105,7 +97,7 @@ def _sum_fields(
                 if k and k % across == 0:
                     line = builder.gep(line, [pitch])
                 term = vectors.load_vector(line, k % across)
-                builder.store(builder.call(fma, [factor, term, builder.load(place)]), place)
+                builder.store(vectors.fma(factor, term, builder.load(place)), place)
         for k, place in enumerate(held):
             vectors.store_vector(builder.load(place), target, k)
         return builder.load(total)
@@ -123,11 +115,10 @@ def _mix_rows(typingctx: Any, tile: Any, count: Any, gradient: Any, rows: Any, o
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         routes = _Routes(cgctx, builder, gradient, values[2])
-        origin, stride = _pointer(cgctx, builder, rows, values[3])
-        (target,) = _pointer(cgctx, builder, out, values[4])
+        origin, stride = operand(cgctx, builder, rows, values[3])
+        (target,) = operand(cgctx, builder, out, values[4])
         element = out.types[0].dtype
         vectors = Vectors(builder, target.type.pointee, cpu.lanes(element.bitwidth // 8))
-        fma = vectors.declare("llvm.fma.{}", vectors.vector, [vectors.vector] * 3)
         zero = ir.Constant(vectors.vector, None)
         held = [cgutils.alloca_once_value(builder, zero) for _ in range(len(tile))]
         for place in held:  # alloca_once_value stores once a function, not once a call in a loop
@@ -138,7 +129,7 @@ def _mix_rows(typingctx: Any, tile: Any, count: Any, gradient: Any, rows: Any, o
             line, factor = builder.gep(origin, [builder.mul(row, stride)]), vectors.splat(value)
             for v, place in enumerate(held):
                 term = vectors.load_vector(line, v)
-                builder.store(builder.call(fma, [factor, term, builder.load(place)]), place)
+                builder.store(vectors.fma(factor, term, builder.load(place)), place)
         for v, place in enumerate(held):
             vectors.store_vector(builder.load(place), target, v)
         return cgctx.get_dummy_value()

@@ -14,6 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastlayers.kernels.gemm.tile import STORE, STREAM, gemm_panel
+from fastlayers.kernels.ir.runs import no_table
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.linkage import SharedKernel
 
@@ -168,24 +169,13 @@ def _gemm_batch(
     return types.void(*shared.args), codegen
 
 
-@intrinsic
-def _no_table(typingctx: Any) -> Any:
-    """An empty table of offsets, which costs no allocation."""
-    table = types.Array(types.int64, 1, "C")
-
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        return cgctx.get_constant_null(table)
-
-    return table(), codegen
-
-
 @kernel
 def gemm_batch(count, steps, m, n, k, a, b, init, c, lanes):
     """`gemm` for `count` products, ``steps = (of a, of b, of c)`` elements from one to the next.
 
     A call of its own for each costs 200 cycles, and 12 x 16 x 16 are 192 multiply-adds.
     """
-    none = _no_table()
+    none = no_table()
     a_all, b_all, c_all = (*a, none, none), (*b, none), (*c, none)
     row, add = (init[0], init[1]), int(init[2] != 0)
     batch = (count, steps[0], steps[1], steps[2])
@@ -201,7 +191,7 @@ def gemm(m, n, k, a, b, init, c, lanes):
     to their full width; ``c = (array, offset, row stride)``; init is C itself, or a row that is
     added to all: ``(array, offset, 0)``. Otherwise as `gemm_runs`.
     """
-    none = _no_table()
+    none = no_table()
     a_all, b_all, c_all = (*a, none, none), (*b, none), (*c, none)
     row, add = (init[0], init[1]), int(init[2] != 0)
     gemm_runs(m, n, (1, k), a_all, b_all, row, c_all, -np.inf, add, STORE, lanes)

@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.kernels.ir.vectors import Table, Vectors
+from fastlayers.kernels.ir.vectors import Table, Vectors, literals, prefetch
 from fastlayers.runtime import cpu
 
 __all__ = ["FETCH", "STORE", "STREAM", "gemm_panel", "gemm_tile"]
@@ -63,9 +63,10 @@ def gemm_tile(
     tile, so an element has the same bits in every tile shape.
     """
     sizes = (rows, vectors, part)
-    if not all(isinstance(size, types.IntegerLiteral) for size in sizes):
+    known = literals(*sizes)
+    if known is None:
         return None
-    height, width, divisor = (size.literal_value for size in sizes)
+    height, width, divisor = known
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         emit_tile(cgctx, builder, (height, width, divisor), sig.args[3:], values[3:])
@@ -96,9 +97,10 @@ def gemm_panel(
     A function of its own in its caller's module, as three tiles are more than a call.
     """
     sizes = (vectors, part)
-    if not all(isinstance(size, types.IntegerLiteral) for size in sizes):
+    known = literals(*sizes)
+    if known is None:
         return None
-    width, divisor = (size.literal_value for size in sizes)
+    width, divisor = known
 
     def codegen(cgctx: Any, caller: Any, sig: Any, values: Any) -> Any:
         values = values[2:]
@@ -199,13 +201,10 @@ class _Tile(Vectors):
 
     def prefetch(self, pointers: list[Any]) -> None:
         """Fetch a tile's cache lines to be written: 10 % of a 1x1 convolution of 64 channels."""
-        byte = ir.IntType(8).as_pointer()
-        kinds = [byte, _i32, _i32, _i32]
-        fetch = self.declare("llvm.prefetch.p0", ir.VoidType(), kinds)
         for at in pointers:
             for v in range(self.vectors):
-                line = self.builder.bitcast(self.builder.gep(at, [_i64(v * self.lanes)]), byte)
-                self.builder.call(fetch, [line, _i32(1), _i32(3), _i32(1)])
+                line = self.builder.gep(at, [_i64(v * self.lanes)])
+                prefetch(self.builder, line, write=True, level=3)
 
     def start(self, add: Any, init: Any, pointers: list[Any]) -> list[list[Any]]:
         """The tile as it is, or one row for all; lanes outside the mask are zero, not touched.
@@ -321,12 +320,11 @@ class _Tile(Vectors):
 
     def _multiply_add(self, pointers: list[Any], b: Any, flat: list[Any]) -> list[Any]:
         """One step of k: ``sums[i][v] += splat(a[i]) * b[v]``."""
-        fma = self.declare("llvm.fma.{}", self.vector, [self.vector] * 3)
         columns = [self.load_vector(b, v) for v in range(self.vectors)]
         updated = []
         for i, pointer in enumerate(pointers):
             scalar = self.splat(self.builder.load(pointer))
             for v, column in enumerate(columns):
                 old = flat[i * self.vectors + v]
-                updated.append(self.builder.call(fma, [scalar, column, old]))
+                updated.append(self.fma(scalar, column, old))
         return updated

@@ -85,8 +85,19 @@ def view(typingctx: Any, array: Any, start: Any, count: Any) -> Any:
 
 
 @intrinsic
+def no_table(typingctx: Any) -> Any:
+    """An empty table of offsets, which stands for zeros."""
+    table = types.Array(types.int64, 1, "C")
+
+    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+        return cgctx.get_constant_null(table)
+
+    return table(), codegen
+
+
+@intrinsic
 def prefetch_run(typingctx: Any, array: Any, at: Any, count: Any) -> Any:
-    """Ask for ``array[at : at + count]`` of a flat array in L2; the range need not exist."""
+    """Prefetch ``array[at : at + count]`` of a flat array into L2; the range need not exist."""
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         start = element_pointer(cgctx, builder, array, values[0], values[1])

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
 
-__all__ = ["LINE", "Table", "Vectors", "element_pointer", "prefetch"]
+__all__ = ["LINE", "Table", "Vectors", "element_pointer", "literals", "operand", "prefetch"]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
 LINE = 64  # bytes of a cache line
@@ -56,6 +57,16 @@ class Vectors:
         first = self.builder.insert_element(undefined, scalar, _i32(0))
         zeros = ir.Constant(ir.VectorType(_i32, self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(first, undefined, zeros)
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        """Emit ``a * b + c``, rounded once."""
+        name = self.declare("llvm.fma.{}", self.vector, [self.vector] * 3)
+        return self.builder.call(name, [a, b, c])
+
+    def better(self, new: Any, old: Any) -> Any:
+        """Mask of where `new` is greater, or a NaN against a number; a NaN stays against all."""
+        unordered = self.builder.fcmp_unordered("ugt", new, old)
+        return self.builder.and_(unordered, self.builder.fcmp_ordered("ord", old, old))
 
     def first_lanes(self, count: Any) -> Any:
         """Mask of the lanes below `count`, a 64-bit integer."""
@@ -154,8 +165,21 @@ def element_pointer(
     return builder.gep(array.data, [at])
 
 
-def prefetch(builder: Any, pointer: Any) -> None:
-    """Emit a request for the cache line at a pointer, in L2; it need not exist."""
+def operand(cgctx: Any, builder: Any, kind: Any, value: Any) -> list[Any]:
+    """Pointer to the first element of ``(array, offset, ...)``, then what follows in the tuple."""
+    array, at, *rest = cgutils.unpack_tuple(builder, value)
+    return [element_pointer(cgctx, builder, kind.types[0], array, at), *rest]
+
+
+def literals(*kinds: Any) -> list[int] | None:
+    """The values of literal integers; None, by which Numba asks again, where one is not literal."""
+    if not all(isinstance(kind, types.IntegerLiteral) for kind in kinds):
+        return None
+    return [kind.literal_value for kind in kinds]
+
+
+def prefetch(builder: Any, pointer: Any, write: bool = False, level: int = 2) -> None:
+    """Prefetch the cache line at a pointer, which need not exist, into L1 (3) or L2 (2)."""
     signature = ir.FunctionType(ir.VoidType(), [pointer.type, _i32, _i32, _i32])
     prefetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
-    builder.call(prefetch, [pointer, _i32(0), _i32(2), _i32(1)])  # read, into L2, data
+    builder.call(prefetch, [pointer, _i32(int(write)), _i32(level), _i32(1)])  # 1: data

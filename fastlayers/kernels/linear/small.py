@@ -14,8 +14,8 @@ import numpy as np
 
 from fastlayers.kernels.gemm.gemm import gemm, gemm_runs, panel_width, prepare_gemm
 from fastlayers.kernels.gemm.tile import STORE
-from fastlayers.kernels.ir.runs import clear_run, copy_run, flat, transpose_block, view
-from fastlayers.kernels.layout import NO_TABLE, square_side
+from fastlayers.kernels.ir.runs import clear_run, copy_run, flat, no_table, transpose_block, view
+from fastlayers.kernels.layout import square_side
 from fastlayers.kernels.linear.tile import FEW, rank_update
 from fastlayers.kernels.reduce import column_sums
 from fastlayers.runtime.cache import kernel
@@ -46,11 +46,11 @@ def _linear_short_task(task, worker, x, weight, bias, floor, size, steps, lanes,
         for h in range(0, min(width, columns - panel), side):
             count, at = min(side, columns - panel - h), (j + panel + h) * k
             for p in range(0, k, side):
-                target = (work, here + panel * k + p * width + h, width, width - h, NO_TABLE)
+                target = (work, here + panel * k + p * width + h, width, width - h, no_table())
                 transpose_block(count, min(side, k - p), (weight, at + p, k), target)
-    a = (x, i * k, k, 1, NO_TABLE, NO_TABLE)
-    b = (work, here, width * k, width, NO_TABLE)
-    c = (y, i * n + j, n, NO_TABLE)
+    a = (x, i * k, k, 1, no_table(), no_table())
+    b = (work, here, width * k, width, no_table())
+    c = (y, i * n + j, n, no_table())
     gemm_runs(rows, columns, (1, k), a, b, (bias, j), c, floor, 0, STORE, lanes)
 
 

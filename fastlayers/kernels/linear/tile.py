@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.kernels.ir.vectors import Vectors, element_pointer, prefetch
+from fastlayers.kernels.ir.vectors import Vectors, element_pointer, operand, prefetch
 from fastlayers.runtime import cpu
 
 __all__ = [
@@ -29,13 +29,6 @@ _i32, _i64 = ir.IntType(32), ir.IntType(64)
 DOT_ROWS = 4 if cpu.tile_rows() == 12 else 2
 FEW = 4  # batch rows of a dot tile, rows and depth of a rank update
 STRIP = 4  # vectors of a strip of column sums, as many as an addition has cycles of latency
-
-
-def _operand(cgctx: Any, builder: Any, tuple_type: Any, value: Any) -> list[Any]:
-    """Pointer to the first element of ``(array, offset, strides...)``, then the strides."""
-    parts = [builder.extract_value(value, i) for i in range(len(tuple_type))]
-    pointer = element_pointer(cgctx, builder, tuple_type.types[0], parts[0], parts[1])
-    return [pointer, *parts[2:]]
 
 
 def _clamped(builder: Any, count: int, valid: Any) -> list[Any]:
@@ -142,11 +135,10 @@ def dot_tile(
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         (a_ptr, a_row), (b_ptr, b_row), (init_ptr, init_step), (c_ptr, c_step) = (
-            _operand(cgctx, builder, sig.args[i], values[i]) for i in (3, 4, 5, 7)
+            operand(cgctx, builder, sig.args[i], values[i]) for i in (3, 4, 5, 7)
         )
         lanes = cpu.lanes(c.types[0].dtype.bitwidth // 8)
         vectors = Vectors(builder, a_ptr.type.pointee, lanes)
-        fma = vectors.declare("llvm.fma.{}", vectors.vector, [vectors.vector] * 3)
         valid_rows, valid_columns = cgutils.unpack_tuple(builder, values[8])
         i_at, j_at = _clamped(builder, height, valid_rows), _clamped(builder, width, valid_columns)
         a_rows = [builder.gep(a_ptr, [builder.mul(i, a_row)]) for i in i_at]
@@ -156,7 +148,7 @@ def dot_tile(
             left = [vectors.load_vector(builder.gep(row, [at]), mask=mask) for row in a_rows]
             right = [vectors.load_vector(builder.gep(row, [at]), mask=mask) for row in b_rows]
             pairs = [(x, y) for y in right for x in left]
-            return [builder.call(fma, [*pair, old]) for pair, old in zip(pairs, sums, strict=True)]
+            return [vectors.fma(*pair, old) for pair, old in zip(pairs, sums, strict=True)]
 
         sums = _k_loop(builder, vectors, values[2], height * width, step)
         totals = _slices(builder, sum_lanes(builder, sums, lanes), lanes, height)
@@ -229,10 +221,9 @@ def rank_update(
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         (s_ptr, s_row, s_p), (b_ptr, b_row), (c_ptr, c_row) = (
-            _operand(cgctx, builder, sig.args[i], values[i]) for i in range(3, 6)
+            operand(cgctx, builder, sig.args[i], values[i]) for i in range(3, 6)
         )
         vectors = Vectors(builder, c_ptr.type.pointee, cpu.lanes(c.types[0].dtype.bitwidth // 8))
-        fma = vectors.declare("llvm.fma.{}", vectors.vector, [vectors.vector] * 3)
         valid_rows, depth = cgutils.unpack_tuple(builder, values[6])
         i_at, p_at = _clamped(builder, FEW, valid_rows), _clamped(builder, FEW, depth)
         exists = [builder.icmp_signed("<", _i64(p), depth) for p in range(FEW)]
@@ -265,7 +256,7 @@ def rank_update(
             ]
             for p, term in enumerate(terms):
                 sums = [
-                    builder.call(fma, [scale[p], term, old])
+                    vectors.fma(scale[p], term, old)
                     for scale, old in zip(scales, sums, strict=True)
                 ]
             for cell, value in zip(cells, sums, strict=True):

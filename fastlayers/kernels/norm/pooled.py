@@ -146,10 +146,6 @@ class _Windows(Vectors):
         total = self.builder.fadd(self.load_vector(pointer, mask=mask), value)
         self.store_vector(total, pointer, mask=mask)
 
-    def fma(self, a: Any, b: Any, c: Any) -> Any:
-        name = self.declare("llvm.fma.{}", self.vector, [self.vector] * 3)
-        return self.builder.call(name, [a, b, c])
-
     def gradient(self, dy: Any, y: Any, relu: Any) -> Any:
         """`dy` where the output is positive or NaN or where there was no ReLU."""
         builder = self.builder
@@ -197,11 +193,7 @@ def _pool_row(
                 def visit(cell: Any, offset: Any) -> None:
                     delta = builder.fsub(emit.read(origin, offset, mask=mask), mean)
                     new, old = emit.fma(delta, scale, shift), builder.load(best)
-                    # Greater, or a NaN against a number.
-                    better = builder.and_(
-                        builder.fcmp_unordered("ugt", new, old),
-                        builder.fcmp_ordered("ord", old, old),
-                    )
+                    better = emit.better(new, old)
                     number = numbers.splat(builder.trunc(cell, numbers.element))
                     builder.store(builder.select(better, new, old), best)
                     builder.store(builder.select(better, number, builder.load(holder)), holder)

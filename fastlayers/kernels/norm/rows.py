@@ -110,10 +110,6 @@ class _Rows(Vectors):
                 for value, at in zip(values, pointers, strict=True):
                     self.store_vector(value, at)
 
-    def fma(self, a: Any, b: Any, c: Any) -> Any:
-        name = self.declare("llvm.fma.{}", self.vector, [self.vector] * 3)
-        return self.builder.call(name, [a, b, c])
-
     def positive(self, test: Any, value: Any) -> Any:
         """`value` where `test` is positive or NaN, 0 elsewhere, as the gradient of ReLU is."""
         zero = ir.Constant(self.vector, None)

@@ -36,14 +36,9 @@ class _Best:
         self.builder = builder
         self.floats, self.numbers = Vectors(builder, value, lanes), Vectors(builder, cell, lanes)
 
-    def better(self, new: Any, old: Any) -> Any:
-        """Where `new` is greater, or a NaN against a number: a NaN stays against all."""
-        unordered = self.builder.fcmp_unordered("ugt", new, old)
-        return self.builder.and_(unordered, self.builder.fcmp_ordered("ord", old, old))
-
     def best(self, new: Any, number: Any, old: Any, holder: Any) -> tuple[Any, Any]:
         """The better of two values, and its cell."""
-        better = self.better(new, old)
+        better = self.floats.better(new, old)
         select = self.builder.select
         return select(better, new, old), select(better, number, holder)
 
@@ -206,7 +201,8 @@ def max_window(
                 offset = builder.add(builder.mul(r, r_step), builder.mul(s, s_step))
                 cell = builder.gep(source, [builder.add(offset, at)])
                 new, old = floats.load_vector(cell, mask=mask), builder.load(best)
-                better = builder.or_(emit.better(new, old), floats.splat(builder.load(fresh)))
+                better = emit.floats.better(new, old)
+                better = builder.or_(better, floats.splat(builder.load(fresh)))
                 number = builder.trunc(builder.add(builder.mul(r, per_row), s), numbers.element)
                 builder.store(builder.select(better, new, old), best)
                 builder.store(

@@ -9,14 +9,13 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastlayers.kernels.conv.winograd.matrices import (
-    literal_tile,
     make_emitter,
     matrices,
     rounded,
     transposed,
     vector_loop,
 )
-from fastlayers.kernels.ir.vectors import element_pointer
+from fastlayers.kernels.ir.vectors import element_pointer, literals
 
 __all__ = ["transform_filter", "untransform_filter"]
 
@@ -31,9 +30,10 @@ def transform_filter(
 
     `row` is a multiple of a vector.
     """
-    m = literal_tile(tile)
-    if m is None:
+    known = literals(tile)
+    if known is None:
         return None
+    (m,) = known
     matrix = matrices(m).filter
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
@@ -75,9 +75,10 @@ def untransform_filter(
 
     `du` is read at ``du_at + xi * du_xi + i``: the adjoint of `transform_filter`.
     """
-    m = literal_tile(tile)
-    if m is None:
+    known = literals(tile)
+    if known is None:
         return None
+    (m,) = known
     matrix = transposed(matrices(m).filter)
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:

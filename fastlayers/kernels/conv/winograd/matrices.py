@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
 
 from fastlayers.kernels.ir.vectors import Vectors
@@ -24,7 +23,6 @@ __all__ = [
     "Emitter",
     "Matrices",
     "Matrix",
-    "literal_tile",
     "make_emitter",
     "matrices",
     "rounded",
@@ -119,8 +117,7 @@ class Emitter(Vectors):
         if abs(factor) == 1:
             add = self.builder.fadd if factor > 0 else self.builder.fsub
             return add(total, value)
-        fma = self.declare("llvm.fma.{}", self.vector, [self.vector] * 3)
-        return self.builder.call(fma, [self.constant(factor), value, total])
+        return self.fma(self.constant(factor), value, total)
 
     def combine(self, factors: list[float], values: list[Any]) -> Any:
         """Sum of factors times values, beginning with a factor of 1 where there is one."""
@@ -208,10 +205,6 @@ class Emitter(Vectors):
 def rounded(scale: float) -> float:
     """`scale`, or the integer that it is but for the rounding of a product of roots."""
     return float(round(scale)) if abs(scale - round(scale)) < 1e-9 else scale
-
-
-def literal_tile(tile: Any) -> int | None:
-    return tile.literal_value if isinstance(tile, types.IntegerLiteral) else None
 
 
 def make_emitter(cgctx: Any, builder: Any, array_type: Any) -> Emitter:

@@ -36,8 +36,7 @@ from fastlayers.kernels.conv.winograd.rows_tiles import (
     transform_outputs,
     write_cells,
 )
-from fastlayers.kernels.ir.runs import add_run, clear_run, copy_run, transpose_block
-from fastlayers.kernels.layout import NO_TABLE
+from fastlayers.kernels.ir.runs import add_run, clear_run, copy_run, no_table, transpose_block
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
@@ -59,7 +58,7 @@ def _gather_row(x, at, image, count, elements, row, row_at):
     lanes = VECTOR_BYTES // x.itemsize
     for e in range(0, elements, lanes):
         source = (x, at + e, image)
-        target = (row, row_at + e * lanes, lanes, lanes, NO_TABLE)
+        target = (row, row_at + e * lanes, lanes, lanes, no_table())
         transpose_block(count, min(lanes, elements - e), source, target)
 
 
@@ -121,7 +120,7 @@ def _forward_block(
             out = first * image + (i + r) // pooled * length
             for e in range(0, length, lanes):
                 some = min(lanes, length - e)
-                target = (y, out + e, image, some, NO_TABLE)
+                target = (y, out + e, image, some, no_table())
                 transpose_block(some, count, (work, row + e * lanes, lanes), target)
                 if pooled == 2:
                     source = (work, row + wide * m + e * lanes)

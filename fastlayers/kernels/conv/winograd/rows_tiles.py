@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastlayers.kernels.conv.winograd.matrices import Emitter, make_emitter, matrices, transposed
-from fastlayers.kernels.ir.vectors import Vectors, element_pointer
+from fastlayers.kernels.ir.vectors import Vectors, element_pointer, operand
 from fastlayers.kernels.linear.tile import sum_lanes
 from fastlayers.runtime import cpu
 
@@ -54,12 +54,6 @@ def slots(lanes: int) -> int:
     return -(-ROWS * VECTORS // lanes) * lanes
 
 
-def _operand(cgctx: Any, builder: Any, kind: Any, value: Any) -> list[Any]:
-    """Pointer to the first element of ``(array, offset, strides...)``, then the strides."""
-    array, at, *strides = cgutils.unpack_tuple(builder, value)
-    return [element_pointer(cgctx, builder, kind.types[0], array, at), *strides]
-
-
 def _each_tile(
     cgctx: Any,
     builder: Any,
@@ -74,7 +68,7 @@ def _each_tile(
     """
     emitter = make_emitter(cgctx, builder, sig.args[2].types[0])
     (source, stride), (out, out_stride) = (
-        _operand(cgctx, builder, sig.args[i], values[i]) for i in (1, 2)
+        operand(cgctx, builder, sig.args[i], values[i]) for i in (1, 2)
     )
 
     def tile(pointer: Any, stride: Any, index: Any, step: int) -> Any:
@@ -100,7 +94,7 @@ def _to_points(matrix: list[list[float]], source: Any, out: Any, *total: Any) ->
         vectors = make_emitter(cgctx, builder, source.types[0])
         held = cgutils.alloca_once(builder, vectors.vector)
         if total:
-            (place,) = _operand(cgctx, builder, total[0], values[3])
+            (place,) = operand(cgctx, builder, total[0], values[3])
             builder.store(vectors.load_vector(place), held)
 
         def emit(emitter: Emitter, load: Any, store: Any) -> None:
@@ -172,7 +166,7 @@ def pool_rows(typingctx: Any, windows: Any, rows: Any, out: Any, cells: Any) -> 
         emitter = make_emitter(cgctx, builder, rows.types[0])
         numbers = Vectors(builder, ir.IntType(rows.types[0].dtype.bitwidth), emitter.lanes)
         (upper, stride), (best_at, pixel), (cell_at, _) = (
-            _operand(cgctx, builder, kind, value)
+            operand(cgctx, builder, kind, value)
             for kind, value in zip((rows, out, cells), values[1:], strict=True)
         )
         lower = builder.gep(upper, [stride])
@@ -185,10 +179,7 @@ def pool_rows(typingctx: Any, windows: Any, rows: Any, out: Any, cells: Any) -> 
             ]
             holder = ir.Constant(numbers.vector, None)
             for cell, new in enumerate(others, 1):
-                better = builder.and_(
-                    builder.fcmp_unordered("ugt", new, best),
-                    builder.fcmp_ordered("ord", best, best),
-                )
+                better = emitter.better(new, best)
                 best = builder.select(better, new, best)
                 number = ir.Constant(numbers.vector, [cell] * emitter.lanes)
                 holder = builder.select(better, number, holder)
@@ -213,7 +204,7 @@ def write_cells(
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         bits = source.types[0].dtype.bitwidth
         numbers = Vectors(builder, ir.IntType(bits), cpu.lanes(bits // 8))
-        (start,) = _operand(cgctx, builder, source, values[2])
+        (start,) = operand(cgctx, builder, source, values[2])
         out = element_pointer(cgctx, builder, cells, values[3], values[4])
         bytes_ = Vectors(builder, out.type.pointee, numbers.lanes)
         start = builder.bitcast(start, numbers.element.as_pointer())
@@ -267,11 +258,10 @@ def product_tile(typingctx: Any, a: Any, b: Any, tables: Any, c: Any) -> Any:
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         emitter = make_emitter(cgctx, builder, c.types[0])
-        (a_at,), (b_at,) = (_operand(cgctx, builder, sig.args[i], values[i]) for i in (0, 1))
+        (a_at,), (b_at,) = (operand(cgctx, builder, sig.args[i], values[i]) for i in (0, 1))
         table_a, table_b, first, count = cgutils.unpack_tuple(builder, values[2])
         table_a = element_pointer(cgctx, builder, tables.types[0], table_a, first)
         table_b = element_pointer(cgctx, builder, tables.types[1], table_b, first)
-        fma = emitter.declare("llvm.fma.{}", emitter.vector, [emitter.vector] * 3)
 
         def body(k: Any, sums: list[Any]) -> list[Any]:
             row = builder.gep(b_at, [builder.load(builder.gep(table_b, [k]))])
@@ -281,11 +271,11 @@ def product_tile(typingctx: Any, a: Any, b: Any, tables: Any, c: Any) -> Any:
             for i in range(ROWS):
                 factor = emitter.splat(builder.load(builder.gep(factors, [_i64(i)])))
                 for v, column in enumerate(columns):
-                    updated.append(builder.call(fma, [factor, column, sums[i * VECTORS + v]]))
+                    updated.append(emitter.fma(factor, column, sums[i * VECTORS + v]))
             return updated
 
         sums = _sum_loop(builder, emitter, count, 1, body)
-        target, stride = _operand(cgctx, builder, sig.args[3], values[3])
+        target, stride = operand(cgctx, builder, sig.args[3], values[3])
         for i in range(ROWS):
             for v in range(VECTORS):
                 emitter.store_vector(sums[i * VECTORS + v], target, v)
@@ -305,16 +295,15 @@ def dot_tile(typingctx: Any, count: Any, a: Any, b: Any, table: Any, c: Any) -> 
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         emitter = make_emitter(cgctx, builder, c.types[0])
-        a_at, stride = _operand(cgctx, builder, sig.args[1], values[1])
+        a_at, stride = operand(cgctx, builder, sig.args[1], values[1])
         (b_at,), (entries,), (target,) = (
-            _operand(cgctx, builder, sig.args[i], values[i]) for i in (2, 3, 4)
+            operand(cgctx, builder, sig.args[i], values[i]) for i in (2, 3, 4)
         )
         rows = [a_at]
         for _ in range(1, ROWS):
             rows.append(builder.gep(rows[-1], [stride]))
         offsets = [builder.load(builder.gep(entries, [_i64(j)])) for j in range(VECTORS)]
         starts = [builder.gep(b_at, [offset]) for offset in offsets]
-        fma = emitter.declare("llvm.fma.{}", emitter.vector, [emitter.vector] * 3)
 
         def body(k: Any, sums: list[Any]) -> list[Any]:
             columns = [emitter.load_vector(builder.gep(start, [k])) for start in starts]
@@ -322,7 +311,7 @@ def dot_tile(typingctx: Any, count: Any, a: Any, b: Any, table: Any, c: Any) -> 
             for i, row in enumerate(rows):
                 value = emitter.load_vector(builder.gep(row, [k]))
                 for j, column in enumerate(columns):
-                    updated.append(builder.call(fma, [value, column, sums[i * VECTORS + j]]))
+                    updated.append(emitter.fma(value, column, sums[i * VECTORS + j]))
             return updated
 
         sums = _sum_loop(builder, emitter, values[0], emitter.lanes, body)

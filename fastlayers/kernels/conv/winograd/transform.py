@@ -17,14 +17,13 @@ from numba.extending import intrinsic
 
 from fastlayers.kernels.conv.winograd.matrices import (
     Matrix,
-    literal_tile,
     make_emitter,
     matrices,
     rounded,
     transposed,
     vector_loop,
 )
-from fastlayers.kernels.ir.vectors import element_pointer
+from fastlayers.kernels.ir.vectors import element_pointer, literals, prefetch
 
 __all__ = ["transform_input", "transform_output", "untransform_output"]
 
@@ -34,14 +33,11 @@ _i32, _i64 = ir.IntType(32), ir.IntType(64)
 def _prefetch_below(
     builder: Any, base: Any, corner: Any, image: Any, m: int, skip: tuple[int, int], write: bool
 ) -> Callable[[Any], None]:
-    """Give a function that asks for a vector of each of m x m pixels to be brought to the caches.
+    """Give a function that prefetches a vector of each of m x m pixels.
 
     They begin `skip` rows and columns of pixels, of the square's, after `corner`, and may lie
     anywhere. Arguments otherwise as in `_cells`.
     """
-    byte = ir.IntType(8).as_pointer()
-    signature = ir.FunctionType(ir.VoidType(), [byte, _i32, _i32, _i32])
-    fetch = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
     offset, row, column = cgutils.unpack_tuple(builder, corner)
     _, width, channels, down, across = cgutils.unpack_tuple(builder, image)
     row = builder.add(row, builder.mul(down, _i64(skip[0])))
@@ -51,15 +47,14 @@ def _prefetch_below(
     pixel = builder.mul(across, channels)
     line = builder.mul(builder.mul(down, width), channels)
 
-    def prefetch(at: Any) -> None:
+    def request(at: Any) -> None:
         for i in range(m):
             start = builder.gep(first, [builder.add(builder.mul(line, _i64(i)), at)])
             for j in range(m):
                 spot = builder.gep(start, [builder.mul(pixel, _i64(j))])
-                options = (_i32(int(write)), _i32(2), _i32(1))
-                builder.call(fetch, [builder.bitcast(spot, byte), *options])
+                prefetch(builder, spot, write)
 
-    return prefetch
+    return request
 
 
 def _each_pixel(
@@ -193,7 +188,7 @@ def _gather(
         # The pixels that the tile below will be the first to read, one row of tiles ahead: from
         # memory, 64 channels of 56 x 56 pixels take 290 cycles a vector with it, 650 without.
         skip = (cells, edge)
-        prefetch = _prefetch_below(builder, source, values[2], values[3], m, skip, write=False)
+        request = _prefetch_below(builder, source, values[2], values[3], m, skip, write=False)
 
         def transform(tile: Any) -> None:
             shift = builder.mul(tile, _i64(m))
@@ -209,7 +204,7 @@ def _gather(
             def emit(at: Any) -> None:
                 place = _points(builder, builder.gep(tile_at, [at]), values[9], rows)
                 at = builder.add(start, at)
-                prefetch(at)
+                request(at)
                 pixel = square.pixels(at)
 
                 def load(i: int, j: int) -> Any:
@@ -265,8 +260,11 @@ def transform_input(
     square. This is done for `run` tiles, m pixels and `v_row` elements apart; more than one where
     their columns, but for one on either side, are all inside.
     """
-    m = literal_tile(tile)
-    return m and _gather(m, matrices(m).data, x, corner, image, zeros, patch, v)
+    known = literals(tile)
+    if known is None:
+        return None
+    (m,) = known
+    return _gather(m, matrices(m).data, x, corner, image, zeros, patch, v)
 
 
 @intrinsic(prefer_literal=True)
@@ -289,8 +287,11 @@ def untransform_output(
 
     Arguments as in `transform_input`.
     """
-    m = literal_tile(tile)
-    return m and _gather(m, transposed(matrices(m).output), dy, corner, image, zeros, patch, w)
+    known = literals(tile)
+    if known is None:
+        return None
+    (m,) = known
+    return _gather(m, transposed(matrices(m).output), dy, corner, image, zeros, patch, w)
 
 
 @intrinsic(prefer_literal=True)
@@ -320,9 +321,10 @@ def transform_output(
     than one where they are all inside. With `stream` whole tiles are written past the caches: then
     `count` vectors fill aligned addresses.
     """
-    m = literal_tile(tile)
-    if m is None:
+    known = literals(tile)
+    if known is None:
         return None
+    (m,) = known
     matrix = matrices(m).output
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
@@ -336,7 +338,7 @@ def transform_output(
         square = _Square(builder, target, values[6], values[7], m, 0, copy, count, all_rows=True)
         offsets = [builder.mul(square.step, _i64(j)) for j in range(m)]
         # 64 x 16 x 32 x 32 -> 16 channels take 1.67 ms with it, 2.06 without.
-        prefetch = _prefetch_below(builder, target, values[6], values[7], m, (m, 0), write=True)
+        request = _prefetch_below(builder, target, values[6], values[7], m, (m, 0), write=True)
         lowest = emitter.splat(floor)
         past = builder.and_(builder.icmp_signed("!=", values[13], _i64(0)), square.whole)
 
@@ -349,7 +351,7 @@ def transform_output(
                 place = _points(builder, builder.gep(tile_at, [at]), values[3], m + 2)
                 at = builder.add(shift, at)
                 with builder.if_then(builder.not_(past)):
-                    prefetch(at)
+                    request(at)
                 pixel = square.pixels(at)
                 line: dict[int, Any] = {}
 
