@@ -8,6 +8,7 @@ two lines of one `forward`; outside of modules, ops on arrays that the user hold
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import weakref
@@ -68,23 +69,25 @@ class Watcher(Protocol):
 
 
 class _State(threading.local):
-    """This thread's outputs that wait, and how many modules deep its calls are."""
+    """This thread's outputs that wait, and the number of the outermost module's call that runs."""
 
     def __init__(self) -> None:
         self.waiting: list[weakref.ref[Tensor]] = []
-        self.depth = 0
+        self.call = 0  # of no module; numbers are those of `calls`, the same in no two threads
 
 
 state = _State()
+calls = itertools.count(1)
 # Asked for wherever an op runs, 7 ns of a call where it is None. It is read once in each place, as
 # another thread may set it.
 watcher: Watcher | None = None
-_enabled = os.environ.get("FASTLAYERS_FUSION", "1") != "0"
+# Whether ops wait; read by those that may.
+fuses = os.environ.get("FASTLAYERS_FUSION", "1") != "0"
 
 
 def is_fusion_enabled() -> bool:
     """Whether ops wait for what follows them."""
-    return _enabled
+    return fuses
 
 
 def set_fusion_enabled(enabled: bool) -> None:
@@ -93,8 +96,8 @@ def set_fusion_enabled(enabled: bool) -> None:
     The environment variable ``FASTLAYERS_FUSION=0`` turns it off from the start. Values and
     gradients are the same within rounding.
     """
-    global _enabled
-    _enabled = bool(enabled)
+    global fuses
+    fuses = bool(enabled)
     run_waiting()
 
 

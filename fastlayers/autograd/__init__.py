@@ -14,8 +14,9 @@ from fastlayers.autograd.mode import (
     no_grad,
     set_grad_enabled,
 )
+from fastlayers.autograd.recording import Recording, defer, record, wants_grad
 from fastlayers.autograd.tape import OUTPUT, Backward, Gradients, Listener, listen
-from fastlayers.autograd.tensor import Recording, Tensor, defer, record, wants_grad
+from fastlayers.autograd.tensor import Tensor
 
 __all__ = [
     "OUTPUT",

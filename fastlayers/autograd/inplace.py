@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd import mode
+from fastlayers.autograd.recording import wants_grad
 from fastlayers.autograd.tape import Node
-from fastlayers.autograd.tensor import Look, Tensor, wants_grad
+from fastlayers.autograd.tensor import Look, Tensor
 from fastlayers.autograd.types import RANKS
 
 __all__ = ["apply", "check_recorded", "check_target", "edge", "make_view", "rebind", "reshape"]

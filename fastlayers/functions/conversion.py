@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers.autograd.tensor import Tensor, wants_grad
+from fastlayers.autograd.recording import wants_grad
+from fastlayers.autograd.tensor import Tensor
 from fastlayers.autograd.types import Size
 from fastlayers.autograd.types import device as Device
 from fastlayers.functions.shape import sizes

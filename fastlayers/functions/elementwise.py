@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers.autograd.tensor import Tensor, record
+from fastlayers.autograd.recording import record
+from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.reduction import axis
 from fastlayers.functions.table import alias, method, recorded, register, tensor, unary
 from fastlayers.ops import activation

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers.autograd.tensor import Tensor, wants_grad
+from fastlayers.autograd.recording import wants_grad
+from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions import (
     compare,
     elementwise,

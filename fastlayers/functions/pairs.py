@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers.autograd.tensor import Tensor, record
+from fastlayers.autograd.recording import record
+from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.arithmetic import add, mul, sub
 from fastlayers.functions.promotion import common, operand
 from fastlayers.functions.table import alias, binary, method, register, tensor, unbroadcast

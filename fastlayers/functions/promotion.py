@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers.autograd.tensor import Tensor, as_array
+from fastlayers.autograd.tensor import Tensor
 from fastlayers.autograd.types import RANKS
+from fastlayers.autograd.values import as_array
 
 __all__ = ["common", "floating", "number", "operand", "promote"]
 

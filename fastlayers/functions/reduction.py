@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers.autograd.tensor import Tensor, wants_grad
+from fastlayers.autograd.recording import wants_grad
+from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.promotion import floating
 from fastlayers.functions.table import numpy_names, recorded, register, tensor
 

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fastlayers.autograd import inplace
+from fastlayers.autograd.recording import record, wants_grad
 from fastlayers.autograd.tape import OUTPUT
-from fastlayers.autograd.tensor import Tensor, record, wants_grad
+from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.promotion import common, floating, number, operand
 
 __all__ = [

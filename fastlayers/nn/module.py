@@ -85,15 +85,15 @@ class Module(Conversion, Hooked):
         """Compute the output; what waits for following ops has run when the outermost call ends."""
         state = lazy.state
         hooked = self._forward_hooks or self._forward_pre_hooks
-        if state.depth:
+        if state.call:
             return self._forward(args, kwargs) if hooked else self.forward(*args, **kwargs)
-        state.depth = 1
+        state.call = next(lazy.calls)
         try:
             output = self._forward(args, kwargs) if hooked else self.forward(*args, **kwargs)
+            if state.waiting:
+                lazy.run_waiting()
         finally:
-            state.depth = 0
-        if state.waiting:
-            lazy.run_waiting()
+            state.call = 0
         return output
 
     def __setattr__(self, name: str, value: Any) -> None:

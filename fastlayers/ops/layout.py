@@ -11,11 +11,20 @@ import numpy as np
 from fastlayers import kernels
 from fastlayers.runtime import backend, memory, threads
 
-__all__ = ["contiguous", "from_channels_last", "like", "raveled", "to_channels_last"]
+__all__ = [
+    "FIRST",
+    "LAST",
+    "contiguous",
+    "from_channels_last",
+    "kernel_ready",
+    "like",
+    "raveled",
+    "to_channels_last",
+]
 
 # Orders of axes that put the channels last, and back, by the number of axes (NumPy has 64 at most).
-_LAST = [(0, *range(2, ndim), 1) for ndim in range(65)]
-_FIRST = [(0, ndim - 1, *range(1, ndim - 1)) for ndim in range(65)]
+LAST = [(0, *range(2, ndim), 1) for ndim in range(65)]
+FIRST = [(0, ndim - 1, *range(1, ndim - 1)) for ndim in range(65)]
 
 
 def kernel_ready(x: np.ndarray) -> np.ndarray:
@@ -39,7 +48,7 @@ def _swap(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def to_channels_last(x: np.ndarray) -> np.ndarray:
     """The C-contiguous (N, ..., C) array of an (N, C, ...) one; a view where that is its memory."""
-    last = x.transpose(_LAST[x.ndim])
+    last = x.transpose(LAST[x.ndim])
     flags = last.flags
     if flags.carray:  # all that `kernel_ready` asks for
         return last
@@ -47,19 +56,19 @@ def to_channels_last(x: np.ndarray) -> np.ndarray:
         return kernel_ready(last)
     n, c, *spatial = x.shape
     size = x.size // (n * c) if n * c else 0
-    return _swap(kernel_ready(x).reshape(n, c, size), (n, *spatial, c))
+    return _swap((x if x.flags.carray else kernel_ready(x)).reshape(n, c, size), (n, *spatial, c))
 
 
 def from_channels_last(last: np.ndarray) -> np.ndarray:
     """The (N, C, ...) view of an (N, ..., C) array."""
-    return last.transpose(_FIRST[last.ndim])
+    return last.transpose(FIRST[last.ndim])
 
 
 def contiguous(x: np.ndarray) -> np.ndarray:
     """`x` in C order; channels-last images are transposed by a kernel."""
     if x.flags.c_contiguous or x.ndim < 3:
         return np.ascontiguousarray(x)
-    last = x.transpose(_LAST[x.ndim])
+    last = x.transpose(LAST[x.ndim])
     if not last.flags.c_contiguous or x.dtype.char not in "fd" or not x.dtype.isnative:
         return np.ascontiguousarray(x)
     n, c = x.shape[:2]

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from fastlayers import random
-from fastlayers.autograd.tensor import Tensor, as_array
+from fastlayers.autograd.tensor import Tensor
+from fastlayers.autograd.values import as_array
 from fastlayers.nn import Module
 from fastlayers.optim import LRScheduler
 from fastlayers.state import load, nested, save

@@ -11,30 +11,14 @@ import numpy as np
 
 from fastlayers import ops
 from fastlayers.autograd import OUTPUT, Recording, Tensor, wants_grad
-from fastlayers.nn.fuse.chains import RELU, Add, Chain, MaxPool, Step
-from fastlayers.ops import check
-from fastlayers.ops.conv.pooled import prepare_pooled
-from fastlayers.ops.layout import kernel_ready
-from fastlayers.ops.linear import linear_rows, linear_rows_backward, prepare
-from fastlayers.ops.norm import batchnorm
-from fastlayers.ops.norm.batchnorm import Normalisation
-from fastlayers.ops.norm.form import elements
-from fastlayers.ops.norm.pooled import pooled_backward
+from fastlayers.autograd.recording import arrays
+from fastlayers.nn.fuse.chains import RELU, Add, Call, Head, MaxPool, Step
+from fastlayers.ops import check, prepared
 
 __all__ = ["BatchNorm", "Conv", "Linear", "Normalise", "arrays"]
 
 Affine = tuple[Tensor, Tensor | None, Tensor | None]
 Steps = tuple[Step, ...]
-
-
-def _array(t: Tensor | None) -> Any:
-    return None if t is None else t.array()
-
-
-def arrays(inputs: Affine) -> tuple[Any, Any, Any]:
-    """The arrays of an input, a weight and a bias."""
-    x, w, b = inputs
-    return x.array(), _array(w), _array(b)
 
 
 def _needs(inputs: Affine) -> tuple[bool, bool, bool]:
@@ -47,40 +31,31 @@ def _needs(inputs: Affine) -> tuple[bool, bool, bool]:
     )
 
 
-class _Head:
-    __slots__ = ("inputs", "shape")
-    inputs: Affine
-    shape: tuple[int, ...]
-
-
-class Conv(_Head):
+class Conv(Head):
     """Convolution, with the arguments of `functional.conv2d`."""
 
-    kind = "conv"
+    kind = state = "conv"
     __slots__ = ("arguments", "bias", "convolution", "relu")
 
     def __init__(self, inputs: Affine, options: Any, activation: str | None) -> None:
         x, w, b = arrays(inputs)
         self.relu = activation is not None and check.is_relu("conv2d", activation)
-        x, w, convolution = ops.conv.prepare("conv2d", x, w, *options)
+        x, w, convolution = prepared.conv2d_call("conv2d", x, w, *options)
         self.arguments, self.bias = (x, w), convolution.bias("conv2d", b)
-        self.inputs, self.convolution, self.shape = inputs, convolution, convolution.out_shape
+        self.inputs, self.convolution = inputs, convolution
+        self.shape, self.dtype = convolution.out_shape, x.dtype
 
-    def run(self, steps: Steps) -> Recording:
+    def run(self, steps: Steps = ()) -> Recording:
         """Convolve; a normalisation is in the weight already, ReLU and pooling are in the op."""
+        if steps and isinstance(steps[-1], MaxPool):
+            return self._pooled(steps, steps[-1].window)
         (x, w), b, needs = self.arguments, self.bias, _needs(self.inputs)
         images, weight, _ = self.inputs
         convolution, relu = self.convolution, self.relu or RELU in steps
         if steps and isinstance(steps[0], Normalise):
             w, b = steps[0].fold(w, b)
-        if steps and isinstance(steps[-1], MaxPool):
-            pooled = prepare_pooled("max_pool2d", convolution, steps[-1].window, relu)
-            y, offsets = pooled.forward(x, w, b)
-
-            def pooled_backward(dy: np.ndarray) -> Any:
-                return pooled.backward(dy, y, offsets, x, w, needs)
-
-            return y, self.inputs, pooled_backward, (images, weight, OUTPUT)
+        if not convolution.any_layout:
+            x = images.images(x) if x.ndim == 4 else images.images(x[None])[0]
         y = convolution.forward(x, w, b, relu)
 
         def backward(dy: np.ndarray) -> Any:
@@ -88,48 +63,66 @@ class Conv(_Head):
 
         return y, self.inputs, backward, (images, weight, OUTPUT if relu else None)
 
+    def _pooled(self, steps: Steps, window: tuple[Any, ...]) -> Recording:
+        (x, w), b, needs = self.arguments, self.bias, _needs(self.inputs)
+        images, weight, _ = self.inputs
+        convolution, relu = self.convolution, self.relu or RELU in steps
+        if isinstance(steps[0], Normalise):
+            w, b = steps[0].fold(w, b)
+        call = prepared.conv2d_max_pool2d_call("max_pool2d", convolution, window, relu)
+        if not call.any_layout:
+            x = images.images(x) if x.ndim == 4 else images.images(x[None])[0]
+        y, offsets = call.forward(x, w, b)
 
-class Linear(_Head):
+        def backward(dy: np.ndarray) -> Any:
+            return call.backward(dy, y, offsets, x, w, needs)
+
+        return y, self.inputs, backward, (images, weight, OUTPUT)
+
+
+class Linear(Head):
     """Linear map, with the arguments of `functional.linear`."""
 
-    kind = "linear"
+    kind = state = "linear"
     __slots__ = ("arguments", "relu")
 
     def __init__(self, inputs: Affine, activation: str | None) -> None:
         x, w, b = arrays(inputs)
         self.relu = activation is not None and check.is_relu("linear", activation)
-        self.arguments = prepare("linear", x, w, b)
-        self.inputs, self.shape = inputs, (*x.shape[:-1], len(w))
+        self.arguments = prepared.linear_call("linear", x, w, b)
+        self.inputs = inputs
+        self.shape, self.dtype = (*x.shape[:-1], len(w)), self.arguments[0].dtype
 
-    def run(self, steps: Steps) -> Recording:
+    def run(self, steps: Steps = ()) -> Recording:
         """Map the last axis; the only step is a ReLU."""
         (x, w, b), needs, shape = self.arguments, _needs(self.inputs), self.shape
         relu, before = self.relu or bool(steps), self.inputs[0].array().shape
-        y = linear_rows(x, w, b, relu)
+        y = prepared.linear_rows(x, w, b, relu)
 
         def backward(dy: np.ndarray) -> Any:
-            rows = kernel_ready(dy).reshape(y.shape)
-            dx, dw, db = linear_rows_backward(rows, y if relu else None, x, w, needs)
+            rows = prepared.kernel_ready(dy).reshape(y.shape)
+            grads = prepared.linear_rows_backward(rows, y if relu else None, x, w, needs)
+            dx, dw, db = grads
             return dx if dx is None else dx.reshape(before), dw, db
 
         rows, weight, _ = self.inputs
         return y.reshape(shape), self.inputs, backward, (rows, weight, OUTPUT if relu else None)
 
 
-class BatchNorm(_Head):
+class BatchNorm(Head):
     """Batch normalisation by statistics that were taken: one write, whatever follows."""
 
-    kind = "norm"
+    kind = state = "norm"
     __slots__ = ("norm", "statistics")
 
     def __init__(
-        self, inputs: Affine, norm: Normalisation, statistics: tuple[Tensor, ...] = ()
+        self, inputs: Affine, norm: prepared.Normalisation, statistics: tuple[Tensor, ...] = ()
     ) -> None:
-        self.inputs, self.shape, self.norm = inputs, norm.x.shape, norm
+        self.inputs, self.norm, self.shape, self.dtype = inputs, norm, norm.x.shape, norm.x.dtype
         # The running ones that it normalises by, which its gradient reads too.
         self.statistics = statistics
 
-    def run(self, steps: Steps) -> Recording:
+    def run(self, steps: Steps = ()) -> Recording:
         """Normalise, with a ReLU, and a pooling or the sum with a residual."""
         relu = RELU in steps
         if steps and isinstance(steps[-1], MaxPool):
@@ -149,7 +142,8 @@ class BatchNorm(_Head):
 
     def _added(self, other: Tensor, relu: bool) -> Recording:
         norm, needs, residual = self.norm, _needs(self.inputs), other.requires_grad
-        y = norm.forward(elements("batch_norm", "residual", other.array(), norm.form, norm.x), relu)
+        added = prepared.elements("batch_norm", "residual", other.images(), norm.form, norm.x)
+        y = norm.forward(added, relu)
         output = norm.form.flat(y) if relu else None
 
         def backward(dy: np.ndarray) -> Any:
@@ -164,13 +158,14 @@ class BatchNorm(_Head):
         return y, (*self.inputs, other), backward, saved
 
     def _pooled(self, window: tuple[Any, ...], relu: bool) -> Recording:
-        norm, (x, w, b), needs = self.norm, arrays(self.inputs), _needs(self.inputs)
+        norm, (_, w, b), needs = self.norm, arrays(self.inputs), _needs(self.inputs)
         activation = "relu" if relu else None
         y, offsets = ops.batch_norm_max_pool2d(
-            x, norm.mean, norm.invstd, w, b, *window, activation=activation
+            norm.x, norm.mean, norm.invstd, w, b, *window, activation=activation
         )
 
         def backward(dy: np.ndarray) -> Any:
+            pooled_backward = prepared.batch_norm_max_pool2d_backward
             return pooled_backward(norm, dy, y, offsets, window[:4], needs, relu)
 
         return y, self.inputs, backward, (*self.inputs, OUTPUT, *self.statistics)
@@ -191,18 +186,19 @@ class Normalise(Step):
         self.mean, self.invstd, self.affine = mean, invstd, affine
         self.inputs = affine
 
-    def fits(self, chain: Chain) -> bool:  # noqa: D102
-        return not (chain.requires_grad or wants_grad(self.inputs))
+    def fits(self, call: Call) -> bool:  # noqa: D102
+        return not (call.requires_grad or wants_grad(self.inputs))
 
     def alone(self, x: Tensor) -> Recording:  # noqa: D102
         inputs = (x, *self.affine)
         data, w, b = arrays(inputs)
-        norm = batchnorm.given("batch_norm", data, self.mean, self.invstd, w, b, False)
-        return BatchNorm(inputs, norm).run(())
+        fixed = self.mean, self.invstd, w, b
+        norm = prepared.batch_norm_of_statistics("batch_norm", data, *fixed, False)
+        return BatchNorm(inputs, norm).run()
 
     def fold(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weight and bias of the convolution whose output is normalised already."""
-        scale, (gamma, beta) = self.invstd, map(_array, self.affine)
+        scale, (gamma, beta) = self.invstd, arrays(self.affine)
         with np.errstate(all="ignore"):
             if gamma is not None:
                 scale = scale * gamma

@@ -65,6 +65,8 @@ class Convolution:
         self.weight_tile = tile if by_weight >= least else 0
         tile = _winograd_tile(op, algorithm, shape, transposed=True)
         self.input_tile = tile if by_input >= least else 0
+        # Whether it reads images in the layout that they come in.
+        self.any_layout = True
         if backend.NUMPY:
             return
         # Whether the channels of a group are so few that GEMM would waste most lanes.
@@ -76,6 +78,7 @@ class Convolution:
         served = auto and by_input >= least
         self.input_rows = winograd_rows.plan(shape, transposed=True) if served else None
         self.planes = None if self.tile or self.rows else planar.planes(shape, 1)
+        self.any_layout = bool(self.rows or self.planes)
 
     def bias(self, op: str, bias: Any) -> np.ndarray:
         """The bias as kernels take it, zeros for None."""

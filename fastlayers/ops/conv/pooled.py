@@ -60,6 +60,11 @@ class PooledConvolution:
         self.pooled = pooled if pooled.serves else None
         self.routes = routes if routes.serves else None
 
+    @property
+    def any_layout(self) -> bool:
+        """Whether it reads images in the layout that they come in."""
+        return bool(self.rows or self.planes or self.pooled) or self.convolution.any_layout
+
     def forward(
         self, input: np.ndarray, weight: np.ndarray, bias: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
