@@ -19,7 +19,7 @@ from fastlayers.autograd.tape import Node
 from fastlayers.autograd.tensor import Look, Tensor
 from fastlayers.autograd.types import RANKS
 
-__all__ = ["apply", "check_recorded", "check_target", "edge", "make_view", "rebind", "reshape"]
+__all__ = ["apply", "check_recorded", "check_target", "make_view", "rebind", "reshape"]
 
 
 def check_recorded(op: str, target: Tensor) -> None:
@@ -99,7 +99,7 @@ def apply(
 
 
 def _replaced(by: Tensor, backward: Callable[[np.ndarray], Any]) -> Node:
-    return Node((edge(by),), backward)
+    return Node((by,), backward)
 
 
 def _before(target: Tensor, values: np.ndarray) -> Tensor:
@@ -171,13 +171,6 @@ def rebind(target: Tensor, node: Node) -> None:
             view._node, view.requires_grad = _seen(root, view.base[1]), True
 
 
-def edge(tensor: Tensor) -> Node | Tensor | None:
-    """Where the gradient of a tensor goes on to: its node or itself, None if it has none."""
-    if not tensor.requires_grad:
-        return None
-    return tensor if tensor._node is None else tensor._node
-
-
 def _patched(root: Tensor, look: Look, part: Node) -> Node:
     """The op that puts a changed view back into what it is a view of."""
     array = root.array()  # not `root`, which holds this op: a cycle keeps memory until it is found
@@ -190,7 +183,7 @@ def _patched(root: Tensor, look: Look, part: Node) -> Node:
         inside[...] = 0
         return rest, gradient
 
-    return Node((edge(root), part), copy_slices)
+    return Node((root, part), copy_slices)
 
 
 def _seen(root: Tensor, look: Look) -> Node:
@@ -208,4 +201,4 @@ def _seen(root: Tensor, look: Look) -> Node:
         inside[...] = dy
         return (dx,)
 
-    return Node((edge(root),), as_strided)
+    return Node((root,), as_strided)

@@ -10,18 +10,17 @@ import numpy as np
 
 from fastlayers import lazy
 from fastlayers.autograd import mode
-from fastlayers.autograd.tape import Backward, node_of
-from fastlayers.autograd.tensor import Tensor, unfilled
+from fastlayers.autograd.tape import Backward, Node
+from fastlayers.autograd.tensor import Tensor
 
 __all__ = [
     "Recording",
-    "arrays",
+    "arguments",
     "changed",
-    "constant",
+    "constants",
     "defer",
     "record",
     "tensor",
-    "tensors",
     "wants_grad",
 ]
 
@@ -38,20 +37,24 @@ def tensor(value: Any) -> Tensor:
     return Tensor(np.asarray(value) if isinstance(value, int) else value)
 
 
-def tensors(*values: Any) -> Any:
-    """The inputs of an op as tensors, None for those that are not given."""
+def arguments(*values: Any) -> tuple[Any, list[Any], Any]:
+    """The inputs of an op as tensors, their arrays, and which gradients are to be recorded.
+
+    An input that is not given, None, stays None. Loops, as comprehensions are calls.
+    """
     for value in values:
         if value is not None and not isinstance(value, Tensor):
-            return tuple(None if value is None else tensor(value) for value in values)
-    return values
-
-
-def arrays(inputs: Sequence[Tensor | None]) -> list[Any]:
-    """The values of an op's inputs, None for those that are not given."""
-    found: list[Any] = []
-    for t in inputs:
-        found.append(None if t is None else t._array if t.deferred is None else t.array())
-    return found
+            values = tuple(None if value is None else tensor(value) for value in values)
+            break
+    records, arrays, needs = mode.thread.enabled, list[Any](), list[bool]()
+    for t in values:
+        if t is None:
+            arrays.append(None)
+            needs.append(False)
+        else:
+            arrays.append(t._array if t.deferred is None else t.array())
+            needs.append(records and t.requires_grad)
+    return values, arrays, tuple(needs)
 
 
 def changed(*values: Any) -> None:
@@ -61,16 +64,20 @@ def changed(*values: Any) -> None:
             value._storage.version += 1
 
 
-def constant(op: str, name: str, value: Any) -> Any:
-    """The array of an argument that gets no gradient."""
-    if not isinstance(value, Tensor):
-        return value
-    if value.requires_grad and mode.thread.enabled:
-        raise ValueError(
-            f"{op}: {name} must not require a gradient, which is not computed by it, got a tensor "
-            f"that does; {name}.detach() does not"
-        )
-    return value._array if value.deferred is None else value.array()
+def constants(op: str, **values: Any) -> list[Any]:
+    """The arrays of arguments that get no gradient."""
+    found = []
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            found.append(value)
+            continue
+        if value.requires_grad and mode.thread.enabled:
+            raise ValueError(
+                f"{op}: {name} must not require a gradient, which is not computed by it, got a "
+                f"tensor that does; {name}.detach() does not"
+            )
+        found.append(value._array if value.deferred is None else value.array())
+    return found
 
 
 def record(
@@ -108,17 +115,20 @@ def record(
         backward = watcher.recorded(data, inputs, backward)
     if requires_grad is None:
         requires_grad = wants_grad(inputs)
-    out = unfilled(requires_grad, fresh)
-    out._array = data
+    out = Tensor.__new__(Tensor)  # as `unfilled`, without its call
+    out._array, out.requires_grad, out.is_own = data, requires_grad, fresh
+    out._node = out._grad = out._storage = out.deferred = None
     if requires_grad:
-        out._node = node_of(out, inputs, backward, inputs if saved is None else saved, fresh)
+        kept = inputs if saved is None else saved
+        out._node = Node(inputs, backward, kept, out, is_fresh=fresh)
     return out
 
 
 def defer(deferred: lazy.Deferred, requires_grad: bool) -> Tensor:
     """The tensor of a call that runs when its values are first used."""
-    out = unfilled(requires_grad, True)
-    out.deferred = deferred
+    out = Tensor.__new__(Tensor)  # as `unfilled`, without its call
+    out._array = out._node = out._grad = out._storage = None
+    out.deferred, out.requires_grad, out.is_own = deferred, requires_grad, True
     waiting = lazy.state.waiting
     if len(waiting) >= 64:  # of a program without modules and gradients, which never empties it
         lazy.prune(waiting)

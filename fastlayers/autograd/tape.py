@@ -31,7 +31,6 @@ __all__ = [
     "Node",
     "Storage",
     "listen",
-    "node_of",
     "run_backward",
 ]
 
@@ -61,21 +60,42 @@ class Node:
     # What is called with the gradient of the output (`Tensor.register_hook`).
     hooks: dict[int, Callable[[Tensor], Any]] | None = None
 
+    # A node may stand for an input: that which was made by it.
+    requires_grad = True
+    _node = None
+
     def __init__(
         self,
-        edges: Sequence[Node | Tensor | None],
+        inputs: Sequence[Tensor | Node | None],
         backward: Backward,
-        saved: Sequence[tuple[Storage, int]] = (),
-        likes: Likes | None = None,
+        saved: Sequence[Any] = (),
+        output: Tensor | None = None,
+        *,
+        is_fresh: bool = True,
     ) -> None:
+        """Record an op; `saved` are the inputs, and `OUTPUT`, whose values `backward` reads."""
         self.number = next(_numbers)
+        # Loops, as a comprehension is a call: 0.2 us.
+        edges: list[Node | Tensor | None] = []
+        for t in inputs:
+            edges.append(None if t is None or not t.requires_grad else t._node or t)
         self.edges: Sequence[Node | Tensor | None] | None = edges
         self.backward: Backward | None = backward
         # The shapes and dtypes of the inputs, which the gradients must have. None if they do, and
         # are arrays of their own.
-        self.likes = likes
+        self.likes: Likes | None = None
+        if not is_fresh:
+            arrays: list[Any] = [None if t is None else t._array for t in inputs]  # type: ignore[union-attr]
+            self.likes = [None if array is None else (array.shape, array.dtype) for array in arrays]
         # What it has saved, and the version that this was of.
-        self.saved = saved
+        self.saved: list[tuple[Storage, int]] = []
+        for t in saved:
+            if t is not None:
+                source: Any = output if t is OUTPUT else t
+                storage = source._storage
+                if storage is None:
+                    storage = source._storage = Storage()
+                self.saved.append((storage, storage.version))
 
     def name(self) -> str:
         """Name as PyTorch has it, such as MulBackward0."""
@@ -84,32 +104,6 @@ class Node:
 
     def __repr__(self) -> str:
         return f"<{self.name()} object>"
-
-
-def node_of(
-    output: Tensor,
-    inputs: tuple[Tensor | None, ...],
-    backward: Backward,
-    saved: tuple[Any, ...],
-    fresh: bool,
-) -> Node:
-    """The node of an op's output; the arguments are those of `record`."""
-    # Loops, as a comprehension is a call: 0.2 us.
-    edges: list[Node | Tensor | None] = []
-    for t in inputs:
-        edges.append(None if t is None or not t.requires_grad else t._node or t)
-    likes: list[Any] | None = None
-    if not fresh:
-        likes = [None if t is None else (t._array.shape, t._array.dtype) for t in inputs]  # type: ignore[union-attr]
-    versions = []
-    for t in saved:
-        if t is not None:
-            t = output if t is OUTPUT else t  # noqa: PLW2901
-            storage = t._storage
-            if storage is None:
-                storage = t._storage = Storage()
-            versions.append((storage, storage.version))
-    return Node(edges, backward, versions, likes)
 
 
 def _op_of(backward: Any) -> str:
@@ -232,7 +226,7 @@ def run_backward(
             )
         if not retain_graph:
             node.backward = node.edges = None
-            node.saved = ()
+            node.saved = []
         if node.likes is None:
             way.add(edges, parts)
         else:

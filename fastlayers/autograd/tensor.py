@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from fastlayers import lazy
 from fastlayers.autograd.differentiable import Differentiable
-from fastlayers.autograd.tape import Storage, node_of
+from fastlayers.autograd.tape import Node, Storage
 from fastlayers.autograd.types import Size
 from fastlayers.autograd.values import as_array
 from fastlayers.ops import layout
@@ -106,7 +106,7 @@ class Tensor(Differentiable):
             recording = call.run() if watcher is None else watcher.run(call)
             self._array, inputs, backward, saved = recording
             if call.requires_grad:
-                self._node = node_of(self, inputs, backward, saved, True)
+                self._node = Node(inputs, backward, saved, self)
             self.deferred = None
         return self._array  # type: ignore[return-value]
 
@@ -123,19 +123,24 @@ class Tensor(Differentiable):
         checked : ndarray, optional
             The values, where an op has checked them, and maybe changed their byte order.
         """
-        x = self.array() if checked is None else checked
+        x: Any = checked
+        if x is None:
+            x = self._array if self.deferred is None else self.array()
         ndim = x.ndim
         if not 3 <= ndim <= 4 or x.transpose(layout.LAST[ndim]).flags.carray:
-            return x
-        if x.dtype.char not in "fd" or not x.dtype.isnative:  # the op has something to say
-            return x
-        kept, call, version = getattr(self, "_images", None), lazy.state.call, self.storage.version
-        if kept is not None and call and kept[:2] == (call, version) and kept[2]() is x:
-            images = kept[3]()
+            return x  # type: ignore[no-any-return]
+        if x.dtype.char not in "fd" or not x.dtype.isnative:  # the op's own check says more
+            return x  # type: ignore[no-any-return]
+        call, storage = lazy.state.call, self._storage
+        if storage is None:
+            storage = self._storage = Storage()
+        now, kept = (call, storage.version), getattr(self, "_images", None)
+        if kept is not None and call and kept[0] == now and kept[1]() is x:
+            images = kept[2]()
             if images is not None:
                 return images  # type: ignore[no-any-return]
         images = layout.to_channels_last(x).transpose(layout.FIRST[ndim])
-        self._images = call, version, weakref.ref(x), weakref.ref(images)
+        self._images = now, weakref.ref(x), weakref.ref(images)
         return images
 
     def settled(self) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastlayers.autograd import Tensor
+from fastlayers.autograd.recording import arguments
 from fastlayers.distributed.group import Channel, world_size
 from fastlayers.nn import functional
 from fastlayers.nn.batchnorm import _BatchNorm
@@ -35,19 +36,18 @@ def _batch_norm(
 ) -> Tensor:
     """As `functional.batch_norm`, in training of all ranks' batches together."""
     if not training or world_size() == 1:
-        arguments = (running_mean, running_var, weight, bias, training, momentum, eps)
-        return functional.batch_norm(input, *arguments)
+        options = (training, momentum, eps)
+        return functional.batch_norm(input, running_mean, running_var, weight, bias, *options)
     x = input if isinstance(input, Tensor) else Tensor(input)
-    inputs = x, weight, bias
-    array, w, b = heads.arrays(inputs)
+    inputs, (_, w, b), needs = arguments(x, weight, bias)
     mean, var = (t.array() if isinstance(t, Tensor) else t for t in (running_mean, running_var))
     norm = normalisation_of_part(
-        "batch_norm", array, mean, var, w, b, momentum, eps, _channel().sum
+        "batch_norm", x.images(), mean, var, w, b, momentum, eps, _channel().sum
     )
     for t in (running_mean, running_var):
         if isinstance(t, Tensor):
             t.changed()
-    return chains.start(heads.BatchNorm(inputs, norm))
+    return chains.start(heads.BatchNorm(inputs, needs, norm))
 
 
 class SyncBatchNorm(_BatchNorm):

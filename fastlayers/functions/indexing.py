@@ -206,9 +206,7 @@ def setitem(self: Tensor, index: Any, value: Any) -> None:
         return rest, whole.reshape(given.shape)
 
     backward.__qualname__ = "setitem.<locals>.backward"
-    edges = tuple(None if t is None else inplace.edge(t) for t in (self, source))
-    likes = [(t.array().shape, t.dtype) if t is not None else None for t in (self, source)]
-    inplace.rebind(self, Node(edges, backward, (), likes))
+    inplace.rebind(self, Node((self, source), backward, is_fresh=False))
 
 
 def _write(

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastlayers import autograd, ops
 from fastlayers.autograd import OUTPUT, Tensor, record
-from fastlayers.autograd.recording import arrays, changed, constant, tensor, tensors
+from fastlayers.autograd.recording import arguments, changed, constants, tensor
 from fastlayers.functions.masks import one_hot
 from fastlayers.functions.padding import pad
 from fastlayers.functions.shape import flatten
@@ -69,16 +69,15 @@ def conv2d(
     activation: str | None = None,
 ) -> Tensor:
     """Convolve images; see `fastlayers.ops.conv2d`."""
-    inputs = tensors(input, weight, bias)
     options = (stride, padding, dilation, groups, algorithm)
-    return chains.start(heads.Conv(inputs, options, activation))
+    return chains.start(heads.Conv(input, weight, bias, options, activation))
 
 
 def linear(
     input: Input, weight: Input, bias: Input | None = None, *, activation: str | None = None
 ) -> Tensor:
     """Map the last axis; see `fastlayers.ops.linear`."""
-    return chains.start(heads.Linear(tensors(input, weight, bias), activation))
+    return chains.start(heads.Linear(input, weight, bias, activation))
 
 
 @overload
@@ -190,25 +189,31 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Normalise each channel, updating the running arrays; see `fastlayers.ops.batch_norm`."""
-    x, w, b = inputs = tensors(input, weight, bias)
-    running = (
-        constant("batch_norm", "running_mean", running_mean),
-        constant("batch_norm", "running_var", running_var),
-    )
-    affine = arrays((w, b))
-    if x.deferred is not None and not training and running[0] is not None is not running[1]:
-        prepared.check_channels(x.lengths, x.dtype, *running, *affine)
-        fixed = prepared.running_statistics(*running, eps)
-        folded = chains.follow(x, heads.Normalise(*fixed, (w, b)))
+    if not training and isinstance(input, Tensor) and input.deferred is not None:
+        folded = _folded(input, running_mean, running_var, weight, bias, eps)
         if folded is not None:
             return folded
-    options = (*running, *affine, training, momentum, eps)
-    norm = prepared.batch_norm_call("batch_norm", x.images(), *options)
+    inputs, (_, w, b), needs = arguments(input, weight, bias)
+    running = constants("batch_norm", running_mean=running_mean, running_var=running_var)
+    options = (*running, w, b, training, momentum, eps)
+    norm = prepared.batch_norm_call("batch_norm", inputs[0].images(), *options)
     if training:
         changed(running_mean, running_var)
-        return chains.start(heads.BatchNorm(inputs, norm))
+        return chains.start(heads.BatchNorm(inputs, needs, norm))
     statistics = tuple(t for t in (running_mean, running_var) if isinstance(t, Tensor))
-    return chains.start(heads.BatchNorm(inputs, norm, statistics))
+    return chains.start(heads.BatchNorm(inputs, needs, norm, statistics))
+
+
+def _folded(
+    x: Tensor, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: float
+) -> Tensor | None:
+    """Normalise the output of a convolution that waits in its weight, None where that can't be."""
+    affine, (w, b), _ = arguments(weight, bias)
+    mean, var = constants("batch_norm", running_mean=running_mean, running_var=running_var)
+    if mean is None or var is None:
+        return None
+    prepared.check_channels(x.lengths, x.dtype, mean, var, w, b)
+    return chains.follow(x, heads.Normalise(*prepared.running_statistics(mean, var, eps), affine))
 
 
 def dropout(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastlayers import ops
 from fastlayers.autograd import OUTPUT, Tensor, record, wants_grad
-from fastlayers.autograd.recording import constant, tensor
+from fastlayers.autograd.recording import constants, tensor
 from fastlayers.ops import check, prepared
 
 __all__ = ["binary_cross_entropy_with_logits", "cross_entropy", "mse_loss", "nll_loss"]
@@ -25,7 +25,7 @@ def _loss(
 ) -> Tensor:
     """Record a loss; its gradient reaches the input, not the target or the weights."""
     x, op = tensor(input), forward.__name__
-    data, fixed = x.array(), [constant(op, name, a) for name, a in arguments.items()]
+    data, fixed = x.array(), constants(op, **arguments)
     return record(forward(data, *fixed), (x,), lambda dy: (backward(dy, data, *fixed),))
 
 
@@ -48,8 +48,7 @@ def cross_entropy(
             x, tensor(target), weight, ignore_index, reduction, label_smoothing
         )
     logits, needs_grad = x.array(), wants_grad((x,))
-    labels = constant("cross_entropy", "target", target)
-    weights = constant("cross_entropy", "weight", weight)
+    labels, weights = constants("cross_entropy", target=target, weight=weight)
     options = (labels, weights, ignore_index, reduction, label_smoothing)
     loss, slopes = ops.cross_entropy_forward(logits, *options, needs_grad)
     kept = [] if slopes is None else [slopes]  # until the first backward hands it out
@@ -143,8 +142,8 @@ def binary_cross_entropy_with_logits(
     """Loss of logits against binary targets; see the op of the same name in `fastlayers.ops`."""
     x, t = tensor(input), tensor(target)
     op = "binary_cross_entropy_with_logits"
-    factor, yes = constant(op, "weight", weight), constant(op, "pos_weight", pos_weight)
-    options = (x.array(), t.array(), factor, reduction, yes)
+    factor, positive = constants(op, weight=weight, pos_weight=pos_weight)
+    options = (x.array(), t.array(), factor, reduction, positive)
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         dx = ops.binary_cross_entropy_with_logits_backward(dy, *options)

@@ -87,9 +87,10 @@ class Head(Call):
     Each kind has a ``run(steps)`` that returns what the tape records.
     """
 
-    __slots__ = ("inputs",)
+    __slots__ = ("inputs", "needs")
     kind: str
     inputs: tuple[Tensor, Tensor | None, Tensor | None]
+    needs: tuple[bool, bool, bool]  # whose gradients are recorded
     steps = ()
     between = ()
 
@@ -137,9 +138,8 @@ class Chain(Call):
 
 def start(head: Head) -> Tensor:
     """Call the head of a chain."""
-    inputs = head.inputs
-    head.requires_grad = requires_grad = wants_grad(inputs)
-    if lazy.fuses and (lazy.state.call or all(t is None or t.is_own for t in inputs)):
+    head.requires_grad = requires_grad = True in head.needs
+    if lazy.fuses and (lazy.state.call or all(t is None or t.is_own for t in head.inputs)):
         return defer(head, requires_grad)
     if (watcher := lazy.watcher) is not None:
         watcher.started(head)

@@ -11,24 +11,15 @@ import numpy as np
 
 from fastlayers import ops
 from fastlayers.autograd import OUTPUT, Recording, Tensor, wants_grad
-from fastlayers.autograd.recording import arrays
+from fastlayers.autograd.recording import arguments
 from fastlayers.nn.fuse.chains import RELU, Add, Call, Head, MaxPool, Step
 from fastlayers.ops import check, prepared
 
-__all__ = ["BatchNorm", "Conv", "Linear", "Normalise", "arrays"]
+__all__ = ["BatchNorm", "Conv", "Linear", "Normalise"]
 
 Affine = tuple[Tensor, Tensor | None, Tensor | None]
+Needs = tuple[bool, bool, bool]
 Steps = tuple[Step, ...]
-
-
-def _needs(inputs: Affine) -> tuple[bool, bool, bool]:
-    """Which gradients the tape will ask for."""
-    x, w, b = inputs
-    return (
-        x.requires_grad,
-        w is not None and w.requires_grad,
-        b is not None and b.requires_grad,
-    )
 
 
 class Conv(Head):
@@ -37,19 +28,20 @@ class Conv(Head):
     kind = state = "conv"
     __slots__ = ("arguments", "bias", "convolution", "relu")
 
-    def __init__(self, inputs: Affine, options: Any, activation: str | None) -> None:
-        x, w, b = arrays(inputs)
+    def __init__(
+        self, input: Any, weight: Any, bias: Any, options: Any, activation: str | None
+    ) -> None:
+        self.inputs, (x, w, b), self.needs = arguments(input, weight, bias)
         self.relu = activation is not None and check.is_relu("conv2d", activation)
         x, w, convolution = prepared.conv2d_call("conv2d", x, w, *options)
         self.arguments, self.bias = (x, w), convolution.bias("conv2d", b)
-        self.inputs, self.convolution = inputs, convolution
-        self.shape, self.dtype = convolution.out_shape, x.dtype
+        self.convolution, self.shape, self.dtype = convolution, convolution.out_shape, x.dtype
 
     def run(self, steps: Steps = ()) -> Recording:
         """Convolve; a normalisation is in the weight already, ReLU and pooling are in the op."""
         if steps and isinstance(steps[-1], MaxPool):
             return self._pooled(steps, steps[-1].window)
-        (x, w), b, needs = self.arguments, self.bias, _needs(self.inputs)
+        (x, w), b, needs = self.arguments, self.bias, self.needs
         images, weight, _ = self.inputs
         convolution, relu = self.convolution, self.relu or RELU in steps
         if steps and isinstance(steps[0], Normalise):
@@ -64,7 +56,7 @@ class Conv(Head):
         return y, self.inputs, backward, (images, weight, OUTPUT if relu else None)
 
     def _pooled(self, steps: Steps, window: tuple[Any, ...]) -> Recording:
-        (x, w), b, needs = self.arguments, self.bias, _needs(self.inputs)
+        (x, w), b, needs = self.arguments, self.bias, self.needs
         images, weight, _ = self.inputs
         convolution, relu = self.convolution, self.relu or RELU in steps
         if isinstance(steps[0], Normalise):
@@ -86,16 +78,15 @@ class Linear(Head):
     kind = state = "linear"
     __slots__ = ("arguments", "relu")
 
-    def __init__(self, inputs: Affine, activation: str | None) -> None:
-        x, w, b = arrays(inputs)
+    def __init__(self, input: Any, weight: Any, bias: Any, activation: str | None) -> None:
+        self.inputs, (x, w, b), self.needs = arguments(input, weight, bias)
         self.relu = activation is not None and check.is_relu("linear", activation)
         self.arguments = prepared.linear_call("linear", x, w, b)
-        self.inputs = inputs
         self.shape, self.dtype = (*x.shape[:-1], len(w)), self.arguments[0].dtype
 
     def run(self, steps: Steps = ()) -> Recording:
         """Map the last axis; the only step is a ReLU."""
-        (x, w, b), needs, shape = self.arguments, _needs(self.inputs), self.shape
+        (x, w, b), needs, shape = self.arguments, self.needs, self.shape
         relu, before = self.relu or bool(steps), self.inputs[0].array().shape
         y = prepared.linear_rows(x, w, b, relu)
 
@@ -116,9 +107,14 @@ class BatchNorm(Head):
     __slots__ = ("norm", "statistics")
 
     def __init__(
-        self, inputs: Affine, norm: prepared.Normalisation, statistics: tuple[Tensor, ...] = ()
+        self,
+        inputs: Affine,
+        needs: Needs,
+        norm: prepared.Normalisation,
+        statistics: tuple[Tensor, ...] = (),
     ) -> None:
-        self.inputs, self.norm, self.shape, self.dtype = inputs, norm, norm.x.shape, norm.x.dtype
+        self.inputs, self.needs, self.norm = inputs, needs, norm
+        self.shape, self.dtype = norm.x.shape, norm.x.dtype
         # The running ones that it normalises by, which its gradient reads too.
         self.statistics = statistics
 
@@ -129,7 +125,7 @@ class BatchNorm(Head):
             return self._pooled(steps[-1].window, relu)
         if steps and isinstance(steps[0], Add):
             return self._added(steps[0].other, relu)
-        norm, needs = self.norm, _needs(self.inputs)
+        norm, needs = self.norm, self.needs
         y = norm.forward(None, relu)
         output = norm.form.flat(y) if relu and not norm.of_batch else None
 
@@ -141,7 +137,7 @@ class BatchNorm(Head):
         return y, self.inputs, backward, (*saved, *self.statistics)
 
     def _added(self, other: Tensor, relu: bool) -> Recording:
-        norm, needs, residual = self.norm, _needs(self.inputs), other.requires_grad
+        norm, needs, residual = self.norm, self.needs, other.requires_grad
         added = prepared.elements("batch_norm", "residual", other.images(), norm.form, norm.x)
         y = norm.forward(added, relu)
         output = norm.form.flat(y) if relu else None
@@ -158,7 +154,7 @@ class BatchNorm(Head):
         return y, (*self.inputs, other), backward, saved
 
     def _pooled(self, window: tuple[Any, ...], relu: bool) -> Recording:
-        norm, (_, w, b), needs = self.norm, arrays(self.inputs), _needs(self.inputs)
+        norm, needs, (_, (_, w, b), _) = self.norm, self.needs, arguments(*self.inputs)
         activation = "relu" if relu else None
         y, offsets = ops.batch_norm_max_pool2d(
             norm.x, norm.mean, norm.invstd, w, b, *window, activation=activation
@@ -190,15 +186,14 @@ class Normalise(Step):
         return not (call.requires_grad or wants_grad(self.inputs))
 
     def alone(self, x: Tensor) -> Recording:  # noqa: D102
-        inputs = (x, *self.affine)
-        data, w, b = arrays(inputs)
+        inputs, (data, w, b), needs = arguments(x, *self.affine)
         fixed = self.mean, self.invstd, w, b
         norm = prepared.batch_norm_of_statistics("batch_norm", data, *fixed, False)
-        return BatchNorm(inputs, norm).run()
+        return BatchNorm(inputs, needs, norm).run()
 
     def fold(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weight and bias of the convolution whose output is normalised already."""
-        scale, (gamma, beta) = self.invstd, arrays(self.affine)
+        scale, (_, (gamma, beta), _) = self.invstd, arguments(*self.affine)
         with np.errstate(all="ignore"):
             if gamma is not None:
                 scale = scale * gamma
