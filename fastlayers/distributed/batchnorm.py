@@ -10,7 +10,7 @@ from fastlayers.autograd import Tensor
 from fastlayers.autograd.recording import arguments
 from fastlayers.distributed.group import Channel, world_size
 from fastlayers.nn import functional
-from fastlayers.nn.batchnorm import _BatchNorm
+from fastlayers.nn.batchnorm import BatchNorm
 from fastlayers.nn.fuse import chains, heads
 from fastlayers.nn.module import Module
 from fastlayers.ops.norm.parts import normalisation_of_part
@@ -50,7 +50,7 @@ def _batch_norm(
     return chains.start(heads.BatchNorm(inputs, needs, norm))
 
 
-class SyncBatchNorm(_BatchNorm):
+class SyncBatchNorm(BatchNorm):
     """Batch normalisation whose batch in training is those of all ranks together.
 
     Mean and variance are those of all values of all ranks, exactly, and gradients pass through them
@@ -107,7 +107,7 @@ def convert_sync_batchnorm(module: Module) -> Module:
     new: dict[int, Module] = {}
 
     def converted(layer: Module) -> Module:
-        if not isinstance(layer, _BatchNorm) or isinstance(layer, SyncBatchNorm):
+        if not isinstance(layer, BatchNorm) or isinstance(layer, SyncBatchNorm):
             return layer
         if id(layer) not in new:
             new[id(layer)] = _synchronised(layer)

@@ -15,7 +15,7 @@ from fastlayers.ops import check
 __all__ = ["BatchNorm1d", "BatchNorm2d"]
 
 
-class _BatchNorm(Module):
+class BatchNorm(Module):
     _ndims: tuple[int, ...]
     _shapes: str
     _batch_norm: Callable[..., Tensor] = staticmethod(functional.batch_norm)
@@ -110,7 +110,7 @@ class _BatchNorm(Module):
         )
 
 
-class BatchNorm1d(_BatchNorm):
+class BatchNorm1d(BatchNorm):
     """Normalise the channels of (N, C) or (N, C, L); see `fastlayers.ops.batch_norm`.
 
     Parameters
@@ -146,7 +146,7 @@ class BatchNorm1d(_BatchNorm):
     _ndims, _shapes = (2, 3), "(N, C) or (N, C, L)"
 
 
-class BatchNorm2d(_BatchNorm):
+class BatchNorm2d(BatchNorm):
     """Normalise the channels of images (N, C, H, W); otherwise as `BatchNorm1d`."""
 
     _ndims, _shapes = (4,), "(N, C, H, W)"
