@@ -19,6 +19,7 @@ __all__ = [
     "kernel_ready",
     "like",
     "raveled",
+    "swapped",
     "to_channels_last",
 ]
 
@@ -36,7 +37,7 @@ def kernel_ready(x: np.ndarray) -> np.ndarray:
     return memory.writable_view(x)
 
 
-def _swap(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def swapped(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Exchange the last two axes of a contiguous (N, A, B) array, giving it the final `shape`."""
     out = memory.empty((x.shape[0], x.shape[2], x.shape[1]), x.dtype)
     if backend.NUMPY:
@@ -56,7 +57,7 @@ def to_channels_last(x: np.ndarray) -> np.ndarray:
         return kernel_ready(last)
     n, c, *spatial = x.shape
     size = x.size // (n * c) if n * c else 0
-    return _swap((x if x.flags.carray else kernel_ready(x)).reshape(n, c, size), (n, *spatial, c))
+    return swapped((x if x.flags.carray else kernel_ready(x)).reshape(n, c, size), (n, *spatial, c))
 
 
 def from_channels_last(last: np.ndarray) -> np.ndarray:
@@ -73,7 +74,7 @@ def contiguous(x: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(x)
     n, c = x.shape[:2]
     size = x.size // (n * c) if n * c else 0
-    return _swap(kernel_ready(last).reshape(n, size, c), x.shape)
+    return swapped(kernel_ready(last).reshape(n, size, c), x.shape)
 
 
 def raveled(x: np.ndarray) -> np.ndarray:
