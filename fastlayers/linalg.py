@@ -11,7 +11,7 @@ from typing import Any
 
 from fastlayers.autograd import Tensor
 from fastlayers.functions.norms import norm as _norm
-from fastlayers.functions.table import numpy_names
+from fastlayers.functions.registry import numpy_names
 
 __all__ = ["norm", "vector_norm"]
 

@@ -10,7 +10,8 @@ from fastlayers.autograd import inplace
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.division import floored, truncated
 from fastlayers.functions.promotion import common, operand
-from fastlayers.functions.table import alias, binary, method, recorded, register, unbroadcast
+from fastlayers.functions.registry import alias, method, register
+from fastlayers.functions.table import binary, recorded, unbroadcast
 from fastlayers.ops import arithmetic
 
 __all__ = [

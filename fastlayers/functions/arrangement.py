@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from fastlayers.autograd.recording import tensor
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.expansion import expand
 from fastlayers.functions.reduction import axes, axis
+from fastlayers.functions.registry import NUMPY, method, numpy_names
 from fastlayers.functions.shape import ravel, reshape, sizes
-from fastlayers.functions.table import NUMPY, method, numpy_names, recorded, result, tensor
+from fastlayers.functions.table import recorded, result
 
 __all__ = [
     "flip",

@@ -8,8 +8,9 @@ import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.reduction import axes, axis
+from fastlayers.functions.registry import NUMPY, method
 from fastlayers.functions.shape import in_place, sizes
-from fastlayers.functions.table import NUMPY, method, view
+from fastlayers.functions.table import view
 
 __all__ = ["moveaxis", "movedim", "permute", "swapaxes", "swapdims", "t", "transpose"]
 

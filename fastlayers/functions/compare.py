@@ -7,18 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from fastlayers.autograd.recording import tensor
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.reduction import axes
-from fastlayers.functions.table import (
-    alias,
-    binary,
-    comparison,
-    method,
-    numpy_names,
-    operands,
-    register,
-    tensor,
-)
+from fastlayers.functions.registry import alias, method, numpy_names, register
+from fastlayers.functions.table import binary, comparison, operands
 
 __all__ = [
     "all",

@@ -10,8 +10,9 @@ from fastlayers.autograd.recording import wants_grad
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.autograd.types import Size
 from fastlayers.autograd.types import device as Device
+from fastlayers.functions.registry import method
 from fastlayers.functions.shape import sizes
-from fastlayers.functions.table import method, result
+from fastlayers.functions.table import result
 from fastlayers.functions.values import dtype_of
 from fastlayers.ops import check
 

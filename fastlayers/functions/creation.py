@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
-from fastlayers.functions.table import method
+from fastlayers.functions.registry import method
 from fastlayers.functions.values import (
     KINDS,
     array_of,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
-from fastlayers.functions.table import method
+from fastlayers.functions.registry import method
 from fastlayers.ops import check
 
 __all__ = ["from_dlpack", "to_dlpack"]

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from fastlayers.autograd.recording import tensor
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.promotion import common
-from fastlayers.functions.table import result, tensor
+from fastlayers.functions.table import result
 
 __all__ = ["einsum"]
 

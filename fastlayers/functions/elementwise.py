@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers.autograd.recording import record
+from fastlayers.autograd.recording import record, tensor
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.reduction import axis
-from fastlayers.functions.table import alias, method, recorded, register, tensor, unary
+from fastlayers.functions.registry import alias, method, register
+from fastlayers.functions.table import recorded, unary
 from fastlayers.ops import activation
 
 __all__ = [

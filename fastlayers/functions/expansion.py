@@ -8,8 +8,9 @@ import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.reduction import axis
+from fastlayers.functions.registry import NUMPY, method
 from fastlayers.functions.shape import sizes
-from fastlayers.functions.table import NUMPY, method, unbroadcast, view
+from fastlayers.functions.table import unbroadcast, view
 
 __all__ = ["broadcast_tensors", "broadcast_to"]
 

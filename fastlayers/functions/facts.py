@@ -9,7 +9,7 @@ import numpy as np
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.conversion import given_dtype
 from fastlayers.functions.promotion import common, operand, promote
-from fastlayers.functions.table import method
+from fastlayers.functions.registry import method
 
 __all__ = [
     "can_cast",

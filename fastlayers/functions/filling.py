@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd import inplace
+from fastlayers.autograd.recording import tensor
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.expansion import expanded
+from fastlayers.functions.registry import method
 from fastlayers.functions.sampling import check_std, draw, floating_dtype, hits, integers
-from fastlayers.functions.table import method, result, tensor, unbroadcast
+from fastlayers.functions.table import result, unbroadcast
 from fastlayers.functions.values import scalar
 from fastlayers.random import as_numpy
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from fastlayers.autograd.recording import tensor
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.expansion import together
 from fastlayers.functions.reduction import axis
+from fastlayers.functions.registry import method, numpy_names, register
 from fastlayers.functions.selection import checked, length
 from fastlayers.functions.shape import reshape
-from fastlayers.functions.table import method, numpy_names, register, result, tensor
+from fastlayers.functions.table import result
 
 __all__ = ["gather", "scatter", "scatter_add", "take_along_dim"]
 

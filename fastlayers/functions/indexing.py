@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd import inplace
-from fastlayers.autograd.recording import record, wants_grad
+from fastlayers.autograd.recording import record, tensor, wants_grad
 from fastlayers.autograd.tape import Node
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.promotion import operand
-from fastlayers.functions.table import method, register, result, tensor, unbroadcast
+from fastlayers.functions.registry import method, register
+from fastlayers.functions.table import result, unbroadcast
 
 __all__ = ["index_put"]
 

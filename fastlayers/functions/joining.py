@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from fastlayers.autograd.recording import tensor
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.promotion import common
 from fastlayers.functions.reduction import axis
+from fastlayers.functions.registry import NUMPY, numpy_names
 from fastlayers.functions.shape import reshape
-from fastlayers.functions.table import NUMPY, numpy_names, result, tensor
+from fastlayers.functions.table import result
 
 __all__ = [
     "atleast_1d",

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from fastlayers.autograd.recording import tensor
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.expansion import broadcast_tensors, together
+from fastlayers.functions.registry import method, register
 from fastlayers.functions.selection import number_of
 from fastlayers.functions.shape import reshape
-from fastlayers.functions.table import method, register, result, tensor, unbroadcast
+from fastlayers.functions.table import result, unbroadcast
 from fastlayers.functions.values import scalar
 
 __all__ = ["bincount", "masked_fill", "masked_scatter", "masked_select", "nonzero"]

@@ -8,7 +8,8 @@ import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.reduction import axis
-from fastlayers.functions.table import NUMPY, recorded, register, result, view
+from fastlayers.functions.registry import NUMPY, register
+from fastlayers.functions.table import recorded, result, view
 from fastlayers.functions.values import dtype_of
 from fastlayers.ops import check
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers.autograd.recording import wants_grad
+from fastlayers.autograd.recording import tensor, wants_grad
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions import (
     compare,
@@ -28,7 +28,7 @@ from fastlayers.functions import (
     running,
     variance,
 )
-from fastlayers.functions.table import NUMPY, method, tensor
+from fastlayers.functions.registry import NUMPY, method
 
 __all__: list[str] = []
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers.autograd.recording import record
+from fastlayers.autograd.recording import record, tensor
 from fastlayers.autograd.tape import OUTPUT
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.pairs import maximum, minimum
 from fastlayers.functions.reduction import axis, ties
-from fastlayers.functions.table import numpy_names, register, tensor
+from fastlayers.functions.registry import numpy_names, register
 
 __all__ = [
     "argsort",

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from fastlayers.autograd.recording import tensor
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.arrangement import taken
 from fastlayers.functions.shape import sizes
-from fastlayers.functions.table import result, tensor
+from fastlayers.functions.table import result
 
 __all__ = ["pad"]
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers.autograd.recording import record
+from fastlayers.autograd.recording import record, tensor
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.arithmetic import add, mul, sub
 from fastlayers.functions.promotion import common, operand
-from fastlayers.functions.table import alias, binary, method, register, tensor, unbroadcast
+from fastlayers.functions.registry import alias, method, register
+from fastlayers.functions.table import binary, unbroadcast
 
 __all__ = [
     "addcdiv",

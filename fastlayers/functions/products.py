@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from fastlayers.autograd.recording import tensor
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.arithmetic import add, matmul, mul
 from fastlayers.functions.axes import permute
 from fastlayers.functions.einstein import einsum
 from fastlayers.functions.expansion import expand
 from fastlayers.functions.reduction import axis
+from fastlayers.functions.registry import NUMPY, method, register
 from fastlayers.functions.shape import reshape, unsqueeze
-from fastlayers.functions.table import NUMPY, method, register, tensor
 
 __all__ = ["addmm", "baddbmm", "bmm", "dot", "einsum", "mm", "mv", "outer", "tensordot"]
 

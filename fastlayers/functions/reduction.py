@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers.autograd.recording import wants_grad
+from fastlayers.autograd.recording import tensor, wants_grad
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.promotion import floating
-from fastlayers.functions.table import numpy_names, recorded, register, tensor
+from fastlayers.functions.registry import numpy_names, register
+from fastlayers.functions.table import recorded
 
 __all__ = [
     "amax",

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from fastlayers.functions.reduction import axis, summand
-from fastlayers.functions.table import recorded, register
+from fastlayers.functions.registry import register
+from fastlayers.functions.table import recorded
 
 __all__ = ["cumprod", "cumsum", "prod"]
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.expansion import together
-from fastlayers.functions.table import method, result
+from fastlayers.functions.registry import method
+from fastlayers.functions.table import result
 from fastlayers.functions.values import dtype_of, made, of_size, size_of
 from fastlayers.random import as_numpy
 

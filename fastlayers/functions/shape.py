@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd import inplace
+from fastlayers.autograd.recording import tensor
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.reduction import axes, axis
-from fastlayers.functions.table import NUMPY, method, numpy_names, result, tensor, view
+from fastlayers.functions.registry import NUMPY, method, numpy_names
+from fastlayers.functions.table import result, view
 from fastlayers.ops import layout
 
 __all__ = [

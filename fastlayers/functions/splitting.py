@@ -8,8 +8,9 @@ import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.reduction import axis
+from fastlayers.functions.registry import method, numpy_names
 from fastlayers.functions.shape import sizes
-from fastlayers.functions.table import method, numpy_names, view
+from fastlayers.functions.table import view
 
 __all__ = ["chunk", "narrow", "select", "split", "tensor_split", "unbind"]
 

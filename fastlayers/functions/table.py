@@ -9,92 +9,34 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from fastlayers.autograd import inplace
-from fastlayers.autograd.recording import record, wants_grad
+from fastlayers.autograd.recording import record, tensor, wants_grad
 from fastlayers.autograd.tape import OUTPUT
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.promotion import common, floating, number, operand
+from fastlayers.functions.registry import (
+    Function,
+    by_torch_names,
+    method,
+    numpy_names,
+    operator,
+    register,
+)
 
 __all__ = [
-    "NUMPY",
-    "alias",
     "binary",
     "comparison",
-    "method",
-    "numpy_names",
+    "operands",
     "recorded",
-    "register",
     "result",
-    "tensor",
     "unary",
     "unbroadcast",
     "view",
 ]
-
-Function = Callable[..., Tensor]
-Named = TypeVar("Named", bound=Callable[..., Any])
-# What NumPy's functions do to tensors (`fastlayers.functions.numpy_protocol`).
-NUMPY: dict[Any, Callable[..., Any]] = {}
-_TORCH_NAMES = {"axis": "dim", "keepdims": "keepdim"}
-
-
-def tensor(value: Any) -> Tensor:
-    """A function's input as a tensor."""
-    if isinstance(value, Tensor):
-        return value
-    # An int alone would be a size.
-    return Tensor(np.asarray(value) if isinstance(value, int) else value)
-
-
-def method(function: Callable[..., Any], *names: str) -> None:
-    """Make a function a method of `Tensor`."""
-    for name in names:
-        setattr(Tensor, name, function)
-
-
-def alias(name: str, *others: str) -> None:
-    """Give the methods `name` and `name_` other names."""
-    for other in others:
-        for suffix in ("", "_"):
-            if hasattr(Tensor, name + suffix):
-                method(getattr(Tensor, name + suffix), other + suffix)
-
-
-def register(
-    name: str, function: Function, numpy: Any = None, *, in_place: bool = True, symbol: str = ""
-) -> Function:
-    """Make a function a method, what NumPy's function does to tensors, and an operator.
-
-    With `in_place` there is a method `name_` too, and the operator's in-place form.
-    """
-    function.__name__ = function.__qualname__ = name
-    function.__module__ = "fastlayers"
-    method(function, name)
-    if numpy is not None:
-        NUMPY[numpy] = function
-    if in_place:
-        method(_in_place(function), f"{name}_")
-    if symbol:
-        method(_operator(function), f"__{symbol}__")
-        method(_operator(function, swapped=True), f"__r{symbol}__")
-        if in_place:
-            method(_in_place(function), f"__i{symbol}__")
-    return function
-
-
-def _in_place(function: Function) -> Function:
-    name = f"{function.__name__}_"
-
-    def changed(self: Tensor, *args: Any, **options: Any) -> Tensor:
-        return inplace.apply(name, function, self, *args, **options)
-
-    changed.__name__ = changed.__qualname__ = name
-    changed.__doc__ = f"`{function.__name__}`, in place."
-    return changed
 
 
 def _asks(gradient: Callable[..., Any]) -> tuple[str, ...]:
@@ -281,17 +223,6 @@ def _part(
         return unbroadcast(gradient(dy, **kept), like.shape)
 
 
-def _operator(function: Function, swapped: bool = False) -> Callable[..., Any]:
-    """The operator of a function, which leaves operands that it does not know to others."""
-
-    def apply(self: Tensor, other: Any) -> Any:
-        if not isinstance(other, (Tensor, bool, int, float, np.ndarray, np.generic, list, tuple)):
-            return NotImplemented
-        return function(other, self) if swapped else function(self, other)
-
-    return apply
-
-
 def comparison(name: str, forward: Any, doc: str, symbol: str = "") -> Function:
     """A function of pairs of elements that is true or false."""
 
@@ -305,22 +236,8 @@ def comparison(name: str, forward: Any, doc: str, symbol: str = "") -> Function:
     function.__doc__ = doc
     function = register(name, function, forward)
     if symbol:
-        method(_operator(function), f"__{symbol}__")
+        method(operator(function), f"__{symbol}__")
     return function
-
-
-def _by_torch_names(options: dict[str, Any]) -> dict[str, Any]:
-    return {_TORCH_NAMES.get(name, name): value for name, value in options.items()}
-
-
-def numpy_names(function: Named) -> Named:
-    """Let a function take `axis` and `keepdims` for `dim` and `keepdim`, as PyTorch's do."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **options: Any) -> Any:
-        return function(*args, **(_by_torch_names(options) if options else options))
-
-    return call  # type: ignore[return-value]
 
 
 def recorded(
@@ -418,7 +335,7 @@ def view(
     @functools.wraps(function)
     def call(input: Any, *args: Any, **options: Any) -> Tensor:
         if options:
-            options = _by_torch_names(options)
+            options = by_torch_names(options)
         x = tensor(input)
         array = x.array()
         look, gradient = function(array, *args, **options)

@@ -8,7 +8,8 @@ import numpy as np
 
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.reduction import axes, count_of, mean, real, spread
-from fastlayers.functions.table import numpy_names, recorded
+from fastlayers.functions.registry import numpy_names
+from fastlayers.functions.table import recorded
 
 __all__ = ["std", "std_mean", "var", "var_mean"]
 
