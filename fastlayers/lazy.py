@@ -1,9 +1,9 @@
 """Ops that wait for what follows them, so that a convolution, its ReLU and its pooling are one.
 
 A call of such an op is checked at once, and runs when its output is first used: by another op, by
-`Tensor.data`, by `backward`, by an optimiser, or at the end of the outermost module's call. So
-the only ones who could tell are those who change a wrapped array behind the tensor's back between
-two lines of one `forward`; outside of modules, ops on arrays that the user holds never wait.
+`Tensor.data`, by `backward`, by an optimiser, or at the end of the outermost module's call. This
+can only be noticed by changing a wrapped array, not through its tensor, between two lines of one
+`forward`; outside of modules, ops on arrays that the user holds never wait.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Deferred",
     "Watcher",
+    "calls",
+    "fuses",
     "is_fusion_enabled",
     "prune",
     "run_waiting",
@@ -62,7 +64,7 @@ class Watcher(Protocol):
     def recorded(
         self, output: np.ndarray, inputs: tuple[Tensor | None, ...], backward: Backward
     ) -> Backward:
-        """An op ran; what the tape shall keep as its way back."""
+        """An op ran; returns the backward function that the tape keeps."""
 
     def summed(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """``a + b`` of two gradients."""
@@ -73,15 +75,17 @@ class _State(threading.local):
 
     def __init__(self) -> None:
         self.waiting: list[weakref.ref[Tensor]] = []
-        self.call = 0  # of no module; numbers are those of `calls`, the same in no two threads
+        self.call = (
+            0  # 0 outside of modules; otherwise from `calls`, so that no two threads share a number
+        )
 
 
 state = _State()
 calls = itertools.count(1)
-# Asked for wherever an op runs, 7 ns of a call where it is None. It is read once in each place, as
-# another thread may set it.
+# Read wherever an op runs, which takes 7 ns where it is None; once in each place, as another thread
+# may set it.
 watcher: Watcher | None = None
-# Whether ops wait; read by those that may.
+# Whether ops wait.
 fuses = os.environ.get("FASTLAYERS_FUSION", "1") != "0"
 
 
@@ -91,7 +95,7 @@ def is_fusion_enabled() -> bool:
 
 
 def set_fusion_enabled(enabled: bool) -> None:
-    """Let ops wait for what follows and run as one, as by default, or each by itself.
+    """Whether ops wait for what follows and run as one, the default, or each by itself.
 
     The environment variable ``FASTLAYERS_FUSION=0`` turns it off from the start. Values and
     gradients are the same within rounding.
@@ -115,6 +119,6 @@ def run_waiting() -> None:
             output = reference()
             if output is not None:
                 output.array()
-    except BaseException:  # no memory, or Ctrl-C: what has not run goes on waiting
+    except BaseException:  # no memory, or Ctrl-C: what has not run stays deferred
         state.waiting = waiting + state.waiting
         raise

@@ -1,8 +1,8 @@
 """A thin tape: tensors that remember how they were made, and reverse-mode differentiation.
 
 An op is recorded by `record`, with a function from the output's gradient to those of the inputs.
-What convolutions, pooling and the like compute is the matter of `fastlayers.ops`, what NumPy does
-of `fastlayers.functions`.
+`fastlayers.ops` computes convolutions, pooling and the like; `fastlayers.functions` has what NumPy
+computes.
 """
 
 from fastlayers import functions  # noqa: F401  gives tensors their methods

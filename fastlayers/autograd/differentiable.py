@@ -1,4 +1,4 @@
-"""What a tensor has to do with gradients: its own, and where the backward pass from it begins."""
+"""The gradient of a tensor, its hooks, and the backward pass from it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["Differentiable"]
 
 
 class Differentiable(Facts):
-    """The part of `Tensor` that has to do with gradients."""
+    """The part of `Tensor` that is about gradients."""
 
     __slots__ = ("_grad", "_hooks", "_node", "requires_grad")
-    # An array until somebody asks for the tensor of it.
+    # An array until `grad` is first read, which makes it a tensor.
     _grad: np.ndarray | Tensor | None
     _hooks: dict[int, Callable[[Tensor], Any]]
     _node: Node | None
@@ -71,7 +71,7 @@ class Differentiable(Facts):
         return grad.settled() if isinstance(grad, Differentiable) else grad
 
     def add_grad(self, gradient: np.ndarray) -> None:
-        """Add to the gradient; in place, as in PyTorch, if somebody may hold its tensor."""
+        """Add to the gradient; in place, as in PyTorch, if its tensor may be in use elsewhere."""
         before, held = self.grad_array(), self._grad
         if before is None:
             self._grad = np.asarray(gradient)
@@ -87,7 +87,7 @@ class Differentiable(Facts):
             self._grad = np.asarray(before + gradient)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Ask for gradients of this tensor, or for none.
+        """Turn the gradient of this tensor on or off.
 
         Raises
         ------
@@ -117,8 +117,8 @@ class Differentiable(Facts):
 
     @property
     def hooks(self) -> dict[int, Callable[[Tensor], Any]] | None:
-        """Of a leaf, what is called with its gradient."""
-        return getattr(self, "_hooks", None)  # set where there are any alone, as `base`
+        """The hooks of a leaf, which are called with its gradient."""
+        return getattr(self, "_hooks", None)  # only set where there are any, as `base`
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
         """Call a function with the gradient of this tensor in each `backward`.
@@ -170,7 +170,7 @@ class Differentiable(Facts):
         gradient : array_like, optional
             Gradient of this tensor, of its shape; 1 for a scalar by default.
         retain_graph : bool
-            Keep what was recorded, so that `backward` can be called again.
+            Keep the recorded ops, so that `backward` can be called again.
         create_graph : bool
             Must be False: gradients are not recorded.
 

@@ -1,7 +1,7 @@
 """Changes of tensors in place, and tensors that are views of others.
 
-A tensor that is changed in place gets the node of the op that changed it, and its memory the new
-values; its views, and the tensor that it is a view of, get nodes that follow from that.
+A tensor that is changed in place keeps its memory and gets the node of the op that changed it; its
+views, and the tensor that it is a view of, get nodes that follow from that one.
 """
 
 from __future__ import annotations
@@ -103,14 +103,14 @@ def _replaced(by: Tensor, backward: Callable[[np.ndarray], Any]) -> Node:
 
 
 def _before(target: Tensor, values: np.ndarray) -> Tensor:
-    """What `target` was: another tensor of its values, with its history."""
+    """`target` as it was: another tensor with these values, and its history."""
     out = Tensor(values)
     out._node, out.requires_grad = target._node, target.requires_grad
     return out
 
 
 def make_view(out: Tensor, of: Tensor, look: Look) -> Tensor:
-    """Let `out` be known as the view ``look(array)`` of the array of `of`."""
+    """Register `out` as the view ``look(array)`` of the array of `of`."""
     if of.base is None:
         root = of
     else:
@@ -119,7 +119,7 @@ def make_view(out: Tensor, of: Tensor, look: Look) -> Tensor:
     storage = root.storage
     out.base, out._storage = (root, look), storage
     views = storage.views = [] if storage.views is None else storage.views
-    # Those that are gone are removed when there may be as many of them as others.
+    # Dead references are removed each time that the list has doubled.
     if len(views) >= 16 and len(views) & (len(views) - 1) == 0:
         views[:] = [view for view in views if view() is not None]
     views.append(weakref.ref(out))
@@ -129,7 +129,7 @@ def make_view(out: Tensor, of: Tensor, look: Look) -> Tensor:
 def reshape(op: str, target: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Let `target` be ``function(target)``, a view of its memory, from now on.
 
-    What were its views are then views of another tensor, of its former shape, as `target` is.
+    Its former views become views of another tensor, which has its former shape, and so does it.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def reshape(op: str, target: Tensor, function: Callable[[Tensor], Tensor]) -> Te
 
 
 def rebind(target: Tensor, node: Node) -> None:
-    """Let `target`, whose memory was changed, have been made by the op of `node`."""
+    """Make `node` the op that `target`, whose memory was changed, is the output of."""
     root = target
     if target.base is not None:
         root, look = target.base
@@ -172,8 +172,10 @@ def rebind(target: Tensor, node: Node) -> None:
 
 
 def _patched(root: Tensor, look: Look, part: Node) -> Node:
-    """The op that puts a changed view back into what it is a view of."""
-    array = root.array()  # not `root`, which holds this op: a cycle keeps memory until it is found
+    """The op that writes a changed view back into its base."""
+    array = (
+        root.array()
+    )  # not `root`, which holds this op: a cycle lives until the next garbage collection
 
     def copy_slices(dy: np.ndarray) -> Any:
         rest = np.zeros_like(array)

@@ -1,4 +1,4 @@
-"""How an op gets the arrays of its arguments, and what it gives becomes a tensor."""
+"""From the arguments of an op to arrays, and from its output to a recorded tensor."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = [
     "wants_grad",
 ]
 
-# What an op that ran is recorded by: its output, its inputs, the way back, and what of these that
-# needs: inputs and `OUTPUT`.
+# How an op that ran is recorded: its output, its inputs, its backward function, and those of the
+# inputs, and `OUTPUT`, that it reads.
 Recording = tuple[np.ndarray, tuple[Tensor | None, ...], Backward, tuple[Any, ...]]
 
 
@@ -33,14 +33,14 @@ def tensor(value: Any) -> Tensor:
     """An input as a tensor."""
     if isinstance(value, Tensor):
         return value
-    # An int alone would be a size.
+    # `Tensor` takes an int for a size.
     return Tensor(np.asarray(value) if isinstance(value, int) else value)
 
 
 def arguments(*values: Any) -> tuple[Any, list[Any], Any]:
     """The inputs of an op as tensors, their arrays, and which gradients are to be recorded.
 
-    An input that is not given, None, stays None. Loops, as comprehensions are calls.
+    An input that is not given, None, stays None. It loops, as a comprehension is a call.
     """
     for value in values:
         if value is not None and not isinstance(value, Tensor):
@@ -102,10 +102,10 @@ def record(
         The inputs, and `OUTPUT`, whose values `backward` reads: where they are changed in place
         before, it is not called. All inputs by default.
     requires_grad : bool, optional
-        Whether the output requires a gradient, where an earlier call has found it out.
+        Whether the output requires a gradient, where that is known already.
     fresh : bool
-        The gradients and the output are arrays of their own, which share no memory, and the
-        gradients have the shapes and dtypes of the inputs; otherwise that is checked.
+        The gradients and the output share no memory, and the gradients have the shapes and dtypes
+        of the inputs; otherwise that is checked.
 
     Returns
     -------
@@ -130,7 +130,7 @@ def defer(deferred: lazy.Deferred, requires_grad: bool) -> Tensor:
     out._array = out._node = out._grad = out._storage = None
     out.deferred, out.requires_grad, out.is_own = deferred, requires_grad, True
     waiting = lazy.state.waiting
-    if len(waiting) >= 64:  # of a program without modules and gradients, which never empties it
+    if len(waiting) >= 64:  # a program without modules and gradients never empties it
         lazy.prune(waiting)
     waiting.append(weakref.ref(out))
     if (watcher := lazy.watcher) is not None:

@@ -1,7 +1,7 @@
 """Tensors: arrays that remember how they were made.
 
-What PyTorch has as methods of a tensor is here as far as it is about the tape; all that computes
-is in `fastlayers.functions`, which adds its functions to the class.
+The methods here and in `differentiable` and `facts` are those about memory, gradients and facts;
+`fastlayers.functions` adds those that compute.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Tensor(Differentiable):
     data : array_like, or int or Size
         Wrapped without a copy if it is an ndarray; Python floats become float32, and lists too, as
         PyTorch's class has them (`fastlayers.tensor` keeps integers). An int or a `Size` is a size:
-        the tensor has zeros of it, where PyTorch's has whatever the memory holds.
+        the tensor has that many zeros, where PyTorch's has whatever the memory holds.
     *sizes : int
         Lengths of further axes, as in ``Tensor(2, 3)``.
     requires_grad : bool
-        Whether `backward` shall add up gradients in `grad`.
+        Whether `backward` accumulates gradients in `grad`.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Tensor(Differentiable):
     Raises
     ------
     TypeError
-        If gradients are asked for values that are not floating point, or the array is masked.
+        If `requires_grad` is set for values that are not floating point, or the array is masked.
 
     References
     ----------
@@ -90,7 +90,7 @@ class Tensor(Differentiable):
         self._grad = None
         self.requires_grad = requires_grad
         self._node = None
-        # With other tensors of this memory; made when it is first needed.
+        # Shared with other tensors of this memory; made when it is first needed.
         self._storage: Storage | None = data.storage if isinstance(data, Tensor) else None
         # The call that gives the values, until they are first used.
         self.deferred: lazy.Deferred | None = None
@@ -100,7 +100,7 @@ class Tensor(Differentiable):
     # The values.
 
     def array(self) -> np.ndarray:
-        """The values, for ops that only read them: other calls that wait go on waiting."""
+        """The values, for ops that only read them: other deferred calls stay deferred."""
         if self.deferred is not None:
             watcher, call = lazy.watcher, self.deferred
             recording = call.run() if watcher is None else watcher.run(call)
@@ -113,15 +113,15 @@ class Tensor(Differentiable):
     def images(self, checked: np.ndarray | None = None) -> np.ndarray:
         """The values on channels-last memory, as ops on images (N, C, ...) read them.
 
-        Other memory is converted once in the outermost call of a module, as long as somebody, such
-        as an op that has saved it for its gradient, holds what it was converted to; unless it was
-        changed since. Outside of modules nobody knows when a user changes an array that a tensor
-        wraps, so there each call converts.
+        Other memory is converted, once during the outermost call of a module: until the values are
+        changed, or nothing uses the converted array any more, such as an op that has saved it for
+        its gradient. Outside of modules each call converts, as users may change an array that a
+        tensor wraps between two calls.
 
         Parameters
         ----------
         checked : ndarray, optional
-            The values, where an op has checked them, and maybe changed their byte order.
+            The values, where an op has checked them already, which may have changed the byte order.
         """
         x: Any = checked
         if x is None:
@@ -129,7 +129,7 @@ class Tensor(Differentiable):
         ndim = x.ndim
         if not 3 <= ndim <= 4 or x.transpose(layout.LAST[ndim]).flags.carray:
             return x  # type: ignore[no-any-return]
-        if x.dtype.char not in "fd" or not x.dtype.isnative:  # the op's own check says more
+        if x.dtype.char not in "fd" or not x.dtype.isnative:  # the op raises an error or converts
             return x  # type: ignore[no-any-return]
         call, storage = lazy.state.call, self._storage
         if storage is None:
@@ -144,33 +144,33 @@ class Tensor(Differentiable):
         return images
 
     def settled(self) -> np.ndarray:
-        """The values, for callers that may change them or hand them out: nothing waits for them."""
+        """The values, for callers that may change them or hand them out: nothing stays deferred."""
         if lazy.state.waiting:
             lazy.run_waiting()
         return self._array if self.deferred is None else self.array()  # type: ignore[return-value]
 
     def changed(self) -> None:
-        """Count a change of the values: what has saved them for its gradient must know."""
+        """Count a change of the values, for ops that have saved them for their gradients."""
         if self._storage is not None:
             self._storage.version += 1
 
     def twin(self) -> Tensor:
-        """Another tensor of the call that this one waits for."""
+        """Another tensor of the deferred call that gives this one its values."""
         out = unfilled(self.requires_grad, True)
         out.deferred = self.deferred
         return out
 
     @property
     def storage(self) -> Storage:
-        """What this tensor shares with all of its memory."""
+        """What this tensor shares with all others of its memory."""
         if self._storage is None:
             self._storage = Storage()
         return self._storage
 
     @property
     def base(self) -> tuple[Tensor, Look] | None:
-        """Of a view, the tensor whose memory it is of, and how it is seen there."""
-        return getattr(self, "_base", None)  # set for views alone: 20 ns of each tensor
+        """Of a view, the tensor that it is a view of, and the function that takes the view."""
+        return getattr(self, "_base", None)  # only set for views, which saves 20 ns a tensor
 
     @base.setter
     def base(self, base: tuple[Tensor, Look] | None) -> None:
@@ -196,7 +196,7 @@ class Tensor(Differentiable):
 
     @staticmethod
     def of_own(array: np.ndarray) -> Tensor:
-        """A tensor of an array that is the library's."""
+        """A tensor that owns an array made by the library."""
         out = unfilled(False, True)
         out._array = array
         return out
@@ -280,7 +280,7 @@ def _unpickled(kind: type[Tensor], array: np.ndarray, requires_grad: bool) -> Te
 
 
 def unfilled(requires_grad: bool, is_own: bool, kind: type[Tensor] = Tensor) -> Tensor:
-    """A tensor to be given values."""
+    """A tensor without values, which the caller sets."""
     out = kind.__new__(kind)
     out._array = out._node = out._grad = out._storage = out.deferred = None
     out.requires_grad, out.is_own = requires_grad, is_own

@@ -1,4 +1,4 @@
-"""What callers give as values, as arrays."""
+"""Arrays of the values that callers give: tensors, arrays, numbers, lists."""
 
 from __future__ import annotations
 

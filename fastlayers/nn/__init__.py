@@ -55,7 +55,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "SyncBatchNorm":  # only who asks for it takes the time to import `distributed`
+    if name == "SyncBatchNorm":  # importing `distributed` takes time, so only when it is used
         from fastlayers.distributed import SyncBatchNorm
 
         return SyncBatchNorm

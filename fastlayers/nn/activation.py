@@ -88,7 +88,7 @@ class _AlongAxis(Module):
 
 
 class Softmax(_AlongAxis):
-    """Shares that sum to 1 along an axis, which must be named."""
+    """Probabilities, which sum to 1 along an axis that must be given."""
 
     def forward(self, input: Any) -> Tensor:
         """Apply the function."""

@@ -79,7 +79,7 @@ class BatchNorm(Module):
         tracks = self.training and self.track_running_stats
         counter = self.num_batches_tracked if tracks else None
         count = None if counter is None else counter.array()
-        if count is not None and not count.flags.writeable:  # told before others change
+        if count is not None and not count.flags.writeable:  # before anything is changed
             check.writable(op, "num_batches_tracked", count)
         momentum = self.momentum
         if momentum is None:  # the plain average over all batches so far
@@ -120,7 +120,7 @@ class BatchNorm1d(BatchNorm):
     eps : float
         Added to the variance.
     momentum : float or None
-        Share of the batch in the running statistics, any number; None averages over all batches.
+        Weight of the batch in the running statistics, any number; None averages over all batches.
     affine : bool
         Whether there are a weight and a bias.
     track_running_stats : bool

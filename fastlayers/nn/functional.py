@@ -207,7 +207,7 @@ def batch_norm(
 def _folded(
     x: Tensor, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: float
 ) -> Tensor | None:
-    """Normalise the output of a convolution that waits in its weight, None where that can't be."""
+    """Fold the normalisation into the weight of a deferred convolution; None where it can't be."""
     affine, (w, b), _ = arguments(weight, bias)
     mean, var = constants("batch_norm", running_mean=running_mean, running_var=running_var)
     if mean is None or var is None:
@@ -310,12 +310,12 @@ def gelu(input: Input, approximate: str = "none") -> Tensor:
 
 
 def softmax(input: Input, dim: int) -> Tensor:
-    """Shares along an axis; see `fastlayers.ops.softmax`."""
+    """Probabilities along an axis; see `fastlayers.ops.softmax`."""
     return _of_output(input, ops.softmax, ops.softmax_backward, dim)
 
 
 def log_softmax(input: Input, dim: int) -> Tensor:
-    """Logarithm of the shares along an axis; see `fastlayers.ops.log_softmax`."""
+    """Log-probabilities along an axis; see `fastlayers.ops.log_softmax`."""
     return _of_output(input, ops.log_softmax, ops.log_softmax_backward, dim)
 
 

@@ -51,7 +51,7 @@ def cross_entropy(
     labels, weights = constants("cross_entropy", target=target, weight=weight)
     options = (labels, weights, ignore_index, reduction, label_smoothing)
     loss, slopes = ops.cross_entropy_forward(logits, *options, needs_grad)
-    kept = [] if slopes is None else [slopes]  # until the first backward hands it out
+    kept = [] if slopes is None else [slopes]  # until the first backward returns it
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray]:
         if kept:

@@ -2,8 +2,8 @@
 
 A convolution, linear map or normalisation is the head of a chain (`fastlayers.nn.fuse.heads`). It
 waits (`fastlayers.lazy`), and so do the steps that follow it. When the last output is used, the
-tensors between have usually died, as in ``pool(relu(conv(x)))``, and the chain runs as one op that
-never makes their arrays. Where one is still held, the chain goes on from its values.
+intermediate tensors are usually gone, as in ``pool(relu(conv(x)))``, and the chain runs as one op
+that never makes their arrays. Where one is still alive, the chain continues from its values.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Call:
     shape: tuple[int, ...]
     dtype: np.dtype
     requires_grad: bool
-    # Who called the head and the steps; known to a `lazy.Watcher` alone.
+    # Which layers called the head and the steps; only a `lazy.Watcher` sets it.
     parts: tuple[Any, ...]
 
     def run(self) -> Recording:
@@ -75,7 +75,7 @@ class Call:
         return (replace if in_place else follow)(output, Add(other))
 
     def reads(self, t: Tensor) -> bool:
-        """Whether the values of `t` are what this goes on from, or a step takes."""
+        """Whether this continues from the values of `t`, or a step takes them."""
         return any(held() is t for held in self.between) or any(
             t is other for step in self.steps for other in step.inputs
         )
@@ -96,7 +96,7 @@ class Head(Call):
 
     @property
     def head(self) -> Self:
-        """Itself, as of a chain."""
+        """Itself: the head of a chain without steps."""
         return self
 
     def run(self, steps: tuple[Any, ...] = ()) -> Recording:
@@ -126,7 +126,7 @@ class Chain(Call):
         self.shape, self.dtype, self.requires_grad = shape, head.dtype, requires_grad
 
     def run(self) -> Recording:
-        """Run as one op, or go on from the last output between that is still held."""
+        """Run as one op, or continue from the last intermediate output that is still alive."""
         for i in range(len(self.between) - 1, -1, -1):
             x = self.between[i]()
             if x is not None:
@@ -163,12 +163,12 @@ def follow(x: Tensor, step: Any) -> Tensor | None:
 def replace(x: Tensor, step: Any) -> Tensor | None:
     """Call a step on the output `x` of a chain in place; None where it can't follow.
 
-    Nobody has seen the memory of a tensor that waits, so `x` becomes the new chain's output.
+    The tensor of a deferred call has no memory yet, so `x` becomes the new chain's output.
     """
     others = (reference() for reference in lazy.state.waiting)
     if any(t is not None and t.deferred is not None and t.deferred.reads(x) for t in others):
         return None
-    held = x.twin()  # follows the chain in the place of `x`, and dies here
+    held = x.twin()  # stands for `x` in the new chain, and is gone after this
     out = follow(held, step)
     del held
     if out is None:
@@ -198,7 +198,7 @@ def recorded(recording: Recording, requires_grad: bool) -> Tensor:
 
 
 class Step:
-    """A step that may follow whatever `_NEXT` lets it, and keeps the shape."""
+    """A step that may follow what `_NEXT` allows, and keeps the shape."""
 
     __slots__ = ()
     kind: str

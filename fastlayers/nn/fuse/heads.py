@@ -1,4 +1,4 @@
-"""Heads of the chains of `fastlayers.nn.fuse.chains`: what runs, with all steps that have followed.
+"""Heads of the chains of `fastlayers.nn.fuse.chains`, which run with the steps that follow them.
 
 Their arguments were checked when they were called. ``run(steps)`` returns what the tape records.
 """
@@ -38,7 +38,7 @@ class Conv(Head):
         self.convolution, self.shape, self.dtype = convolution, convolution.out_shape, x.dtype
 
     def run(self, steps: Steps = ()) -> Recording:
-        """Convolve; a normalisation is in the weight already, ReLU and pooling are in the op."""
+        """Convolve; a normalisation is folded into the weight, ReLU and pooling into the op."""
         if steps and isinstance(steps[-1], MaxPool):
             return self._pooled(steps, steps[-1].window)
         (x, w), b, needs = self.arguments, self.bias, self.needs
@@ -101,7 +101,7 @@ class Linear(Head):
 
 
 class BatchNorm(Head):
-    """Batch normalisation by statistics that were taken: one write, whatever follows."""
+    """Batch normalisation by known statistics: the output is written once, whatever follows."""
 
     kind = state = "norm"
     __slots__ = ("norm", "statistics")
@@ -115,7 +115,7 @@ class BatchNorm(Head):
     ) -> None:
         self.inputs, self.needs, self.norm = inputs, needs, norm
         self.shape, self.dtype = norm.x.shape, norm.x.dtype
-        # The running ones that it normalises by, which its gradient reads too.
+        # The running statistics that it normalises by; its gradient reads them too.
         self.statistics = statistics
 
     def run(self, steps: Steps = ()) -> Recording:
@@ -146,7 +146,7 @@ class BatchNorm(Head):
             *grads, masked = norm.backward(norm.form.flat(dy), needs, relu, output)
             if not residual:
                 return *grads, None
-            if not relu:  # other leaves may be given dy too
+            if not relu:  # two leaves must not share dy
                 masked = dy.copy() if other.is_leaf else dy
             return *grads, masked
 
@@ -192,7 +192,7 @@ class Normalise(Step):
         return BatchNorm(inputs, needs, norm).run()
 
     def fold(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weight and bias of the convolution whose output is normalised already."""
+        """Weight and bias of the convolution that also normalises."""
         scale, (_, (gamma, beta), _) = self.invstd, arguments(*self.affine)
         with np.errstate(all="ignore"):
             if gamma is not None:
