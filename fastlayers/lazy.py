@@ -95,7 +95,7 @@ def is_fusion_enabled() -> bool:
 
 
 def set_fusion_enabled(enabled: bool) -> None:
-    """Whether ops wait for what follows and run as one, the default, or each by itself.
+    """Choose whether ops wait for what follows and run as one, the default, or each by itself.
 
     The environment variable ``FASTLAYERS_FUSION=0`` turns it off from the start. Values and
     gradients are the same within rounding.

@@ -9,6 +9,7 @@ that never makes their arrays. Where one is still alive, the chain continues fro
 from __future__ import annotations
 
 import weakref
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -64,9 +65,9 @@ class Call:
     # Which layers called the head and the steps; only a `lazy.Watcher` sets it.
     parts: tuple[Any, ...]
 
+    @abstractmethod
     def run(self) -> Recording:
         """Compute the output, and give it with what the tape records of it."""
-        raise NotImplementedError
 
     def add(self, output: Tensor, other: Tensor, in_place: bool = False) -> Tensor | None:
         """``output + other`` as a step of this call of `output`, where it can be one."""
@@ -99,9 +100,9 @@ class Head(Call):
         """Itself: the head of a chain without steps."""
         return self
 
+    @abstractmethod
     def run(self, steps: tuple[Any, ...] = ()) -> Recording:
         """Run with the steps that follow."""
-        raise NotImplementedError
 
 
 class Chain(Call):
