@@ -26,7 +26,7 @@ from benchmarks.compare.cases import CASES, Case
 from benchmarks.compare.contestants import prepare_fastlayers
 from benchmarks.compare.harness import table
 from fastlayers import ops
-from fastlayers.nn.fuse import heads
+from fastlayers.ops import prepared
 
 __all__ = ["Account", "account", "main"]
 
@@ -88,15 +88,16 @@ def _norm_work(result: Any, norm: Any, *args: Any) -> float:
 def _watch_all(found: Account) -> None:
     for name in ("forward", "backward"):
         found.watch(ops.norm.batchnorm.Normalisation, name, "memory-bound", _norm_work)
-    read = ops.batchnorm, "normalisation", "memory-bound"
+    read = prepared, "batch_norm_call", "memory-bound"
     found.watch(*read, lambda norm, *_: float(norm.x.nbytes if norm.of_batch else 0))
     found.watch(ops.arithmetic, "add", "memory-bound", _nbytes)
     for kind in (ops.conv.Convolution, ops.conv.pooled.PooledConvolution):
         found.watch(kind, "forward", "convolution", _forward_work)
         found.watch(kind, "backward", "convolution", _backward_work)
-    found.watch(heads, "linear_rows", "linear", lambda y, x, w, *_: float(y.shape[0] * w.size))
+    rows = prepared, "linear_rows", "linear"
+    found.watch(*rows, lambda y, x, w, *_: float(y.shape[0] * w.size))
     found.watch(
-        heads,
+        prepared,
         "linear_rows_backward",
         "linear",
         lambda result, dy, y, x, w, needs: float(len(dy) * w.size * sum(needs[:2])),
