@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 import fastlayers
+from fastlayers import ops
 
 PACKAGE = Path(fastlayers.__file__).parent
 # From the top to the bottom; what is not here, such as `optim`, may import all of them.
@@ -174,4 +175,9 @@ def test_nn_has_one_door_into_ops() -> None:
         and _floor(i.module) == ORDER.index("ops")
         and next(t for t in i.targets if t in MODULES) not in doors
     ]
+    for file, tree in FILES.items():  # and not as ``ops.conv.prepare``
+        for node in ast.walk(tree) if file.startswith("nn/") else ():
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "ops":
+                if f"fastlayers.ops.{node.attr}" in MODULES and node.attr not in ops.__all__:
+                    wrong.append(f"{file}:{node.lineno} reads ops.{node.attr}")
     assert not wrong

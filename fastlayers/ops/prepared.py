@@ -5,6 +5,7 @@ is called, runs when it is known what follows, and goes back with what it has ch
 parts. What they are given has been checked, by the `*_call` that made it or by the caller.
 """
 
+from fastlayers.ops.arithmetic import add
 from fastlayers.ops.conv import ALGORITHMS, Convolution
 from fastlayers.ops.conv import prepare as conv2d_call
 from fastlayers.ops.conv.pooled import PooledConvolution
@@ -24,6 +25,7 @@ __all__ = [
     "Convolution",
     "Normalisation",
     "PooledConvolution",
+    "add",
     "batch_norm_call",
     "batch_norm_max_pool2d_backward",
     "batch_norm_of_statistics",

@@ -17,6 +17,7 @@ import numpy as np
 
 from fastlayers import lazy, ops
 from fastlayers.autograd import OUTPUT, Recording, Tensor, defer, inplace, record, wants_grad
+from fastlayers.ops import prepared
 
 __all__ = [
     "RELU",
@@ -265,6 +266,6 @@ class Add(Step):
         self.other, self.inputs = other, (other,)
 
     def alone(self, x: Tensor) -> Recording:  # noqa: D102
-        y = ops.arithmetic.add(x.array(), self.other.array())
+        y = prepared.add(x.array(), self.other.array())
         other = self.other.requires_grad
         return y, (x, self.other), lambda dy: (dy, dy.copy() if other else None), ()
