@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastlayers import kernels
-from fastlayers.runtime import backend, memory, threads
+from fastlayers.runtime import memory, threads
 
 __all__ = [
     "FIRST",
@@ -40,10 +40,7 @@ def kernel_ready(x: np.ndarray) -> np.ndarray:
 def swapped(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Exchange the last two axes of a contiguous (N, A, B) array, giving it the final `shape`."""
     out = memory.empty((x.shape[0], x.shape[2], x.shape[1]), x.dtype)
-    if backend.NUMPY:
-        out[...] = x.swapaxes(1, 2)
-    else:
-        kernels.layout.swap_axes(x, threads.workers_for(x.size), out)
+    kernels.layout.swap_axes(x, threads.workers_for(x.size), out)
     return out.reshape(shape)
 
 
