@@ -2,7 +2,7 @@
 
 All of it follows from shapes and options, is made once for a shape and kept. A convolution is
 described as a gather: an output pixel is a sum over taps, of which each reads an input pixel at a
-fixed distance. The gradient by the input is a gather too: for a stride of (s, t) the input's
+fixed distance. The input gradient is a gather too: for a stride of (s, t) the input's
 pixels fall into s * t phases, each of which has some of the kernel's taps, at a stride of 1.
 """
 
@@ -12,11 +12,15 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from fastlayers.kernels import conv as kernels
 from fastlayers.kernels import gemm
+from fastlayers.ops.conv.shape import ConvShape
 from fastlayers.runtime import cpu
+from fastlayers.runtime.facts import plain
 
 __all__ = ["Axis", "Columns", "Gather", "WeightGather", "backward_axis", "forward_axis"]
 
@@ -34,9 +38,9 @@ TASKS = 8
 # more for smaller ones, since each task copies its inputs.
 WEIGHT_TASKS = 16
 WEIGHT_ROWS = 36
-# Larger images come from memory and go there. An output is written past the caches, which saves
-# reading what it replaces, and an input is copied, since a tile's 12 rows are more streams than
-# hardware prefetches: 1x1, 256 -> 64 channels, 9.6 to 8.9 ms.
+# Larger images come from memory and go there. An output is written by non-temporal stores, which
+# saves reading what it replaces, and an input is copied, since a tile's 12 rows are more streams
+# than hardware prefetches: 1x1, 256 -> 64 channels, 9.6 to 8.9 ms.
 STREAM_BYTES = 16 * 1024 * 1024
 # Pixels this far apart in the weight gradient's operand share few sets of L1 and L2, of which a
 # copy needs fewer lines: 1x1, 256 -> 64 channels, 13.0 to 9.5 ms.
@@ -100,7 +104,7 @@ def forward_axis(size: int, out: int, kernel: int, stride: int, pad: int, dilati
 
 
 def backward_axis(size: int, out: int, kernel: int, stride: int, pad: int, dilation: int) -> Axis:
-    """The axis of the gradient by the input: from `out` gradients to `size` pixels."""
+    """The axis of the input gradient: from `out` gradients to `size` pixels."""
     phases = []
     for start in range(min(stride, size)):
         taps = [r for r in reversed(range(kernel)) if (start + pad - r * dilation) % stride == 0]
@@ -159,14 +163,22 @@ class _Slabs:
         return self.per * self.image + 2 * cpu.lanes(4) if self.copied else 0
 
     @property
-    def grid(self) -> tuple[int, ...]:
-        return (self.images, self.per, self.bands, self.band, self.rows.count)
-
-    @property
-    def window(self) -> tuple[int, ...]:
+    def facts(self) -> Any:
+        """What kernels know of them."""
         rows, columns = self.rows, self.columns
-        across = columns.extent(columns.count)
-        return (rows.stride, rows.first, rows.reach, columns.first, across, self.elements)
+        return kernels.slabs.Slabs(
+            self.images,
+            self.per,
+            self.bands,
+            rows.count,
+            self.band,
+            rows.stride,
+            rows.first,
+            rows.reach,
+            columns.first,
+            columns.extent(columns.count),
+            self.elements,
+        )
 
     def starts(self, rows: int, columns: int) -> np.ndarray:
         """Offsets (image, row, column) of the pixels' first inputs in a slab."""
@@ -186,7 +198,7 @@ class _Slabs:
 
 
 class Gather:
-    """Plan of `kernels.direct.conv2d`: a convolution, or the gradient by its input.
+    """Plan of `kernels.direct.conv2d`: a convolution, or its input gradient.
 
     `source` is (N, H, W, C), `out_channels` the output's; `weight` is (M, C/G, R, S).
     """
@@ -217,13 +229,11 @@ class Gather:
         panels = -(-n // width)
         self.blocks = min(panels, -(-TASKS // max(1, slabs.count)))
         self.tasks = slabs.count * self.blocks if rows.count and columns.count else 0
-        self.lanes, self.work = lanes, pixels * work * groups
-        self.sizes = (source[1:], (rows.out_size, columns.out_size, channels))
-        self.out_shape = (source[0], *self.sizes[1])
+        self.work = pixels * work * groups
+        self.out_shape = (source[0], rows.out_size, columns.out_size, channels)
         stream = math.prod(self.out_shape) * itemsize > STREAM_BYTES and channels % lanes == 0
         stream = stream and n % lanes == 0 and rows.step * columns.step == 1
         write = gemm.tile.STREAM if stream else gemm.tile.FETCH
-        self.layout = (slabs.grid, slabs.window, groups, self.blocks, rows.step, write)
 
         tables: list[list[np.ndarray]] = [[], [], []]
         phases, table = [], np.full(taps, -1, np.int64)
@@ -246,39 +256,49 @@ class Gather:
                 depth_at += k
             row_at += target.size
             run_at += 2 * len(offsets)
-        self.phases = np.array(phases, np.int64)
-        self.tables = tuple(np.concatenate(table).astype(np.int64) for table in tables)
+        facts = kernels.direct.GatherFacts(
+            kernels.slabs.Size(*source[1:]),
+            kernels.slabs.Size(*self.out_shape[1:]),
+            slabs.facts,
+            groups,
+            self.blocks,
+            rows.step,
+            write,
+            self.tasks,
+            np.array(phases, np.int64),
+            *(np.concatenate(found).astype(np.int64) for found in tables),
+        )
+        self.facts = plain(facts)
         self.packed_size = groups * panels * depth_at * width
+        packing = kernels.direct.Packing
         if transposed:
-            self.pack_shape = (groups, per_group, depth * taps, depth, taps)
-            self.pack_table = table
+            facts = packing(groups, per_group, depth * taps, depth, taps, table)
         else:  # the input's channels and the taps are one contiguous run
-            self.pack_shape = (groups, 1, 0, per_group, depth * taps)
-            self.pack_table = np.add.outer(np.arange(depth), table).ravel()
+            cells = np.add.outer(np.arange(depth), table).ravel()
+            facts = packing(groups, 1, 0, per_group, depth * taps, cells)
+        self.packing = plain(facts)
 
 
 class Columns:
     """Plan of `kernels.direct.conv2d_backward_input_columns`, for a weight (M, C/G, R, S)."""
 
-    def __init__(
-        self, weight: tuple[int, int, int, int], groups: int, pixels: int, itemsize: int
-    ) -> None:
-        m, depth, kh, kw = weight
-        per_group = m // groups
+    def __init__(self, shape: ConvShape) -> None:
+        m, depth, kh, kw = shape.weight
+        per_group = m // shape.groups
         self.k = kh * kw * depth
-        self.lanes = cpu.lanes(itemsize)
-        self.work = pixels * m * -(-self.k // self.lanes)
+        lanes = cpu.lanes(shape.itemsize)
+        self.work = shape.pixels * m * -(-self.k // lanes)
         # Rows of columns that stay in L2, in whole tiles.
-        self.step = max(12, COLUMN_BYTES // (self.k * itemsize)) // 12 * 12
-        size = per_group * -(-self.k // gemm.gemm.panel_width(self.k, self.lanes))
-        size *= gemm.gemm.panel_width(self.k, self.lanes)
-        self.packed_size = groups * size
-        self.pack_shape = (groups, per_group, self.k, self.k, 1)
-        self.pack_table = np.zeros(1, np.int64)
+        self.step = max(12, COLUMN_BYTES // (self.k * shape.itemsize)) // 12 * 12
+        self.packed_size = shape.groups * gemm.gemm.packed_size(per_group, self.k, lanes)
+        home, table = kernels.direct, np.zeros(1, np.int64)
+        self.packing = plain(home.Packing(shape.groups, per_group, self.k, self.k, 1, table))
+        facts = home.ColumnFacts(shape.kernel, shape.geometry, shape.groups, self.step)
+        self.facts = plain(facts)
 
 
 class WeightGather:
-    """Plan of `kernels.direct.conv2d_backward_weight`, for images (N, H, W, C)."""
+    """Plan of `kernels.direct_weight.conv2d_backward_weight`, for images (N, H, W, C)."""
 
     def __init__(
         self,
@@ -294,7 +314,7 @@ class WeightGather:
         k, per_group = kh * kw * depth, m // groups
         pixels = source[0] * rows.count * columns.count
         p, q = rows.phases[0], columns.phases[0]
-        self.lanes, self.work = lanes, pixels * k * -(-m // lanes)
+        self.work = pixels * k * -(-m // lanes)
         self.length = depth * kw if groups == 1 and columns.reach == kw else depth
         # Few channels: cells of the receptive field are rows, in whole tiles, and lanes run over
         # the output's channels, which must fill whole panels since dy is read in place.
@@ -314,7 +334,6 @@ class WeightGather:
             inside = inside and columns.stride * source[3] * itemsize < PIXEL_BYTES
         self.slabs = slabs = _Slabs.cut((source, itemsize), rows, columns, least, not inside)
         self.chunks = max(1, min(wanted, slabs.count))
-        self.sizes = (source[1:], (rows.out_size, columns.out_size, m))
         if self.few:
             offsets = np.add.outer(slabs.runs(p, q, 0)[0], np.arange(depth)).ravel()
             offsets = np.append(offsets, np.full(cells - k, offsets[-1]))
@@ -324,10 +343,24 @@ class WeightGather:
             block = -(-per_group // (blocks * cpu.tile_rows())) * cpu.tile_rows()
             self.tasks, self.parts = self.chunks * -(-per_group // block), self.chunks * m * k
         self.zeros = max(self.length, m)
-        self.cut = (slabs.count, self.chunks, block)
-        run_rows = (kh * kw, len(offsets), k // self.length, self.length)
-        self.layout = (slabs.grid, slabs.window, groups, columns.stride, run_rows)
         outputs = np.arange(slabs.per)[:, None] * rows.out_size + np.arange(slabs.band)
         outputs = outputs.ravel() * columns.out_size * m
         tables = (offsets, slabs.starts(slabs.band, 1).ravel(), outputs)
-        self.runs = np.concatenate(tables).astype(np.int64)
+        facts = kernels.direct_weight.WeightFacts(
+            kernels.slabs.Size(*source[1:]),
+            kernels.slabs.Size(rows.out_size, columns.out_size, m),
+            slabs.facts,
+            groups,
+            columns.stride,
+            kh * kw,
+            len(offsets),
+            k // self.length,
+            self.length,
+            slabs.count,
+            self.chunks,
+            block,
+            self.tasks,
+            self.few,
+            np.concatenate(tables).astype(np.int64),
+        )
+        self.facts = plain(facts)
