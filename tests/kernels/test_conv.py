@@ -51,7 +51,7 @@ def test_pack_weight(dtype, kernel, stride, transposed):
         plan = Gather(images, *axes, shape, groups, weight.itemsize, transposed)
         memory = np.full(plan.packed_size + 64, np.nan, dtype)
         packed = memory[: plan.packed_size]
-        direct.pack_weight(weight.reshape(-1), plan.pack_shape, plan.pack_table, lanes, 1, packed)
+        direct.pack_weight(weight.reshape(-1), plan.packing, 1, packed)
 
         want = operands(weight, groups, stride, transposed)
         width = panel_width(want.shape[2], lanes)

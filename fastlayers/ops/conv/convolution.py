@@ -57,6 +57,7 @@ class Convolution:
         self.out_shape = shape.out_shape[1:] if self.unbatched else shape.out_shape
         self.zeros = np.zeros(m, dtype)  # for no bias; nobody writes to them
         self.options = (stride, padding, dilation, groups)
+        self.choice = algorithm
         if not backend.NUMPY:
             self.algorithms = routes.algorithms(shape, algorithm)
 
@@ -64,6 +65,13 @@ class Convolution:
         """The algorithm that serves a pass."""
         served: Algorithm = getattr(self.algorithms, which)
         return served
+
+    def reasons(self) -> list[tuple[str, str, str]]:
+        """Each pass, what computes it, and why."""
+        if backend.NUMPY:
+            return [(which, "NumPy", "there is no Numba") for which in Pass]
+        rows = {which: routes.route(self.shape, which, self.choice) for which in Pass}
+        return [(w, self.algorithm(w).describe(w), row.reason) for w, row in rows.items()]
 
     def bias(self, op: str, bias: Any) -> np.ndarray:
         """The bias as kernels take it, zeros for None."""

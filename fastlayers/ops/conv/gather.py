@@ -256,6 +256,7 @@ class Gather:
                 depth_at += k
             row_at += target.size
             run_at += 2 * len(offsets)
+        self.phases = np.array(phases, np.int64)
         facts = kernels.direct.GatherFacts(
             kernels.slabs.Size(*source[1:]),
             kernels.slabs.Size(*self.out_shape[1:]),
@@ -265,7 +266,7 @@ class Gather:
             rows.step,
             write,
             self.tasks,
-            np.array(phases, np.int64),
+            self.phases,
             *(np.concatenate(found).astype(np.int64) for found in tables),
         )
         self.facts = plain(facts)
