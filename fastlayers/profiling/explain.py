@@ -42,7 +42,7 @@ class Reason(NamedTuple):
 
 
 class Explanation(tuple[Reason, ...]):
-    """A `Reason` for each pass of each layer, in the order in which layers run; ``str()`` prints."""
+    """A `Reason` for each pass of each layer, in the order in which layers run."""
 
     def __str__(self) -> str:
         return "\n".join(map(str, self))

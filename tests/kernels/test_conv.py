@@ -5,7 +5,8 @@ import pytest
 
 from fastlayers.kernels.conv import direct
 from fastlayers.kernels.gemm.gemm import panel_width
-from fastlayers.ops.conv.gather import Gather, backward_axis, forward_axis
+from fastlayers.ops.conv.gather import Gather
+from fastlayers.ops.conv.slabs import backward_axis, forward_axis
 from fastlayers.runtime import cpu
 
 SIZE = 11

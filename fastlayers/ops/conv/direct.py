@@ -12,15 +12,10 @@ import numpy as np
 
 from fastlayers.kernels import conv as kernels
 from fastlayers.ops.conv.algorithm import Algorithm, Pass
-from fastlayers.ops.conv.gather import (
-    Axis,
-    Columns,
-    Gather,
-    WeightGather,
-    backward_axis,
-    forward_axis,
-)
+from fastlayers.ops.conv.gather import Columns, Gather
 from fastlayers.ops.conv.shape import ConvShape
+from fastlayers.ops.conv.slabs import Axis, backward_axis, forward_axis
+from fastlayers.ops.conv.weight_gather import WeightGather
 from fastlayers.ops.layout import kernel_ready, to_channels_last
 from fastlayers.runtime import cpu, memory, threads
 
