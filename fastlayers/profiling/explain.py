@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from fastlayers import nn, random
-from fastlayers.autograd import Backward, Recording, Tensor, enable_grad
+from fastlayers.autograd import Tensor, enable_grad
 from fastlayers.ops import check
 from fastlayers.profiling.watch import Watch
 
@@ -55,17 +55,6 @@ class _Listener(Watch):
         super().__init__()
         self.reasons: list[Reason] = []
         self._modules = dict(model.named_modules())
-
-    def run(self, call: Any) -> Recording:
-        """Run a chain, as one op or from the last output that is still held."""
-        recording = super().run(call)
-        return recording
-
-    def recorded(
-        self, output: np.ndarray, inputs: tuple[Tensor | None, ...], backward: Backward
-    ) -> Backward:
-        """An op ran."""
-        return super().recorded(output, inputs, backward)
 
     def ran(self, key: Any, head: Any, steps: tuple[Any, ...], inputs: Any) -> None:
         """Note the reasons of an op that ran."""
@@ -122,6 +111,9 @@ def explain(
         raise TypeError(f"explain: model must be a Module, got {type(model).__name__}")
     if file is not None and not hasattr(file, "write"):
         raise TypeError(f"explain: file must be a text file, got {check.describe(file)}")
+    if not isinstance(input_shape, Sequence):
+        given = check.describe(input_shape)
+        raise TypeError(f"explain: input_shape must be a sequence of integers, got {given}")
     sizes = [check.integer("explain", "input_shape", n, 0) for n in input_shape]
     x = Tensor(np.zeros(sizes, dtype))
     with random.fork_rng(), enable_grad():
