@@ -11,8 +11,19 @@ from __future__ import annotations
 import numpy as np
 
 from fastlayers.kernels.conv.unfold import col2im
-from fastlayers.kernels.gemm.gemm import gemm, gemm_runs, panel_width, prepare_gemm
-from fastlayers.kernels.gemm.tile import FETCH, gemm_tile
+from fastlayers.kernels.gemm.gemm import gemm, panel_width, prepare_gemm
+from fastlayers.kernels.gemm.operands import (
+    FETCH,
+    PLAIN,
+    Bias,
+    Block,
+    Epilogue,
+    Left,
+    Right,
+    Size,
+    Target,
+)
+from fastlayers.kernels.gemm.tile import gemm_tile
 from fastlayers.kernels.ir.runs import (
     add_run,
     clear_run,
@@ -104,18 +115,13 @@ def _conv2d_task(
         m = images * max(0, min(count, height - i)) * across
         b_runs = view(runs, run_at + run_count, run_count)
         for g in range(groups):
-            a = (
-                source,
-                base + g * depth,
-                0,
-                1,
-                view(rows, row_at, m),
-                view(runs, run_at, run_count),
-            )
-            b = (packed, packed_at + (g * panels + first) * panel, panel, width, b_runs)
-            init = (bias, g * per_group + j)
-            c = (y, target + g * per_group + j, 0, view(targets, row_at, m))
-            gemm_runs(m, columns, (run_count, length), a, b, init, c, floor, 0, write, lanes)
+            a_rows, a_runs = view(rows, row_at, m), view(runs, run_at, run_count)
+            a = Left(source, base + g * depth, 0, 1, a_rows, a_runs)
+            b = Right(packed, packed_at + (g * panels + first) * panel, panel, width, b_runs)
+            row = Bias(bias, g * per_group + j)
+            c = Target(y, target + g * per_group + j, 0, view(targets, row_at, m))
+            product, epilogue = Size(m, columns, run_count, length), Epilogue(floor, 0, write)
+            gemm(product, a, b, row, c, epilogue)
 
 
 @kernel
@@ -187,9 +193,11 @@ def _columns_image(n, worker, dy, packed, zeros, geometry, groups, step, lanes, 
     for first in range(n * oh * ow, (n + 1) * oh * ow, step):
         count = min(step, (n + 1) * oh * ow - first)
         for g in range(groups):
-            a = (dy, first * m + g * per_group, m, 1)
-            b = (packed, g * size, panel * per_group, panel)
-            gemm(count, k, per_group, a, b, (zeros, 0, 0), (work, at, k), lanes)
+            none = no_table()
+            a = Left(dy, first * m + g * per_group, m, 1, none, none)
+            b = Right(packed, g * size, panel * per_group, panel, none)
+            c = Target(work, at, k, none)
+            gemm(Size(count, k, 1, per_group), a, b, Bias(zeros, 0), c, PLAIN)
             col2im(work, at, k, geometry, (g * depth, depth), first, count, dx)
 
 
@@ -234,18 +242,19 @@ def _weight_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lanes, wo
         outputs = view(runs, images_at + grid[1] * grid[3], images * count)
         from_row = (n * out_height + i) * out_width * m
         for g in range(groups):
-            a = (dy, from_row + g * per_group + j, 1, m, no_table(), outputs)
+            a = Left(dy, from_row + g * per_group + j, 1, m, no_table(), outputs)
             for run in range(run_count):
                 at = base + g * (size[2] // groups) + runs[run]
-                c = (parts, (chunk * m + g * per_group + j) * k + run * length, k, no_table())
-                k_runs, init = (images * count, out_width), (zeros, 0)
+                out = (chunk * m + g * per_group + j) * k + run * length
+                b = Right(source, at, width, column_step * size[2], pixels)
+                c = Target(parts, out, k, no_table())
+                epilogue = Epilogue(-np.inf, add, FETCH)
                 if rows == 6 and width == lanes:
-                    one = (source, at, column_step * size[2], pixels)
-                    every = (0, images * count, out_width)
-                    gemm_tile(6, 1, 1, 0, every, a, one, init, c, length, -np.inf, add, FETCH)
+                    block = Block(0, length, 0, images * count, out_width)
+                    gemm_tile((6, 1, 1), block, a, b, Bias(zeros, 0), c, epilogue)
                     continue
-                b = (source, at, width, column_step * size[2], pixels)
-                gemm_runs(rows, length, k_runs, a, b, init, c, -np.inf, add, FETCH, lanes)
+                product = Size(rows, length, images * count, out_width)
+                gemm(product, a, b, Bias(zeros, 0), c, epilogue)
 
 
 @kernel
@@ -266,11 +275,11 @@ def _few_channels_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lan
         n, images, i, count = _slab(slab, grid)
         pixels = view(runs, pixels_at, images * count)
         outputs = view(runs, pixels_at + grid[1] * grid[3], images * count)
-        a = (source, base, 0, column_step * size[2], view(runs, 0, rows), pixels)
-        b = (dy, (n * out_height + i) * out_width * m, panel_width(m, lanes), m, outputs)
-        c = (parts, task * rows * m, m, no_table())
-        k_runs, init = (images * count, out_width), (zeros, 0)
-        gemm_runs(rows, m, k_runs, a, b, init, c, -np.inf, add, FETCH, lanes)
+        a = Left(source, base, 0, column_step * size[2], view(runs, 0, rows), pixels)
+        b = Right(dy, (n * out_height + i) * out_width * m, panel_width(m, lanes), m, outputs)
+        c, epilogue = Target(parts, task * rows * m, m, no_table()), Epilogue(-np.inf, add, FETCH)
+        product = Size(rows, m, images * count, out_width)
+        gemm(product, a, b, Bias(zeros, 0), c, epilogue)
 
 
 @kernel

@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from fastlayers.kernels.gemm.gemm import gemm, prepare_gemm
-from fastlayers.kernels.ir.runs import flat, prefetch_run
+from fastlayers.kernels.gemm.operands import STORE, Bias, Epilogue, Left, Right, Size, Target
+from fastlayers.kernels.ir.runs import flat, no_table, prefetch_run
 from fastlayers.kernels.linear.tile import DOT_ROWS, FEW, dot_tile, move_run, rank_update
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
@@ -149,6 +150,7 @@ def _matmul_task(task, worker, a, b, init, c, size, lanes, work):
     rows, columns = min(STEP, m - i0), min(SPAN, n - j0)
     row, panel = SPAN + 2 * PAD, 2 * lanes
     here = worker * MATMUL_WORK
+    none = no_table()
     part = DEPTH * GROUP // max(rows, GROUP) + 1
     for p in range(max(1, (k + DEPTH - 1) // DEPTH)):
         at = p * DEPTH
@@ -158,11 +160,12 @@ def _matmul_task(task, worker, a, b, init, c, size, lanes, work):
         for i in range(0, rows, GROUP):
             for q in range(part):
                 prefetch_run(b, (at + DEPTH + i // GROUP * part + q) * n + j0, columns)
-            left = (a_array, p * a_block + (i0 + i) * a_row, a_row, 1)
-            target = (c, (i0 + i) * n + j0, n)
-            start = (init, j0, 0) if p == 0 else target
-            count = min(GROUP, rows - i)
-            gemm(count, columns, depth, left, (work, here, panel, row), start, target, lanes)
+            left = Left(a_array, p * a_block + (i0 + i) * a_row, a_row, 1, none, none)
+            right = Right(work, here, panel, row, none)
+            target = Target(c, (i0 + i) * n + j0, n, none)
+            product = Size(min(GROUP, rows - i), columns, 1, depth)
+            epilogue = Epilogue(-np.inf, int(p > 0), STORE)
+            gemm(product, left, right, Bias(init, j0), target, epilogue)
 
 
 @kernel
@@ -245,20 +248,21 @@ def _backward_weight_task(task, worker, dy, x, zeros, size, steps, stream, lanes
     row, panel = span + 2 * PAD, 2 * lanes
     a_at = worker * WEIGHT_WORK
     b_at = a_at + DEPTH * step
-    result = (dw, i0 * k + j0, k)
+    none = no_table()
+    result = Target(dw, i0 * k + j0, k, none)
     if stream:
-        result = (work, b_at + DEPTH * row, span)
+        result = Target(work, b_at + DEPTH * row, span, none)
     for p in range(0, batch, DEPTH):
         depth = min(DEPTH, batch - p)
         for q in range(depth):
             move_run(0, work, a_at + q * step, dy, (p + q) * n + i0, rows)
             move_run(0, work, b_at + q * row, x, (p + q) * k + j0, columns)
-        init = (zeros, 0, 0) if p == 0 else result
-        a, b = (work, a_at, 1, step), (work, b_at, panel, row)
-        gemm(rows, columns, depth, a, b, init, result, lanes)
+        a, b = Left(work, a_at, 1, step, none, none), Right(work, b_at, panel, row, none)
+        product, epilogue = Size(rows, columns, 1, depth), Epilogue(-np.inf, int(p > 0), STORE)
+        gemm(product, a, b, Bias(zeros, 0), result, epilogue)
     if stream:
         for i in range(rows):
-            move_run(1, dw, (i0 + i) * k + j0, work, result[1] + i * span, columns)
+            move_run(1, dw, (i0 + i) * k + j0, work, result.offset + i * span, columns)
 
 
 @kernel

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastlayers.kernels.gemm.gemm import gemm, gemm_runs, panel_width, prepare_gemm
-from fastlayers.kernels.gemm.tile import STORE
+from fastlayers.kernels.gemm.gemm import gemm, panel_width, prepare_gemm
+from fastlayers.kernels.gemm.operands import PLAIN, STORE, Bias, Epilogue, Left, Right, Size, Target
 from fastlayers.kernels.ir.runs import clear_run, copy_run, flat, no_table, transpose_block, view
 from fastlayers.kernels.layout import square_side
 from fastlayers.kernels.linear.tile import FEW, rank_update
@@ -48,10 +48,10 @@ def _linear_short_task(task, worker, x, weight, bias, floor, size, steps, lanes,
             for p in range(0, k, side):
                 target = (work, here + panel * k + p * width + h, width, width - h, no_table())
                 transpose_block(count, min(side, k - p), (weight, at + p, k), target)
-    a = (x, i * k, k, 1, no_table(), no_table())
-    b = (work, here, width * k, width, no_table())
-    c = (y, i * n + j, n, no_table())
-    gemm_runs(rows, columns, (1, k), a, b, (bias, j), c, floor, 0, STORE, lanes)
+    none = no_table()
+    a, b = Left(x, i * k, k, 1, none, none), Right(work, here, width * k, width, none)
+    c, epilogue = Target(y, i * n + j, n, none), Epilogue(floor, 0, STORE)
+    gemm(Size(rows, columns, 1, k), a, b, Bias(bias, j), c, epilogue)
 
 
 @kernel
@@ -74,20 +74,23 @@ def _product_task(task, worker, a, b, c, size, steps, zeros, lanes, workers, wor
     m, n, k = size
     i, j, rows, columns = _cut(task, m, n, steps)
     array, row, column = a
-    left, width = (array, i * row, row, column), 2 * lanes
+    none = no_table()
+    left, width = Left(array, i * row, row, column, none, none), 2 * lanes
     rest = columns % width
     if rest == panel_width(rest, lanes):
         rest = 0  # fills its vectors: nothing is read past it
-    start, direct = (zeros, 0, 0), columns - rest
+    start, direct = Bias(zeros, 0), columns - rest
     if direct:
-        gemm(rows, direct, k, left, (b, j, width, n), start, (c, i * n + j, n), lanes)
+        right, target = Right(b, j, width, n, none), Target(c, i * n + j, n, none)
+        gemm(Size(rows, direct, 1, k), left, right, start, target, PLAIN)
     if rest:
         at, panel = j + direct, panel_width(rest, lanes)
         here = worker * (work.size // workers)
         for p in range(k):
             copy_run(work, here + p * panel, b, p * n + at, rest)
             clear_run(work, here + p * panel + rest, panel - rest)
-        gemm(rows, rest, k, left, (work, here, panel, panel), start, (c, i * n + at, n), lanes)
+        right, target = Right(work, here, panel, panel, none), Target(c, i * n + at, n, none)
+        gemm(Size(rows, rest, 1, k), left, right, start, target, PLAIN)
 
 
 @kernel
