@@ -20,10 +20,10 @@ def shared_kernel(function: Callable[..., Any] | None = None, /, **options: Any)
     """Compile `function` apart from its callers, with the signature that its annotations say.
 
     What compiled code calls in its place takes the same arguments, and casts numbers. The first
-    argument with elements, by itself or in a NamedTuple, chooses among float32 and float64. Its
-    attributes: `prepare` is an intrinsic that compiles or loads the kernel for the type of an
-    array, to be called in the process before the first parallel region that uses it; `body` the
-    function to be compiled, `signature(element)` its types and `kernels[element]` what is linked.
+    array of floats, by itself or in a NamedTuple, chooses between float32 and float64. Attributes,
+    of which compiled code sees none: `prepare`, an intrinsic that compiles or loads the kernel for
+    the type of an array, to be called before a parallel region that uses it; `body`, the function
+    to be compiled; `signature(element)`, its types; `kernels[element]`, what is linked.
     """
     if function is None:
         return lambda function: shared_kernel(function, **options)
@@ -72,7 +72,7 @@ def shared_kernel(function: Callable[..., Any] | None = None, /, **options: Any)
 def _element(given: tuple[Any, ...]) -> Any:
     """The type of the first array's elements."""
     for kind in given:
-        first = next(iter(kind), None) if isinstance(kind, types.BaseNamedTuple) else kind
-        if isinstance(first, types.Array) and isinstance(first.dtype, types.Float):
-            return first.dtype
+        for part in kind if isinstance(kind, types.BaseNamedTuple) else (kind,):
+            if isinstance(part, types.Array) and isinstance(part.dtype, types.Float):
+                return part.dtype
     raise TypeError("no argument has elements")
