@@ -27,7 +27,8 @@ from fastlayers import kernels, nn, ops, optim
 from fastlayers.ops import arithmetic, layout
 from fastlayers.ops.conv import winograd
 from fastlayers.ops.conv.shape import conv_shape
-from fastlayers.ops.linear import small
+from fastlayers.ops.linear import large as large_linear
+from fastlayers.ops.linear import small as small_linear
 from fastlayers.ops.linear.routes import algorithms
 from fastlayers.runtime import memory, threads
 from fastlayers.runtime.cache import kernel
@@ -250,7 +251,8 @@ def _relu_linear(batch: int, k: int, n: int, large: bool = False) -> Call:
         if not large:
             return _named(y, ops.linear_backward(dy, x, weight, activation="relu", output=y))
         algorithms.cache_clear()
-        with mock.patch.object(small, "SMALL", 0), mock.patch.object(large, "STREAMED", 1 << 15):
+        cut = mock.patch.object(large_linear, "STREAMED", 1 << 15)
+        with mock.patch.object(small_linear, "SMALL", 0), cut:
             grads = ops.linear_backward(dy, x, weight, activation="relu", output=y)
         algorithms.cache_clear()
         return _named(y, grads)
