@@ -17,8 +17,8 @@ __all__ = ["SHORT_DOT", "Short", "Small"]
 # Elements of a dot product up to which its sum of lanes costs more than transposing the weight:
 # at most so many, and half the rows.
 SHORT_DOT = 96
-# Bytes of a weight that the caches bear as an operand of GEMM where it stands: 1.1 to 1.3 times as
-# fast as copies at 2 MiB, 0.9 at 4; for few rows, which wait for the weight, 0.7 there.
+# Bytes up to which GEMM reads the weight in place: 1.1 to 1.3 times as fast as copies at 2 MiB, 0.9
+# at 4; for few rows, which wait for the weight, 0.7 there.
 SMALL, SMALL_FEW = 2 << 20, 512 << 10
 FEW_ROWS = 8
 # Rows, or outputs, of which a panel is at most 8 MiB.
