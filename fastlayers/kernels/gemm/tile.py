@@ -91,14 +91,14 @@ def gemm_panel(typingctx, shape, rows, block, left, right, bias, target, epilogu
     return types.void(shape, types.int64, *given), codegen
 
 
-def _operand_types(target: Any) -> list[Any]:
+def _operand_types(target) -> list[Any]:
     """Types of a tile's operands, where C is `target`."""
     element = target.types[0].dtype
     return [type_of(kind, element) for kind in (Block, Left, Right, Bias, Target, Epilogue)]
 
 
 def _emit_tile(
-    builder: Any,
+    builder,
     shape: Sequence[int],
     block: Block,
     left: Left,
@@ -139,14 +139,14 @@ def _emit_tile(
 class _Tile(Vectors):
     """Emits the instructions of one tile; its sums are a list of `rows` lists of vectors."""
 
-    def __init__(self, builder: Any, shape: Sequence[int], element: Any, columns: Any) -> None:
+    def __init__(self, builder, shape: Sequence[int], element, columns) -> None:
         rows, vectors, part = shape
         lanes = cpu.lanes(4 if isinstance(element, ir.FloatType) else 8) // part
         super().__init__(builder, element, lanes)
         self.rows, self.vectors = rows, vectors
         self.mask = self.first_lanes(builder.sub(columns, _i64((vectors - 1) * lanes)))
 
-    def row_pointers(self, first: Any, pointer: Any, stride: Any, table: Table) -> list[Any]:
+    def row_pointers(self, first, pointer, stride, table: Table) -> list[Any]:
         """Pointers to the tile's rows, of which `first` is the first.
 
         A branch, since 12 loads and selects of zeros would cost as much as 4 steps of k.
@@ -175,7 +175,7 @@ class _Tile(Vectors):
                 line = self.builder.gep(at, [_i64(v * self.lanes)])
                 prefetch(self.builder, line, write=True, level=3)
 
-    def start(self, add: Any, init: Any, pointers: list[Any]) -> list[list[Any]]:
+    def start(self, add, init, pointers: list[Any]) -> list[list[Any]]:
         """The tile as it is, or one row for all; lanes outside the mask are zero, not touched.
 
         A branch, since 12 times the loads of the same row would be 5 % of a tile of 64 steps.
@@ -196,7 +196,7 @@ class _Tile(Vectors):
             for parts in tile
         ]
 
-    def at_least(self, floor: Any, tile: list[list[Any]]) -> list[list[Any]]:
+    def at_least(self, floor, tile: list[list[Any]]) -> list[list[Any]]:
         """Raise values below `floor` to it; a NaN stays."""
         builder = self.builder
         lowest = ir.Constant(floor.type, float("-inf"))
@@ -213,7 +213,7 @@ class _Tile(Vectors):
             for parts in zip(tile, raised, strict=True)
         ]
 
-    def _join(self, value: Any, block: Any, other: Any, other_block: Any) -> Any:
+    def _join(self, value, block, other, other_block):
         """The value of whichever of two blocks was run."""
         phi = self.builder.phi(value.type)
         phi.add_incoming(value, block)
@@ -287,7 +287,7 @@ class _Tile(Vectors):
         ]
         return [results[i : i + self.vectors] for i in range(0, len(results), self.vectors)]
 
-    def _multiply_add(self, pointers: list[Any], b: Any, flat: list[Any]) -> list[Any]:
+    def _multiply_add(self, pointers: list[Any], b, flat: list[Any]) -> list[Any]:
         """One step of k: ``sums[i][v] += splat(a[i]) * b[v]``."""
         columns = [self.load_vector(b, v) for v in range(self.vectors)]
         updated = []

@@ -29,7 +29,7 @@ Elements = Annotated[np.ndarray, "flat"]
 Offsets = Annotated[np.ndarray, "a table of integers; an empty one stands for zeros"]
 
 
-def type_of(hint: Any, element: Any) -> Any:
+def type_of(hint, element):
     """Numba's type of what is annotated so, where elements are of the type `element`."""
     if hint == Elements:
         return types.Array(element, 1, "C")
@@ -59,7 +59,7 @@ def named(typingctx, kind, values):
     return target(kind, values), codegen
 
 
-def _named_type(kind: type, values: Any) -> Any:
+def _named_type(kind: type, values):
     hints = get_type_hints(kind)
     if len(hints) != len(values):
         raise TypeError(f"{kind.__name__} has {len(hints)} fields, got {len(values)}")
@@ -68,7 +68,7 @@ def _named_type(kind: type, values: Any) -> Any:
     return types.BaseTuple.from_types(inner, kind)
 
 
-def convert(cgctx: Any, builder: Any, given: Any, wanted: Any, values: Any) -> list[Any]:
+def convert(cgctx, builder, given, wanted, values) -> list[Any]:
     """Values of the types `given` as those of `wanted`: named as there, numbers cast.
 
     Numba itself converts no NamedTuple, and tuples of equal types are arrays in LLVM.
@@ -77,7 +77,7 @@ def convert(cgctx: Any, builder: Any, given: Any, wanted: Any, values: Any) -> l
     return [_convert(cgctx, builder, *each) for each in pairs]
 
 
-def _convert(cgctx: Any, builder: Any, source: Any, target: Any, value: Any) -> Any:
+def _convert(cgctx, builder, source, target, value):
     if not isinstance(target, types.BaseTuple):
         return cgctx.cast(builder, value, source, target)
     kinds = [getattr(kind, "instance_class", None) for kind in (source, target)]
@@ -87,7 +87,7 @@ def _convert(cgctx: Any, builder: Any, source: Any, target: Any, value: Any) -> 
     return cgctx.make_tuple(builder, target, convert(cgctx, builder, source, target, items))
 
 
-def fields(cgctx: Any, builder: Any, kinds: Any, values: Any) -> list[Any]:
+def fields(cgctx, builder, kinds, values) -> list[Any]:
     """NamedTuples of LLVM values as such in Python, their arrays as structures."""
     found = []
     for kind, value in zip(kinds, values, strict=True):

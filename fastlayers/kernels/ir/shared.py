@@ -16,7 +16,7 @@ from fastlayers.runtime.linkage import SharedKernel
 __all__ = ["shared_kernel"]
 
 
-def shared_kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+def shared_kernel(function: Callable[..., Any] | None = None, /, **options):
     """Compile `function` apart from its callers, with the signature that its annotations say.
 
     What compiled code calls in its place takes the same arguments, and casts numbers. The first
@@ -31,7 +31,7 @@ def shared_kernel(function: Callable[..., Any] | None = None, /, **options: Any)
     body = kernel(function, shared=True, **options)
     parameters = inspect.signature(function).parameters
 
-    def signature(element: Any) -> tuple[Any, ...]:
+    def signature(element) -> tuple[Any, ...]:
         hints = get_type_hints(function, include_extras=True)
         return tuple(type_of(hints[parameter], element) for parameter in parameters)
 
@@ -69,7 +69,7 @@ def shared_kernel(function: Callable[..., Any] | None = None, /, **options: Any)
     return call
 
 
-def _element(given: tuple[Any, ...]) -> Any:
+def _element(given: tuple[Any, ...]):
     """The type of the first array's elements."""
     for kind in given:
         for part in kind if isinstance(kind, types.BaseNamedTuple) else (kind,):

@@ -193,12 +193,14 @@ def linear_small_backward(gradient, x, weight, facts, work, dx, dw, db):
         if facts.relu:
             source = masked
     zeros_at = sums_at + facts.sum_chunks * n
-    columns = max(facts.input_columns, facts.weight_columns)
-    clear_run(work, zeros_at, columns)
+    columns = min(k, max(facts.input_columns, facts.weight_columns))
+    zeros = view(work, zeros_at, columns)
+    for j in range(columns):  # LLVM's memset, as masked stores of `clear_run` cost more
+        zeros[j] = 0
     scratch_at = zeros_at + columns
     scratch = view(work, scratch_at, work.size - scratch_at)
     inputs = facts.needs_input * _tasks(batch, k, Steps(facts.input_rows, facts.input_columns))
     weights = _tasks(n, k, Steps(facts.weight_rows, facts.weight_columns))
-    operands, room = (source, flat(x), flat(weight)), (view(work, zeros_at, columns), scratch)
-    arguments = (operands, sizes, facts, room, (flat(dx), flat(dw)))
+    operands = (source, flat(x), flat(weight))
+    arguments = (operands, sizes, facts, (zeros, scratch), (flat(dx), flat(dw)))
     parallel_for(_backward_task, inputs + facts.needs_weight * weights, facts.workers, arguments)

@@ -61,14 +61,14 @@ class Strip(NamedTuple):
     columns: int
 
 
-def _clamped(builder: Any, count: int, valid: Any) -> list[Any]:
+def _clamped(builder, count: int, valid) -> list[Any]:
     """Indices 0 to count - 1, of which those from `valid` on repeat the last valid one."""
     last = builder.sub(valid, _i64(1))
     below = [builder.icmp_signed("<", _i64(i), valid) for i in range(count)]
     return [builder.select(inside, _i64(i), last) for i, inside in enumerate(below)]
 
 
-def sum_lanes(builder: Any, vectors: list[Any], lanes: int) -> list[Any]:
+def sum_lanes(builder, vectors: list[Any], lanes: int) -> list[Any]:
     """Sums of each vector's lanes, as vectors in the order given.
 
     Two vectors are folded into the halves of one: 16 vectors of 16 lanes take 15 additions and
@@ -91,7 +91,7 @@ def sum_lanes(builder: Any, vectors: list[Any], lanes: int) -> list[Any]:
     return vectors
 
 
-def _slices(builder: Any, vectors: list[Any], lanes: int, size: int) -> list[Any]:
+def _slices(builder, vectors: list[Any], lanes: int, size: int) -> list[Any]:
     """The elements of some vectors as vectors of `size`, which divides or is twice `lanes`."""
     if size > lanes:
         order = ir.Constant(ir.VectorType(_i32, size), list(range(size)))
@@ -104,7 +104,7 @@ def _slices(builder: Any, vectors: list[Any], lanes: int, size: int) -> list[Any
     return [builder.shuffle_vector(v, v, order) for v in vectors for order in orders]
 
 
-def _k_loop(builder: Any, vectors: Vectors, k: Any, count: int, step: Any) -> list[Any]:
+def _k_loop(builder, vectors: Vectors, k, count: int, step) -> list[Any]:
     """Emit ``sums = step(at, sums, mask)`` for the vectors of ``range(k)``; the last is masked."""
     whole = builder.and_(k, _i64(-vectors.lanes))
     zero = ir.Constant(vectors.vector, None)
@@ -165,7 +165,7 @@ def dot_tile(typingctx, shape, k, a, b, start, floor, c, valid):
         a_rows = [builder.gep(a_ptr, [builder.mul(i, a_row)]) for i in i_at]
         b_rows = [builder.gep(b_ptr, [builder.mul(j, b_row)]) for j in j_at]
 
-        def step(at: Any, sums: list[Any], mask: Any) -> list[Any]:
+        def step(at, sums: list[Any], mask) -> list[Any]:
             left = [vectors.load_vector(builder.gep(row, [at]), mask=mask) for row in a_rows]
             right = [vectors.load_vector(builder.gep(row, [at]), mask=mask) for row in b_rows]
             pairs = [(x, y) for y in right for x in left]
@@ -178,7 +178,7 @@ def dot_tile(typingctx, shape, k, a, b, start, floor, c, valid):
         before = [builder.gep(start_ptr, [builder.mul(j, start_row)]) for j in j_at]
         after = [builder.gep(c_ptr, [builder.mul(j, c_row)]) for j in j_at]
 
-        def finish(mask: Any) -> None:
+        def finish(mask) -> None:
             olds = [line.load_vector(at, mask=mask) for at in before]
             for at, old, total in zip(after, olds, totals, strict=True):
                 value = builder.fadd(old, total)
@@ -259,7 +259,7 @@ def rank_update(typingctx, add, stream, n, s, b, c, valid):
 
         ahead = builder.mul(b_row, _i64(FEW))
 
-        def update(j: Any, mask: Any) -> None:
+        def update(j, mask) -> None:
             for row in b_rows if add.literal_value else ():
                 prefetch(builder, builder.gep(row, [builder.add(j, ahead)]))
             terms = [vectors.load_vector(builder.gep(row, [j]), mask=mask) for row in b_rows]
@@ -314,7 +314,7 @@ def sum_strip(typingctx, shape, x, y, masked, strip, sums, sums_at):
         lines = Vectors(builder, x_ptr.type.pointee, cpu.lanes(x.dtype.bitwidth // 8))
         zero = ir.Constant(lines.vector, None)
 
-        def strip(mask: Any) -> None:
+        def strip(mask) -> None:
             places = [cgutils.alloca_once(builder, lines.vector) for _ in range(count)]
             for place in places:
                 builder.store(zero, place)

@@ -78,7 +78,8 @@ def linear_rows(
     if backend.NUMPY:
         y: np.ndarray = backend.reference("linear", x, weight, bias)
         return np.maximum(y, 0, out=y) if relu else y
-    chosen = algorithms(*x.shape, len(weight), x.dtype, threads.get_num_threads())
+    rows, k = x.shape
+    chosen = algorithms(rows, k, len(weight), x.dtype, threads.get_num_threads())
     return chosen.forward.forward(x, weight, bias, relu)
 
 
@@ -179,7 +180,8 @@ def linear_rows_backward(
     if backend.NUMPY:
         dy = dy if y is None else backend.reference("relu_backward", dy, y)
         return backend.reference("linear_backward", dy, x, weight, needs)  # type: ignore[no-any-return]
-    chosen = algorithms(*x.shape, len(weight), x.dtype, threads.get_num_threads())
+    rows, k = x.shape
+    chosen = algorithms(rows, k, len(weight), x.dtype, threads.get_num_threads())
     if chosen.backward:
         return chosen.backward.backward(dy, y, x, weight, needs)
     db = None

@@ -38,8 +38,9 @@ class Dots(Algorithm):
         self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bool
     ) -> np.ndarray:
         """Output (rows, outputs)."""
-        packed = memory.empty(self._elements, x.dtype) if self._elements else self._nothing
-        y = memory.empty((len(x), len(weight)), x.dtype)
+        rows, _, n, dtype = self.shape
+        packed = memory.empty(self._elements, dtype) if self._elements else self._nothing
+        y = memory.empty((rows, n), dtype)
         b, floor = self._zeros if bias is None else bias, 0.0 if relu else -np.inf
         kernels.dots.linear(x, weight, b, floor, self._workers, packed, y)
         return y

@@ -17,8 +17,8 @@ __all__ = ["SHORT_DOT", "Short", "Small"]
 # Elements of a dot product up to which its sum of lanes costs more than transposing the weight:
 # at most so many, and half the rows.
 SHORT_DOT = 96
-# Bytes of a weight that the caches bear as an operand of GEMM where it stands: 1.1 to 1.3 times as
-# fast as copies at 2 MiB, 0.9 at 4; for few rows, which wait for the weight, 0.7 there.
+# Bytes up to which GEMM reads the weight in place: 1.1 to 1.3 times as fast as copies at 2 MiB, 0.9
+# at 4; for few rows, which wait for the weight, 0.7 there.
 SMALL, SMALL_FEW = 2 << 20, 512 << 10
 FEW_ROWS = 8
 # Rows, or outputs, of which a panel is at most 8 MiB.
@@ -53,8 +53,8 @@ class Short(Algorithm):
         rows, k, n, dtype = shape
         workers = 1 if threads.workers_for(shape.work / 4) == 1 else available
         steps = _steps(rows, n, k, workers, 2 * cpu.lanes(dtype.itemsize))
-        self._options, self._elements = (plain(steps), workers), workers * steps.columns * k
-        self._zeros = np.zeros(n, dtype)
+        self._steps, self._workers = plain(steps), workers
+        self._elements, self._zeros = workers * steps.columns * k, np.zeros(n, dtype)
 
     @classmethod
     def serves(cls, shape: LinearShape, which: Pass) -> bool:
@@ -65,10 +65,10 @@ class Short(Algorithm):
         self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bool
     ) -> np.ndarray:
         """Output (rows, outputs)."""
-        work = memory.empty(self._elements, x.dtype)
-        y = memory.empty((len(x), len(weight)), x.dtype)
+        rows, _, n, dtype = self.shape
+        work, y = memory.empty(self._elements, dtype), memory.empty((rows, n), dtype)
         b, floor = self._zeros if bias is None else bias, 0.0 if relu else -np.inf
-        kernels.small.linear_short(x, weight, b, floor, *self._options, work, y)
+        kernels.small.linear_short(x, weight, b, floor, self._steps, self._workers, work, y)
         return y
 
 
@@ -80,7 +80,7 @@ class Small(Algorithm):
 
     def __init__(self, shape: LinearShape, available: int) -> None:
         super().__init__(shape, available)
-        self._plans: dict[tuple[int, int, int], tuple[tuple[int, ...], int]] = {}
+        self._plans: dict[tuple[bool, ...], tuple[tuple[int, ...], int]] = {}
 
     @classmethod
     def serves(cls, shape: LinearShape, which: Pass) -> bool:
@@ -89,18 +89,19 @@ class Small(Algorithm):
         fits = shape.weight_bytes <= most and max(shape.rows, shape.outputs) <= SMALL_DEPTH
         return which is not Pass.FORWARD and fits
 
-    def _plan(self, wanted: tuple[int, int, int]) -> tuple[tuple[int, ...], int]:
-        """Facts of the kernel, and elements of its workspace; ``wanted = (relu, dx, dw)``."""
+    def _plan(self, relu: bool, dx: bool, dw: bool) -> tuple[tuple[int, ...], int]:
+        """Facts of the kernel, and elements of its workspace."""
         rows, k, n, dtype = self.shape
-        products, width = wanted[1] + wanted[2], 2 * cpu.lanes(dtype.itemsize)
+        products, width = dx + dw, 2 * cpu.lanes(dtype.itemsize)
         one = threads.workers_for(products * self.shape.work / 6) == 1
         workers = 1 if one else self.available
         steps = [_steps(*size, workers, width) for size in ((rows, k, n), (n, k, rows))]
         sums = sum_chunks(rows, n, self.available)
-        facts = kernels.small.Backward(*wanted, *steps[0], *steps[1], *sums, workers)
-        zeros = max(facts.input_columns, facts.weight_columns)
+        flags = int(relu), int(dx), int(dw)
+        facts = kernels.small.Backward(*flags, *steps[0], *steps[1], *sums, workers)
+        zeros = min(k, max(facts.input_columns, facts.weight_columns))
         scratch = workers * width * max(rows, n)
-        return plain(facts), wanted[0] * rows * n + facts.sum_chunks * n + zeros + scratch
+        return plain(facts), relu * rows * n + facts.sum_chunks * n + zeros + scratch
 
     def backward(
         self,
@@ -111,18 +112,19 @@ class Small(Algorithm):
         needs: tuple[bool, bool, bool],
     ) -> Grads:
         """The gradients that are needed."""
-        wanted = int(y is not None), int(bool(needs[0])), int(bool(needs[1]))
+        (rows, k, n, dtype), (dx_needed, dw_needed, db_needed) = self.shape, needs
+        wanted = y is not None, dx_needed, dw_needed
         plan = self._plans.get(wanted)
         if plan is None:
-            plan = self._plans[wanted] = self._plan(wanted)
+            plan = self._plans[wanted] = self._plan(*map(bool, wanted))
         facts, elements = plan
-        dx = memory.empty(x.shape, x.dtype) if needs[0] else x
-        dw = memory.empty(weight.shape, x.dtype) if needs[1] else weight
-        db = memory.empty(len(weight) if needs[2] else 0, x.dtype)
-        work = memory.empty(elements, x.dtype)
+        dx = memory.empty((rows, k), dtype) if dx_needed else x
+        dw = memory.empty((n, k), dtype) if dw_needed else weight
+        db = memory.empty(n if db_needed else 0, dtype)
+        work = memory.empty(elements, dtype)
         gradient = dy, dy if y is None else y
         kernels.small.linear_small_backward(gradient, x, weight, facts, work, dx, dw, db)
-        return dx if needs[0] else None, dw if needs[1] else None, db if needs[2] else None
+        return dx if dx_needed else None, dw if dw_needed else None, db if db_needed else None
 
     def backward_input(self, dy: np.ndarray, weight: np.ndarray) -> np.ndarray:
         """Input gradient (rows, inputs)."""
