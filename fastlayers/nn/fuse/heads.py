@@ -55,6 +55,14 @@ class Conv(Head):
 
         return y, self.inputs, backward, (images, weight, OUTPUT if relu else None)
 
+    def reasons(self, steps: Steps) -> list[tuple[str, str, str]]:
+        """Each pass, what computes it, and why."""
+        if not (steps and isinstance(steps[-1], MaxPool)):
+            return self.convolution.reasons()
+        relu, window = self.relu or RELU in steps, steps[-1].window
+        call = prepared.conv2d_max_pool2d_call("max_pool2d", self.convolution, window, relu)
+        return call.reasons()
+
     def _pooled(self, steps: Steps, window: tuple[Any, ...]) -> Recording:
         (x, w), b, needs = self.arguments, self.bias, self.needs
         images, weight, _ = self.inputs
