@@ -4,6 +4,7 @@ from cases import DTYPES, LAYOUTS, check_error, like
 
 from fastlayers import ops, reference
 from fastlayers.ops.conv import prepare
+from fastlayers.ops.conv.algorithm import Pass
 from fastlayers.ops.conv.pooled import PooledConvolution
 from fastlayers.runtime import threads
 
@@ -83,10 +84,30 @@ def test_cases_reach_every_path():
         options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
         a, b, _ = draw(x, weight, np.float32)
         convolution = prepare("conv2d", a, b, **options, algorithm="auto")[2]
-        plan = PooledConvolution("conv2d", convolution, pool, False)
-        found |= {bool(plan.planes), "pooled" if plan.pooled else "fallback"}
-        found.add("sparse" if plan.routes else "dense")
-    assert found == {True, False, "pooled", "fallback", "sparse", "dense"}
+        pooled = PooledConvolution("conv2d", convolution, pool, False)
+        found |= {pooled.algorithm(which).name for which in Pass}
+    assert found >= {"planar", "direct by image", "sparse", "separate"}
+
+
+def explained(x, weight, options, pool):
+    a, b, _ = draw(x, weight, np.float32)
+    o = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "algorithm": "auto"} | options
+    pooled = PooledConvolution("conv2d", prepare("conv2d", a, b, **o)[2], pool, False)
+    return [(pooled.algorithm(which).describe(which), pooled.reason(which)) for which in Pass]
+
+
+def test_algorithms_are_told_in_words():
+    words = explained(*CASES[1])
+    assert words[1] == words[2]
+    assert words[1][0] == "sparse, one pixel in 4 of a window has a gradient"
+    assert "fewer products" in words[1][1]
+    (forward, reason), (backward, _), _ = explained(*CASES[12])
+    assert forward.startswith("separate, ")
+    assert forward.endswith(", then max_pool2d")
+    assert backward.startswith("separate, max_pool2d, then ")
+    assert reason.startswith("any shape")
+    tiles = explained((4, 64, 32, 32), (64, 64, 3, 3), {"padding": 1}, POOL)
+    assert [reason[:3] for _, reason in tiles] == ["3x3"] * 3
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[1]], ids=str)
