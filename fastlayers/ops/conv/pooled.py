@@ -44,9 +44,11 @@ class PooledConvolution:
         """The algorithm that serves a pass."""
         return (self._forward if which is Pass.FORWARD else self._backward).algorithm
 
-    def reason(self, which: Pass) -> str:
-        """Why the algorithm serves the pass."""
-        return (self._forward if which is Pass.FORWARD else self._backward).reason
+    def reasons(self) -> list[tuple[str, str, str]]:
+        """Each pass, what computes it, and why."""
+        choices = (self._forward, self._backward, self._backward)
+        pairs = zip(Pass, choices, strict=True)
+        return [(which, made.algorithm.describe(which), made.reason) for which, made in pairs]
 
     def forward(
         self, input: np.ndarray, weight: np.ndarray, bias: np.ndarray
