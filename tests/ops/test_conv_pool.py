@@ -101,7 +101,7 @@ def reasons(x, weight, options, pool):
 def test_reasons():
     _, (_, *by_input), (_, *by_weight) = reasons(*CASES[1])
     assert by_input == by_weight
-    assert by_input[0] == "sparse, one pixel in 4 of a window has a gradient"
+    assert by_input[0] == "sparse, 2x2 windows"
     assert "fewer products" in by_input[1]
     (_, forward, why), (_, backward, _), _ = reasons(*CASES[12])
     assert forward.startswith("separate, ")

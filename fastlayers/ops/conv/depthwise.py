@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 
@@ -224,36 +223,3 @@ def _order(depth: int, each: int, per_vector: int, itemsize: int) -> np.ndarray:
     reads = np.where(lane < per_vector * each, lane // each * depth, 0)
     order = (reads + np.arange(depth)[:, None])[..., None] * words + np.arange(words)
     return np.ascontiguousarray(order.reshape(-1), np.int32)
-
-
-# ops.conv calls these until it takes the algorithm itself.
-
-
-@functools.lru_cache(maxsize=1024)
-def _known(images: Any, weight: Any, groups: int, geometry: Any, itemsize: int) -> Depthwise:
-    return Depthwise(ConvShape(images, weight, groups, *geometry, itemsize))  # type: ignore[call-arg]
-
-
-def suits(channels: int, out_channels: int, groups: int, itemsize: int) -> bool:
-    weight, geometry = (out_channels, channels // groups, 1, 1), ((1, 1),) * 5
-    algorithm = _known((1, 1, 1, channels), weight, groups, geometry, itemsize)
-    return Depthwise.serves(algorithm.shape, Pass.FORWARD)
-
-
-def forward(x: Any, weight: Any, bias: Any, geometry: Any, groups: int, relu: bool) -> Any:
-    algorithm = _known(x.shape, weight.shape, groups, geometry, x.itemsize)
-    return algorithm.forward(x.transpose(0, 3, 1, 2), weight, bias, relu)
-
-
-def input_gradient(dy: Any, weight: Any, geometry: Any, size: Any, groups: int) -> Any:
-    images = (dy.shape[0], *size, weight.shape[1] * groups)
-    algorithm = _known(images, weight.shape, groups, geometry, dy.itemsize)
-    return algorithm.backward_input(dy, weight)
-
-
-def weight_gradient(
-    x: Any, dy: Any, geometry: Any, groups: int
-) -> tuple[np.ndarray, np.ndarray | None]:
-    weight = (dy.shape[3], x.shape[3] // groups, *geometry[0])
-    algorithm = _known(x.shape, weight, groups, geometry, x.itemsize)
-    return algorithm.backward_weight(x.transpose(0, 3, 1, 2), dy)

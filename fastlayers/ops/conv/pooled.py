@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastlayers.ops import check
-from fastlayers.ops.conv import Convolution, Grads, Padding, prepare
 from fastlayers.ops.conv.algorithm import Pass
+from fastlayers.ops.conv.convolution import Convolution, Grads, Padding, prepare
 from fastlayers.ops.conv.pooled_routes import Pool, PooledAlgorithm, Separate, Setting, choose
 from fastlayers.ops.pool.window import window
 

@@ -8,9 +8,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from fastlayers.kernels import conv as kernels
-from fastlayers.ops.conv import Convolution, Grads, planar, winograd_rows
+from fastlayers.ops.conv import planar, winograd_rows
 from fastlayers.ops.conv.algorithm import Pass
+from fastlayers.ops.conv.convolution import Convolution, Grads
 from fastlayers.ops.conv.pooled_plan import ImagePlan, SparsePlan
+from fastlayers.ops.conv.winograd import Winograd
+from fastlayers.ops.conv.winograd_rows import WinogradRows
 from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_last
 from fastlayers.ops.pool.max_pool import max_pool2d_backward, max_pool2d_forward
 from fastlayers.ops.pool.window import Window
@@ -101,7 +104,8 @@ class Separate(PooledAlgorithm):
 
     def describe(self, which: Pass) -> str:
         """The convolution's algorithm, and the pooling behind or before it."""
-        algorithm = _described(self.setting.convolution, which)
+        words = {served: how for served, how, _ in self.setting.convolution.reasons()}
+        algorithm = words[which]
         parts = (algorithm, "max_pool2d") if which is Pass.FORWARD else ("max_pool2d", algorithm)
         return f"{self.name}, {parts[0]}, then {parts[1]}"
 
@@ -132,7 +136,7 @@ class BehindWinograd(Separate):
 
     def serves(self, which: Pass) -> bool:
         """Convolutions that have a forward pass in tiles."""
-        return _is_winograd(self.setting.convolution)
+        return isinstance(self.setting.convolution.algorithm(Pass.FORWARD), Winograd)
 
 
 class PooledRows(_Fused):
@@ -142,8 +146,10 @@ class PooledRows(_Fused):
 
     def serves(self, which: Pass) -> bool:
         """Forward, for windows of 2x2."""
-        fits = which is Pass.FORWARD and self.setting.halves
-        return fits and _is_winograd_rows(self.setting.convolution) and self._plan is not None
+        if which is not Pass.FORWARD or not self.setting.halves:
+            return False
+        behind = self.setting.convolution.algorithm(Pass.FORWARD)
+        return isinstance(behind, WinogradRows) and self._plan is not None
 
     def describe(self, which: Pass) -> str:
         """Its name and window."""
@@ -223,8 +229,8 @@ class SparseGradients(PooledAlgorithm):
 
     def describe(self, which: Pass) -> str:
         """Its name and window."""
-        cells = self.setting.window.cells
-        return f"{self.name}, one pixel in {cells} of a window has a gradient"
+        rows, columns = self.setting.window.kernel
+        return f"{self.name}, {rows}x{columns} windows"
 
     @functools.cached_property
     def _plan(self) -> SparsePlan:
@@ -299,18 +305,3 @@ def choose(setting: Setting, which: Pass) -> Choice:
     rows = ROUTES[-1:] if backend.NUMPY else ROUTES
     choices = (Choice(row.algorithm(setting), row.reason) for row in rows)
     return next(choice for choice in choices if choice.algorithm.serves(which))
-
-
-# What is asked of a convolution.
-
-
-def _is_winograd(convolution: Convolution) -> bool:
-    return bool(convolution.tile)
-
-
-def _is_winograd_rows(convolution: Convolution) -> bool:
-    return bool(convolution.rows)
-
-
-def _described(convolution: Convolution, which: Pass) -> str:
-    return "conv2d"
