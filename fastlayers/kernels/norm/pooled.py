@@ -9,14 +9,8 @@ import numpy as np
 from fastlayers.kernels.ir.named import named
 from fastlayers.kernels.ir.runs import add_run, clear_run, view
 from fastlayers.kernels.norm.matrix import Channels, reversed_chunk, write_factors
-from fastlayers.kernels.norm.windows import (
-    Facts,
-    Pooled,
-    Start,
-    add_row,
-    pool_row,
-    spread_row,
-)
+from fastlayers.kernels.norm.window_loops import Facts, Pooled, Start
+from fastlayers.kernels.norm.windows import add_row, pool_row, spread_row
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 

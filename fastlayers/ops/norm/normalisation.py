@@ -211,9 +211,9 @@ def prepare(
         step = momentum if update else math.nan
         statistics, _ = take_statistics(layout, elements, (mean, var), step, eps)
     if update:
-        for given, updated in ((running_mean, mean), (running_var, var)):
-            if updated is not given:
-                np.asarray(given)[...] = updated
+        for original, updated in ((running_mean, mean), (running_var, var)):
+            if updated is not original:
+                np.asarray(original)[...] = updated
     mean, invstd = statistics[0], statistics[1]
     return Normalisation(x, layout, mean, invstd, weight, bias, of_batch, elements)
 
@@ -270,12 +270,12 @@ def _running_vectors(
     ready_mean = optional_vector(op, "running_mean", mean, *kind)
     ready_var = optional_vector(op, "running_var", var, *kind)
     if training and mean is not None:
-        for name, given, ready in (
+        for name, original, ready in (
             ("running_mean", mean, ready_mean),
             ("running_var", var, ready_var),
         ):
-            if ready is not given:
-                check.writable(op, name, given)
+            if ready is not original:
+                check.writable(op, name, original)
     return ready_mean, ready_var
 
 

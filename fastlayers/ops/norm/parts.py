@@ -40,7 +40,7 @@ class Part:
         self.x, mean, var, self.weight, self.bias, self._momentum, self._eps = checked
         self.layout, self._op = layout_of(self.x.shape, self.x.itemsize), op
         self.elements = None if backend.NUMPY else self.layout.flat(self.x)
-        self._running = (running_mean, mean), (running_var, var)  # as given, and as arrays
+        self._running = (running_mean, mean), (running_var, var)  # the caller's, and as arrays
         self._mean, self._squares = self._moments()
         self.count = 0.0  # values a channel of the whole batch, once that is known
 
@@ -80,9 +80,9 @@ class Part:
             share = dtype.type(self._momentum)
             keep = dtype.type(1) - share
             batch = mean, (squares / (count - 1)).astype(dtype)
-            for (given, old), new in zip(self._running, batch, strict=True):
-                if given is not None:
-                    np.asarray(given)[...] = keep * old + share * new
+            for (original, old), new in zip(self._running, batch, strict=True):
+                if original is not None:
+                    np.asarray(original)[...] = keep * old + share * new
         return mean, invstd
 
     def _moments(self) -> tuple[np.ndarray, np.ndarray]:

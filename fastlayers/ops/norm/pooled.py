@@ -39,7 +39,7 @@ def _images(op: str, input: Any) -> tuple[np.ndarray, Layout]:
 class _Tiles:
     """How kernels go over images in windows that touch."""
 
-    facts: Any  # see `fastlayers.kernels.norm.windows.Facts`
+    facts: Any  # see `fastlayers.kernels.norm.window_loops.Facts`
     chunks: int
 
 
