@@ -21,7 +21,7 @@ from fastlayers.runtime.facts import plain
 if TYPE_CHECKING:
     from fastlayers.kernels.conv.winograd.tiles import Tiles
 
-__all__ = ["LEAST_CHANNELS", "LEAST_TERMS", "Winograd", "choose"]
+__all__ = ["LEAST_CHANNELS", "LEAST_TERMS", "ForcedWinograd", "Winograd", "choose"]
 
 # Transformed inputs and products of one block stay in L2, where that leaves a block of at least
 # 48 tiles: each block reads the whole transformed weight.
@@ -87,19 +87,17 @@ def choose(
 
 
 class Winograd(Algorithm):
-    """The passes of a convolution, which it `can` compute, by tiles of 4 x 4 or 2 x 2 outputs.
-
-    Where it is `forced`, the tiles are 4 x 4 where no size is expected to be fast.
-    """
+    """A convolution that it `can` compute, by tiles of 4 x 4 or 2 x 2 outputs."""
 
     name = "winograd"
+    exact = False
+    LEAST_CHANNELS = LEAST_CHANNELS
 
-    def __init__(self, shape: ConvShape, forced: bool = False) -> None:
+    def __init__(self, shape: ConvShape) -> None:
         super().__init__(shape)
-        # Outputs on a side of a tile, of forward and the weight gradient, and of the input gradient
-        least = 4 if forced else 0
-        self.tile = _tile(shape) or least
-        self.input_tile = _tile(shape, Pass.BACKWARD_INPUT) or least
+        # Outputs on a side of a tile; the weight gradient has those of forward.
+        self.tile = self._tile(shape, Pass.FORWARD)
+        self.input_tile = self._tile(shape, Pass.BACKWARD_INPUT)
 
     @classmethod
     def can(cls, shape: ConvShape) -> bool:
@@ -116,7 +114,15 @@ class Winograd(Algorithm):
     @classmethod
     def serves(cls, shape: ConvShape, which: Pass) -> bool:
         """As `Algorithm.serves`."""
-        return cls.can(shape) and cls.accurate(shape, which) and _tile(shape, which) > 0
+        return cls.can(shape) and cls.accurate(shape, which) and cls._tile(shape, which) > 0
+
+    @classmethod
+    def _tile(cls, shape: ConvShape, which: Pass) -> int:
+        """The tile that `choose` takes for a pass."""
+        size, channels = shape.out_size, (shape.channels, shape.out_channels)
+        if which is Pass.BACKWARD_INPUT:
+            size, channels = (shape.images[1], shape.images[2]), channels[::-1]
+        return choose(shape.images[0], size, *channels, shape.itemsize, shape.dilation)
 
     def describe(self, which: Pass) -> str:
         """Tile, kernel and channels."""
@@ -154,12 +160,12 @@ class Winograd(Algorithm):
         return self._backward_weight.run(to_channels_last(x), dy), None
 
 
-def _tile(shape: ConvShape, which: Pass = Pass.FORWARD) -> int:
-    """The tile of a pass that `choose` takes."""
-    size, channels = shape.out_size, (shape.channels, shape.out_channels)
-    if which is Pass.BACKWARD_INPUT:
-        size, channels = (shape.images[1], shape.images[2]), channels[::-1]
-    return choose(shape.images[0], size, *channels, shape.itemsize, shape.dilation)
+class ForcedWinograd(Winograd):
+    """The same where the caller asked for it: tiles of 4 x 4 where none should be fast."""
+
+    @classmethod
+    def _tile(cls, shape: ConvShape, which: Pass) -> int:
+        return super()._tile(shape, which) or 4
 
 
 def _tiles(shape: ConvShape, tile: int, transposed: bool = False) -> Tiles:
@@ -174,8 +180,10 @@ def _tiles(shape: ConvShape, tile: int, transposed: bool = False) -> Tiles:
         padding = 2 * down - top, 2 * across - left
     grid = _grid(tile, sizes[1], shape.dilation)
     total, lanes = n * grid[0] * grid[1], cpu.lanes(shape.itemsize)
-    facts = kernels.winograd.tiles.Tiles
-    return facts(tile, *sides, *sizes[0], *sizes[1], *padding, *shape.dilation, *grid, total, lanes)
+    tiles: Tiles = kernels.winograd.tiles.Tiles(
+        tile, *sides, *sizes[0], *sizes[1], *padding, *shape.dilation, *grid, total, lanes
+    )
+    return tiles
 
 
 class _Plan:
@@ -222,7 +230,7 @@ class _Convolution(_Plan):
         self.worker_elements = _whole_lines(elements)
         facts = home.Facts(tiles, transposed, step, self.worker_elements, self.zeros, stream)
         self.facts = plain(facts)
-        self.no_bias = np.empty(0, self.dtype)
+        self.no_bias = np.zeros(tiles.filters, self.dtype)
         self.floors = tuple(self.dtype.type(floor) for floor in (-np.inf, 0))
 
     def _step(self) -> int:
@@ -321,12 +329,22 @@ def _known(tile: int, images: Any, weight: Any, padding: Pair, dilation: Pair, s
     return known
 
 
-def forward(x, weight, bias, padding, dilation=(1, 1), relu=False, tile=4):  # type: ignore
+def forward(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    padding: Any,
+    dilation: Any = (1, 1),
+    relu: Any = False,
+    tile: Any = 4,
+) -> Any:
     known = _known(tile, x.shape, weight.shape, padding, dilation, x.itemsize)
     return known.forward(x.transpose(0, 3, 1, 2), weight, bias, relu)
 
 
-def backward_input(dy, weight, padding, dilation=(1, 1), tile=4):  # type: ignore
+def backward_input(
+    dy: Any, weight: Any, padding: Any, dilation: Any = (1, 1), tile: Any = 4
+) -> Any:
     size = [n + 2 * (d - p) for n, d, p in zip(dy.shape[1:3], dilation, padding, strict=True)]
     images = dy.shape[0], *size, weight.shape[1]
     return _known(tile, images, weight.shape, padding, dilation, dy.itemsize).backward_input(
@@ -334,7 +352,7 @@ def backward_input(dy, weight, padding, dilation=(1, 1), tile=4):  # type: ignor
     )
 
 
-def backward_weight(x, dy, padding, dilation=(1, 1), tile=4):  # type: ignore
+def backward_weight(x: Any, dy: Any, padding: Any, dilation: Any = (1, 1), tile: Any = 4) -> Any:
     weight = dy.shape[3], x.shape[3], 3, 3
     known = _known(tile, x.shape, weight, padding, dilation, dy.itemsize)
     return known.backward_weight(x.transpose(0, 3, 1, 2), dy)[0]

@@ -153,9 +153,8 @@ def _winograd_block(block, worker, inputs, facts, zeros, work, out):
 def winograd(x, weight, bias, facts, call, u, work, y):
     """3x3 convolution of flat x (N, H, W, C) with weight (M, C, 3, 3), into flat y.
 
-    Bias (M,), or empty for none; values below the floor are raised to it. There is room for
-    `filter_elements` in u and for each worker's `block_elements` in `work`, with the zeros behind
-    them.
+    Bias (M,); values below the floor are raised to it. There is room for `filter_elements` in u and
+    for each worker's `block_elements` in `work`, with the zeros behind them.
     """
     facts, call = named(Facts, facts), named(Call, call)
     prepare_gemm(y)
@@ -169,7 +168,7 @@ def winograd(x, weight, bias, facts, call, u, work, y):
     rows = (tiles.channels + FILTER_ROWS - 1) // FILTER_ROWS
     parallel_for(_filter_task, panels * rows, workers, (facts, weight, work, u))
     blocks = (tiles.total + facts.step - 1) // facts.step
-    out = Output(y, bias if bias.size > 0 else zeros, call.floor, facts.stream)
+    out = Output(y, bias, call.floor, facts.stream)
     parallel_for(_winograd_block, blocks, workers, ((x, u), facts, zeros, work, out))
 
 
@@ -226,5 +225,5 @@ def winograd_by_panels(x, weight, bias, facts, call, transformed, work, y):
     parallel_for(transform_task, tasks, workers, (x, tiles, zeros, work, share, v))
     width = panel_width(tiles.filters, lanes)
     panels = (tiles.filters + width - 1) // width
-    out = Output(y, bias if bias.size > 0 else zeros, call.floor, facts.stream)
+    out = Output(y, bias, call.floor, facts.stream)
     parallel_for(_winograd_panel, panels, workers, (weight, facts, v, zeros, work, out))
