@@ -161,7 +161,7 @@ class Winograd(Algorithm):
 
 
 class ForcedWinograd(Winograd):
-    """The same where the caller asked for it: tiles of 4 x 4 where none should be fast."""
+    """`Winograd` where the caller asked for it, with tiles of 4 x 4 where direct should be faster."""
 
     @classmethod
     def _tile(cls, shape: ConvShape, which: Pass) -> int:

@@ -85,8 +85,11 @@ def _points(builder: Any, base: Any, point: Any, n: int) -> Callable[[int, int],
     return place
 
 
-class _Gathered:
-    """Pixels that an image's tiles are made of: the square, or where it must be a copy of it."""
+class _Inputs:
+    """The pixels that a tile is transformed from: the image's own, or a copy where some are outside.
+
+    `places` are pointers to the image, to zeros and to the room for the copy.
+    """
 
     def __init__(
         self, builder: Any, emitter: Emitter, square: Square, cells: int, m: int, places: Any
@@ -113,9 +116,9 @@ class _Gathered:
         self._request = prefetch_below(builder, source, square, m, skip, write=False)
 
     def tile(self, shift: Any) -> Callable[[Any], Callable[[int, int], Any]]:
-        """Give what loads vectors of the square so many columns further on.
+        """Loads of vectors from the square that is `shift` columns further on.
 
-        It takes the vector's place in a pixel, and gives a function of row and column.
+        A function of the vector's place in a pixel, which gives one of the pixel's row and column.
         """
         builder, emitter, pixels = self._builder, self._emitter, self._pixels
         start = builder.mul(shift, pixels.step)
@@ -153,9 +156,9 @@ def _gather(m: int, matrix: Matrix, x: Any, square: Any, zeros: Any, v: Any) -> 
         emitter = make_emitter(cgctx, builder, v.types[0])
         rows, cells = len(matrix), len(matrix[0])
         places = source, outside, copy
-        gathered = _Gathered(builder, emitter, pixels, cells, m, places)
+        inputs = _Inputs(builder, emitter, pixels, cells, m, places)
         with cgutils.for_range(builder, values[7]) as loop:
-            vectors = gathered.tile(builder.mul(loop.index, _i64(m)))
+            vectors = inputs.tile(builder.mul(loop.index, _i64(m)))
             tile_at = builder.gep(target, [builder.mul(loop.index, out.row)])
 
             def emit(at: Any) -> None:
@@ -202,8 +205,8 @@ def untransform_output(typingctx, tile, dy, square, zeros, patch, patch_at, w, r
     return _gather(m, transposed(matrices(m).output), dy, square, zeros, w)
 
 
-class _Written:
-    """Writes a tile's outputs to the image, or where the tile leaves it by way of a copy."""
+class _Outputs:
+    """Stores of a tile's outputs: to the image, or first to a copy where some are outside."""
 
     def __init__(self, builder: Any, emitter: Emitter, pixels: Pixels, m: int) -> None:
         self._builder, self._emitter, self._pixels, self._m = builder, emitter, pixels, m
@@ -221,7 +224,7 @@ class _Written:
                     self._emitter.store_vector(*spot)
 
     def copy_back(self, square: Square, target: Any, copy: Any, count: Any) -> None:
-        """Copy what lies inside of the image, where the tile went through the copy."""
+        """Copy to the image what is inside of it, where the tile was stored to the copy."""
         builder = self._builder
         with builder.if_then(builder.not_(self._pixels.whole), likely=False):
 
@@ -261,7 +264,7 @@ def transform_output(typingctx, tile, p, out, part, square, patch_at, run):
         biases = element_pointer(cgctx, builder, out.types[1], result.bias, first)
         emitter = make_emitter(cgctx, builder, out.types[0])
         pixels = Pixels(builder, image, m, 0, target, copy, count, all_rows=True)
-        written = _Written(builder, emitter, pixels, m)
+        outputs = _Outputs(builder, emitter, pixels, m)
         # 64 x 16 x 32 x 32 -> 16 channels take 1.67 ms with it, 2.06 without.
         request = prefetch_below(builder, target, image, m, (m, 0), write=True)
         lowest = emitter.splat(result.floor)
@@ -278,7 +281,7 @@ def transform_output(typingctx, tile, p, out, part, square, patch_at, run):
                 with builder.if_then(builder.not_(stream)):
                     request(at)
                 pixel = pixels.addresses(at)
-                line: dict[int, Any] = {}
+                line = {}
 
                 def load(i, j):
                     return emitter.load_vector(place(i, j))
@@ -288,13 +291,13 @@ def transform_output(typingctx, tile, p, out, part, square, patch_at, run):
                     low = builder.fcmp_ordered(">", lowest, total)
                     line[j] = builder.select(low, lowest, total)
                     if len(line) == m:
-                        written.row(i, line, pixel, stream)
+                        outputs.row(i, line, pixel, stream)
                         line.clear()
 
                 emitter.square(emitter.paired_columns, matrix, load, store)
 
             vector_loop(builder, emitter.lanes, count, emit)
-        written.copy_back(image, target, copy, count)
+        outputs.copy_back(image, target, copy, count)
         return cgctx.get_dummy_value()
 
     i8 = types.int64
