@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastlayers.kernels import conv as kernels
 from fastlayers.ops.conv.algorithm import Algorithm, Pass
-from fastlayers.ops.conv.shape import ConvShape, conv_shape
+from fastlayers.ops.conv.shape import ConvShape
 from fastlayers.ops.layout import to_channels_last
 from fastlayers.runtime import cpu, memory, threads
 from fastlayers.runtime.facts import plain
@@ -161,7 +161,7 @@ class Winograd(Algorithm):
 
 
 class ForcedWinograd(Winograd):
-    """`Winograd` where the caller asked for it, with tiles of 4 x 4 where direct should be faster."""
+    """`Winograd` where the caller asked for it: with tiles of 4 x 4 if direct should be faster."""
 
     @classmethod
     def _tile(cls, shape: ConvShape, which: Pass) -> int:
@@ -315,44 +315,3 @@ def _stride(tiles: int, channels: int, lanes: int) -> int:
     """Elements of a point's matrix of so many tiles."""
     stride: int = kernels.winograd.tiles.matrix_stride(tiles, channels, lanes)
     return stride
-
-
-# Until `ops.conv` calls the class.
-
-
-@functools.lru_cache(maxsize=1024)
-def _known(tile: int, images: Any, weight: Any, padding: Pair, dilation: Pair, size: int) -> Any:
-    n, h, w, c = images
-    shape = conv_shape("conv2d", (n, c, h, w), weight, (1, 1), padding, dilation, 1, size)
-    known = Winograd(shape)
-    known.tile = known.input_tile = tile
-    return known
-
-
-def forward(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    padding: Any,
-    dilation: Any = (1, 1),
-    relu: Any = False,
-    tile: Any = 4,
-) -> Any:
-    known = _known(tile, x.shape, weight.shape, padding, dilation, x.itemsize)
-    return known.forward(x.transpose(0, 3, 1, 2), weight, bias, relu)
-
-
-def backward_input(
-    dy: Any, weight: Any, padding: Any, dilation: Any = (1, 1), tile: Any = 4
-) -> Any:
-    size = [n + 2 * (d - p) for n, d, p in zip(dy.shape[1:3], dilation, padding, strict=True)]
-    images = dy.shape[0], *size, weight.shape[1]
-    return _known(tile, images, weight.shape, padding, dilation, dy.itemsize).backward_input(
-        dy, weight
-    )
-
-
-def backward_weight(x: Any, dy: Any, padding: Any, dilation: Any = (1, 1), tile: Any = 4) -> Any:
-    weight = dy.shape[3], x.shape[3], 3, 3
-    known = _known(tile, x.shape, weight, padding, dilation, dy.itemsize)
-    return known.backward_weight(x.transpose(0, 3, 1, 2), dy)[0]

@@ -273,8 +273,3 @@ def forward(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Output (N, OH, OW, M) of images (N, C, H, W), and the cells of what was pooled."""
     return plan.forward(x, weight, bias, relu)
-
-
-# Until `ops.conv` calls the class.
-backward_input: Any = lambda dy, weight, plan: plan.backward_input(dy, weight)  # noqa: E731
-backward_weight: Any = lambda x, dy, plan: plan.backward_weight(x, dy)  # noqa: E731

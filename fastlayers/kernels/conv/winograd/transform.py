@@ -86,7 +86,7 @@ def _points(builder: Any, base: Any, point: Any, n: int) -> Callable[[int, int],
 
 
 class _Inputs:
-    """The pixels that a tile is transformed from: the image's own, or a copy where some are outside.
+    """The pixels of a tile that is to be transformed: the image's, or a copy if some are outside.
 
     `places` are pointers to the image, to zeros and to the room for the copy.
     """
