@@ -67,7 +67,7 @@ def choose(
 ) -> int:
     """The tile that is expected to be fastest for a pass: 4, 2, or 0 for direct convolution.
 
-    `out_size` is what is cut into tiles: forward's output, or the image of the input's gradient,
+    `out_size` is what is cut into tiles: forward's output, or the image of the input gradient,
     for which `channels` and `filters` change places. Counts vector operations: multiply-adds at
     0.9 of the peak, of which the tiles at the edges waste some; 5.5 a transformed vector on
     either side and 5 a pixel of a tile for its address; 12 a vector of the transformed weight.
