@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from fastlayers.kernels.conv.slabs import Size, Slabs, open_slab, slab_at
+from fastlayers.kernels.conv.slabs import ImageSize, Slabs, open_slab, slab_at
 from fastlayers.kernels.conv.unfold import col2im
-from fastlayers.kernels.gemm.gemm import gemm, gemm_runs, panel_width, prepare_gemm
+from fastlayers.kernels.gemm.gemm import gemm, panel_width, prepare_gemm
+from fastlayers.kernels.gemm.operands import PLAIN, Bias, Epilogue, Left, Right, Size, Target
 from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.named import named
 from fastlayers.kernels.ir.runs import (
     clear_run,
     copy_run,
     flat,
+    no_table,
     transpose_block,
     view,
 )
@@ -61,8 +63,8 @@ class Phase(NamedTuple):
 class GatherFacts(NamedTuple):
     """A convolution, or its input gradient, as a gather over the slabs."""
 
-    source: Size
-    target: Size
+    source: ImageSize
+    target: ImageSize
     slabs: Slabs
     groups: int
     blocks: int  # of output channels
@@ -113,26 +115,22 @@ def _conv2d_task(task, worker, inputs, facts, floor, work, y):
     panel = packed.size // (groups * panels)  # of all phases
     first, last = panels * block // facts.blocks, panels * (block + 1) // facts.blocks
     j, columns = first * width, min(last * width, per_group) - first * width
-    row = slab.image * target.height + slab.row * facts.phase_step
-    out = row * target.width * target.channels
+    line = slab.image * target.height + slab.row * facts.phase_step
+    out, epilogue = line * target.width * target.channels, Epilogue(floor, 0, facts.write)
     for p in range(facts.phases.shape[0]):
         phase = _phase(facts.phases, p)
         m = slab.images * max(0, min(slab.rows, phase.height - slab.row)) * phase.across
         b_runs = view(facts.runs, phase.run_at + phase.runs, phase.runs)
         for g in range(groups):
-            a = (
-                source,
-                base + g * depth,
-                0,
-                1,
-                view(facts.rows, phase.row_at, m),
-                view(facts.runs, phase.run_at, phase.runs),
-            )
-            b = (packed, phase.packed_at + (g * panels + first) * panel, panel, width, b_runs)
-            init = (bias, g * per_group + j)
-            c = (y, out + g * per_group + j, 0, view(facts.targets, phase.row_at, m))
-            k = (phase.runs, phase.length)
-            gemm_runs(m, columns, k, a, b, init, c, floor, 0, facts.write, lanes)
+            a_rows = view(facts.rows, phase.row_at, m)
+            a_runs = view(facts.runs, phase.run_at, phase.runs)
+            a = Left(source, base + g * depth, 0, 1, a_rows, a_runs)
+            b_at = phase.packed_at + (g * panels + first) * panel
+            b = Right(packed, b_at, panel, width, b_runs)
+            row = Bias(bias, g * per_group + j)
+            c = Target(y, out + g * per_group + j, 0, view(facts.targets, phase.row_at, m))
+            product = Size(m, columns, phase.runs, phase.length)
+            gemm(product, a, b, row, c, epilogue)
 
 
 @kernel
@@ -203,9 +201,10 @@ def _columns_image(n, worker, inputs, facts, work, dx):
     for first in range(n * pixels, (n + 1) * pixels, step):
         count = min(step, (n + 1) * pixels - first)
         for g in range(groups):
-            a = (dy, first * m + g * per_group, m, 1)
-            b = (packed, g * size, panel * per_group, panel)
-            gemm(count, k, per_group, a, b, (zeros, 0, 0), (work, at, k), lanes)
+            a = Left(dy, first * m + g * per_group, m, 1, no_table(), no_table())
+            b = Right(packed, g * size, panel * per_group, panel, no_table())
+            c = Target(work, at, k, no_table())
+            gemm(Size(count, k, 1, per_group), a, b, Bias(zeros, 0), c, PLAIN)
             col2im(work, at, k, facts.geometry, (g * depth, depth), first, count, dx)
 
 

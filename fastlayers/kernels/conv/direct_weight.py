@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastlayers.kernels.conv.slabs import Size, Slabs, open_slab, slab_at
-from fastlayers.kernels.gemm.gemm import gemm_runs, panel_width, prepare_gemm
-from fastlayers.kernels.gemm.tile import FETCH, gemm_tile
+from fastlayers.kernels.conv.slabs import ImageSize, Slabs, open_slab, slab_at
+from fastlayers.kernels.gemm.gemm import gemm, panel_width, prepare_gemm
+from fastlayers.kernels.gemm.operands import FETCH, Bias, Block, Epilogue, Left, Right, Size, Target
+from fastlayers.kernels.gemm.tile import gemm_tile
 from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.named import named
 from fastlayers.kernels.ir.runs import add_run, no_table, view
@@ -25,8 +26,8 @@ __all__ = ["WeightFacts", "conv2d_backward_weight"]
 class WeightFacts(NamedTuple):
     """A weight gradient: sums over chunks of slabs, of blocks of rows of it."""
 
-    source: Size
-    target: Size
+    source: ImageSize
+    target: ImageSize
     slabs: Slabs
     groups: int
     column_step: int
@@ -77,20 +78,19 @@ def _weight_task(task, worker, x, dy, zeros, facts, work, parts):
         add, slab = int(number > start), slab_at(number, facts.slabs)
         source, base = open_slab(slab, worker, x, facts.source, facts.slabs, work)
         pixels, outputs, from_row = _slab_rows(slab, facts)
-        k_runs = (slab.images * slab.rows, facts.target.width)
+        lines, epilogue = slab.images * slab.rows, Epilogue(-np.inf, add, FETCH)
         for g in range(groups):
-            a = (dy, from_row + g * per_group + j, 1, m, no_table(), outputs)
+            a = Left(dy, from_row + g * per_group + j, 1, m, no_table(), outputs)
             for run in range(facts.runs):
                 at = base + g * depth + facts.tables[run]
-                c = (parts, (chunk * m + g * per_group + j) * k + run * length, k, no_table())
-                init = (zeros, 0)
+                out = (chunk * m + g * per_group + j) * k + run * length
+                b, c = Right(source, at, width, column, pixels), Target(parts, out, k, no_table())
                 if rows == 6 and width == lanes:
-                    one = (source, at, column, pixels)
-                    every = (0, k_runs[0], k_runs[1])
-                    gemm_tile(6, 1, 1, 0, every, a, one, init, c, length, -np.inf, add, FETCH)
+                    block = Block(0, length, 0, lines, facts.target.width)
+                    gemm_tile((6, 1, 1), block, a, b, Bias(zeros, 0), c, epilogue)
                     continue
-                b = (source, at, width, column, pixels)
-                gemm_runs(rows, length, k_runs, a, b, init, c, -np.inf, add, FETCH, lanes)
+                product = Size(rows, length, lines, facts.target.width)
+                gemm(product, a, b, Bias(zeros, 0), c, epilogue)
 
 
 @kernel
@@ -107,11 +107,11 @@ def _few_channels_task(task, worker, x, dy, zeros, facts, work, parts):
         add, slab = int(number > start), slab_at(number, facts.slabs)
         source, base = open_slab(slab, worker, x, facts.source, facts.slabs, work)
         pixels, outputs, from_row = _slab_rows(slab, facts)
-        a = (source, base, 0, column, view(facts.tables, 0, rows), pixels)
-        b = (dy, from_row, panel_width(m, lanes), m, outputs)
-        c = (parts, task * rows * m, m, no_table())
-        k_runs, init = (slab.images * slab.rows, facts.target.width), (zeros, 0)
-        gemm_runs(rows, m, k_runs, a, b, init, c, -np.inf, add, FETCH, lanes)
+        a = Left(source, base, 0, column, view(facts.tables, 0, rows), pixels)
+        b = Right(dy, from_row, panel_width(m, lanes), m, outputs)
+        c, epilogue = Target(parts, task * rows * m, m, no_table()), Epilogue(-np.inf, add, FETCH)
+        product = Size(rows, m, slab.images * slab.rows, facts.target.width)
+        gemm(product, a, b, Bias(zeros, 0), c, epilogue)
 
 
 @kernel

@@ -8,10 +8,10 @@ from fastlayers.kernels.ir.runs import clear_run, copy_run
 from fastlayers.kernels.layout import inside
 from fastlayers.runtime.cache import kernel
 
-__all__ = ["Size", "Slab", "Slabs", "open_slab", "slab_at"]
+__all__ = ["ImageSize", "Slab", "Slabs", "open_slab", "slab_at"]
 
 
-class Size(NamedTuple):
+class ImageSize(NamedTuple):
     """Of images."""
 
     height: int

@@ -64,13 +64,13 @@ class Gather:
         self.out_shape = (source[0], rows.out_size, columns.out_size, channels)
         stream = math.prod(self.out_shape) * itemsize > STREAM_BYTES and channels % lanes == 0
         stream = stream and n % lanes == 0 and rows.step * columns.step == 1
-        write = gemm.tile.STREAM if stream else gemm.tile.FETCH
+        write = gemm.operands.STREAM if stream else gemm.operands.FETCH
 
         depths, places = _tap_places(rows, columns, (kh, kw), k)
         self.phases, tables = _phase_tables(slabs, rows, columns, (k, width, channels))
         facts = kernels.direct.GatherFacts(
-            kernels.slabs.Size(*source[1:]),
-            kernels.slabs.Size(*self.out_shape[1:]),
+            kernels.slabs.ImageSize(*source[1:]),
+            kernels.slabs.ImageSize(*self.out_shape[1:]),
             slabs.facts,
             groups,
             self.blocks,

@@ -87,8 +87,8 @@ class WeightGather:
         outputs = outputs.ravel() * columns.out_size * m
         tables = (offsets, slabs.starts(slabs.band, 1).ravel(), outputs)
         facts = kernels.direct_weight.WeightFacts(
-            kernels.slabs.Size(*source[1:]),
-            kernels.slabs.Size(rows.out_size, columns.out_size, m),
+            kernels.slabs.ImageSize(*source[1:]),
+            kernels.slabs.ImageSize(rows.out_size, columns.out_size, m),
             slabs.facts,
             groups,
             columns.stride,

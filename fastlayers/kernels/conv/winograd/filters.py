@@ -17,7 +17,7 @@ from fastlayers.kernels.conv.winograd.matrices import (
     transposed,
     vector_loop,
 )
-from fastlayers.kernels.conv.winograd.transform import Transformed, fields
+from fastlayers.kernels.ir.named import fields
 from fastlayers.kernels.ir.vectors import element_pointer, literals
 
 __all__ = ["transform_filter", "untransform_filter"]
@@ -38,9 +38,9 @@ def transform_filter(typingctx, tile, taps, taps_at, u):
     matrix = matrices(m).filter
 
     def codegen(cgctx, builder, sig, values):
-        out = fields(Transformed, builder, values[3])
+        (out,) = fields(cgctx, builder, [u], values[3:])
         source = element_pointer(cgctx, builder, taps, values[1], values[2])
-        target = element_pointer(cgctx, builder, u.types[0], out.array, out.at)
+        target = builder.gep(out.array.data, [out.at])
         emitter = make_emitter(cgctx, builder, taps)
 
         def emit(at):
@@ -73,8 +73,8 @@ def untransform_filter(typingctx, tile, du, dw, dw_at, tap):
     matrix = transposed(matrices(m).filter)
 
     def codegen(cgctx, builder, sig, values):
-        gradient = fields(Transformed, builder, values[1])
-        source = element_pointer(cgctx, builder, du.types[0], gradient.array, gradient.at)
+        (gradient,) = fields(cgctx, builder, [du], values[1:2])
+        source = builder.gep(gradient.array.data, [gradient.at])
         target = element_pointer(cgctx, builder, dw, values[2], values[3])
         emitter = make_emitter(cgctx, builder, dw)
 

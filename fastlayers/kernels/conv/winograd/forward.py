@@ -24,8 +24,9 @@ from fastlayers.kernels.conv.winograd.tiles import (
 )
 from fastlayers.kernels.conv.winograd.transform import Output, Transformed
 from fastlayers.kernels.gemm.gemm import gemm_batch, packed_size, panel_width, prepare_gemm
+from fastlayers.kernels.gemm.operands import PLAIN, Batch, Bias, Left, Right, Size, Target
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import clear_run, view
+from fastlayers.kernels.ir.runs import clear_run, no_table, view
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
@@ -143,9 +144,11 @@ def _winograd_block(block, worker, inputs, facts, zeros, work, out):
     patch = at + points(tiles) * p.point
     transform_inputs(tiles, x, first, count, zeros, work, patch, v)
     width = panel_width(filters, lanes)
-    a, b, c = (work, v.at, v.row, 1), (u, 0, width * channels, width), (work, p.at, p.row)
-    steps = (v.point, _filter_stride(tiles), p.point)
-    gemm_batch(points(tiles), steps, count, filters, channels, a, b, (zeros, 0, 0), c, lanes)
+    none = no_table()
+    a, b = Left(work, v.at, v.row, 1, none, none), Right(u, 0, width * channels, width, none)
+    c = Target(work, p.at, p.row, none)
+    batch = Batch(points(tiles), v.point, _filter_stride(tiles), p.point)
+    gemm_batch(batch, Size(count, filters, 1, channels), a, b, Bias(zeros, 0), c, PLAIN)
     transform_outputs(tiles, p, out, 0, filters, first, count, patch)
 
 
@@ -196,9 +199,11 @@ def _winograd_panel(panel, worker, weight, facts, v, zeros, work, out):
     for row in range(0, channels, FILTER_ROWS):
         part = Transformed(work, u.at + row * width, width, u.point)
         _transform_rows(facts, weight, first, row, work, taps, part)
-    a, b, c = (v.array, 0, v.row, 1), (work, u.at, width * channels, width), (work, p.at, width)
-    steps = (v.point, u.point, p.point)
-    gemm_batch(points(tiles), steps, count, columns, channels, a, b, (zeros, 0, 0), c, lanes)
+    none = no_table()
+    a = Left(v.array, 0, v.row, 1, none, none)
+    b = Right(work, u.at, width * channels, width, none)
+    c, batch = Target(work, p.at, width, none), Batch(points(tiles), v.point, u.point, p.point)
+    gemm_batch(batch, Size(count, columns, 1, channels), a, b, Bias(zeros, 0), c, PLAIN)
     patch = at + points(tiles) * p.point
     transform_outputs(tiles, p, out, first, columns, 0, count, patch)
 

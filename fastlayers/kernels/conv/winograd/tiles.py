@@ -12,10 +12,7 @@ lines of one set of L1.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-from numba import types
-from numba.extending import intrinsic
+from typing import NamedTuple
 
 from fastlayers.kernels.conv.winograd.pixels import Square
 from fastlayers.kernels.conv.winograd.transform import (
@@ -26,8 +23,9 @@ from fastlayers.kernels.conv.winograd.transform import (
     untransform_output,
 )
 from fastlayers.kernels.gemm.gemm import panel_width
+from fastlayers.kernels.ir.named import Elements
+from fastlayers.kernels.ir.shared import shared_kernel
 from fastlayers.runtime.cache import kernel
-from fastlayers.runtime.linkage import SharedKernel
 
 __all__ = [
     "TRANSFORM_TILES",
@@ -139,9 +137,23 @@ def _run(tiles, j, column, width, edge, count):
     return min(count, tiles.columns - j, fit)
 
 
-@kernel
-def inputs(tiles, x, first, count, zeros, patch, patch_at, v):
-    """The body of `transform_inputs`."""
+# Each of the three is called once in a block of tiles, from several tasks: compiled into each of
+# them, all kernels take 11.2 s to compile instead of 8.8.
+@shared_kernel
+def transform_inputs(
+    tiles: Tiles,
+    x: Elements,
+    first: int,
+    count: int,
+    zeros: Elements,
+    patch: Elements,
+    patch_at: int,
+    v: Transformed,
+) -> None:
+    """Input transform of tiles ``[first, first + count)`` to rows of v.
+
+    `zeros` and `patch` are those of `transform.transform_input`.
+    """
     height, width, channels = tiles.height, tiles.width, tiles.channels
     n, i, j = _first_tile(first, tiles)
     t = 0
@@ -159,9 +171,21 @@ def inputs(tiles, x, first, count, zeros, patch, patch_at, v):
         n, i, j = _next_tile(n, i, j + run, tiles)
 
 
-@kernel
-def outputs(tiles, p, out, begin, columns, first, count, patch_at):
-    """The body of `transform_outputs`."""
+@shared_kernel
+def transform_outputs(
+    tiles: Tiles,
+    p: Transformed,
+    out: Output,
+    begin: int,
+    columns: int,
+    first: int,
+    count: int,
+    patch_at: int,
+) -> None:
+    """Output transform of tiles ``[first, first + count)`` from rows of p.
+
+    p holds `columns` of the filters, from `begin`, and has room for a tile of them at `patch_at`.
+    """
     height, width, filters = tiles.out_height, tiles.out_width, tiles.filters
     n, i, j = _first_tile(first, tiles)
     t = 0
@@ -181,9 +205,18 @@ def outputs(tiles, p, out, begin, columns, first, count, patch_at):
         n, i, j = _next_tile(n, i, j + run, tiles)
 
 
-@kernel
-def gradients(tiles, dy, first, count, zeros, patch, patch_at, w):
-    """The body of `transform_gradients`."""
+@shared_kernel
+def transform_gradients(
+    tiles: Tiles,
+    dy: Elements,
+    first: int,
+    count: int,
+    zeros: Elements,
+    patch: Elements,
+    patch_at: int,
+    w: Transformed,
+) -> None:
+    """Adjoint of `transform_outputs`, from dy to rows of w."""
     height, width, filters = tiles.out_height, tiles.out_width, tiles.filters
     n, i, j = _first_tile(first, tiles)
     t = 0
@@ -201,89 +234,9 @@ def gradients(tiles, dy, first, count, zeros, patch, patch_at, w):
         n, i, j = _next_tile(n, i, j + run, tiles)
 
 
-def _share(function: Any, kinds: str) -> dict[Any, SharedKernel]:
-    """Kernels by address for tiles (t), arrays (a), integers (i), matrices (m), an output (o)."""
-    shared, integer = {}, types.int64
-    for element in (types.float32, types.float64):
-        array = types.Array(element, 1, "C")
-        by_kind = {
-            "t": types.BaseTuple.from_types((integer,) * len(Tiles._fields), Tiles),
-            "a": array,
-            "i": integer,
-            "m": types.BaseTuple.from_types((array, integer, integer, integer), Transformed),
-            "o": types.BaseTuple.from_types((array, array, element, integer), Output),
-        }
-        args = tuple(by_kind[kind] for kind in kinds)
-        shared[element] = SharedKernel(
-            f"fastlayers_winograd_{function.__name__}_{element}", function, args
-        )
-    return shared
-
-
-# Each is called once in a block of tiles, from several tasks: compiled into each of them, all
-# kernels take 11.2 s to compile instead of 8.8.
-_shared_inputs = _share(inputs, "taiiaaim")
-_shared_outputs = _share(outputs, "tmoiiiii")
-_shared_gradients = _share(gradients, "taiiaaim")
-
-
-def _call(shared: SharedKernel) -> Any:
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        shared.emit_call(cgctx, builder, list(values))
-        return cgctx.get_dummy_value()
-
-    return types.void(*shared.args), codegen
-
-
-def _prepare(shared: SharedKernel, array: Any) -> Any:
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        shared.emit_prepare(cgctx, builder)
-        return cgctx.get_dummy_value()
-
-    return types.void(array), codegen
-
-
-@intrinsic
-def transform_inputs(typingctx, tiles, x, first, count, zeros, patch, patch_at, v):
-    """Input transform of tiles ``[first, first + count)`` to rows of `v`, which is `Transformed`.
-
-    `zeros` and `patch` are those of `transform.transform_input`.
-    """
-    return _call(_shared_inputs[x.dtype])
-
-
-@intrinsic
-def transform_outputs(typingctx, tiles, p, out, begin, columns, first, count, patch_at):
-    """Output transform of tiles ``[first, first + count)`` from rows of `p`.
-
-    p holds `columns` of the filters, from `begin`, and has room for a tile of them at `patch_at`;
-    `out` is an `Output`.
-    """
-    return _call(_shared_outputs[p.types[0].dtype])
-
-
-@intrinsic
-def transform_gradients(typingctx, tiles, dy, first, count, zeros, patch, patch_at, w):
-    """Adjoint of `transform_outputs`, from dy to rows of `w`."""
-    return _call(_shared_gradients[dy.dtype])
-
-
-@intrinsic
-def prepare_inputs(typingctx: Any, array: Any) -> Any:
-    """Compile or load `transform_inputs`, as `prepare_gemm` does for `gemm`."""
-    return _prepare(_shared_inputs[array.dtype], array)
-
-
-@intrinsic
-def prepare_outputs(typingctx: Any, array: Any) -> Any:
-    """Compile or load `transform_outputs`, as `prepare_gemm` does for `gemm`."""
-    return _prepare(_shared_outputs[array.dtype], array)
-
-
-@intrinsic
-def prepare_gradients(typingctx: Any, array: Any) -> Any:
-    """Compile or load `transform_gradients`, as `prepare_gemm` does for `gemm`."""
-    return _prepare(_shared_gradients[array.dtype], array)
+prepare_inputs = transform_inputs.prepare
+prepare_outputs = transform_outputs.prepare
+prepare_gradients = transform_gradients.prepare
 
 
 @kernel(inner=True)

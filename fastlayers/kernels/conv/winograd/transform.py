@@ -34,12 +34,12 @@ from fastlayers.kernels.conv.winograd.pixels import (
     opaque,
     prefetch_below,
 )
+from fastlayers.kernels.ir.named import Element, Elements, fields
 from fastlayers.kernels.ir.vectors import element_pointer, literals
 
 __all__ = [
     "Output",
     "Transformed",
-    "fields",
     "transform_input",
     "transform_output",
     "untransform_output",
@@ -51,7 +51,7 @@ _i64 = ir.IntType(64)
 class Transformed(NamedTuple):
     """A matrix for each point of the transform: a row of channels for each tile, from `at`."""
 
-    array: Any
+    array: Elements
     at: int
     row: int  # from tile to tile
     point: int  # from point to point
@@ -60,15 +60,10 @@ class Transformed(NamedTuple):
 class Output(NamedTuple):
     """Where a convolution's results go, and what is done to them on the way."""
 
-    y: Any
-    bias: Any
-    floor: Any  # what is less is raised to it
+    y: Elements
+    bias: Elements
+    floor: Element  # what is less is raised to it
     stream: int  # whether whole tiles are written by non-temporal stores
-
-
-def fields(kind: Any, builder: Any, value: Any) -> Any:
-    """The compiled value of a NamedTuple by its names."""
-    return kind(*cgutils.unpack_tuple(builder, value))
 
 
 def _points(builder: Any, base: Any, point: Any, n: int) -> Callable[[int, int], Any]:
@@ -147,12 +142,11 @@ def _gather(m: int, matrix: Matrix, x: Any, square: Any, zeros: Any, v: Any) -> 
     """Body of `transform_input` and `untransform_output`, which differ by their matrix."""
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        pixels = fields(Square, builder, values[2])
-        out = fields(Transformed, builder, values[6])
+        pixels, out = fields(cgctx, builder, (square, v), (values[2], values[6]))
         source = element_pointer(cgctx, builder, x, values[1], _i64(0))
         outside = element_pointer(cgctx, builder, zeros, values[3], _i64(0))
         copy = element_pointer(cgctx, builder, sig.args[4], *values[4:6])
-        target = element_pointer(cgctx, builder, v.types[0], out.array, out.at)
+        target = builder.gep(out.array.data, [out.at])
         emitter = make_emitter(cgctx, builder, v.types[0])
         rows, cells = len(matrix), len(matrix[0])
         places = source, outside, copy
@@ -254,14 +248,12 @@ def transform_output(typingctx, tile, p, out, part, square, patch_at, run):
     matrix = matrices(m).output
 
     def codegen(cgctx, builder, sig, values):
-        products = fields(Transformed, builder, values[1])
-        result = fields(Output, builder, values[2])
+        named = (values[1], values[2], values[4])
+        products, result, image = fields(cgctx, builder, (p, out, square), named)
         first, count = cgutils.unpack_tuple(builder, values[3])
-        image = fields(Square, builder, values[4])
-        source = element_pointer(cgctx, builder, p.types[0], products.array, products.at)
-        copy = element_pointer(cgctx, builder, p.types[0], products.array, values[5])
-        target = element_pointer(cgctx, builder, out.types[0], result.y, _i64(0))
-        biases = element_pointer(cgctx, builder, out.types[1], result.bias, first)
+        source = builder.gep(products.array.data, [products.at])
+        copy = builder.gep(products.array.data, [values[5]])
+        target, biases = result.y.data, builder.gep(result.bias.data, [first])
         emitter = make_emitter(cgctx, builder, out.types[0])
         pixels = Pixels(builder, image, m, 0, target, copy, count, all_rows=True)
         outputs = _Outputs(builder, emitter, pixels, m)

@@ -24,8 +24,9 @@ from fastlayers.kernels.conv.winograd.tiles import (
 )
 from fastlayers.kernels.conv.winograd.transform import Transformed
 from fastlayers.kernels.gemm.gemm import gemm_batch, panel_width, prepare_gemm
+from fastlayers.kernels.gemm.operands import PLAIN, Batch, Bias, Left, Right, Size, Target
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import add_run, clear_run, view
+from fastlayers.kernels.ir.runs import add_run, clear_run, no_table, view
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
@@ -98,9 +99,11 @@ def _add_products(tiles, v, w, count, block, zeros, products, sums):
     rows, columns = min(GRADIENT_ROWS, filters - i), min(width, channels - j)
     (work, work_at), (array, at) = products, sums
     stride = GRADIENT_ROWS * width + lanes
-    a, b = (w.array, w.at + i, 1, w.row), (v.array, v.at + j, width, v.row)
-    c, steps = (work, work_at, width), (w.point, v.point, stride)
-    gemm_batch(points(tiles), steps, rows, columns, count, a, b, (zeros, 0, 0), c, lanes)
+    none = no_table()
+    a = Left(w.array, w.at + i, 1, w.row, none, none)
+    b = Right(v.array, v.at + j, width, v.row, none)
+    c, batch = Target(work, work_at, width, none), Batch(points(tiles), w.point, v.point, stride)
+    gemm_batch(batch, Size(rows, columns, 1, count), a, b, Bias(zeros, 0), c, PLAIN)
     row = _row(channels, lanes)
     for r in range(rows):
         du, out = Transformed(work, work_at + r * width, width, stride), at + (i + r) * 9 * row + j
