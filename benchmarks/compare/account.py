@@ -87,7 +87,7 @@ def _norm_work(result: Any, norm: Any, *args: Any) -> float:
 
 def _watch_all(found: Account) -> None:
     for name in ("forward", "backward"):
-        found.watch(ops.norm.batchnorm.Normalisation, name, "memory-bound", _norm_work)
+        found.watch(prepared.Normalisation, name, "memory-bound", _norm_work)
     read = prepared, "batch_norm_call", "memory-bound"
     found.watch(*read, lambda norm, *_: float(norm.x.nbytes if norm.of_batch else 0))
     found.watch(ops.arithmetic, "add", "memory-bound", _nbytes)

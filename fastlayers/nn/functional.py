@@ -212,7 +212,7 @@ def _folded(
     mean, var = constants("batch_norm", running_mean=running_mean, running_var=running_var)
     if mean is None or var is None:
         return None
-    prepared.check_channels(x.lengths, x.dtype, mean, var, w, b)
+    prepared.check_vectors(x.lengths, x.dtype, mean, var, w, b)
     return chains.follow(x, heads.Normalise(*prepared.running_statistics(mean, var, eps), affine))
 
 

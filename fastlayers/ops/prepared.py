@@ -14,10 +14,10 @@ from fastlayers.ops.layout import kernel_ready
 from fastlayers.ops.linear import linear_rows, linear_rows_backward
 from fastlayers.ops.linear import prepare as linear_call
 from fastlayers.ops.loss import binary_cross_entropy_with_logits_by_target
-from fastlayers.ops.norm.batchnorm import Normalisation, check_channels, running_statistics
-from fastlayers.ops.norm.batchnorm import given as batch_norm_of_statistics
-from fastlayers.ops.norm.batchnorm import normalisation as batch_norm_call
-from fastlayers.ops.norm.form import elements
+from fastlayers.ops.norm.layout import flat_elements
+from fastlayers.ops.norm.normalisation import Normalisation, check_vectors, running_statistics
+from fastlayers.ops.norm.normalisation import prepare as batch_norm_call
+from fastlayers.ops.norm.normalisation import prepare_with as batch_norm_of_statistics
 from fastlayers.ops.norm.pooled import pooled_backward as batch_norm_max_pool2d_backward
 
 __all__ = [
@@ -30,10 +30,10 @@ __all__ = [
     "batch_norm_max_pool2d_backward",
     "batch_norm_of_statistics",
     "binary_cross_entropy_with_logits_by_target",
-    "check_channels",
+    "check_vectors",
     "conv2d_call",
     "conv2d_max_pool2d_call",
-    "elements",
+    "flat_elements",
     "kernel_ready",
     "linear_call",
     "linear_rows",

@@ -135,10 +135,10 @@ class BatchNorm(Head):
             return self._added(steps[0].other, relu)
         norm, needs = self.norm, self.needs
         y = norm.forward(None, relu)
-        output = norm.form.flat(y) if relu and not norm.of_batch else None
+        output = norm.layout.flat(y) if relu and not norm.of_batch else None
 
         def backward(dy: np.ndarray) -> Any:
-            return norm.backward(norm.form.flat(dy), needs, relu, output)[:3]
+            return norm.backward(norm.layout.flat(dy), needs, relu, output)[:3]
 
         x, w, b = self.inputs
         saved = (x, w, b if relu else None, OUTPUT if output is not None else None)
@@ -146,12 +146,13 @@ class BatchNorm(Head):
 
     def _added(self, other: Tensor, relu: bool) -> Recording:
         norm, needs, residual = self.norm, self.needs, other.requires_grad
-        added = prepared.elements("batch_norm", "residual", other.images(), norm.form, norm.x)
-        y = norm.forward(added, relu)
-        output = norm.form.flat(y) if relu else None
+        images = other.images()
+        flat = prepared.flat_elements("batch_norm", "residual", images, norm.layout, norm.x)
+        y = norm.forward(flat, relu)
+        output = norm.layout.flat(y) if relu else None
 
         def backward(dy: np.ndarray) -> Any:
-            *grads, masked = norm.backward(norm.form.flat(dy), needs, relu, output)
+            *grads, masked = norm.backward(norm.layout.flat(dy), needs, relu, output)
             if not residual:
                 return *grads, None
             if not relu:  # two leaves must not share dy
