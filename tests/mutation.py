@@ -93,6 +93,9 @@ TESTS = {
     "ops/layout.py": "kernels/test_layout.py ops/test_conv.py ops/test_pool.py",
     "ops/conv/planar.py": "ops/test_conv.py",
     "ops/reduce.py": "ops/test_batchnorm.py ops/test_linear.py",
+    "ops/pool/avg_routes.py": "ops/test_pool.py",
+    "ops/pool/max_routes.py": "ops/test_pool.py",
+    "ops/pool/route.py": "ops/test_pool.py",
     "ops/pool/window.py": "ops/test_pool.py",
 }
 # What passes those meets these, and then the tests in trust/ that name the module's op.
@@ -113,7 +116,7 @@ NAMES = (
     ("linear", "linear or any_order"),
     ("loss", "loss or entropy"),
     ("optimizer|speed", "SGD or Adam"),
-    ("avg_pool|pool|window", "pool or any_order"),
+    ("avg_|max_|pool|route|window", "pool or any_order"),
     ("_check|layout|reduce|runs|vectors", "linear or pool or norm or bounds or any_order"),
     ("", "conv or im2col or winograd"),
 )

@@ -198,7 +198,7 @@ def _pooled_image(
             s0, s1 = inside(left, dw, kw, ow)
             first, out = image + (top * ow + left) * m, ((n * ph + i) * pw + j) * m
             rows, columns = (r0, r1, dh * ow * m), (s0, s1, dw * m, kw)
-            max_window(y, cells, out, work, first, rows, columns, m, NO_FLOOR)
+            max_window((y, cells, out), (work, first), rows, columns, m, NO_FLOOR)
 
 
 @kernel
