@@ -137,7 +137,7 @@ def linear_small_backward(
     if relu or db.size:
         span, chunks, few = sums
         masked, parts = view(work, 0, relu * dy.size), view(work, relu * dy.size, chunks * n)
-        column_sums(gradient, flat(y), relu, n, span, chunks, few, parts, masked, db)
+        column_sums(gradient, flat(y), (relu, n, span, chunks), few, parts, masked, db)
         scratch = view(work, relu * dy.size + chunks * n, work.size - relu * dy.size - chunks * n)
         if relu:
             gradient = masked

@@ -55,7 +55,7 @@ def image_sizes(x, y):
 
 @kernel
 def spilled_lanes(depth):
-    """Elements that a vector of all channels writes; 0 if none are behind the last channel."""
+    """Lanes of a vector that reaches beyond a pixel's channels; 0 where vectors end with them."""
     lanes = 8 if depth <= 8 else 16
     return lanes if depth < lanes else 0
 
@@ -64,8 +64,8 @@ def spilled_lanes(depth):
 def _loop(builder: Any, starts: list[Any]) -> Iterator[tuple[list[Any], Any]]:
     """Loop that LLVM leaves as it is; gives its variables, and what takes their next values.
 
-    It ends when the last of them is not positive. LLVM would unroll by eight these loops over a
-    few cells: twice the time to compile, and slower.
+    It ends when the last of them is not positive. LLVM would unroll these loops over few cells by
+    eight: twice the time to compile, and slower.
     """
     before = builder.block
     head, body, done = (builder.append_basic_block(f"rolled.{n}") for n in ("head", "body", "done"))
@@ -114,7 +114,7 @@ def pixel_vectors(
 
     Calls ``body(*(i * jump + (i * columns + j) * stride + c))`` for the strides and jumps, where
     ``size = (rows, columns)``. All in one loop, as rows and pixels may be short: with a loop for
-    each, maxima of 2 x 2 cells of 16 channels took 23 cycles a vector, and not 18. Where a pixel
+    each, maxima of 2 x 2 cells of 16 channels took 23 cycles a vector instead of 18. Where a pixel
     is one vector, the counter of channels would cost 3 of these; `narrow` says that it is.
     """
     zero, width, (rows, columns) = _i64(0), _i64(lanes), size

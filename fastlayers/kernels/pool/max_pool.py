@@ -81,10 +81,11 @@ class TileFacts(NamedTuple):
 
 @kernel
 def _whole_vectors(rows, pixels, room, space, images, steps):
-    """Rows and pixels of each whose vectors end within `room` of x and `space` of the task's y.
+    """How many rows, and pixels of each, have vectors that end within x and the task's y.
 
-    All pixels of several rows, or of one row the first. Room and space are what is left behind the
-    first pixel's vectors, ``steps = (from pixel to pixel, from row to row)`` of x.
+    All pixels of several rows, or the first ones of one row. `room` elements of x and `space` of y
+    are left after the vectors of the first pixel; ``steps = (from pixel to pixel, from row to
+    row)`` are distances in x.
     """
     line, (step, down) = images.out_width * images.depth, steps
     while rows > 1 and (
@@ -112,13 +113,13 @@ def _max_pool2d_rows(chunk, worker, x, facts, floor, y, cells):
         n, i = row // images.out_height, row % images.out_height
         image, at_row = n * images.height * images.width * depth, (2 * height + 1) * i
         at_columns, j = (2 * height + 1) * images.out_height, 0
-        some, rows = table[at_row], at_row + 1
+        row_in_image, rows = table[at_row], at_row + 1
         count = min(images.out_height - i, last - row) if window.rows_alike else 1
         for _ in range(window.column_runs):
-            behind, whole = table[at_columns], table[at_columns + 1]
+            run_end, column_in_image = table[at_columns], table[at_columns + 1]
             columns = at_columns + 2
-            out, at, pixels = row * line + j * depth, image + j * step, behind - j
-            if some * whole == 0:
+            out, at, pixels = row * line + j * depth, image + j * step, run_end - j
+            if row_in_image * column_in_image == 0:
                 pixels = 0
             elif spill:
                 reach = at + table[rows + height - 1] + table[columns + width - 1] + spill
@@ -131,7 +132,7 @@ def _max_pool2d_rows(chunk, worker, x, facts, floor, y, cells):
                 max_windows(8, facts.unrolled, maxima, source, entries, sweep, floor)
             else:
                 max_windows(16, facts.unrolled, maxima, source, entries, sweep, floor)
-            for column in range(j + pixels, behind):
+            for column in range(j + pixels, run_end):
                 top = i * window.stride_down - window.top
                 left = column * window.stride_across - window.left
                 r0, r1 = inside(top, window.dilation_down, height, images.height)
@@ -140,7 +141,7 @@ def _max_pool2d_rows(chunk, worker, x, facts, floor, y, cells):
                 maxima = Maxima(y, cells, row * line + column * depth)
                 in_rows, in_columns = (r0, r1, row_step), (s0, s1, column_step, width)
                 max_window(maxima, source, in_rows, in_columns, depth, floor)
-            j, at_columns = behind, columns + 2 * width
+            j, at_columns = run_end, columns + 2 * width
         row += count
 
 
@@ -161,7 +162,7 @@ def max_pool2d(x, unrolled, plan, table, floor, workers, y, cells):
         int64: for each output row whether any cell of its windows is in the image, the distances of
         their rows from the image's first pixel, in elements, and the numbers ``r * KW`` of their
         first cells, where rows outside of the image are replaced by the next one inside; then for
-        each run of columns whose windows are cut off alike the column behind it, and the same of
+        each run of columns whose windows are cut off alike the column after it, and the same of
         it.
     floor : float
         Where it stands instead of a maximum the cell is the largest number.

@@ -51,7 +51,7 @@ class Sweep(NamedTuple):
     rows: int
     columns: int
     step: int
-    jump: int  # from behind a row's last pixel to the next row
+    jump: int  # from the end of a row to the next one
     depth: int
 
 

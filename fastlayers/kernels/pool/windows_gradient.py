@@ -239,8 +239,8 @@ class _Pairs:
             with rolled(builder, start, stop) as j:
                 if narrow:
                     mask = self._emit.floats.first_lanes(given.depth)
-                    places = j, _i64(0), right, step
-                    self._block(places, cells, mask, partial(store, mask=mask))
+                    position = j, _i64(0), right, step
+                    self._block(position, cells, mask, partial(store, mask=mask))
                 else:
                     loop, width, end = vectors_of_pixel(builder, LANES, given.depth)
                     with loop as v:
@@ -256,11 +256,11 @@ class _Pairs:
         return numbers.splat(number)
 
     def _block(
-        self, places: tuple[Any, Any, Any, Any], cells: list[Any], mask: Any, store: Any
+        self, position: tuple[Any, Any, Any, Any], cells: list[Any], mask: Any, store: Any
     ) -> None:
         """Four pixels of dx, from the channel c on, by output pixel j and those after it."""
         builder, emit, given = self._builder, self._emit, self._given
-        j, c, right, step = places
+        j, c, right, step = position
         corner = builder.add(builder.mul(j, given.depth), c)
         seen = []
         for offset in (_i64(0), right, given.below, builder.add(given.below, right)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,9 +105,9 @@ class _Forward(Route):
         self._out_shape, self._work = shape.out_shape, shape.work
         self._divisor, self._task_rows = shape.divisor, shape.task_rows
 
+    @abstractmethod
     def run(self, x: np.ndarray) -> np.ndarray:
         """The means of images."""
-        raise NotImplementedError
 
 
 class WholeImage(_Forward):
@@ -164,11 +165,6 @@ class Windows(_Forward):
         rows, columns = (np.array(axis, np.int64) for axis in (shape.rows, shape.columns))
         self._windows = rows, columns, shape.rounded_divisors()
 
-    @classmethod
-    def serves(cls, shape: MeanShape) -> bool:
-        """All shapes."""
-        return True
-
     def run(self, x: np.ndarray) -> np.ndarray:
         """The means of images."""
         y, workers = memory.empty(self._out_shape, x.dtype), threads.workers_for(self._work)
@@ -186,9 +182,9 @@ class _Backward(Route):
         super().__init__(shape)
         self._images, self._work = shape.images, shape.work
 
+    @abstractmethod
     def run(self, dy: np.ndarray) -> np.ndarray:
         """The input gradient of that of the means."""
-        raise NotImplementedError
 
 
 class SpreadTiles(_Backward):
@@ -224,11 +220,6 @@ class Gather(_Backward):
         super().__init__(shape)
         self._kernel = kernels.avg_pool.window_mean_backward
         self._windows = shape.rounded_divisors(), _run_table(shape)
-
-    @classmethod
-    def serves(cls, shape: MeanShape) -> bool:
-        """All shapes."""
-        return True
 
     def run(self, dy: np.ndarray) -> np.ndarray:
         """The input gradient of that of the means."""

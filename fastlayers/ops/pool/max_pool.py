@@ -33,7 +33,7 @@ __all__ = [
     "max_pool2d_shape",
 ]
 
-# Nothing is below it, neither of the maxima nor of the outputs whose gradients pass.
+# Neither a maximum nor an output is at or below it, so that all gradients pass.
 NO_FLOOR = math.nan
 
 
@@ -273,9 +273,9 @@ def max_pool2d_backward(
         y, floor = to_channels_last(y if ndim == 4 else y[None]).reshape(-1), 0.0
     if backend.NUMPY:
         dy = dy if y is None else backend.reference("relu_backward", dy, y.reshape(dy.shape))
-        places = (from_channels_last(dy), from_channels_last(cells))
+        maxima = (from_channels_last(dy), from_channels_last(cells))
         n, h, w, c = shape.images
-        dx = backend.reference(op, *places, (n, c, h, w), *options)
+        dx = backend.reference(op, *maxima, (n, c, h, w), *options)
         return np.asarray(dx if ndim == 4 else dx[0])
     return restored(shape.backward.run(dy, cells, y, floor), ndim)
 

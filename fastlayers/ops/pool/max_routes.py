@@ -79,11 +79,6 @@ class Windows(Route):
         self._out_shape, self._cell_type = shape.out_shape, shape.cell_type
         self._kernel = kernels.max_pool.max_pool2d
 
-    @classmethod
-    def serves(cls, shape: MaxShape) -> bool:
-        """All shapes."""
-        return True
-
     def run(self, x: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
         """The maxima, at least the floor, and the cells that hold them."""
         y = memory.empty(self._out_shape, x.dtype)
@@ -232,11 +227,6 @@ class Gather(_Backward):
         starts += _starts(starts[-1], columns)
         table = [*starts, *itertools.chain(*rows, *columns)]
         self._facts = (shape.task_rows(1), np.array(table, np.int64))
-
-    @classmethod
-    def serves(cls, shape: MaxShape) -> bool:
-        """All shapes."""
-        return True
 
 
 BACKWARD = (Tiles, Pairs, Gather)

@@ -68,7 +68,7 @@ class Window:
             extent = self.dilation[axis] * (self.kernel[axis] - 1) + 1
             room = given + 2 * self.padding[axis] - extent
             out = (room + (stride - 1 if ceil_mode else 0)) // stride + 1
-            # A last window that would start behind the image and its padding is left out.
+            # A last window that would start after the image and its padding is left out.
             if ceil_mode and (out - 1) * stride >= given + self.padding[axis]:
                 out -= 1
             found.append(out)
@@ -95,7 +95,7 @@ def window(op: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any) 
     gap = check.pair(op, "dilation", dilation, 1)
     if any(2 * p > k for p, k in zip(pad, kernel, strict=True)):
         raise ValueError(f"{op}: padding must be at most half of kernel_size {kernel}, got {pad}")
-    if kernel[0] * kernel[1] >= 1 << 32:  # of which offsets have 32
+    if kernel[0] * kernel[1] >= 1 << 32:  # offsets have 32 bits
         raise ValueError(f"{op}: kernel_size must have fewer than 2**32 cells, got {kernel}")
     return Window(kernel, step, pad, gap)
 
@@ -104,8 +104,8 @@ def check_entries(op: str, name: str, given: tuple[int, int], entries: int) -> N
     """Refuse to make tables of too many entries."""
     if entries > ENTRIES:
         raise MemoryError(
-            f"{op}: {name} must need tables of at most {ENTRIES} entries for images of this size, "
-            f"got {given} and {entries}"
+            f"{op}: {name} must be small enough for tables of {ENTRIES} entries, "
+            f"got {given}, which takes {entries} for images of this size"
         )
 
 
