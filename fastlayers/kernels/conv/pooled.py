@@ -19,8 +19,16 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.kernels.gemm.gemm import gemm_runs, panel_width, prepare_gemm
-from fastlayers.kernels.gemm.tile import STORE
+from fastlayers.kernels.gemm.gemm import gemm, panel_width, prepare_gemm
+from fastlayers.kernels.gemm.operands import (
+    STORE,
+    Bias,
+    Epilogue,
+    Left,
+    Right,
+    Size,
+    Target,
+)
 from fastlayers.kernels.ir.runs import add_run, clear_run, copy_run, view
 from fastlayers.kernels.ir.vectors import Vectors, operand
 from fastlayers.kernels.layout import inside
@@ -186,10 +194,10 @@ def _pooled_image(
     at = (m + width - 1) // width * panel + worker * (image_size + oh * ow * m)
     image = at + image_size
     _load_image(x, n, planar, size, frame, work, at)
-    a = (work, at, 0, 1, pixels, a_runs)
-    b = (work, 0, panel, width, b_runs)
-    c = (work, image, m, view(pixels, 0, 0))
-    gemm_runs(oh * ow, m, (a_runs.size, length), a, b, (bias, 0), c, floor, 0, STORE, lanes)
+    product = Size(oh * ow, m, a_runs.size, length)
+    a, b = Left(work, at, 0, 1, pixels, a_runs), Right(work, 0, panel, width, b_runs)
+    c, epilogue = Target(work, image, m, view(pixels, 0, 0)), Epilogue(floor, 0, STORE)
+    gemm(product, a, b, Bias(bias, 0), c, epilogue)
     for i in range(ph):
         top = i * sh - pad_h
         r0, r1 = inside(top, dh, kh, oh)
