@@ -116,6 +116,14 @@ TESTS = {
     "ops/layout.py": "kernels/test_layout.py ops/test_conv.py ops/test_pool.py",
     "ops/conv/planar.py": "ops/test_conv.py",
     "ops/reduce.py": "ops/test_batchnorm.py ops/test_linear.py",
+    "ops/loss/binary_entropy.py": "ops/test_loss.py nn/test_loss.py",
+    "ops/loss/common.py": "ops/test_loss.py nn/test_loss.py",
+    "ops/loss/entropy.py": "ops/test_loss.py nn/test_loss.py",
+    "ops/loss/mse.py": "ops/test_loss.py nn/test_loss.py",
+    "ops/loss/nll.py": "ops/test_loss.py nn/test_loss.py",
+    "ops/pool/avg_routes.py": "ops/test_pool.py",
+    "ops/pool/max_routes.py": "ops/test_pool.py",
+    "ops/pool/route.py": "ops/test_pool.py",
     "ops/pool/window.py": "ops/test_pool.py",
 }
 # What passes those meets these, and then the tests in trust/ that name the module's op.
@@ -134,9 +142,9 @@ NAMES = (
     ("dropout|philox", "dropout"),
     ("flatten", "flatten"),
     ("linear", "linear or any_order"),
-    ("loss", "loss or entropy"),
+    ("loss|.*entropy|common|mse|nll", "loss or entropy"),
     ("optimizer|speed", "SGD or Adam"),
-    ("avg_pool|pool|window", "pool or any_order"),
+    ("avg_|max_|pool|route|window", "pool or any_order"),
     ("_check|layout|reduce|runs|vectors", "linear or pool or norm or bounds or any_order"),
     ("", "conv or im2col or winograd"),
 )
@@ -164,7 +172,7 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
         "nothing is set, and no hash is asked for",
     ),
     ("ops/conv_plan", r"^\+.*lanes\) <= 0$", "a remainder is not negative"),
-    ("ops/avg_pool", r"^\+.*divisors\[ -1\]\) if divisors\.size == 1", "the last of one"),
+    ("ops/pool/avg_routes", r"^\+.*divisors\[ -1\]\) if divisors\.size == 1", "the last of one"),
     ("kernels/gemm", r"^\+@kernel\(inner=False\)", "as machine code of its own, for Python"),
     ("kernels/gemm", r"^-@kernel\(inner=True\)", "Python alone calls it, and as it is written"),
     # Which plan: the constants are measured, their neighbours as good; plans.txt has the outcome.
@@ -187,7 +195,7 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     ("kernels/pool", r"^\+.*min\(count % k, ", "rows at a time: no more than count - k"),
     ("kernels/pool", r"^\+.*// depth \+ 0\)\)", "pixels at a time: the others are gathered"),
     (
-        "kernels/windows_gradient",
+        "kernels/pool/windows_gradient",
         r"^\+ +size, none = .*, _i64\( ?-?1\)\)$",
         "a jump behind the only row",
     ),
@@ -196,7 +204,7 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
         r"^\+    row, depth = at \+ starts\[ 0\],",
         "a place for a row that is read before it is used otherwise",
     ),
-    ("kernels/windows_mean", r"^\+.*\[builder.mul\(s, depth\)\]\), 1\)", "which of four sums"),
+    ("kernels/pool/windows_mean", r"^\+.*\[builder.mul\(s, depth\)\]\), 1\)", "which of four sums"),
     ("kernels/toom_cook", r"^\+.*\(m \+ taps \| 1\)", "a factor of 0 more, which is passed over"),
     ("kernels/reduce", r"^-BLOCK = ", "columns of a task"),
     ("kernels/toom_cook", r"^\+.*key=lambda term: term\[0\] == 1", "the order of additions"),

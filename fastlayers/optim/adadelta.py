@@ -74,13 +74,11 @@ class Adadelta(Optimizer):
         for p in params:
             state = self.state[p]
             state["step"] = state.get("step", 0) + 1
-        updates().adadelta(
-            like,
-            table,
+        options = (  # in the order of `AdadeltaOptions`
             -1.0 if group["maximize"] else 1.0,
             float(group["weight_decay"]),
             float(group["lr"]),
             float(group["rho"]),
             float(group["eps"]),
-            workers,
         )
+        updates().adadelta(like, table, options, workers)

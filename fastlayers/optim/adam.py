@@ -107,9 +107,7 @@ class Adam(Optimizer):
         beta1, beta2 = map(float, group["betas"])
         for p in params:
             self.state[p]["step"] = key
-        updates().adam(
-            like,
-            table,
+        options = (  # in the order of `AdamOptions`
             key,
             -1.0 if group["maximize"] else 1.0,
             0.0 if decoupled else weight_decay,
@@ -118,8 +116,8 @@ class Adam(Optimizer):
             beta1,
             beta2,
             float(group["eps"]),
-            workers,
         )
+        updates().adam(like, table, options, workers)
 
 
 class AdamW(Adam):

@@ -95,14 +95,12 @@ class SGD(Optimizer):
         table: Any,
         workers: int,
     ) -> None:
-        updates().sgd(
-            like,
-            table,
+        options = (  # in the order of `SGDOptions`
             -1.0 if group["maximize"] else 1.0,
             float(group["weight_decay"]),
             float(group["lr"]),
             float(group["momentum"]),
             key,
             group["nesterov"],
-            workers,
         )
+        updates().sgd(like, table, options, workers)

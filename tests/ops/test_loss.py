@@ -208,16 +208,16 @@ def test_forward_gives_the_gradient_too(shape, reduction, options, weighted, dty
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_exponential_is_within_an_ulp_and_a_half(dtype):
-    """The slopes of a sum over two classes are the shares, ``exp(d) / (1 + exp(d))``."""
+    """The slopes of a sum over two classes are the probabilities, ``exp(d) / (1 + exp(d))``."""
     d = np.concatenate([-np.logspace(-8, 2, 3001), [-0.0, -1e4, -np.inf]]).astype(dtype)
     x = np.stack([np.zeros_like(d), d], 1)
     target = np.zeros(len(d), int)
-    share = ops.cross_entropy_forward(x, target, reduction="sum")[1][:, 1]
+    probability = ops.cross_entropy_forward(x, target, reduction="sum")[1][:, 1]
     wide = np.exp(d.astype(np.longdouble))
     expected = (wide / (1 + wide)).astype(dtype)
-    ulps = np.abs(share - expected) / np.spacing(np.maximum(expected, np.finfo(dtype).tiny))
+    ulps = np.abs(probability - expected) / np.spacing(np.maximum(expected, np.finfo(dtype).tiny))
     assert ulps.max() <= 3  # exponential, sum, quotient and product
-    assert share[-1] == share[-2] == 0 and share[-3] == 0.5
+    assert probability[-1] == probability[-2] == 0 and probability[-3] == 0.5
 
 
 def test_apply_checks_the_gradient():

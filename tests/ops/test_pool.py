@@ -12,7 +12,8 @@ from cases import (
 )
 
 from fastlayers import ops, reference
-from fastlayers.runtime import memory
+from fastlayers.ops.pool import avg_pool, max_pool
+from fastlayers.runtime import backend, memory
 from fastlayers.runtime.threads import set_num_threads
 
 POOLS = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
@@ -183,6 +184,40 @@ def test_means_keep_nan_in_its_window(call):
     np.testing.assert_array_equal(call(x)[0, 0], [[1, 1], [np.nan, 1]])
 
 
+UNROLLED, LOOP = "few enough cells to unroll", "in a loop over their cells"
+TILES, GATHER = "each writes the pixels that no other sees", "each pixel adds what its windows give"
+PAIRS, RUNS = "each writes two rows and columns of pixels", "pixels of the same windows share a sum"
+
+
+@pytest.mark.parametrize(
+    ("describe", "given", "windows", "forward", "backward"),
+    [
+        (max_pool.describe, (2,), "2x2 windows side by side", UNROLLED, TILES),
+        (max_pool.describe, (3, [2, 2], 1), "3x3 windows at stride 2", UNROLLED, PAIRS),
+        (max_pool.describe, (3, 2, 1, 1, True), "3x3 windows at stride 2", UNROLLED, GATHER),
+        (max_pool.describe, (5, (2, 1)), "5x5 windows at stride 2x1", LOOP, GATHER),
+        (max_pool.describe, ((1, 5),), "1x5 windows side by side", LOOP, TILES),
+        (max_pool.describe, (5, None, 1), "5x5 windows side by side", LOOP, GATHER),
+        (avg_pool.describe, (2,), "2x2 windows side by side", UNROLLED, TILES),
+        (avg_pool.describe, (3,), "3x3 windows side by side", LOOP, TILES),
+        (avg_pool.describe, (3, 2, 1), "5x6 windows of an image", LOOP, RUNS),
+        (
+            avg_pool.describe,
+            ((10, 12),),
+            "windows of whole images",
+            "summed in whole vectors",
+            RUNS,
+        ),
+        (avg_pool.describe_adaptive, ((5, 6),), "2x2 windows side by side", UNROLLED, TILES),
+    ],
+)
+def test_routes_say_how_they_compute(describe, given, windows, forward, backward, monkeypatch):
+    want = {"forward": f"{windows}, {forward}", "backward": f"{windows}, {backward}"}
+    assert describe((3, 10, 12), *given) == describe((2, 3, 10, 12), *given) == want
+    monkeypatch.setattr(backend, "NUMPY", True)
+    assert set(describe((3, 10, 12), *given).values()) == {"NumPy"}
+
+
 X, OFFSETS = np.ones((1, 2, 4, 4), np.float32), np.zeros((1, 2, 4, 4), np.uint8)
 
 
@@ -246,7 +281,7 @@ def test_errors_of_the_fused_relu():
     "window", [{"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": 2}]
 )
 def test_large_gradients_are_those_of_their_parts(channels, window):
-    # Written past the caches, unlike those of one image.
+    # Written by non-temporal stores, unlike those of one image.
     x = np.random.default_rng(0).standard_normal((14, channels, 203, 202)).astype(np.float32)
     y, offsets = ops.max_pool2d_forward(x, **window)
     dx = ops.max_pool2d_backward(y, offsets, x.shape, **window)

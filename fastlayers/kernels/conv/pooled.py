@@ -127,7 +127,7 @@ def _pool_image(n, facts, work, image, outputs):
             first, out = image + (top * ow + left) * m, (n * facts.pooled_height + i) * line + j * m
             rows = (r0, r1, window.row_gap * ow * m)
             columns = (s0, s1, window.column_gap * m, window.columns)
-            max_window(y, cells, out, work, first, rows, columns, m, NO_FLOOR)
+            max_window((y, cells, out), (work, first), rows, columns, m, NO_FLOOR)
 
 
 @kernel

@@ -72,7 +72,7 @@ def _words(builder: Any, key: Any, stream: Any, first: Any) -> list[Any]:
 
 
 def _store_words(builder: Any, target: Any, at: int, words: Any, count: Any) -> None:
-    """Store a vector of 64-bit words as words `at` on of a target that has but `count`."""
+    """Store a vector of 64-bit words from word `at` on of a target that has only `count`."""
     lanes = Vectors(builder, _i64, _BLOCKS)
     enough = builder.icmp_signed("<=", _i64(at + _BLOCKS), count)
     with builder.if_else(enough) as (whole, cut):
@@ -84,26 +84,17 @@ def _store_words(builder: Any, target: Any, at: int, words: Any, count: Any) -> 
 
 
 @intrinsic
-def draw_digits(
-    typingctx: Any,
-    bits: Any,
-    first: Any,
-    count: Any,
-    key: Any,
-    stream: Any,
-    threshold: Any,
-    digits: Any,
-) -> Any:
-    """As `draw_bits` for a threshold whose `digits` highest binary digits are all that is not 0.
+def draw_digits(typingctx, bits, first, count, key, stream, threshold, digits):
+    """As `draw_bits` for a threshold whose binary digits are 0 but for the `digits` highest ones.
 
-    They are at most 8, and `first` is a multiple of 8. A bit is drawn for each digit of an
+    These are at most 8, and `first` is a multiple of 8. A bit is drawn for each digit of an
     element: that many random binary digits are compared with the threshold's, in words of 64
-    elements, from the last digit to the first: where the threshold's is 1 what was found stays if
-    the random one is 1 too, and where it is 0 a random 1 is greater. Digit d of the elements of
+    elements, from the last digit to the first: where the threshold's is 1 the result so far stays
+    if the random one is 1 too, and where it is 0 a random 1 is greater. Digit d of the elements of
     eight groups comes from the eight blocks from ``8 * (4 * group + d)`` on.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         first, count, key, stream, threshold, digits = values[1:]
         lanes = Vectors(builder, _i64, _BLOCKS)
         start = builder.mul(first, _i64(GROUP // 8))
@@ -139,15 +130,7 @@ def draw_digits(
 
 
 @intrinsic
-def draw_bits(
-    typingctx: Any,
-    bits: Any,
-    first: Any,
-    count: Any,
-    key: Any,
-    stream: Any,
-    threshold: Any,
-) -> Any:
+def draw_bits(typingctx, bits, first, count, key, stream, threshold):
     """Set the bits of elements whose 32 random bits are at least `threshold`, clear the others'.
 
     For `count` groups of `GROUP` elements from group `first` on; bits are a flat uint8 array of 16
@@ -158,7 +141,7 @@ def draw_bits(
     blocks is mispredicted for a third of them.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         first, count, key, stream, threshold = values[1:]
         start = builder.mul(first, _i64(GROUP // 8))
         target = element_pointer(cgctx, builder, bits, values[0], start)

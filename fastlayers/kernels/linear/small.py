@@ -20,7 +20,7 @@ from fastlayers.kernels.layout import square_side
 from fastlayers.kernels.linear.blocks import Sizes
 from fastlayers.kernels.linear.products import Product
 from fastlayers.kernels.linear.tile import FEW, Factors, Rows, rank_update
-from fastlayers.kernels.reduce import column_sums
+from fastlayers.kernels.reduce import Cut, column_sums
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
@@ -187,9 +187,8 @@ def linear_small_backward(gradient, x, weight, facts, work, dx, dw, db):
     if facts.relu or db.size:
         span, chunks = facts.sum_span, facts.sum_chunks
         masked, parts = view(work, 0, sums_at), view(work, sums_at, chunks * n)
-        column_sums(
-            source, flat(y), facts.relu, n, span, chunks, facts.sum_workers, parts, masked, db
-        )
+        cut = Cut(facts.relu, n, span, chunks)
+        column_sums(source, flat(y), cut, facts.sum_workers, parts, masked, db)
         if facts.relu:
             source = masked
     zeros_at = sums_at + facts.sum_chunks * n
