@@ -26,6 +26,7 @@ from fastlayers.kernels.gemm.operands import (
     Target,
 )
 from fastlayers.kernels.gemm.tile import gemm_tile
+from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.named import named
 from fastlayers.kernels.ir.runs import clear_run, copy_run, no_table, transpose_block, view
 from fastlayers.kernels.ir.vectors import Vectors, element_pointer
@@ -40,7 +41,6 @@ _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 # A tile's output channels and vectors of pixels: 24 sums in 32 registers, 12 in 16.
 ROWS = 6
 VECTORS = cpu.tile_rows() // 3
-VECTOR_BYTES = cpu.vector_bytes()
 
 
 class Images(NamedTuple):
@@ -178,7 +178,7 @@ def _planar_image(n, worker, inputs, facts, call, work, outputs):
     x, weight, bias = inputs
     pitch, at = facts.images.pitch, worker * facts.worker_elements
     band = at + facts.images.elements
-    tile = VECTORS * (VECTOR_BYTES // work.itemsize)
+    tile = VECTORS * lanes_of(work)
     runs, epilogue = facts.plane_runs.size, Epilogue(call.floor, 1, STORE)
     _load_planes(x, n, call.channels_first, facts.images, work, at)
     for i in range(0, facts.out_height, facts.band_rows):

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastlayers.kernels import conv as kernels
+from fastlayers.ops.conv.algorithm import Algorithm, Pass
+from fastlayers.ops.conv.shape import ConvShape
+from fastlayers.ops.layout import to_channels_last
 from fastlayers.runtime import cpu, memory, threads
 
 __all__ = ["forward", "input_gradient", "suits", "weight_gradient"]
@@ -245,3 +248,27 @@ def weight_gradient(
         db,
     )
     return dw, db
+
+
+class Depthwise(Algorithm):
+    """Convolution of few channels a group, whose lanes are groups."""
+
+    name = "depthwise"
+
+    @classmethod
+    def serves(cls, shape: ConvShape, which: Pass) -> bool:
+        sizes = (shape.channels, shape.out_channels, shape.groups, shape.itemsize)
+        return shape.groups > 1 and suits(*sizes)
+
+    def forward(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool
+    ) -> np.ndarray:
+        shape = self.shape
+        return forward(to_channels_last(x), weight, bias, shape.geometry, shape.groups, relu)
+
+    def backward_input(self, dy: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        size = (self.shape.images[1], self.shape.images[2])
+        return input_gradient(dy, weight, self.shape.geometry, size, self.shape.groups)
+
+    def backward_weight(self, x: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return weight_gradient(to_channels_last(x), dy, self.shape.geometry, self.shape.groups)

@@ -10,7 +10,8 @@ import numpy as np
 
 from fastlayers.kernels import conv as kernels
 from fastlayers.ops import check
-from fastlayers.ops.conv import Convolution, Grads, Padding, planar, prepare, winograd_rows
+from fastlayers.ops.conv import planar, winograd_rows
+from fastlayers.ops.conv.convolution import Convolution, Grads, Padding, prepare
 from fastlayers.ops.conv.pooled_plan import Pooled, Routes
 from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_last
 from fastlayers.ops.pool.max_pool import max_pool2d_backward, max_pool2d_forward
@@ -49,12 +50,12 @@ class PooledConvolution:
         self.planes: planar.Planes | None = None
         self.pooled: Pooled | None = None
         self.routes: Routes | None = None
-        if convolution.tile or backend.NUMPY:
+        if backend.NUMPY or convolution.algorithms.forward.name == "winograd":
             return
         halved = (shape.out_size[0] // 2, shape.out_size[1] // 2)
         if self.window.geometry == ((2, 2), (2, 2), (0, 0), (1, 1)) and size == halved:
             self.planes = planar.planes(shape, 2)
-            if convolution.rows and min(halved):
+            if convolution.algorithms.forward.name == "winograd rows" and min(halved):
                 self.rows = winograd_rows.plan(shape, pooled=2)
         pooled, routes = Pooled(shape, self.window, size), Routes(shape, self.window, size)
         self.pooled = pooled if pooled.serves else None
