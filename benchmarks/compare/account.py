@@ -87,8 +87,8 @@ def _norm_work(result: Any, norm: Any, *args: Any) -> float:
 
 def _watch_all(found: Account) -> None:
     for name in ("forward", "backward"):
-        found.watch(ops.norm.batchnorm.Normalisation, name, "memory-bound", _norm_work)
-    read = ops.batchnorm, "normalisation", "memory-bound"
+        found.watch(ops.norm.normalisation.Normalisation, name, "memory-bound", _norm_work)
+    read = ops.norm.normalisation, "prepare", "memory-bound"
     found.watch(*read, lambda norm, *_: float(norm.x.nbytes if norm.of_batch else 0))
     found.watch(ops.arithmetic, "add", "memory-bound", _nbytes)
     for kind in (ops.conv.Convolution, ops.conv.pooled.PooledConvolution):

@@ -6,13 +6,16 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from fastlayers.autograd import Tensor
 from fastlayers.distributed.group import Channel, world_size
 from fastlayers.nn import functional
 from fastlayers.nn.batchnorm import _BatchNorm
 from fastlayers.nn.fuse import chains, heads
 from fastlayers.nn.module import Module
-from fastlayers.ops.norm.parts import normalisation_of_part
+from fastlayers.ops.norm.normalisation import Grads, Normalisation
+from fastlayers.ops.norm.parts import Part
 
 __all__ = ["SyncBatchNorm", "convert_sync_batchnorm"]
 
@@ -21,6 +24,69 @@ __all__ = ["SyncBatchNorm", "convert_sync_batchnorm"]
 def _channel() -> Channel:
     """That of all layers, which all ranks call in the same order; made by the first call."""
     return Channel()
+
+
+class _SyncNormalisation(Normalisation):
+    """A rank's part of a batch, normalised by the statistics of all.
+
+    Each rank has a loss of its own, a mean over its samples; the loss of the batch is their mean,
+    weighed by the samples. So is the input gradient: with n samples here, `count` values a channel
+    in the whole batch, and sums over ranks s of n_s samples each,
+    ``dx = weight * invstd * (dy - (total + xhat * dot) / (n * count))`` where
+    ``total = sum(n_s * sum(dy_s))`` and ``dot = sum(n_s * sum(dy_s * xhat_s))``. The weight and
+    bias gradient are the rank's own sums.
+    """
+
+    __slots__ = ("_count",)
+
+    def __init__(self, part: Part, mean: np.ndarray, invstd: np.ndarray) -> None:
+        known = (mean, invstd, part.weight, part.bias, True, part.elements)
+        super().__init__(part.x, part.layout, *known)
+        self._count = part.count
+
+    def backward(
+        self,
+        dy: np.ndarray,
+        needs: tuple[bool, ...],
+        relu: bool = False,
+        output: np.ndarray | None = None,
+    ) -> Grads:
+        """As `Normalisation.backward`; the input gradient takes a sum over the ranks."""
+        if not needs[0]:
+            return super().backward(dy, needs, relu, output)
+        _, dw, db, masked = super().backward(dy, (False, True, True), relu, output)
+        if masked is not None:  # the mask was applied
+            dy, relu = self.layout.flat(masked), False
+        dx = self.input_gradient(dy, self._means(dw, db), relu)
+        return dx, dw if needs[1] else None, db if needs[2] else None, masked
+
+    def pooled_backward(self, run: Callable[..., Grads], needs: tuple[bool, ...]) -> Grads:
+        """As `Normalisation.pooled_backward`; the input gradient takes a sum over the ranks."""
+        if not needs[0]:
+            return run(needs)
+        _, dw, db = run((False, True, True))
+        dx = run((True, False, False), self._means(dw, db))[0]
+        return dx, dw if needs[1] else None, db if needs[2] else None
+
+    def _means(self, dw: Any, db: Any) -> np.ndarray:
+        """Means of ``dy * xhat`` and dy over the batch, by this rank's scale."""
+        samples = self.x.shape[0]
+        with np.errstate(all="ignore"):
+            sums = np.array((dw, db), np.float64) * samples
+            _channel().sum(sums)
+            means: np.ndarray = sums / (max(samples, 1) * self._count)
+            return means.astype(self.x.dtype)
+
+
+def _normalisation(*arguments: Any) -> _SyncNormalisation:
+    """The normalisation of this rank's part; `arguments` are those of `Part`."""
+    part, channel = Part("batch_norm", *arguments), _channel()
+    with np.errstate(all="ignore"):
+        sums = part.sums()
+        channel.sum(sums)
+        squares = part.squares(sums)
+        channel.sum(squares)
+    return _SyncNormalisation(part, *part.statistics(squares))
 
 
 def _batch_norm(
@@ -41,9 +107,7 @@ def _batch_norm(
     inputs = x, weight, bias
     array, w, b = heads.arrays(inputs)
     mean, var = (t.array() if isinstance(t, Tensor) else t for t in (running_mean, running_var))
-    norm = normalisation_of_part(
-        "batch_norm", array, mean, var, w, b, momentum, eps, _channel().sum
-    )
+    norm = _normalisation(array, mean, var, w, b, momentum, eps)
     for t in (running_mean, running_var):
         if isinstance(t, Tensor):
             t.changed()

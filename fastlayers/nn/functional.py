@@ -19,7 +19,7 @@ from fastlayers.functions.table import tensor as _tensor
 from fastlayers.names import absent
 from fastlayers.nn.fuse import chains, heads
 from fastlayers.ops import check
-from fastlayers.ops.norm import batchnorm
+from fastlayers.ops.norm import normalisation
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -206,13 +206,13 @@ def batch_norm(
     )
     affine = tuple(None if t is None else t.array() for t in (w, b))
     if x.deferred is not None and not training and running[0] is not None is not running[1]:
-        batchnorm.check_channels(x.lengths, x.dtype, *running, *affine)
-        fixed = batchnorm.running_statistics(*running, eps)
+        normalisation.check_vectors(x.lengths, x.dtype, *running, *affine)
+        fixed = normalisation.running_statistics(*running, eps)
         folded = chains.follow(x, heads.Normalise(*fixed, (w, b)))
         if folded is not None:
             return folded
     options = (*running, *affine, training, momentum, eps)
-    norm = batchnorm.normalisation("batch_norm", x.array(), *options)
+    norm = normalisation.prepare("batch_norm", x.array(), *options)
     statistics: tuple[Tensor, ...] = ()
     for t in (running_mean, running_var):
         if isinstance(t, Tensor):

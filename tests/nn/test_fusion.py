@@ -54,7 +54,7 @@ def calls(monkeypatch):
 
     spy_on_forward(ops.conv.Convolution, "conv2d", lambda self, x, w, b, relu: relu)
     spy_on_forward(
-        ops.norm.batchnorm.Normalisation,
+        ops.norm.normalisation.Normalisation,
         "batch_norm_apply",
         lambda self, residual, relu: (residual is not None) + relu,
     )

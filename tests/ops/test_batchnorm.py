@@ -5,6 +5,8 @@ import pytest
 from cases import DTYPES, check, check_error, check_gradients, check_threads, params
 
 from fastlayers import kernels, ops, reference
+from fastlayers.ops.norm import layout
+from fastlayers.ops.norm.normalisation import prepare
 from fastlayers.runtime.threads import set_num_threads
 
 
@@ -367,3 +369,28 @@ def test_batch_without_values_in_training(shape):
     assert y.shape == shape
     np.testing.assert_array_equal(statistics, [[0] * 3, [1] * 3])
     np.testing.assert_array_equal([mean, var], [[1, 2, 3], [4, 5, 6]])
+
+
+def test_an_input_of_another_layout_is_converted_once(monkeypatch):
+    seen, convert = [], layout.to_channels_last
+    monkeypatch.setattr(layout, "to_channels_last", lambda x: seen.append(x) or convert(x))
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
+    norm = prepare("batch_norm", x, None, None, None, None, True, 0.1, 1e-5)
+    dy = norm.layout.flat(norm.forward(None, True))
+    norm.backward(dy, (True, True, True), True)
+    assert len(seen) == 1 and seen[0] is x
+
+
+@pytest.mark.parametrize("missing", ["running", "weight", "bias"])
+def test_ready_arrays_and_others_give_the_same(missing):
+    """Whether arguments pass the quick test or are checked one by one."""
+    x, (weight, bias) = images((4, 3, 5, 2), np.float32), vectors(3, np.float32)
+    known = {"weight": weight, "bias": bias, "running_mean": V.copy(), "running_var": V.copy()}
+    known = {name: value for name, value in known.items() if not name.startswith(missing)}
+    other = {name: value.repeat(2)[::2] for name, value in known.items()}
+    results = []
+    for vectors_, momentum in ((known, 0.5), (other, np.float32(0.5))):
+        y = ops.batch_norm_forward(x, training=True, momentum=momentum, **vectors_)
+        results.append((*y, *vectors_.values()))
+    for value, expected in zip(*results, strict=True):
+        np.testing.assert_array_equal(value, expected)

@@ -4,6 +4,7 @@ from cases import DTYPES, LAYOUTS, check_error, like
 
 from fastlayers import ops, reference
 from fastlayers.ops.conv import prepare
+from fastlayers.ops.conv.algorithm import Pass
 from fastlayers.ops.conv.pooled import PooledConvolution
 from fastlayers.runtime import threads
 
@@ -83,10 +84,32 @@ def test_cases_reach_every_path():
         options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
         a, b, _ = draw(x, weight, np.float32)
         convolution = prepare("conv2d", a, b, **options, algorithm="auto")[2]
-        plan = PooledConvolution("conv2d", convolution, pool, False)
-        found |= {bool(plan.planes), "pooled" if plan.pooled else "fallback"}
-        found.add("sparse" if plan.routes else "dense")
-    assert found == {True, False, "pooled", "fallback", "sparse", "dense"}
+        pooled = PooledConvolution("conv2d", convolution, pool, False)
+        found |= {pooled.algorithm(which).name for which in Pass}
+    assert found >= {"planar", "direct by image", "sparse", "separate"}
+
+
+def reasons(x, weight, options, pool):
+    a, b, _ = draw(x, weight, np.float32)
+    o = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "algorithm": "auto"} | options
+    convolution = prepare("conv2d", a, b, **o)[2]
+    found = PooledConvolution("conv2d", convolution, pool, False).reasons()
+    assert [which for which, _, _ in found] == ["forward", "backward_input", "backward_weight"]
+    return found
+
+
+def test_reasons():
+    _, (_, *by_input), (_, *by_weight) = reasons(*CASES[1])
+    assert by_input == by_weight
+    assert by_input[0] == "sparse, 2x2 windows"
+    assert "fewer products" in by_input[1]
+    (_, forward, why), (_, backward, _), _ = reasons(*CASES[12])
+    assert forward.startswith("separate, ")
+    assert forward.endswith(", then max_pool2d")
+    assert backward.startswith("separate, max_pool2d, then ")
+    assert why.startswith("any shape")
+    tiles = reasons((4, 64, 32, 32), (64, 64, 3, 3), {"padding": 1}, POOL)
+    assert all("Winograd's tiles" in why for _, _, why in tiles)
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[1]], ids=str)

@@ -66,8 +66,9 @@ def test_shared_code():
 
 def test_they_are_not_cached():
     x, out = np.ones(4, np.float32), np.empty((2, 2), np.float32)
-    form, work = (2, 2, 1, 2), np.empty(64, np.float32)
-    batchnorm.batch_norm_statistics(x, form, True, x[:2], x[:2], np.nan, 0.0, 1, work, out)
+    facts, work = (2, 2, 1, 2, 2, 1, False, False), np.empty(64, np.float32)
+    call = (facts, True, np.nan, 0.0, 1)
+    batchnorm.batch_norm_statistics(x, x[:2], x[:2], call, work, out)
     names = {path.name.split("-")[1] for path in cache_dir().glob("kernels.norm.batchnorm-*")}
     assert "batch_norm_statistics" in names
     assert not [name for name in names if name.startswith("_")]

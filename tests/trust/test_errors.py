@@ -27,7 +27,7 @@ from fastlayers.autograd import record
 from fastlayers.nn import functional as F
 from fastlayers.nn import init
 from fastlayers.ops.check import describe
-from fastlayers.ops.norm.parts import normalisation_of_part
+from fastlayers.ops.norm.parts import Part
 from fastlayers.state import safetensors
 from fastlayers.state.snapshot import pack, unpack
 from fastlayers.vision import datasets, models, transforms
@@ -192,8 +192,8 @@ class World:
 
     def norm_of_part(self, x: np.ndarray) -> Any:
         """Batch normalisation of a batch in one part."""
-        options = (None, None, None, None, 0.1, 1e-5)
-        return normalisation_of_part("batch_norm", x, *options, lambda sums: None)
+        part = Part("batch_norm", x, None, None, None, None, 0.1, 1e-5)
+        return part.squares(part.sums())
 
     def norm_pool_backward(self, output: np.ndarray, offsets: Any) -> Any:
         rest = (self.x, None, self.c, self.c, True, (True, True, True), 2)

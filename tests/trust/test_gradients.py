@@ -16,6 +16,7 @@ from fastlayers.lazy import set_fusion_enabled
 from fastlayers.nn import functional as F
 from fastlayers.nn.fuse.chains import _NEXT
 from fastlayers.ops.conv import prepare
+from fastlayers.ops.conv.algorithm import Pass
 from fastlayers.ops.conv.pooled import prepare_pooled
 from fastlayers.testing import GradcheckError, gradcheck
 from fastlayers.vision import models
@@ -806,9 +807,9 @@ def test_convolutions_with_pooling_reach_each_kernel():
         o = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
         convolution = prepare("conv2d", np.zeros(shape), np.zeros(weight), *o.values(), "auto")[2]
         for pool in ((2, None, 0, 1, False), (3, 2, 1, 1, True)):
-            plan = prepare_pooled("conv2d", convolution, pool, True)
-            found |= {key for key in ("rows", "planes", "pooled", "routes") if getattr(plan, key)}
-    assert found == {"rows", "planes", "pooled", "routes"}
+            pooled = prepare_pooled("conv2d", convolution, pool, True)
+            found |= {pooled.algorithm(which).name for which in Pass}
+    assert found == {"winograd rows", "planar", "direct by image", "sparse", "separate"}
 
 
 @pytest.mark.parametrize(

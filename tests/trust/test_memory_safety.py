@@ -23,7 +23,7 @@ from fastlayers import nn, ops
 from fastlayers.ops import arithmetic, layout
 from fastlayers.ops.conv import direct
 from fastlayers.ops.conv.shape import conv_shape
-from fastlayers.ops.norm import form as batchnorm_form
+from fastlayers.ops.norm.layout import layout_of
 from fastlayers.ops.pool import max_pool as pool
 from fastlayers.runtime import memory, threads
 
@@ -37,10 +37,10 @@ def always_parallel() -> Iterator[None]:
     """Let two threads work on whatever there is, so that all is used that a worker has."""
     before = threads.get_num_threads()
     threads.set_num_threads(2)
-    batchnorm_form.form_of.cache_clear()
+    layout_of.cache_clear()
     with mock.patch.object(threads, "SERIAL_WORK", 1):
         yield
-    batchnorm_form.form_of.cache_clear()
+    layout_of.cache_clear()
     threads.set_num_threads(before)
 
 

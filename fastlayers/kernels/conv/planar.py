@@ -16,19 +16,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.kernels.gemm.operands import (
-    STORE,
-    Bias,
-    Block,
-    Epilogue,
-    Left,
-    Right,
-    Target,
-)
+from fastlayers.kernels.conv.padded import Images, load_planes
+from fastlayers.kernels.gemm.operands import STORE, Bias, Block, Epilogue, Left, Right, Target
 from fastlayers.kernels.gemm.tile import gemm_tile
 from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import clear_run, copy_run, no_table, transpose_block, view
+from fastlayers.kernels.ir.runs import no_table, transpose_block, view
 from fastlayers.kernels.ir.vectors import Vectors, element_pointer
 from fastlayers.kernels.layout import square_side
 from fastlayers.runtime import cpu
@@ -41,19 +34,6 @@ _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 # A tile's output channels and vectors of pixels: 24 sums in 32 registers, 12 in 16.
 ROWS = 6
 VECTORS = cpu.tile_rows() // 3
-
-
-class Images(NamedTuple):
-    """Images, the planes that one is copied to, and the elements of all its planes."""
-
-    height: int
-    width: int
-    channels: int
-    top: int
-    left: int
-    rows: int
-    pitch: int
-    elements: int
 
 
 class Facts(NamedTuple):
@@ -151,28 +131,6 @@ def _pool_pairs(
 
 
 @kernel
-def _load_planes(x, n, channels_first, images, out, at):
-    """Copy image n, of either memory layout, to channels-first memory with zeros around it."""
-    height, width, channels = images.height, images.width, images.channels
-    rows, pitch = images.rows, images.pitch
-    if rows > height or pitch > width:
-        clear_run(out, at, channels * rows * pitch)
-    lines, length = (height, width) if pitch > width else (1, height * width)
-    for line in range(lines):
-        source = (n * height * width + line * length) * channels
-        target = at + (images.top + line) * pitch + images.left
-        if channels_first:
-            for c in range(channels):
-                cell = (n * channels + c) * height * width + line * length
-                copy_run(out, target + c * rows * pitch, x, cell, length)
-            continue
-        for c in range(channels):
-            plane = view(out, target + c * rows * pitch, length)
-            for j in range(length):
-                plane[j] = x[source + j * channels + c]
-
-
-@kernel
 def _planar_image(n, worker, inputs, facts, call, work, outputs):
     """One image, band by band of its output's rows."""
     x, weight, bias = inputs
@@ -180,7 +138,7 @@ def _planar_image(n, worker, inputs, facts, call, work, outputs):
     band = at + facts.images.elements
     tile = VECTORS * lanes_of(work)
     runs, epilogue = facts.plane_runs.size, Epilogue(call.floor, 1, STORE)
-    _load_planes(x, n, call.channels_first, facts.images, work, at)
+    load_planes(x, n, call.channels_first, facts.images, work, at)
     for i in range(0, facts.out_height, facts.band_rows):
         count = min(facts.band_rows, facts.out_height - i)
         width = (count * pitch + tile - 1) // tile * tile

@@ -16,9 +16,9 @@ from fastlayers.ops import check
 from fastlayers.ops.conv.pooled import prepare_pooled
 from fastlayers.ops.layout import kernel_ready
 from fastlayers.ops.linear import linear_rows, linear_rows_backward, prepare
-from fastlayers.ops.norm import batchnorm
-from fastlayers.ops.norm.batchnorm import Normalisation
-from fastlayers.ops.norm.form import elements
+from fastlayers.ops.norm import normalisation
+from fastlayers.ops.norm.layout import flat_elements
+from fastlayers.ops.norm.normalisation import Normalisation
 from fastlayers.ops.norm.pooled import pooled_backward
 
 __all__ = ["BatchNorm", "Conv", "Linear", "Normalise", "arrays"]
@@ -145,10 +145,10 @@ class BatchNorm(_Head):
             return self._added(steps[0].other, relu)
         norm, needs = self.norm, _needs(self.inputs)
         y = norm.forward(None, relu)
-        output = norm.form.flat(y) if relu and not norm.of_batch else None
+        output = norm.layout.flat(y) if relu and not norm.of_batch else None
 
         def backward(dy: np.ndarray) -> Any:
-            return norm.backward(norm.form.flat(dy), needs, relu, output)[:3]
+            return norm.backward(norm.layout.flat(dy), needs, relu, output)[:3]
 
         x, w, b = self.inputs
         saved = (x, w, b if relu else None, OUTPUT if output is not None else None)
@@ -156,11 +156,12 @@ class BatchNorm(_Head):
 
     def _added(self, other: Tensor, relu: bool) -> Recording:
         norm, needs, residual = self.norm, _needs(self.inputs), other.requires_grad
-        y = norm.forward(elements("batch_norm", "residual", other.array(), norm.form, norm.x), relu)
-        output = norm.form.flat(y) if relu else None
+        flat = flat_elements("batch_norm", "residual", other.array(), norm.layout, norm.x)
+        y = norm.forward(flat, relu)
+        output = norm.layout.flat(y) if relu else None
 
         def backward(dy: np.ndarray) -> Any:
-            *grads, masked = norm.backward(norm.form.flat(dy), needs, relu, output)
+            *grads, masked = norm.backward(norm.layout.flat(dy), needs, relu, output)
             if not residual:
                 return *grads, None
             if not relu:  # other leaves may be given dy too
@@ -204,7 +205,7 @@ class Normalise(Step):
     def alone(self, x: Tensor) -> Recording:  # noqa: D102
         inputs = (x, *self.affine)
         data, w, b = arrays(inputs)
-        norm = batchnorm.given("batch_norm", data, self.mean, self.invstd, w, b, False)
+        norm = normalisation.prepare_with("batch_norm", data, self.mean, self.invstd, w, b, False)
         return BatchNorm(inputs, norm).run(())
 
     def fold(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

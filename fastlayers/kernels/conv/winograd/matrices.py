@@ -1,5 +1,7 @@
 """One-dimensional transforms of Winograd convolution: their matrices, and their operations.
 
+First of the folder's files, of which all others apply it: `transform` and `filters` to squares by
+`Emitter.square`, `rows_tiles` to rows.
 The matrices follow from interpolation points (Toom-Cook): 0, pairs +-p and infinity. A pair's rows
 (or, transposed, columns) differ by the sign of every second entry, so it is computed as even + odd
 and even - odd: a transform of six values takes 12 operations instead of 36.

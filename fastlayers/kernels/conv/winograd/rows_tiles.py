@@ -1,4 +1,7 @@
-"""Vectors of `rows`: transforms, products and pooling whose lanes are images."""
+"""Vectors of `rows`: transforms, products and pooling whose lanes are images.
+
+Last of the folder's files.
+"""
 
 from __future__ import annotations
 
