@@ -16,7 +16,7 @@ from cases import (
 
 from fastlayers import ops
 from fastlayers.ops.linear import large, small
-from fastlayers.ops.linear.algorithm import LinearShape, Pass
+from fastlayers.ops.linear.algorithm import Algorithm, LinearShape, Pass
 from fastlayers.ops.linear.routes import ROUTES, algorithms, reasons
 from fastlayers.runtime.threads import set_num_threads
 
@@ -289,6 +289,25 @@ def test_routes_have_reasons():
     assert words["forward"][:2] == ("forward", "dot products, 4 rows a batch")
     assert words["backward_input"][1] == "GEMM in place, all gradients at once, 4 rows a batch"
     assert all(reason in {row.reason for row in ROUTES} for _, _, reason in words.values())
+
+
+def test_passes_that_an_algorithm_does_not_offer():
+    x = np.zeros((4, 4))
+    algorithm = Algorithm(LinearShape(4, 4, 4, x.dtype), 1)
+    for name, *arguments in (
+        ("serves", algorithm.shape, Pass.FORWARD),
+        ("forward", x, x, None, False),
+        ("backward_input", x, x),
+        ("backward_weight", x, x),
+        ("backward", x, None, x, x, (True, True, True)),
+    ):
+        with pytest.raises(NotImplementedError):
+            getattr(algorithm, name)(*arguments)
+
+
+def test_reasons_without_numba(monkeypatch):
+    monkeypatch.setattr("fastlayers.runtime.backend.NUMPY", True)
+    assert {words[1] for words in reasons(np.zeros((4, 3)), np.zeros((2, 3)))} == {"NumPy"}
 
 
 @pytest.mark.parametrize("row", ROUTES, ids=lambda row: row.algorithm.__name__)
