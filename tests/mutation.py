@@ -123,7 +123,7 @@ TESTS = {
     "ops/loss/nll.py": "ops/test_loss.py nn/test_loss.py",
     "ops/pool/avg_routes.py": "ops/test_pool.py",
     "ops/pool/max_routes.py": "ops/test_pool.py",
-    "ops/pool/route.py": "ops/test_pool.py",
+    "ops/pool/algorithm.py": "ops/test_pool.py",
     "ops/pool/window.py": "ops/test_pool.py",
 }
 # What passes those meets these, and then the tests in trust/ that name the module's op.

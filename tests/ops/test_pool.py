@@ -184,38 +184,33 @@ def test_means_keep_nan_in_its_window(call):
     np.testing.assert_array_equal(call(x)[0, 0], [[1, 1], [np.nan, 1]])
 
 
-UNROLLED, LOOP = "few enough cells to unroll", "in a loop over their cells"
-TILES, GATHER = "each writes the pixels that no other sees", "each pixel adds what its windows give"
-PAIRS, RUNS = "each writes two rows and columns of pixels", "pixels of the same windows share a sum"
+TILES, UNROLLED, LOOP = "tiles", "unrolled cells", "a loop over the cells"
+SUMS, PAIRS, GATHER = "sums of rows of vectors", "pairs of rows", "gather"
 
 
 @pytest.mark.parametrize(
-    ("describe", "given", "windows", "forward", "backward"),
+    ("reasons", "given", "windows", "forward", "backward"),
     [
-        (max_pool.describe, (2,), "2x2 windows side by side", UNROLLED, TILES),
-        (max_pool.describe, (3, [2, 2], 1), "3x3 windows at stride 2", UNROLLED, PAIRS),
-        (max_pool.describe, (3, 2, 1, 1, True), "3x3 windows at stride 2", UNROLLED, GATHER),
-        (max_pool.describe, (5, (2, 1)), "5x5 windows at stride 2x1", LOOP, GATHER),
-        (max_pool.describe, ((1, 5),), "1x5 windows side by side", LOOP, TILES),
-        (max_pool.describe, (5, None, 1), "5x5 windows side by side", LOOP, GATHER),
-        (avg_pool.describe, (2,), "2x2 windows side by side", UNROLLED, TILES),
-        (avg_pool.describe, (3,), "3x3 windows side by side", LOOP, TILES),
-        (avg_pool.describe, (3, 2, 1), "5x6 windows of an image", LOOP, RUNS),
-        (
-            avg_pool.describe,
-            ((10, 12),),
-            "windows of whole images",
-            "summed in whole vectors",
-            RUNS,
-        ),
-        (avg_pool.describe_adaptive, ((5, 6),), "2x2 windows side by side", UNROLLED, TILES),
+        (max_pool.reasons, (2,), "2x2 windows side by side", UNROLLED, TILES),
+        (max_pool.reasons, (3, [2, 2], 1), "3x3 windows at stride 2", UNROLLED, PAIRS),
+        (max_pool.reasons, (3, 2, 1, 1, True), "3x3 windows at stride 2", UNROLLED, GATHER),
+        (max_pool.reasons, (5, (2, 1)), "5x5 windows at stride 2x1", LOOP, GATHER),
+        (max_pool.reasons, ((1, 5),), "1x5 windows side by side", LOOP, TILES),
+        (max_pool.reasons, (5, None, 1), "5x5 windows side by side", LOOP, GATHER),
+        (avg_pool.reasons, (2,), "2x2 windows side by side", UNROLLED, TILES),
+        (avg_pool.reasons, (3,), "3x3 windows side by side", LOOP, TILES),
+        (avg_pool.reasons, (3, 2, 1), "5x6 windows of an image", LOOP, GATHER),
+        (avg_pool.reasons, ((10, 12),), "windows of whole images", SUMS, GATHER),
+        (avg_pool.reasons_adaptive, ((5, 6),), "2x2 windows side by side", UNROLLED, TILES),
     ],
 )
-def test_routes_say_how_they_compute(describe, given, windows, forward, backward, monkeypatch):
-    want = {"forward": f"{windows}, {forward}", "backward": f"{windows}, {backward}"}
-    assert describe((3, 10, 12), *given) == describe((2, 3, 10, 12), *given) == want
+def test_what_computes_each_pass_and_why(reasons, given, windows, forward, backward, monkeypatch):
+    want = [("forward", f"{forward}, {windows}"), ("backward", f"{backward}, {windows}")]
+    found = reasons((3, 10, 12), *given)
+    assert [row[:2] for row in found] == want and all(row[2] for row in found)
+    assert reasons((2, 3, 10, 12), *given) == found
     monkeypatch.setattr(backend, "NUMPY", True)
-    assert set(describe((3, 10, 12), *given).values()) == {"NumPy"}
+    assert {row[1] for row in reasons((3, 10, 12), *given)} == {"NumPy"}
 
 
 X, OFFSETS = np.ones((1, 2, 4, 4), np.float32), np.zeros((1, 2, 4, 4), np.uint8)
