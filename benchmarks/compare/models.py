@@ -148,7 +148,7 @@ def report(rows: list[dict[str, Any]], names: list[str]) -> str:
         for name, error in row["errors"].items()
     ]
     parts = [
-        "Median milliseconds of a step (distance of the quartiles), images/s of fastlayers, and "
+        "Median milliseconds of a step (interquartile range), images/s of fastlayers, and "
         "the fastest float32 mode of torch over fastlayers:",
         step_table(rows, names),
         "Peak resident memory of the process, compilation included (of it since the imports):",

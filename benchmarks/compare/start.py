@@ -314,7 +314,7 @@ def report(probes: list[Probe], found: dict[str, dict[str, Any]]) -> str:
     sizes = [f"{found[name]['all'] / 1e6:.0f}" if name in found else "-" for name in LIBRARIES]
     lines.append(["installed with dependencies, MB", "-", *sizes])
     own = [f"{found[name]['bytes'] / 1e6:.1f}" if name in found else "-" for name in LIBRARIES]
-    lines.append(["of it its own", "-", *own])
+    lines.append(["own size, MB", "-", *own])
     names = [f"{n} {found[n]['version']}".strip() if n in found else n for n in LIBRARIES]
     header = ["", "python", *names]
     ratios = [
@@ -329,7 +329,7 @@ def report(probes: list[Probe], found: dict[str, dict[str, Any]]) -> str:
     errors = [f"- {p.row}: {p.library}: {p.error}" for p in probes if p.error]
     count = max((len(probe.times) for probe in probes), default=0)
     parts = [
-        f"Median milliseconds of {count} processes each (distance of the quartiles), Python "
+        f"Median milliseconds of {count} processes each (interquartile range), Python "
         f"{platform.python_version()}:",
         table(header, lines),
         "\n".join(ratios),
