@@ -1,7 +1,7 @@
 """Train convolutional networks on a CPU, fast and without torch.
 
 ``import fastlayers as fl``, or ``as torch``, gives tensors and the functions of them that PyTorch
-has (`fl.exp`, `fl.cat`), layers (`fl.nn`), optimisers (`fl.optim`), data sets, transforms and
+has (`fl.exp`, `fl.cat`), layers (`fl.nn`), optimisers (`fl.optim`), datasets, transforms and
 models (`fl.vision`), loaders (`fl.data`) and training (`fl.training`), also on several processes
 (`fl.distributed`), and below them the ops on NumPy arrays (`fl.ops`) and the compiled kernels
 (`fl.kernels`).

@@ -255,7 +255,7 @@ def _unbind() -> None:
 
 
 def _share_cores(neighbours: Any) -> None:
-    """Give this rank its share of the cores that the ranks of its host may run on together."""
+    """Return this rank its share of the cores that the ranks of its host may run on together."""
     if threads.is_chosen():
         return
     mine = np.zeros(MOST_CORES, np.uint8)  # as long on all ranks, whichever cores they have

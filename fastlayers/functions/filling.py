@@ -18,7 +18,7 @@ __all__: list[str] = []
 
 
 def _filled(op: str, self: Tensor, values: np.ndarray, source: Tensor | None = None) -> Tensor:
-    """Give a tensor other values; the gradient of what it was is 0."""
+    """Return a tensor other values; the gradient of what it was is 0."""
 
     def function(before: Tensor) -> Tensor:
         def gradient(dy: np.ndarray) -> Any:
@@ -33,7 +33,7 @@ def _filled(op: str, self: Tensor, values: np.ndarray, source: Tensor | None = N
 
 
 def _fill_(self: Tensor, value: Any) -> Tensor:
-    """Give all elements one value, a number or a tensor of no axes.
+    """Return all elements one value, a number or a tensor of no axes.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def _zero_(self: Tensor) -> Tensor:
 
 
 def _copy_(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
-    """Give the elements the values of another tensor, broadcast and cast."""
+    """Return the elements the values of another tensor, broadcast and cast."""
     source = tensor(src)
     return _filled("copy_", self, source.array(), source)
 

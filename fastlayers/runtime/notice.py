@@ -25,7 +25,7 @@ def tell(text: str) -> None:
 
 
 def warn(text: str, stacklevel: int = 1) -> None:
-    """Give a RuntimeWarning, which raises only where a filter makes an error of it.
+    """Return a RuntimeWarning, which raises only where a filter makes an error of it.
 
     `stacklevel` is 1 for the line that calls this function.
     """

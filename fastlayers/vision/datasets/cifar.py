@@ -40,7 +40,7 @@ class CIFAR10(VisionDataset):
     train : bool
         Whether to give the training images or the test images.
     transform, target_transform : callable, optional
-        Are given each image, uint8 of shape (32, 32, 3), and each label, an int.
+        Called with each image, uint8 of shape (32, 32, 3), and each label, an int.
     download : bool
         Whether to download and unpack the archive of the version for Python, into ``root``, if
         there is no whole folder.
@@ -224,7 +224,7 @@ def _entries(op: str, path: Path, *keys: bytes) -> Sequence[Any]:
     try:
         found = read_pickled(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{op}: {path} must be a file of the data set, got {error}") from error
+        raise ValueError(f"{op}: {path} must be a file of the dataset, got {error}") from error
     if missing := [key.decode() for key in keys if key not in found]:
         raise ValueError(f"{op}: {path} must hold {', '.join(missing)}, got {sorted(found)}")
     return [found[key] for key in keys]

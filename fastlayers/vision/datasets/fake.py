@@ -24,7 +24,7 @@ class FakeData(VisionDataset):
         Channels, height and width.
     num_classes : int
     transform, target_transform : callable, optional
-        Are given each image, uint8 of shape (H, W, C), and each label, an int.
+        Called with each image, uint8 of shape (H, W, C), and each label, an int.
     random_offset : int
         Another number gives other images.
     """

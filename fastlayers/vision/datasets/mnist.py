@@ -28,7 +28,7 @@ class MNIST(VisionDataset):
     train : bool
         Whether to give the training images or the test images.
     transform, target_transform : callable, optional
-        Are given each image, uint8 of shape (28, 28), and each label, an int.
+        Called with each image, uint8 of shape (28, 28), and each label, an int.
     download : bool
         Whether to download what is missing, into ``root/MNIST/raw``.
 

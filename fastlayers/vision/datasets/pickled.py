@@ -1,4 +1,4 @@
-"""The pickles that the CIFAR data sets are published in, read without running them.
+"""The pickles that the CIFAR datasets are published in, read without running them.
 
 They were written by Python 2: dicts, lists, integers, byte strings, and one array of uint8 that is
 given by its shape and its bytes. An instruction that makes anything else is refused, nothing is

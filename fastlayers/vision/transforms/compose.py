@@ -35,7 +35,7 @@ class Compose:
         self.transforms = _functions("Compose", transforms)
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         for transform in self.transforms:
             image = transform(image)
         return image
@@ -58,7 +58,7 @@ class RandomApply:
         self.p = probability("RandomApply", p)
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         for transform in self.transforms if chance(self.p) else ():
             image = transform(image)
         return image
@@ -95,7 +95,7 @@ class RandomChoice:
         self._shares = weights / weights.sum()
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         number = random.numpy_generator().choice(len(self.transforms), p=self._shares)
         return self.transforms[int(number)](image)
 
@@ -115,7 +115,7 @@ class RandomOrder:
         self.transforms = _functions("RandomOrder", transforms)
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         for number in random.numpy_generator().permutation(len(self.transforms)):
             image = self.transforms[int(number)](image)
         return image

@@ -42,7 +42,7 @@ class ToTensor:
     takes: ClassVar[type] = np.ndarray
 
     def __call__(self, pic: Any) -> Tensor:
-        """Give the transformed image."""
+        """Return the transformed image."""
         pixels = as_pixels(type(self).__name__, pic)
         pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
         return Tensor(self.batch(pixels[np.newaxis])[0])
@@ -92,7 +92,7 @@ class ConvertImageDtype:
             raise ValueError(f"ConvertImageDtype: dtype must be real numbers, got {self.dtype}")
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Give the transformed image."""
+        """Return the transformed image."""
         if not isinstance(image, Tensor):
             kind = type(image).__name__
             raise TypeError(f"ConvertImageDtype: image must be a Tensor, got {kind}")
@@ -160,7 +160,7 @@ class Normalize:
         self.mean, self.std, self.inplace = mean, std, inplace
 
     def __call__(self, tensor: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         if isinstance(tensor, np.ndarray):
             return self._normalized(tensor, self.inplace)
         if not isinstance(tensor, Tensor):
@@ -222,7 +222,7 @@ class Lambda:
         self.lambd = lambd
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         return self.lambd(image)
 
     def __repr__(self) -> str:

@@ -44,7 +44,7 @@ class RandomHorizontalFlip:
         self.p = probability(type(self).__name__, p)
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         if not chance(self.p):
             return image
         return on_array(type(self).__name__, image, self._flipped)
@@ -100,7 +100,7 @@ class Pad:
         self.padding_mode = _mode("Pad", padding_mode)
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         return _padded("Pad", image, self._sides, self.fill, self.padding_mode)
 
     def __repr__(self) -> str:
@@ -125,7 +125,7 @@ class CenterCrop:
         self.size = as_pair("CenterCrop", "size", size)
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         sides = [0, 0, 0, 0]
         for axis, (wanted, length) in enumerate(zip(self.size, size_of(image), strict=True)):
             missing = max(0, wanted - length)
@@ -180,7 +180,7 @@ class RandomCrop:
         self.padding_mode = _mode("RandomCrop", padding_mode)
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         if self._sides is not None:
             image = self._padded(image, self._sides)
         missing = [w - h for w, h in zip(self.size, size_of(image), strict=True)]

@@ -82,7 +82,7 @@ def chance(p: float) -> bool:
 
 
 def probability(op: str, p: float) -> float:
-    """Give `p`, with ValueError if it is not in [0, 1]."""
+    """Return `p`, with ValueError if it is not in [0, 1]."""
     if not isinstance(p, int | float) or not 0 <= p <= 1:
         raise ValueError(f"{op}: p must be a number in [0, 1], got {p!r}")
     return p
