@@ -91,7 +91,7 @@ def manual_seed(seed: int) -> None:
 
 
 def set_rank(rank: int) -> None:
-    """Return the dropout masks of one of several processes that train together.
+    """Use the dropout masks of one of several processes that train together.
 
     They are those of the seed and the rank, for seeds before and after this call; rank 0, which
     every process has at first, draws those of the seed alone. Initialisation and shuffling don't

@@ -68,7 +68,7 @@ def prefetch_factor(num_workers: int, factor: int | None) -> int | None:
 
 
 def timeout(seconds: float) -> float:
-    """Return the seconds."""
+    """Return the timeout in seconds; ValueError if it is negative or not a number."""
     if (
         not isinstance(seconds, numbers.Real)
         or isinstance(seconds, bool)

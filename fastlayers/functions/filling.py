@@ -18,7 +18,7 @@ __all__: list[str] = []
 
 
 def _filled(op: str, self: Tensor, values: np.ndarray, source: Tensor | None = None) -> Tensor:
-    """Return a tensor other values; the gradient of what it was is 0."""
+    """Give a tensor other values; the gradient of the old ones is 0."""
 
     def function(before: Tensor) -> Tensor:
         def gradient(dy: np.ndarray) -> Any:
@@ -33,7 +33,7 @@ def _filled(op: str, self: Tensor, values: np.ndarray, source: Tensor | None = N
 
 
 def _fill_(self: Tensor, value: Any) -> Tensor:
-    """Return all elements one value, a number or a tensor of no axes.
+    """Set all elements to one value, a number or a tensor without axes.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def _zero_(self: Tensor) -> Tensor:
 
 
 def _copy_(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
-    """Return the elements the values of another tensor, broadcast and cast."""
+    """Set the elements to the values of another tensor, broadcast and cast."""
     source = tensor(src)
     return _filled("copy_", self, source.array(), source)
 

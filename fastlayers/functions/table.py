@@ -56,7 +56,7 @@ def method(function: Callable[..., Any], *names: str) -> None:
 
 
 def alias(name: str, *others: str) -> None:
-    """Return the methods `name` and `name_` other names."""
+    """Make the methods `name` and `name_` available under other names."""
     for other in others:
         for suffix in ("", "_"):
             if hasattr(Tensor, name + suffix):

@@ -75,7 +75,7 @@ class SharedKernel:
         return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
 
     def _after_fork(self) -> None:
-        """Return the child a lock of its own, since another thread may have held the parent's."""
+        """Give the child its own lock, since another thread may have held the parent's."""
         self._lock = threading.RLock()
 
     def _slot_field(self, builder: Any, field: int) -> Any:

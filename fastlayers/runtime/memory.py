@@ -210,7 +210,7 @@ def _trim(limit: int) -> None:
 
 
 def _drop(free: _Free) -> bool:
-    """Return the block that was free the longest back to the system, if there is one."""
+    """Return the block that was free the longest to the system, if there is one."""
     try:
         free.popleft()
     except IndexError:
@@ -320,7 +320,7 @@ def _new_scratch(arena: _Arena, counts: tuple[int, ...], dtype: np.dtype) -> tup
 
 
 def empty_cache() -> None:
-    """Return all free blocks back to the system, and those of `scratch`."""
+    """Return all free blocks to the system, and those of `scratch`."""
     for reference in _arenas.keyrefs():
         if (arena := reference()) is not None:
             arena.clear()

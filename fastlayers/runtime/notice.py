@@ -25,7 +25,7 @@ def tell(text: str) -> None:
 
 
 def warn(text: str, stacklevel: int = 1) -> None:
-    """Return a RuntimeWarning, which raises only where a filter makes an error of it.
+    """Issue a RuntimeWarning, which raises only if a filter turns it into an error.
 
     `stacklevel` is 1 for the line that calls this function.
     """

@@ -1,4 +1,4 @@
-"""What the datasets of images have in common."""
+"""What image datasets have in common."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class VisionDataset(Dataset):
 
     As `torchvision.datasets.VisionDataset
     <https://docs.pytorch.org/vision/stable/generated/torchvision.datasets.VisionDataset.html>`_,
-    which gives images of PIL in place of arrays. Samples are pairs of an image and an int.
+    which returns PIL images instead of arrays. Samples are pairs of an image and an int.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Transforms that are made of others."""
+"""Transforms made of other transforms."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Compose:
 
 
 class RandomApply:
-    """Several transforms, one after the other, with a probability; otherwise none of them.
+    """Several transforms, one after the other, applied with a probability, all or none.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class RandomApply:
 
 
 class RandomChoice:
-    """One of some transforms.
+    """One of several transforms, drawn at random.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class RandomChoice:
     Raises
     ------
     TypeError, ValueError
-        A transform cannot be called, or the weights are no distribution of as many.
+        A transform is not callable, or the weights are not a distribution over the transforms.
     """
 
     def __init__(self, transforms: Sequence[Function], p: Sequence[float] | None = None) -> None:

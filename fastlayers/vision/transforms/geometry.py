@@ -81,7 +81,7 @@ class Pad:
     Parameters
     ----------
     padding : int, (int, int) or (int, int, int, int)
-        Pixels at all sides; left and right, top and bottom; or left, top, right and bottom.
+        Pixels on all sides; left/right and top/bottom; or left, top, right and bottom.
     fill : number or sequence of numbers
         Value of the frame, or one for each channel.
     padding_mode : {"constant", "edge", "reflect", "symmetric"}
@@ -89,7 +89,7 @@ class Pad:
     Raises
     ------
     ValueError
-        An argument is another one.
+        An argument is invalid.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Pad:
 
 
 class CenterCrop:
-    """The middle of the image, with zeros around it where it is too small.
+    """The center of the image, with zeros around it if it is too small.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class CenterCrop:
     Raises
     ------
     ValueError
-        The size is another one.
+        The size is invalid.
     """
 
     def __init__(self, size: int | Sequence[int]) -> None:
@@ -154,16 +154,16 @@ class RandomCrop:
     size : int or (int, int)
         Height and width.
     padding : int, (int, int) or (int, int, int, int), optional
-        As of `Pad`.
+        As for `Pad`.
     pad_if_needed : bool
-        Pad an image that is smaller than `size`, at both sides by what is missing.
+        Pad an image that is smaller than `size`, on both sides by what is missing.
     fill, padding_mode
-        As of `Pad`.
+        As for `Pad`.
 
     Raises
     ------
     ValueError
-        An argument is another one, or an image is too small.
+        An argument is invalid, or an image is too small.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class RandomCrop:
 
 
 def cropped(op: str, image: Any, top: int, left: int, height: int, width: int) -> Any:
-    """The part of an image of a height and a width from a place on."""
+    """The part of an image with a given height and width, from a given position."""
 
     def part(array: Array, y: int, x: int) -> Array:
         index: list[Any] = [slice(None)] * array.ndim
