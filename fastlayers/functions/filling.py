@@ -89,16 +89,16 @@ def _exponential_(self: Tensor, lambd: float = 1.0, *, generator: Any = None) ->
 
 
 def _bernoulli_(self: Tensor, p: Any = 0.5, *, generator: Any = None) -> Tensor:
-    """Set each element to 1 with the probability `p`, a number or a tensor, else to 0."""
+    """Set each element to 1 with probability `p`, a number or a tensor, else to 0."""
     odds = p.array() if isinstance(p, Tensor) else np.asarray(p)
     odds = expanded("bernoulli_", odds, tuple(self.shape))
     return _filled("bernoulli_", self, hits("bernoulli_", odds, odds.shape, generator))
 
 
 def _random_(self: Tensor, *bounds: int, generator: Any = None) -> Tensor:
-    """Draw integers: below a number, from one on below another, or of all that the dtype has.
+    """Draw integers below a number, in a range, or from all that the dtype has.
 
-    Of floating point dtypes all up to which it holds each integer.
+    For floating point dtypes, from 0 up to the largest below which each integer is exact.
     """
     kind = self.dtype
     if not bounds:
