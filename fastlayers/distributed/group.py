@@ -290,7 +290,7 @@ def end_all(reason: str, status: int) -> None:
         return
     notice.tell(
         f"fastlayers: rank {_world.rank} of {_world.size} on {socket.gethostname()} failed, "
-        f"so all are ended: {reason}"
+        f"so all ranks end: {reason}"
     )
     with contextlib.suppress(Exception):  # the others wait, even if this output fails
         sys.stdout.flush()

@@ -37,7 +37,7 @@ __all__ = [
 
 
 def _halved(dy: np.ndarray, a: np.ndarray, b: np.ndarray, lost: np.ndarray) -> np.ndarray:
-    """The gradient of an input of `maximum`: half where both are equal, none where it lost."""
+    """The gradient of an input of `maximum`: half where both are equal, 0 where it is smaller."""
     return np.where(a == b, dy / 2, np.where(lost, 0, dy)).astype(dy.dtype)
 
 

@@ -78,7 +78,7 @@ def _whole_shape(x: np.ndarray, wanted: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _reshaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """`array` in another shape: a view where strides can say it, else a copy by a fast kernel."""
+    """`array` in another shape: a view if strides can express it, else a copy by a fast kernel."""
     if not (array.flags.c_contiguous or _is_dense(array, shape)):
         array = layout.contiguous(array)
     return array.reshape(shape)

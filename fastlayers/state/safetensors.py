@@ -118,7 +118,7 @@ def _entries(text: str) -> dict[str, _Entry]:
         if name != METADATA:
             entries[name] = _entry(name, found[2])
     if after != "}" or text[at:].strip():
-        raise ValueError(f"its header is no list of arrays from character {at} on")
+        raise ValueError(f"its header is not a list of arrays from character {at} on")
     return entries
 
 

@@ -164,7 +164,7 @@ class _Reader:
                 found = self.storages[key]
                 if count * np.dtype(_DTYPES[dtype]).itemsize <= found.content.size:
                     return _TypedStorage(found, dtype)
-        raise ValueError("its pickle refers to what is no storage of the file")
+        raise ValueError("its pickle refers to something that is not a storage of the file")
 
     def tensor(
         self, typed: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any = False,

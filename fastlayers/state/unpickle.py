@@ -134,7 +134,7 @@ class Machine:
     def popped(self, count: int) -> list[Any]:
         """Take items from the top of the stack."""
         if len(self.stack) < count:
-            raise ValueError("its pickle takes what it did not give")
+            raise ValueError("its pickle pops more than it pushed")
         items = self.stack[-count:]
         del self.stack[-count:]
         return items
@@ -244,7 +244,7 @@ def plain(value: Any, most: int) -> Any:
         if kind in PLAIN:
             return value, 1
         if kind not in (dict, list, tuple):
-            raise ValueError(f"a {kind.__name__.strip('_')} is refused where data is to be")
+            raise ValueError(f"a {kind.__name__.strip('_')} is refused where data is expected")
         if id(value) not in done:
             if depth > DEEPEST:
                 raise ValueError(f"it is nested more than {DEEPEST} deep, or contains itself")

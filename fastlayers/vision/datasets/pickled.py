@@ -43,9 +43,9 @@ class _Made:
         """The array of uint8."""
         _, shape, dtype, is_fortran, content = self.state
         if not (self.name.endswith("_reconstruct") and isinstance(dtype, _Made)):
-            raise ValueError(f"{self.name} is refused where an array is to be")
+            raise ValueError(f"{self.name} is refused where an array is expected")
         if dtype.name != "numpy.dtype" or dtype.arguments[0] not in (b"u1", b"|u1"):
-            raise ValueError(f"an array of other numbers than uint8 is refused: {dtype.arguments}")
+            raise ValueError(f"an array that is not uint8 is refused: {dtype.arguments}")
         if any(type(length) is not int or length < 0 for length in shape):
             raise ValueError(f"an array of shape {shape} is refused")
         if math.prod(shape) != len(content):
@@ -66,7 +66,7 @@ def read_pickled(data: bytes) -> dict[bytes, Any]:
     try:
         value = _Machine(data).run()
         if not isinstance(value, dict):
-            raise ValueError(f"the pickle is no dict, but {type(value).__name__}")
+            raise ValueError(f"the pickle is not a dict, but {type(value).__name__}")
         # Arrays are where the files have them; recursive structures can't be followed forever.
         return {k: item.array() if isinstance(item, _Made) else item for k, item in value.items()}
     except (IndexError, KeyError, TypeError, struct.error) as error:
@@ -94,7 +94,7 @@ class _Machine(Machine):
     def set(self, code: bytes) -> None:
         items = self.since_mark() if code == b"u" else self.popped(2)
         if len(items) % 2 or any(type(key) is not bytes for key in items[::2]):
-            raise ValueError("a key of a dict that has no value or is no text is refused")
+            raise ValueError("a dict key that has no value or is not text is refused")
         self.target(dict).update(zip(items[::2], items[1::2], strict=True))
 
     def reduce(self, _: bytes) -> None:
