@@ -65,7 +65,7 @@ class Evil:
         (b"\x80\x02\x85.", "pops more than it pushed"),
         (b"\x80\x02}K\x01a.", "its pickle takes dict for list"),
         (b"\x80\x02}K\x01K\x02s.", "a dict key that has no value or is not text"),
-        (b"\x80\x02}(U\x01au.", "a key of a dict that has no value"),
+        (b"\x80\x02}(U\x01au.", "a dict key that has no value"),
         (b"\x80\x02K\x01K\x02R.", "a call of int is refused"),
         (b"\x80\x02}K\x01b.", "its pickle takes dict for Made"),
         (b"\x80\x02cnumpy\nndarray\n.", "is not a dict|numpy.ndarray is refused"),
