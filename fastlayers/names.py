@@ -1,4 +1,4 @@
-"""Errors for names that a module has not: whether PyTorch has it, and what is meant."""
+"""Errors for names that a module lacks: whether PyTorch has them, and what may be meant."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Collection
 
 __all__ = ["absent"]
 
-# What this library leaves to others, by words in the names of PyTorch.
+# What is out of scope, by words in PyTorch's names.
 _OUT_OF_SCOPE = {
     "recurrent layers": r"RNN|LSTM|GRU|^(rnn|lstm|gru)_",
     "attention layers": r"Transformer|[Aa]ttention",
     "embeddings": r"[Ee]mbedding",
     "quantised layers": r"[Qq]uant|qat",
 }
-# The rest of what PyTorch 2.13 has and this library has not.
+# The rest of what PyTorch 2.13 has and this library lacks.
 _PYTORCH = {
     "nn": """
         AdaptiveAvgPool1d AdaptiveAvgPool3d AdaptiveLogSoftmaxWithLoss AdaptiveMaxPool1d
@@ -69,19 +69,19 @@ _PYTORCH = {
 
 
 def absent(module: str, name: str, known: Collection[str]) -> AttributeError:
-    """The error for a name that a module has not, with what it may stand for.
+    """The error for a name that a module lacks, with what may be meant.
 
     Parameters
     ----------
     module : str
-        As it is called below the package: "nn.functional".
+        Its name below the package: "nn.functional".
     name : str
-        What was asked for.
+        The requested name.
     known : collection of str
         The names that the module has.
     """
     text = f"{module}: name must be one that it has, got {name!r}"
-    if name.startswith("__"):  # asked for by Python itself
+    if name.startswith("__"):  # requested by Python itself
         return AttributeError(text)
     if name in _PYTORCH.get(module, "").split():
         return AttributeError(f"{text}, which of PyTorch's is not in this library")
