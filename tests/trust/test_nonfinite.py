@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import DTYPES, compare, like, pool
+from specs import SPECS
+from specs.spec import of_output
 
 import fastlayers as fl
 from fastlayers import nn, ops, optim, reference
@@ -458,31 +460,29 @@ def test_linear_map(rows, k, n, dtype):
             assert same_bits(db, grads[2], ~column) and not np.isfinite(db[j])
 
 
-# Output for NaN, infinity and minus infinity, and the gradient there for a gradient of 1.
-ACTIVATIONS: Any = [
-    ("relu", {}, (NAN, INF, 0), (1, 1, 0)),
-    ("leaky_relu", {}, (NAN, INF, -INF), (0.01, 1, 0.01)),
-    ("leaky_relu", {"negative_slope": 0.0}, (NAN, INF, NAN), (0, 1, 0)),
-    ("sigmoid", {}, (NAN, 1, 0), (NAN, 0, 0)),
-    ("tanh", {}, (NAN, 1, -1), (NAN, 0, 0)),
-    ("gelu", {}, (NAN, INF, NAN), (NAN, NAN, NAN)),
-    ("gelu", {"approximate": "tanh"}, (NAN, INF, NAN), (NAN, NAN, NAN)),
-]
+@dtypes
+@pytest.mark.parametrize(
+    ("spec", "row"),
+    [
+        pytest.param(spec, row, id=f"{spec.op}-{row}")
+        for spec in SPECS.values()
+        for row in spec.nonfinite
+    ],
+)
+def test_elements(spec, row, dtype):
+    for size in (3, 300):  # in one vector, and in the rest behind whole ones
+        x = np.resize(np.array(VALUES, dtype), size)
+        y = getattr(ops, spec.op)(x, **row.options)
+        assert same_bits(np.abs(y), np.abs(np.resize(np.array(row.outputs, dtype), size)))
+        saved = y if spec.run is of_output else x
+        dx = getattr(ops, f"{spec.op}_backward")(np.ones_like(x), saved, **row.options)
+        assert same_bits(np.abs(dx), np.resize(np.array(row.slopes, dtype), size))
 
 
 @dtypes
-@pytest.mark.parametrize(("op", "options", "outputs", "slopes"), ACTIVATIONS, ids=str)
-def test_activations(op, options, outputs, slopes, dtype):
-    for size in (3, 300):  # in one vector, and in the rest behind whole ones
-        x = np.resize(np.array(VALUES, dtype), size)
-        y = getattr(ops, op)(x, **options)
-        assert same_bits(np.abs(y), np.abs(np.resize(np.array(outputs, dtype), size)))
-        saved = y if op in ("relu", "sigmoid", "tanh") else x
-        dx = getattr(ops, f"{op}_backward")(np.ones_like(x), saved, **options)
-        assert same_bits(np.abs(dx), np.resize(np.array(slopes, dtype), size))
-        if op == "relu":  # nothing passes where the output is 0
-            dx = ops.relu_backward(x, np.zeros_like(x))
-            assert same_bits(dx, np.zeros_like(x))
+def test_nothing_passes_where_a_relu_is_0(dtype):
+    x = np.resize(np.array(VALUES, dtype), 300)
+    assert same_bits(ops.relu_backward(x, np.zeros_like(x)), np.zeros_like(x))
 
 
 # Logits; their softmax, its logarithm, the loss for label 0 and its gradient.
