@@ -12,20 +12,24 @@ from fastlayers.ops import check
 __all__ = ["GELU", "LeakyReLU", "LogSoftmax", "ReLU", "Sigmoid", "Softmax", "Tanh"]
 
 
-class ReLU(Module):
-    """``max(x, 0)``; with `inplace`, a tensor that is given gets the result."""
+class _InPlace(Module):
+    """With `inplace`, a tensor that is given gets the result."""
 
     def __init__(self, inplace: bool = False) -> None:
         super().__init__()
         self.inplace = inplace
 
-    def forward(self, input: Any) -> Tensor:
-        """Apply the function."""
-        return functional.relu(input, self.inplace)
-
     def extra_repr(self) -> str:
         """The option, where it is given."""
         return "inplace=True" if self.inplace else ""
+
+
+class ReLU(_InPlace):
+    """``max(x, 0)``; with `inplace`, a tensor that is given gets the result."""
+
+    def forward(self, input: Any) -> Tensor:
+        """Apply the function."""
+        return functional.relu(input, self.inplace)
 
 
 class LeakyReLU(Module):

@@ -32,25 +32,27 @@ __all__ = [
 EXP_WORK = 10
 
 
-def _forward(op: str, input: Any, *options: Any) -> np.ndarray:
-    """What the kernel of the op's name gives, or the reference."""
+def _forward(op: str, input: Any, *options: Any, work: int = 1) -> np.ndarray:
+    """What the kernel of the op's name gives, or the reference; `work` is that of an element."""
     x = check.array(op, "input", input)
     if backend.NUMPY:
         return np.asarray(backend.reference(op, x, *options), x.dtype)
     y, flat = like(x)
-    work = x.size if op.endswith("relu") else EXP_WORK * x.size
-    getattr(kernels.activation, op)(raveled(x), *options, threads.workers_for(work), flat)
+    workers = threads.workers_for(work * x.size)
+    getattr(kernels.activation, op)(raveled(x), *options, workers, flat)
     return y
 
 
-def _backward(op: str, grad_output: Any, name: str, saved: Any, *options: Any) -> np.ndarray:
-    """Gradient by the input, of the input or the output that was saved."""
+def _backward(
+    op: str, grad_output: Any, name: str, saved: Any, *options: Any, work: int = 1
+) -> np.ndarray:
+    """Input gradient, of the input or the output that was saved."""
     saved = check.array(op, name, saved)
     dy = check.gradient(op, grad_output, saved.shape, saved.dtype)
     if backend.NUMPY:
         return np.asarray(backend.reference(op, dy, saved, *options), saved.dtype)
     dx, flat = like(saved)
-    workers = threads.workers_for(saved.size if options == () else EXP_WORK * saved.size)
+    workers = threads.workers_for(work * saved.size)
     getattr(kernels.activation, op)(raveled(dy), raveled(saved), *options, workers, flat)
     return dx
 
@@ -103,7 +105,7 @@ def sigmoid(input: np.ndarray) -> np.ndarray:
     ----------
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.sigmoid.html
     """
-    return _forward("sigmoid", input)
+    return _forward("sigmoid", input, work=EXP_WORK)
 
 
 def sigmoid_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
@@ -118,7 +120,7 @@ def tanh(input: np.ndarray) -> np.ndarray:
     ----------
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.tanh.html
     """
-    return _forward("tanh", input)
+    return _forward("tanh", input, work=EXP_WORK)
 
 
 def tanh_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
@@ -148,7 +150,7 @@ def gelu(input: np.ndarray, approximate: str = "none") -> np.ndarray:
     ----------
     Hendrycks and Gimpel, 2016, https://arxiv.org/abs/1606.08415
     """
-    return _forward("gelu", input, _approximation("gelu", approximate))
+    return _forward("gelu", input, _approximation("gelu", approximate), work=EXP_WORK)
 
 
 def gelu_backward(
@@ -156,7 +158,8 @@ def gelu_backward(
 ) -> np.ndarray:
     """Gradient of `gelu` by its input: ``grad_output * (Phi(x) + x * Phi'(x))``."""
     op = "gelu_backward"
-    return _backward(op, grad_output, "input", input, _approximation(op, approximate))
+    how = _approximation(op, approximate)
+    return _backward(op, grad_output, "input", input, how, work=EXP_WORK)
 
 
 def _axis(op: str, x: np.ndarray, dim: Any) -> int:

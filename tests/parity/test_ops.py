@@ -47,3 +47,13 @@ def test_agrees_with_torch(case, dtype):
     want = by_torch(case, arrays, got)
     assert got.keys() >= want.keys()
     compare({name: got[name] for name in want}, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("spec", [s for s in SPECS.values() if s.nonfinite], ids=lambda s: s.op)
+def test_kinks_are_those_of_torch(spec, dtype):
+    """Slopes at small integers, where functions of elements have their kinks."""
+    case = max(spec.samples, key=lambda case: case.size)
+    arrays = case.arrays(dtype, "integers")
+    got = case.run(ops, arrays)
+    compare(got, by_torch(case, arrays, got))
