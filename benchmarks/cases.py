@@ -66,6 +66,7 @@ ACTIVATIONS = {
     "relu": Activation("ReLU", (_RESNET20, _CIFAR, _RESNET18, _MLP)),
     "leaky_relu": Activation("LeakyReLU", (_RESNET20, _RESNET18)),
     "sigmoid": Activation("Sigmoid", (_RESNET20, _MLP)),
+    "silu": Activation("SiLU", (_RESNET20, _MLP)),
     "tanh": Activation("Tanh", (_RESNET20, _MLP)),
     "gelu": Activation("GELU", (_RESNET20, _MLP)),
     "softmax": Activation("Softmax", _LOGITS, {"dim": 1}),

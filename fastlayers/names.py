@@ -33,7 +33,7 @@ _PYTORCH = {
         MaxUnpool3d Mish MultiLabelMarginLoss MultiLabelSoftMarginLoss MultiMarginLoss
         NLLLoss2d PReLU PairwiseDistance ParameterDict PixelShuffle PixelUnshuffle
         PoissonNLLLoss RMSNorm RReLU ReLU6 ReflectionPad1d ReflectionPad2d ReflectionPad3d
-        ReplicationPad1d ReplicationPad2d ReplicationPad3d SELU SiLU SmoothL1Loss SoftMarginLoss
+        ReplicationPad1d ReplicationPad2d ReplicationPad3d SELU SmoothL1Loss SoftMarginLoss
         Softmax2d Softmin Softplus Softshrink Softsign SyncBatchNorm Tanhshrink Threshold
         TripletMarginLoss TripletMarginWithDistanceLoss Unflatten Unfold UninitializedBuffer
         UninitializedParameter Upsample UpsamplingBilinear2d UpsamplingNearest2d ZeroPad1d ZeroPad2d
@@ -53,7 +53,7 @@ _PYTORCH = {
         max_pool1d_with_indices max_pool2d_with_indices max_pool3d max_pool3d_with_indices
         max_unpool1d max_unpool2d max_unpool3d mish multi_margin_loss multilabel_margin_loss
         multilabel_soft_margin_loss normalize pairwise_distance pdist pixel_shuffle
-        pixel_unshuffle poisson_nll_loss prelu relu6 relu_ rms_norm rrelu rrelu_ selu selu_ silu
+        pixel_unshuffle poisson_nll_loss prelu relu6 relu_ rms_norm rrelu rrelu_ selu selu_
         smooth_l1_loss soft_margin_loss softmin softplus softshrink softsign tanhshrink threshold
         threshold_ triplet_margin_loss triplet_margin_with_distance_loss unfold upsample
         upsample_bilinear upsample_nearest

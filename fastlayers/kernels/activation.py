@@ -23,6 +23,8 @@ __all__ = [
     "relu_backward",
     "sigmoid",
     "sigmoid_backward",
+    "silu",
+    "silu_backward",
     "softmax",
     "softmax_backward",
     "tanh",
@@ -131,6 +133,40 @@ def _sigmoid_backward_chunk(chunk, worker, dy, y, dx):
 def sigmoid_backward(dy, y, workers, dx):
     """``dx = dy * y * (1 - y)``."""
     parallel_for(_sigmoid_backward_chunk, _chunks(y.size), workers, (dy, y, dx))
+
+
+@kernel
+def _silu_chunk(chunk, worker, x, y):
+    here = _span(chunk)
+    x, y = x[here], y[here]
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    for i in range(x.size):
+        small = math.exp(-abs(x[i]))
+        y[i] = x[i] * ((one if x[i] >= zero else small) / (one + small))
+
+
+@kernel
+def silu(x, workers, y):
+    """``y = x / (1 + exp(-x))``."""
+    parallel_for(_silu_chunk, _chunks(x.size), workers, (x, y))
+
+
+@kernel
+def _silu_backward_chunk(chunk, worker, dy, x, dx):
+    here = _span(chunk)
+    dy, x, dx = dy[here], x[here], dx[here]
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    for i in range(dy.size):
+        small = math.exp(-abs(x[i]))
+        near, far = one / (one + small), small / (one + small)
+        p, rest = (near, far) if x[i] >= zero else (far, near)  # the rest is 1 - p, not rounded
+        dx[i] = dy[i] * p * (one + x[i] * rest)
+
+
+@kernel
+def silu_backward(dy, x, workers, dx):
+    """``dx = dy * p * (1 + x * (1 - p))``, p the logistic function of x."""
+    parallel_for(_silu_backward_chunk, _chunks(x.size), workers, (dy, x, dx))
 
 
 @kernel

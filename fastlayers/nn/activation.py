@@ -9,7 +9,7 @@ from fastlayers.nn import functional
 from fastlayers.nn.module import Module
 from fastlayers.ops import check
 
-__all__ = ["GELU", "LeakyReLU", "LogSoftmax", "ReLU", "Sigmoid", "Softmax", "Tanh"]
+__all__ = ["GELU", "LeakyReLU", "LogSoftmax", "ReLU", "SiLU", "Sigmoid", "Softmax", "Tanh"]
 
 
 class _InPlace(Module):
@@ -46,6 +46,14 @@ class LeakyReLU(Module):
     def extra_repr(self) -> str:
         """The options."""
         return f"negative_slope={self.negative_slope}" + ", inplace=True" * self.inplace
+
+
+class SiLU(_InPlace):
+    """``x / (1 + exp(-x))``; `inplace` as for `ReLU`."""
+
+    def forward(self, input: Any) -> Tensor:
+        """Apply the function."""
+        return functional.silu(input, self.inplace)
 
 
 class Sigmoid(Module):

@@ -43,6 +43,7 @@ __all__ = [
     "pad",
     "relu",
     "sigmoid",
+    "silu",
     "softmax",
     "tanh",
 ]
@@ -304,6 +305,13 @@ def leaky_relu(input: Input, negative_slope: float = 0.01, inplace: bool = False
 def sigmoid(input: Input) -> Tensor:
     """``1 / (1 + exp(-x))``."""
     return _of_output(input, ops.sigmoid, ops.sigmoid_backward)
+
+
+def silu(input: Input, inplace: bool = False) -> Tensor:
+    """``x / (1 + exp(-x))``."""
+    if inplace and isinstance(input, Tensor):
+        return autograd.inplace.apply("silu_", silu, input)
+    return _of_input(input, ops.silu, ops.silu_backward)
 
 
 def tanh(input: Input) -> Tensor:

@@ -22,6 +22,8 @@ __all__ = [
     "relu_backward",
     "sigmoid",
     "sigmoid_backward",
+    "silu",
+    "silu_backward",
     "softmax",
     "softmax_backward",
     "tanh",
@@ -111,6 +113,23 @@ def sigmoid(input: np.ndarray) -> np.ndarray:
 def sigmoid_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
     """Gradient of `sigmoid` by its input: ``grad_output * y * (1 - y)``."""
     return _backward("sigmoid_backward", grad_output, "output", output)
+
+
+def silu(input: np.ndarray) -> np.ndarray:
+    """Sigmoid linear unit, ``y = x / (1 + exp(-x))``, of a float array of any shape.
+
+    Minus infinity gives NaN, and so do the gradients at both infinities.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.silu.html
+    """
+    return _forward("silu", input, work=EXP_WORK)
+
+
+def silu_backward(grad_output: np.ndarray, input: np.ndarray) -> np.ndarray:
+    """Gradient of `silu` by its input: ``grad_output * p * (1 + x * (1 - p))``, p its sigmoid."""
+    return _backward("silu_backward", grad_output, "input", input, work=EXP_WORK)
 
 
 def tanh(input: np.ndarray) -> np.ndarray:

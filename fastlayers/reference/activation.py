@@ -17,6 +17,8 @@ __all__ = [
     "relu_backward",
     "sigmoid",
     "sigmoid_backward",
+    "silu",
+    "silu_backward",
     "softmax",
     "softmax_backward",
     "tanh",
@@ -65,6 +67,19 @@ def sigmoid(input: Array) -> Array:
 def sigmoid_backward(grad_output: Array, output: Array) -> Array:
     """Give the gradient of `sigmoid`: ``dx = dy y (1 - y)``."""
     return grad_output * output * (1 - output)
+
+
+def silu(input: Array) -> Array:
+    """Give ``y = x p(x)``, where p is `sigmoid`.
+
+    https://pytorch.org/docs/stable/generated/torch.nn.SiLU.html
+    """
+    return input * sigmoid(input)
+
+
+def silu_backward(grad_output: Array, input: Array) -> Array:
+    """Give the gradient of `silu`: ``dx = dy p(x) (1 + x p(-x))``."""
+    return grad_output * sigmoid(input) * (1 + input * sigmoid(-input))
 
 
 def tanh(input: Array) -> Array:

@@ -226,6 +226,13 @@ def _sigmoid(case: Case, a: Arrays, y: Any, dy: Any, want: Arrays) -> Bounds:
     return {"y": (3, y), "dinput": (4, dy * y)}
 
 
+def _silu(case: Case, a: Arrays, y: Any, dy: Any, want: Arrays) -> Bounds:
+    """A sigmoid of two ulps and a half, a product; in the gradient two, a sum and three."""
+    x = np.abs(a["input"])
+    p, rest = reference.sigmoid(a["input"]), reference.sigmoid(-a["input"])
+    return {"y": (3, np.abs(y)), "dinput": (7, dy * p * (1 + x * rest))}
+
+
 def _tanh(case: Case, a: Arrays, y: Any, dy: Any, want: Arrays) -> Bounds:
     """Two ulps; the gradient, ``dy (1 - y^2)``, takes y as rounded."""
     return {"y": (2, np.abs(y)), "dinput": (4, dy)}
@@ -301,6 +308,12 @@ SPECS = (
         *("sigmoid", "Sigmoid", "output", _sigmoid),
         nonfinite=(Nonfinite({}, (NAN, 1, 0), (NAN, 0, 0)),),
         values=(({}, np.log(3), 0.75),),
+    ),
+    elementwise(
+        *("silu", "SiLU", "input", _silu),
+        nonfinite=(Nonfinite({}, (NAN, INF, NAN), (NAN, NAN, NAN)),),
+        values=(({}, np.log(3), 0.75 * np.log(3)), ({}, -np.log(3), -0.25 * np.log(3))),
+        inplace=True,
     ),
     elementwise(
         *("tanh", "Tanh", "output", _tanh),
