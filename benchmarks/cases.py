@@ -69,6 +69,7 @@ ACTIVATIONS = {
     "silu": Activation("SiLU", (_RESNET20, _MLP)),
     "tanh": Activation("Tanh", (_RESNET20, _MLP)),
     "gelu": Activation("GELU", (_RESNET20, _MLP)),
+    "hardswish": Activation("Hardswish", (_RESNET20, _MLP)),
     "softmax": Activation("Softmax", _LOGITS, {"dim": 1}),
     "log_softmax": Activation("LogSoftmax", _LOGITS, {"dim": 1}),
 }

@@ -24,7 +24,7 @@ _PYTORCH = {
         ConstantPad1d ConstantPad2d ConstantPad3d Container Conv1d Conv3d ConvTranspose1d
         ConvTranspose2d ConvTranspose3d CosineSimilarity CrossMapLRN2d DataParallel Dropout3d ELU
         FeatureAlphaDropout Fold FractionalMaxPool2d FractionalMaxPool3d GLU GaussianNLLLoss
-        GroupNorm Hardshrink Hardsigmoid Hardswish Hardtanh HuberLoss InstanceNorm1d InstanceNorm2d
+        GroupNorm Hardshrink Hardsigmoid Hardtanh HuberLoss InstanceNorm1d InstanceNorm2d
         InstanceNorm3d KLDivLoss L1Loss LPPool1d LPPool2d LPPool3d LayerNorm LazyBatchNorm1d
         LazyBatchNorm2d LazyBatchNorm3d LazyConv1d LazyConv2d LazyConv3d LazyConvTranspose1d
         LazyConvTranspose2d LazyConvTranspose3d LazyInstanceNorm1d LazyInstanceNorm2d
@@ -47,7 +47,7 @@ _PYTORCH = {
         conv_transpose2d conv_transpose3d cosine_similarity ctc_loss dropout3d elu elu_
         feature_alpha_dropout fold fractional_max_pool2d fractional_max_pool2d_with_indices
         fractional_max_pool3d fractional_max_pool3d_with_indices gaussian_nll_loss glu grid_sample
-        group_norm gumbel_softmax hardshrink hardsigmoid hardswish hardtanh hardtanh_ huber_loss
+        group_norm gumbel_softmax hardshrink hardsigmoid hardtanh hardtanh_ huber_loss
         instance_norm interpolate kl_div l1_loss layer_norm leaky_relu_ linear_cross_entropy
         local_response_norm logsigmoid lp_pool1d lp_pool2d lp_pool3d margin_ranking_loss max_pool1d
         max_pool1d_with_indices max_pool2d_with_indices max_pool3d max_pool3d_with_indices

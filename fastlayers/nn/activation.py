@@ -9,7 +9,17 @@ from fastlayers.nn import functional
 from fastlayers.nn.module import Module
 from fastlayers.ops import check
 
-__all__ = ["GELU", "LeakyReLU", "LogSoftmax", "ReLU", "SiLU", "Sigmoid", "Softmax", "Tanh"]
+__all__ = [
+    "GELU",
+    "Hardswish",
+    "LeakyReLU",
+    "LogSoftmax",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+]
 
 
 class _InPlace(Module):
@@ -87,6 +97,14 @@ class GELU(Module):
     def extra_repr(self) -> str:
         """The approximation."""
         return f"approximate={self.approximate!r}"
+
+
+class Hardswish(_InPlace):
+    """``x * min(max(x + 3, 0), 6) / 6``; `inplace` as for `ReLU`."""
+
+    def forward(self, input: Any) -> Tensor:
+        """Apply the function."""
+        return functional.hardswish(input, self.inplace)
 
 
 class _AlongAxis(Module):

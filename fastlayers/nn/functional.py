@@ -33,6 +33,7 @@ __all__ = [
     "dropout2d",
     "flatten",
     "gelu",
+    "hardswish",
     "leaky_relu",
     "linear",
     "log_softmax",
@@ -322,6 +323,13 @@ def tanh(input: Input) -> Tensor:
 def gelu(input: Input, approximate: str = "none") -> Tensor:
     """``x * Phi(x)``; see `fastlayers.ops.gelu`."""
     return _of_input(input, ops.gelu, ops.gelu_backward, approximate)
+
+
+def hardswish(input: Input, inplace: bool = False) -> Tensor:
+    """``x * min(max(x + 3, 0), 6) / 6``."""
+    if inplace and isinstance(input, Tensor):
+        return autograd.inplace.apply("hardswish_", hardswish, input)
+    return _of_input(input, ops.hardswish, ops.hardswish_backward)
 
 
 def softmax(input: Input, dim: int) -> Tensor:

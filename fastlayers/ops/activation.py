@@ -14,6 +14,8 @@ from fastlayers.runtime import backend, memory, threads
 __all__ = [
     "gelu",
     "gelu_backward",
+    "hardswish",
+    "hardswish_backward",
     "leaky_relu",
     "leaky_relu_backward",
     "log_softmax",
@@ -145,6 +147,26 @@ def tanh(input: np.ndarray) -> np.ndarray:
 def tanh_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
     """Gradient of `tanh` by its input: ``grad_output * (1 - y^2)``."""
     return _backward("tanh_backward", grad_output, "output", output)
+
+
+def hardswish(input: np.ndarray) -> np.ndarray:
+    """Hard swish, ``y = x * min(max(x + 3, 0), 6) / 6``, of a float array of any shape.
+
+    Minus infinity gives NaN.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.hardswish.html
+    """
+    return _forward("hardswish", input)
+
+
+def hardswish_backward(grad_output: np.ndarray, input: np.ndarray) -> np.ndarray:
+    """Gradient of `hardswish` by its input: ``grad_output * (x / 3 + 1 / 2)``.
+
+    It is 0 for -3 and below, and `grad_output` for 3 and above.
+    """
+    return _backward("hardswish_backward", grad_output, "input", input)
 
 
 def _approximation(op: str, approximate: Any) -> Any:

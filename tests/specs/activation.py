@@ -251,6 +251,12 @@ def _gelu(case: Case, a: Arrays, y: Any, dy: Any, want: Arrays) -> Bounds:
     return {"y": (2, np.abs(y) + x * tail * cube + 1e-8 * x), "dinput": (2, dx)}
 
 
+def _hardswish(case: Case, a: Arrays, y: Any, dy: Any, want: Arrays) -> Bounds:
+    """A sum, a quotient and a product, of x and 3 and then of x / 3 and 1 / 2."""
+    x = np.abs(a["input"])
+    return {"y": (2, x * (x + 3) / 6), "dinput": (2, dy * (x / 3 + 0.5))}
+
+
 def exponentials(x: Any, axis: int) -> tuple[Any, Any]:
     """Terms of a softmax over an axis, and the probabilities.
 
@@ -279,6 +285,12 @@ def _log_softmax(case: Case, a: Arrays, y: Any, dy: Any, want: Arrays) -> Bounds
 def _gelu_of_infinity(case: Case, a: Arrays, value: float, got: Arrays, want: Arrays) -> Any:
     """Of infinity PyTorch's vectors give NaN, its scalars infinity."""
     return None if value == INF else (got, want)
+
+
+def _hardswish_of_nan(case: Case, a: Arrays, value: float, got: Arrays, want: Arrays) -> Any:
+    """Of NaN PyTorch's vectors have the gradient NaN, its scalars 1."""
+    wanted = np.where(np.isnan(a["input"]), NAN, want["dinput"])
+    return got, want | {"dinput": wanted.astype(want["dinput"].dtype)}
 
 
 SPECS = (
@@ -333,6 +345,14 @@ SPECS = (
             Bad("gelu_backward", ValueError, "approximate", (X, X, True)),
         ),
         reconcile=_gelu_of_infinity,
+    ),
+    elementwise(
+        *("hardswish", "Hardswish", "input", _hardswish),
+        nonfinite=(Nonfinite({}, (NAN, INF, NAN), (NAN, 1, 0)),),
+        values=(({}, -4, 0), ({}, 1, 2 / 3), ({}, 4, 4)),
+        exact=True,
+        inplace=True,
+        reconcile=_hardswish_of_nan,
     ),
     along("softmax", "Softmax", _softmax),
     along("log_softmax", "LogSoftmax", _log_softmax),
