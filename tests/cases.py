@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from specs import SPECS, STEMS
+from specs import SPECS
 from specs.batchnorm import norm
-from specs.conv import conv
+from specs.conv_sizes import conv
 from specs.dropout import unpacked
-from specs.loss import labelled, paired
-from specs.pool import pool
+from specs.loss import paired
+from specs.loss_of_labels import labelled
 from specs.spec import DTYPES, Arrays, Bad, Case, like
+from specs.windows import pool
 
 from fastlayers import ops, reference
 from fastlayers.runtime.threads import set_num_threads
@@ -21,7 +22,6 @@ __all__ = [
     "CASES",
     "DTYPES",
     "LAYOUTS",
-    "LOSSES",
     "TOLERANCES",
     "Arrays",
     "Case",
@@ -45,7 +45,6 @@ __all__ = [
 # (relative, absolute); the absolute one is in units of the largest value.
 TOLERANCES = {np.dtype(np.float32): (1e-4, 1e-5), np.dtype(np.float64): (1e-10, 1e-10)}
 CASES: tuple[Case, ...] = tuple(case for spec in SPECS.values() for case in spec.samples)
-LOSSES = tuple(spec.op for spec in STEMS["loss"])
 
 
 def params(cases: Iterable[Case], least: int = 0, most: float = np.inf) -> pytest.MarkDecorator:

@@ -2,7 +2,7 @@
 
 import numpy as np
 from cases import Case
-from specs.conv import EXACT as CONVOLUTIONS
+from specs.conv_sizes import EXACT as CONVOLUTIONS
 
 from fastlayers.kernels.gemm import gemm
 from fastlayers.ops.conv import direct, prepare

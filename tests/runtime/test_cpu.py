@@ -2,7 +2,7 @@ import platform
 from pathlib import Path
 
 import pytest
-from specs.conv import EXACT as CONVOLUTIONS
+from specs.conv_sizes import EXACT as CONVOLUTIONS
 
 from fastlayers.runtime import cpu
 

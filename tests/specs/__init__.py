@@ -7,9 +7,13 @@ from specs.spec import SPECS, Spec
 
 __all__ = ["SPECS", "STEMS", "Spec"]
 
+MODULES = {
+    found.name: importlib.import_module(f"specs.{found.name}")
+    for found in pkgutil.iter_modules(__path__)
+    if found.name != "spec"
+}
+# Other modules have what specs share.
 STEMS: dict[str, tuple[Spec, ...]] = {
-    module.name: importlib.import_module(f"specs.{module.name}").SPECS
-    for module in pkgutil.iter_modules(__path__)
-    if module.name != "spec"
+    name: module.SPECS for name, module in MODULES.items() if hasattr(module, "SPECS")
 }
 SPECS |= {spec.op: spec for specs in STEMS.values() for spec in specs}

@@ -18,8 +18,8 @@ import pytest
 from cases import Case, compare
 from numpy.lib.stride_tricks import as_strided
 from specs import SPECS
-from specs.conv import conv
 from specs.conv_pool import PATHS
+from specs.conv_sizes import conv
 from specs.spec import Draw
 
 import fastlayers as fl

@@ -12,7 +12,7 @@ import pytest
 from cases import DTYPES, Arrays, Case, compare
 from rounding import errors
 from specs import SPECS
-from specs.conv import BLOCK_K, mixed
+from specs.conv_sizes import BLOCK_K, mixed
 
 from fastlayers import ops, reference
 from fastlayers.kernels.gemm import gemm
