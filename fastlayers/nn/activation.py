@@ -118,7 +118,7 @@ class _AlongAxis(Module):
 
 
 class Softmax(_AlongAxis):
-    """Shares that sum to 1 along an axis, which must be named."""
+    """Probabilities along an axis, which must be named."""
 
     def forward(self, input: Any) -> Tensor:
         """Apply the function."""

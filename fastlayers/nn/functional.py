@@ -333,12 +333,12 @@ def hardswish(input: Input, inplace: bool = False) -> Tensor:
 
 
 def softmax(input: Input, dim: int) -> Tensor:
-    """Shares along an axis; see `fastlayers.ops.softmax`."""
+    """Probabilities along an axis; see `fastlayers.ops.softmax`."""
     return _of_output(input, ops.softmax, ops.softmax_backward, dim)
 
 
 def log_softmax(input: Input, dim: int) -> Tensor:
-    """Logarithm of the shares along an axis; see `fastlayers.ops.log_softmax`."""
+    """Logarithm of the probabilities along an axis; see `fastlayers.ops.log_softmax`."""
     return _of_output(input, ops.log_softmax, ops.log_softmax_backward, dim)
 
 

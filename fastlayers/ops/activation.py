@@ -72,7 +72,7 @@ def relu(input: np.ndarray) -> np.ndarray:
 
 
 def relu_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
-    """Gradient of `relu` by its input: `grad_output` where the output is not 0."""
+    """Input gradient of `relu`: `grad_output` where the output is not 0."""
     return _backward("relu_backward", grad_output, "output", output)
 
 
@@ -95,7 +95,7 @@ def leaky_relu(input: np.ndarray, negative_slope: float = 0.01) -> np.ndarray:
 def leaky_relu_backward(
     grad_output: np.ndarray, input: np.ndarray, negative_slope: float = 0.01
 ) -> np.ndarray:
-    """Gradient of `leaky_relu` by its input."""
+    """Input gradient of `leaky_relu`."""
     op = "leaky_relu_backward"
     x = check.array(op, "input", input)
     slope = _slope(op, x, negative_slope)
@@ -113,7 +113,7 @@ def sigmoid(input: np.ndarray) -> np.ndarray:
 
 
 def sigmoid_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
-    """Gradient of `sigmoid` by its input: ``grad_output * y * (1 - y)``."""
+    """Input gradient of `sigmoid`: ``grad_output * y * (1 - y)``."""
     return _backward("sigmoid_backward", grad_output, "output", output)
 
 
@@ -130,7 +130,7 @@ def silu(input: np.ndarray) -> np.ndarray:
 
 
 def silu_backward(grad_output: np.ndarray, input: np.ndarray) -> np.ndarray:
-    """Gradient of `silu` by its input: ``grad_output * p * (1 + x * (1 - p))``, p its sigmoid."""
+    """Input gradient of `silu`: ``grad_output * p * (1 + x * (1 - p))``, p its sigmoid."""
     return _backward("silu_backward", grad_output, "input", input, work=EXP_WORK)
 
 
@@ -145,7 +145,7 @@ def tanh(input: np.ndarray) -> np.ndarray:
 
 
 def tanh_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
-    """Gradient of `tanh` by its input: ``grad_output * (1 - y^2)``."""
+    """Input gradient of `tanh`: ``grad_output * (1 - y^2)``."""
     return _backward("tanh_backward", grad_output, "output", output)
 
 
@@ -162,7 +162,7 @@ def hardswish(input: np.ndarray) -> np.ndarray:
 
 
 def hardswish_backward(grad_output: np.ndarray, input: np.ndarray) -> np.ndarray:
-    """Gradient of `hardswish` by its input: ``grad_output * (x / 3 + 1 / 2)``.
+    """Input gradient of `hardswish`: ``grad_output * (x / 3 + 1 / 2)``.
 
     It is 0 for -3 and below, and `grad_output` for 3 and above.
     """
@@ -197,7 +197,7 @@ def gelu(input: np.ndarray, approximate: str = "none") -> np.ndarray:
 def gelu_backward(
     grad_output: np.ndarray, input: np.ndarray, approximate: str = "none"
 ) -> np.ndarray:
-    """Gradient of `gelu` by its input: ``grad_output * (Phi(x) + x * Phi'(x))``."""
+    """Input gradient of `gelu`: ``grad_output * (Phi(x) + x * Phi'(x))``."""
     op = "gelu_backward"
     how = _approximation(op, approximate)
     return _backward(op, grad_output, "input", input, how, work=EXP_WORK)
@@ -225,10 +225,10 @@ def _along(op: str, dim: int, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
 
 
 def softmax(input: np.ndarray, dim: int) -> np.ndarray:
-    """Shares that sum to 1 along an axis: ``y = exp(x) / sum(exp(x))``, without overflow.
+    """Probabilities along an axis, ``y = exp(x) / sum(exp(x))``, without overflow.
 
-    Minus infinity has no share. All is NaN along an axis that holds NaN or infinity, or nothing
-    but minus infinity.
+    They sum to 1, and that of minus infinity is 0. All is NaN along an axis that holds NaN or
+    infinity, or nothing but minus infinity.
 
     Parameters
     ----------
@@ -256,7 +256,7 @@ def softmax(input: np.ndarray, dim: int) -> np.ndarray:
 
 
 def softmax_backward(grad_output: np.ndarray, output: np.ndarray, dim: int) -> np.ndarray:
-    """Gradient of `softmax` by its input: ``y * (dy - sum(dy * y))`` along the axis."""
+    """Input gradient of `softmax`: ``y * (dy - sum(dy * y))`` along the axis."""
     op = "softmax_backward"
     y = check.array(op, "output", output)
     dy = check.gradient(op, grad_output, y.shape, y.dtype)
@@ -273,7 +273,7 @@ def log_softmax(input: np.ndarray, dim: int) -> np.ndarray:
 
 
 def log_softmax_backward(grad_output: np.ndarray, output: np.ndarray, dim: int) -> np.ndarray:
-    """Gradient of `log_softmax` by its input: ``dy - exp(y) * sum(dy)`` along the axis."""
+    """Input gradient of `log_softmax`: ``dy - exp(y) * sum(dy)`` along the axis."""
     op = "log_softmax_backward"
     y = check.array(op, "output", output)
     dy = check.gradient(op, grad_output, y.shape, y.dtype)

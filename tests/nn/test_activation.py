@@ -36,7 +36,7 @@ def test_values(layer, x, y):
     np.testing.assert_allclose(layer(np.array([x, x], float)).array(), [y, y], rtol=1e-12)
 
 
-def test_shares():
+def test_probabilities():
     x = np.log(np.array([[1.0, 3], [2, 2]]))
     np.testing.assert_allclose(nn.Softmax(1)(x).array(), [[0.25, 0.75], [0.5, 0.5]])
     np.testing.assert_allclose(np.exp(nn.LogSoftmax(0)(x).array()), [[1 / 3, 0.6], [2 / 3, 0.4]])
