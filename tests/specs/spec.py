@@ -158,7 +158,10 @@ def of_output(module: Any, case: Case, arrays: Arrays, dy: Place) -> Arrays:
 
 
 class Random(NamedTuple):
-    """Cases that are drawn: what makes them, what of, and how many PyTorch is asked for."""
+    """Configurations that are drawn, with a kind of data, and how many PyTorch is asked for.
+
+    `note` tells them from others of the op; `algorithm` is one of the spec's.
+    """
 
     make: Callable[[Pick], Case]
     torch: int = 0
@@ -203,9 +206,9 @@ class Empty(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A layer: arguments to begin with, others that are tried one at a time, and its inputs.
+    """A layer: values of its arguments that are tried one at a time, inputs, and `base` arguments.
 
-    `values` are inputs and outputs that were computed by hand, `plain` and by further arguments.
+    A row of `values` has arguments, an input of one element, and its output by hand.
     """
 
     options: Mapping[str, list[Any]]
