@@ -90,10 +90,9 @@ def elementwise(
     def calls(draw: Draw) -> Any:
         x, dy = draw(3, 5, 7, 6), draw(3, 5, 7, 6)
         for o in variants:
+            saved = x if saves == "input" else getattr(ops, op)(x, **o)
             yield Call(op, (x,), o)
-            yield Call(
-                f"{op}_backward", (dy, x if saves == "input" else getattr(ops, op)(x, **o)), o
-            )
+            yield Call(f"{op}_backward", (dy, saved), o)
             yield Call(op, (np.full((2, 3), -INF, draw.dtype),), o)
             yield Call(op, (np.array(2, draw.dtype),), o)
 
@@ -102,10 +101,9 @@ def elementwise(
         yield Call(op, (draw(8, 32, 24, 24),))  # more than one task
 
     def differentiated() -> Calls:
-        defaults = {name: [*chosen] for name, chosen in choices.items()}
-        for o in every(shape=[(), (7,), (2, 3, 4), (2, 3, 2, 3), (0, 3)], **defaults, **in_place):
-            yield {"input": distinct(*o.pop("shape"))}, o
-        yield {"input": distinct(7)}, {}
+        shapes = [(), (7,), (2, 3, 4), (2, 3, 2, 3), (0, 3)]
+        for o in every(shape=shapes, variant=variants, **in_place):
+            yield {"input": distinct(*o.pop("shape"))}, o.pop("variant") | o
 
     def drawn(pick: Pick) -> Case:
         shape = pick((), (11,), (3, 5), (2, 3, 4), (2, 3, 4, 5))
@@ -135,10 +133,7 @@ def elementwise(
         },
         too_large={
             op: (lambda: getattr(ops, op)(endless(2**30, 2**30)), "."),
-            f"{op} of images": (
-                lambda: getattr(ops, op)(endless(2**20, 3, 2**20, 2**10)),
-                ".",
-            ),
+            f"{op} of images": (lambda: getattr(ops, op)(endless(2**20, 3, 2**20, 2**10)), "."),
         },
         functions={op: differentiated},
         layers={layer: Layer(own | in_place, [ROWS], values=values)},
