@@ -7,15 +7,17 @@ called, so that a contestant in a comparison can read the table and import only 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 __all__ = [
+    "ACTIVATIONS",
     "CASES",
     "IMAGES",
     "NETWORKS",
@@ -43,6 +45,34 @@ NEEDS = {
     "backward_input": (True, False, False),
     "backward_weight": (False, True, True),
 }
+
+
+class Activation(NamedTuple):
+    """An activation's row: its layer's name, as benchmarks have it, and where it is measured."""
+
+    layer: str
+    layers: tuple[tuple[str, Shape, int], ...]
+    options: Mapping[str, Any] = {}
+
+
+# Inputs of ops without a weight: images after a convolution, rows after a linear layer, logits.
+_CIFAR = "CIFAR CNN", (6, 28, 28), 128
+_RESNET20 = "ResNet-20", (16, 32, 32), 128
+_RESNET18 = "ResNet-18", (64, 56, 56), 32
+_MLP = "MLP", (256,), 128
+_LOGITS = ("ResNet-18", (1000,), 128), ("CIFAR CNN", (10,), 128)
+
+ACTIVATIONS = {
+    "relu": Activation("ReLU", (_RESNET20, _CIFAR, _RESNET18, _MLP)),
+    "leaky_relu": Activation("LeakyReLU", (_RESNET20, _RESNET18)),
+    "sigmoid": Activation("Sigmoid", (_RESNET20, _MLP)),
+    "silu": Activation("SiLU", (_RESNET20, _MLP)),
+    "tanh": Activation("Tanh", (_RESNET20, _MLP)),
+    "gelu": Activation("GELU", (_RESNET20, _MLP)),
+    "hardswish": Activation("Hardswish", (_RESNET20, _MLP)),
+    "softmax": Activation("Softmax", _LOGITS, {"dim": 1}),
+    "log_softmax": Activation("LogSoftmax", _LOGITS, {"dim": 1}),
+}
 # Bytes to move per element of the input and of the output, forward and backward, in float32.
 # Batch statistics take another pass over the input, the gradient's sums one over input and dy. The
 # gradient of a maximum reads dy and one byte, that of ReLU dy and y.
@@ -52,8 +82,7 @@ TRAFFIC: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "max_pool2d": ((4, 5), (4, 5)),
     "avg_pool2d": ((4, 4), (4, 4)),
     "adaptive_avg_pool2d": ((4, 4), (4, 4)),
-    **dict.fromkeys(("relu", "leaky_relu", "sigmoid", "tanh", "gelu"), ((4, 4), (8, 4))),
-    **dict.fromkeys(("softmax", "log_softmax"), ((4, 4), (8, 4))),
+    **dict.fromkeys(ACTIVATIONS, ((4, 4), (8, 4))),
     **dict.fromkeys(("dropout", "feature_dropout", "flatten"), ((4, 4), (4, 4))),
     "add": ((8, 4), (0, 0)),
     "cross_entropy": ((4, 0), (8, 0)),
@@ -258,8 +287,8 @@ class Case:
             case "dropout" | "feature_dropout":
                 last = o["p"] if self.op == "dropout" else o["channel_axis"]
                 return partial(function, *saved, last)
-            case "relu" | "sigmoid" | "tanh" | "softmax" | "log_softmax":
-                return partial(function, y, **o)
+        if "output" in inspect.signature(function).parameters:
+            return partial(function, y, **o)
         return partial(function, **arrays, **o)
 
     def work(self, batch: int, which: str) -> Work:
@@ -357,12 +386,6 @@ def _same(op: str, *layers: tuple[str, Shape, int], **options: Any) -> list[Case
     ]
 
 
-# Inputs of ops without a weight: images after a convolution, rows after a linear layer, logits.
-_CIFAR = "CIFAR CNN", (6, 28, 28), 128
-_RESNET20 = "ResNet-20", (16, 32, 32), 128
-_RESNET18 = "ResNet-18", (64, 56, 56), 32
-_MLP = "MLP", (256,), 128
-_LOGITS = ("CIFAR CNN", (10,), 128), ("ResNet-18", (1000,), 128)
 _POOL = (2, None, 0, 1, False)
 
 CASES: tuple[Case, ...] = (
@@ -436,19 +459,14 @@ CASES: tuple[Case, ...] = (
         ("ResNet-18", (512, 7, 7), 32),
         output_size=1,
     ),
-    *_same("relu", _RESNET20, _CIFAR, _RESNET18, _MLP),
-    *_same("leaky_relu", _RESNET20, _RESNET18),
-    *_same("sigmoid", _RESNET20, _MLP),
-    *_same("tanh", _RESNET20, _MLP),
-    *_same("gelu", _RESNET20, _MLP),
+    *(case for op, row in ACTIVATIONS.items() for case in _same(op, *row.layers, **row.options)),
     *_same("gelu", _RESNET20, approximate="tanh"),
-    *(case for op in ("softmax", "log_softmax") for case in _same(op, *reversed(_LOGITS), dim=1)),
     *_same("dropout", _RESNET20, ("MLP", (256,), 128), ("VGG-16", (4096,), 32), p=0.5),
     *_same(
         "feature_dropout", _RESNET20, _CIFAR, ("CIFAR CNN", (16, 25), 128), p=0.5, channel_axis=1
     ),
     *_same("flatten", ("CIFAR CNN", (16, 5, 5), 128), ("VGG-16", (512, 7, 7), 4), start_dim=1),
-    *(case for op in LOSSES for case in _same(op, *reversed(_LOGITS))),
+    *(case for op in LOSSES for case in _same(op, *_LOGITS)),
     *_same("add", _RESNET20, _RESNET18),
     *(case for op in OPTIMIZERS for case in _same(op, ("ResNet-20", (), 1), model="resnet20")),
     *(case for op in OPTIMIZERS for case in _same(op, ("MLP", (), 1), model="MLP")),

@@ -75,9 +75,7 @@ class _State(threading.local):
 
     def __init__(self) -> None:
         self.waiting: list[weakref.ref[Tensor]] = []
-        self.call = (
-            0  # 0 outside of modules; otherwise from `calls`, so that no two threads share a number
-        )
+        self.call = 0  # outside of modules; else from `calls`, so that no two threads share one
 
 
 state = _State()

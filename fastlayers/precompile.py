@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -105,8 +106,13 @@ def everything(dtype: type | np.dtype = np.float32) -> list[tuple[nn.Module, tup
         ([nn.Conv2d(32, 32, 1), nn.Dropout2d(), pool(3, 2, 1), nn.AvgPool2d(3, 2, 1)], images),
         ([nn.Conv2d(512, 512, 3, padding=1), nn.Conv2d(512, 512, 3)], (8, 512, 8, 8)),
         ([nn.Linear(40, 30), nn.BatchNorm1d(30), nn.ReLU(), nn.Dropout()], (32, 40)),
-        ([nn.Linear(2000, 1000), nn.LeakyReLU(), nn.Sigmoid(), nn.Linear(1000, 500)], (64, 2000)),
-        ([nn.Linear(2000, 1000), nn.Tanh(), nn.GELU(), nn.Linear(1000, 500)], (4, 2000)),
-        ([nn.Linear(8, 64), nn.Softmax(1), nn.Linear(64, 64), nn.LogSoftmax(1)], (64, 8)),
+        ([nn.Linear(2000, 1000), *_activations(), nn.Linear(1000, 500)], (64, 2000)),
+        ([nn.Linear(2000, 1000), nn.Linear(1000, 500)], (4, 2000)),
     ]
     return [(nn.Sequential(*some).to(dtype), shape) for some, shape in layers]
+
+
+def _activations() -> list[nn.Module]:
+    """One layer of each kind; those along an axis take the last of rows."""
+    kinds = [getattr(nn, name) for name in nn.activation.__all__]
+    return [kind(1) if "dim" in inspect.signature(kind).parameters else kind() for kind in kinds]

@@ -2,7 +2,7 @@ import platform
 from pathlib import Path
 
 import pytest
-from exact_cases import CONVOLUTIONS
+from specs.conv_sizes import EXACT as CONVOLUTIONS
 
 from fastlayers.runtime import cpu
 
