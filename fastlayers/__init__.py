@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from fastlayers.lazy import is_fusion_enabled, set_fusion_enabled
     from fastlayers.precompile import warmup
     from fastlayers.profiling import profile
+    from fastlayers.profiling.explain import explain
     from fastlayers.random import Generator, manual_seed
     from fastlayers.runtime.threads import get_num_threads, set_num_threads
     from fastlayers.state import load, save
@@ -71,6 +72,7 @@ __all__ = [
     "device",
     "distributed",
     "enable_grad",
+    "explain",
     "func",
     "functions",
     "get_num_threads",
@@ -107,6 +109,7 @@ _HOMES = {
     "Tensor": "autograd",
     "device": "autograd.types",
     "enable_grad": "autograd",
+    "explain": "profiling.explain",
     "get_num_threads": "runtime.threads",
     "inference_mode": "autograd",
     "is_fusion_enabled": "lazy",

@@ -6,7 +6,6 @@ a process of their own, which a read beyond a page ends; the name of each is pri
 
 import contextlib
 import ctypes
-import importlib
 import importlib.util
 import itertools
 import math
@@ -28,6 +27,9 @@ from fastlayers import kernels, nn, ops, optim
 from fastlayers.ops import arithmetic, layout
 from fastlayers.ops.conv import winograd
 from fastlayers.ops.conv.shape import conv_shape
+from fastlayers.ops.linear import large as large_linear
+from fastlayers.ops.linear import small as small_linear
+from fastlayers.ops.linear.routes import algorithms
 from fastlayers.runtime import memory, threads
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.compiler import Kernel
@@ -242,17 +244,17 @@ def _norm_sum(shape: Any) -> Call:
 
 def _relu_linear(batch: int, k: int, n: int, large: bool = False) -> Call:
     """With a ReLU; as for a weight that is `large`, or by its size."""
-    home = importlib.import_module("fastlayers.ops.linear")
 
     def run(place: Place, dtype: type) -> Arrays:
         x, weight, bias, dy = _draw(place, dtype, (batch, k), (n, k), (n,), (batch, n))
         y = ops.linear(x, weight, bias, activation="relu")
         if not large:
             return _named(y, ops.linear_backward(dy, x, weight, activation="relu", output=y))
-        home._backward_plan.cache_clear()
-        with mock.patch.multiple(home, SMALL=0, STREAMED=1 << 15):
+        algorithms.cache_clear()
+        cut = mock.patch.object(large_linear, "STREAMED", 1 << 15)
+        with mock.patch.object(small_linear, "SMALL", 0), cut:
             grads = ops.linear_backward(dy, x, weight, activation="relu", output=y)
-        home._backward_plan.cache_clear()
+        algorithms.cache_clear()
         return _named(y, grads)
 
     return run

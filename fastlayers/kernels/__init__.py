@@ -9,7 +9,7 @@ from fastlayers.runtime.modules import on_use
 _HOMES = {
     "col2im": "conv.unfold",
     "im2col": "conv.unfold",
-    "matmul": "linear.linear",
+    "matmul": "linear.products",
     "prepare_gemm": "gemm.gemm",
 }
 _MODULES = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastlayers.kernels.ir.runs import add_run, copy_run
-from fastlayers.kernels.linear.tile import STRIP, sum_strip
+from fastlayers.kernels.linear.tile import STRIP, Strip, sum_strip
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
@@ -28,13 +28,13 @@ def _column_sums_task(task, worker, x, y, relu, columns, span, parts, masked):
         if last - j >= STRIP * lanes:
             count = STRIP * lanes
             if relu:
-                sum_strip(STRIP, 1, x, y, masked, at, rows, columns, count, parts, out)
+                sum_strip((STRIP, 1), x, y, masked, Strip(at, rows, columns, count), parts, out)
             else:
-                sum_strip(STRIP, 0, x, y, masked, at, rows, columns, count, parts, out)
+                sum_strip((STRIP, 0), x, y, masked, Strip(at, rows, columns, count), parts, out)
         elif relu:
-            sum_strip(1, 1, x, y, masked, at, rows, columns, count, parts, out)
+            sum_strip((1, 1), x, y, masked, Strip(at, rows, columns, count), parts, out)
         else:
-            sum_strip(1, 0, x, y, masked, at, rows, columns, count, parts, out)
+            sum_strip((1, 0), x, y, masked, Strip(at, rows, columns, count), parts, out)
         j += count
 
 

@@ -182,6 +182,7 @@ class Watch:
         try:
             output, inputs, backward, saved = call.run()
             head = None if first else call.head
+            self.ran(key, head, call.steps[max(first - 1, 0) :], inputs)
             backward = self._follow(account, head, output, inputs, backward)
         finally:
             self._switch(outer)
@@ -203,8 +204,14 @@ class Watch:
             return self._follow(account, head, output, inputs, backward)
         key = (account.layer or account.label(_function(head, backward)),)
         self.order.setdefault(key, next(self._numbers))
+        self.ran(key, head, (), inputs)
         self.spent[key, "forward"] += self._lap()
         return self._follow(_Account(key=key), head, output, inputs, backward)
+
+    def ran(
+        self, key: _Key, head: Any, steps: tuple[Any, ...], inputs: tuple[Tensor | None, ...]
+    ) -> None:
+        """Told of each op that ran: a chain's head, which may be None, and the steps behind it."""
 
     def summed(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Add two gradients of one tensor."""

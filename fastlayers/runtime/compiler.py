@@ -34,7 +34,7 @@ __all__ = ["InnerKernel", "Kernel", "SharedCode"]
 
 
 # Passes for what kernels do not do: `with`, closures, arithmetic on whole arrays. 5 % of the time,
-# since Numba makes its tables of a function anew after each pass.
+# since Numba makes its tables of a function again after each pass.
 _NOT_NEEDED = (
     InlineClosureLikes,
     InlineInlinables,

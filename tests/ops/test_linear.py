@@ -1,4 +1,3 @@
-import importlib
 import itertools
 
 import numpy as np
@@ -16,6 +15,9 @@ from cases import (
 )
 
 from fastlayers import ops
+from fastlayers.ops.linear import large, small
+from fastlayers.ops.linear.algorithm import LinearShape, Pass
+from fastlayers.ops.linear.routes import ROUTES, algorithms, reasons
 from fastlayers.runtime.threads import set_num_threads
 
 
@@ -46,11 +48,10 @@ def weights(request, monkeypatch):
     if request.param == "by size":
         yield
         return
-    home = importlib.import_module("fastlayers.ops.linear")
-    home._backward_plan.cache_clear()
-    monkeypatch.setattr(home, "SMALL", 0)
+    algorithms.cache_clear()
+    monkeypatch.setattr(small, "SMALL", 0)
     yield
-    home._backward_plan.cache_clear()
+    algorithms.cache_clear()
 
 
 @pytest.mark.parametrize("size", LARGE, ids=str)
@@ -73,7 +74,7 @@ def test_threads_do_not_change_large_results(size, dtype, weights):
 def test_streamed_weight_gradient(batch, dtype, monkeypatch):
     case = Case("linear", {"input": (batch, 528), "weight": (197, 528)})
     expected = case.run(ops, case.arrays(dtype))
-    monkeypatch.setattr(importlib.import_module("fastlayers.ops.linear"), "STREAMED", 1 << 15)
+    monkeypatch.setattr(large, "STREAMED", 1 << 15)
     compare(case.run(ops, case.arrays(dtype)), expected, (0, 0))
 
 
@@ -83,25 +84,21 @@ RELU = ((4, 3, 5), (1, 1, 1), (3, 400, 37), (40, 20, 84), (128, 33, 10), (300, 7
 
 @pytest.fixture
 def many_tasks(monkeypatch):
-    """Give the module of the operation, which now cuts small work into many tasks."""
-    home = importlib.import_module("fastlayers.ops.linear")
-    plans = home._forward_plan, home._backward_plan
-    for plan in plans:
-        plan.cache_clear()
+    """Cut small work into many tasks."""
+    algorithms.cache_clear()
     monkeypatch.setattr("fastlayers.runtime.threads.SERIAL_WORK", 100)
-    monkeypatch.setattr(home, "TASK", 1000)
-    yield home
-    for plan in plans:
-        plan.cache_clear()
+    monkeypatch.setattr(small, "TASK", 1000)
+    yield
+    algorithms.cache_clear()
 
 
 @pytest.mark.parametrize("size", RELU, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("fits", [True, False])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_relu_equals_relu_apart(size, dtype, small, threads, many_tasks, monkeypatch):
-    if not small:
-        monkeypatch.setattr(many_tasks, "SMALL", 0)
+def test_relu_equals_relu_apart(size, dtype, fits, threads, many_tasks, monkeypatch):
+    if not fits:
+        monkeypatch.setattr(small, "SMALL", 0)
     set_num_threads(threads)
     (batch, k, n), rng = size, np.random.default_rng(0)
     shapes = (batch, n), (batch, k), (n, k), (n,)
@@ -266,3 +263,49 @@ def test_errors_of_the_activation(error, argument, options):
     check_error("linear_backward", error, argument, Y, X, W, **options)
     if argument == "activation":
         check_error("linear", error, argument, X, W, activation=options["activation"])
+
+
+# Sizes, and what computes each pass of them.
+CHOSEN = {
+    (100, 40, 10): ("Short", "Small", "Small"),
+    (4, 784, 100): ("Dots", "Small", "Small"),
+    (4, 4096, 512): ("Dots", "Ranks", "Ranks"),
+    (8, 4096, 512): ("Dots", "Ranks", "Blocks"),
+    (128, 4096, 512): ("Dots", "Blocks", "Blocks"),
+    (0, 4096, 512): ("Dots", "Ranks", "Blocks"),
+}
+
+
+@pytest.mark.parametrize("size", CHOSEN, ids=str)
+def test_routes(size):
+    chosen = algorithms(*size, np.dtype(np.float32), 1)
+    assert tuple(type(algorithm).__name__ for algorithm in chosen[:3]) == CHOSEN[size]
+    assert chosen.backward is (chosen[1] if "Small" in CHOSEN[size] else None)
+
+
+def test_routes_have_reasons():
+    x, weight = np.zeros((4, 784), np.float32), np.zeros((100, 784), np.float32)
+    words = dict(zip(Pass, reasons(x, weight), strict=True))
+    assert words["forward"][:2] == ("forward", "dot products, 4 rows a batch")
+    assert words["backward_input"][1] == "GEMM in place, all gradients at once, 4 rows a batch"
+    assert all(reason in {row.reason for row in ROUTES} for _, _, reason in words.values())
+
+
+@pytest.mark.parametrize("row", ROUTES, ids=lambda row: row.algorithm.__name__)
+def test_passes_apart(row):
+    """Each pass that an algorithm serves, by itself."""
+    rng, k, n = np.random.default_rng(0), 20, 9
+    rows = 4 if row.algorithm.__name__ == "Ranks" else 60
+    x, weight, dy = (rng.standard_normal(size) for size in ((rows, k), (n, k), (rows, n)))
+    shape = LinearShape(rows, k, n, x.dtype)
+    algorithm, served = row.algorithm(shape, 1), [p for p in Pass if row.algorithm.serves(shape, p)]
+    if Pass.FORWARD in served:
+        y = algorithm.forward(x, weight, None, False)
+        np.testing.assert_allclose(y, x @ weight.T, 1e-12)
+    if Pass.BACKWARD_INPUT in served:
+        np.testing.assert_allclose(algorithm.backward_input(dy, weight), dy @ weight, 1e-12)
+    if Pass.BACKWARD_WEIGHT in served:
+        dw, db = algorithm.backward_weight(x, dy)
+        np.testing.assert_allclose(dw, dy.T @ x, 1e-12)
+        assert db is None or np.allclose(db, dy.sum(0), 1e-12)
+    assert served

@@ -58,8 +58,8 @@ def test_from_python_they_run_uncompiled():
 
 
 def test_shared_code():
-    with pytest.raises(TypeError, match="^shared_gemm: only compiled code can call it"):
-        gemm.shared_gemm(1)
+    with pytest.raises(TypeError, match="^gemm_batch: only compiled code can call it"):
+        gemm.gemm_batch.body(1)
     with pytest.raises(TypeError, match="cannot be called by address"):
         SharedKernel("a_symbol", _twice, ())
 

@@ -569,9 +569,9 @@ def test_tables_hold_offsets_of_more_than_31_bits():
     h, w, c, m = 60_000, 50_000, 2, 3
     shape = conv_shape("conv2d", (2, c, h, w), (m, c, 3, 3), (1, 1), (1, 1), (1, 1), 1, 4)
     assert shape.out_shape == (2, m, h, w) and shape.pixels == 2 * h * w > 2**31
-    plan = direct._Plan(shape)
-    for gather in (plan.forward, plan.backward_input):
-        _, targets, _ = gather.tables
+    plan = direct.Direct(shape)
+    for gather in (plan.forward_gather, plan.input_gather):
+        targets = gather.facts[-2]
         per, band = gather.slabs.per, gather.slabs.band
         last = (((per - 1) * h + band - 1) * w + w - 1) * gather.out_shape[3]
         assert (targets.dtype, targets.min(), targets.max()) == (np.int64, 0, last)

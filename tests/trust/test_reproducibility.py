@@ -21,7 +21,7 @@ from fastlayers import Tensor, nn, ops, optim
 from fastlayers.lazy import set_fusion_enabled
 from fastlayers.nn import functional as F
 from fastlayers.nn.fuse import chains
-from fastlayers.ops.linear import SHORT_DOT
+from fastlayers.ops.linear.small import SHORT_DOT
 from fastlayers.runtime.threads import get_num_threads, set_num_threads
 from fastlayers.vision import models
 

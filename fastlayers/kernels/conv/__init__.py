@@ -5,10 +5,13 @@ from fastlayers.runtime.modules import on_use
 _MODULES = (
     "depthwise",
     "direct",
+    "direct_weight",
     "grouped_tile",
     "padded",
     "planar",
     "pooled",
+    "pooled_tile",
+    "slabs",
     "unfold",
     "winograd",
 )

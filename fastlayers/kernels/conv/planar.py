@@ -17,7 +17,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastlayers.kernels.conv.padded import Images, load_planes
-from fastlayers.kernels.gemm.tile import STORE, gemm_tile
+from fastlayers.kernels.gemm.operands import STORE, Bias, Block, Epilogue, Left, Right, Target
+from fastlayers.kernels.gemm.tile import gemm_tile
+from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.named import named
 from fastlayers.kernels.ir.runs import no_table, transpose_block, view
 from fastlayers.kernels.ir.vectors import Vectors, element_pointer
@@ -32,7 +34,6 @@ _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 # A tile's output channels and vectors of pixels: 24 sums in 32 registers, 12 in 16.
 ROWS = 6
 VECTORS = cpu.tile_rows() // 3
-VECTOR_BYTES = cpu.vector_bytes()
 
 
 class Facts(NamedTuple):
@@ -135,8 +136,8 @@ def _planar_image(n, worker, inputs, facts, call, work, outputs):
     x, weight, bias = inputs
     pitch, at = facts.images.pitch, worker * facts.worker_elements
     band = at + facts.images.elements
-    tile = VECTORS * (VECTOR_BYTES // work.itemsize)
-    k = (0, facts.plane_runs.size, facts.taps)
+    tile = VECTORS * lanes_of(work)
+    runs, epilogue = facts.plane_runs.size, Epilogue(call.floor, 1, STORE)
     load_planes(x, n, call.channels_first, facts.images, work, at)
     for i in range(0, facts.out_height, facts.band_rows):
         count = min(facts.band_rows, facts.out_height - i)
@@ -146,12 +147,12 @@ def _planar_image(n, worker, inputs, facts, call, work, outputs):
             for j in range(width):
                 row[j] = bias[channel]
         for first in range(0, facts.filters, ROWS):
-            a = (weight, 0, 0, 1, facts.weight_rows, facts.weight_runs)
+            block = Block(first, tile, 0, runs, facts.taps)
+            a = Left(weight, 0, 0, 1, facts.weight_rows, facts.weight_runs)
             for j in range(0, width, tile):
-                b = (work, at + i * pitch + j, facts.step, facts.plane_runs)
-                c = (work, band + j, facts.band_plane, no_table())
-                init = (work, band)
-                gemm_tile(ROWS, VECTORS, 1, first, k, a, b, init, c, tile, call.floor, 1, STORE)
+                b = Right(work, at + i * pitch + j, 0, facts.step, facts.plane_runs)
+                c = Target(work, band + j, facts.band_plane, no_table())
+                gemm_tile((ROWS, VECTORS, 1), block, a, b, Bias(work, band), c, epilogue)
         for row in range(0, count, facts.pooled):
             line = (n * facts.out_height + i + row) // facts.pooled
             _write_row(facts, work, band + row * pitch, outputs, line)

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from fastlayers.kernels.conv.padded import Images, load_image
 from fastlayers.kernels.conv.pooled_tile import PooledGradients, Sums, add_fields, mix_rows
-from fastlayers.kernels.gemm.gemm import gemm_runs, panel_width, prepare_gemm
-from fastlayers.kernels.gemm.tile import STORE
+from fastlayers.kernels.gemm.gemm import gemm, panel_width, prepare_gemm
+from fastlayers.kernels.gemm.operands import STORE, Bias, Epilogue, Left, Right, Size, Target
 from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import add_run, clear_run, copy_run, view
+from fastlayers.kernels.ir.runs import add_run, clear_run, copy_run, no_table
 from fastlayers.kernels.layout import inside
 from fastlayers.kernels.pool.windows import max_window
 from fastlayers.runtime.cache import kernel
@@ -105,10 +105,10 @@ def _pooled_image(n, worker, inputs, facts, call, work, outputs):
     at = facts.packed + worker * facts.worker_elements
     image = at + facts.images.elements
     load_image(x, n, call.channels_first, facts.images, work, at)
-    a = (work, at, 0, 1, pixels, a_runs)
-    b = (work, 0, panel, width, b_runs)
-    c = (work, image, m, view(pixels, 0, 0))
-    gemm_runs(oh * ow, m, (a_runs.size, length), a, b, (bias, 0), c, floor, 0, STORE, lanes)
+    product = Size(oh * ow, m, a_runs.size, length)
+    a, b = Left(work, at, 0, 1, pixels, a_runs), Right(work, 0, panel, width, b_runs)
+    c, epilogue = Target(work, image, m, no_table()), Epilogue(floor, 0, STORE)
+    gemm(product, a, b, Bias(bias, 0), c, epilogue)
     _pool_image(n, facts, work, image, outputs)
 
 

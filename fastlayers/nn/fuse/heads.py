@@ -88,6 +88,13 @@ class Conv(_Head):
 
         return y, self.inputs, backward, (images, weight, OUTPUT if relu else None)
 
+    def reasons(self, steps: Steps) -> list[tuple[str, str, str]]:
+        """Each pass, what computes it, and why."""
+        if steps and isinstance(steps[-1], MaxPool):
+            relu = self.relu or RELU in steps
+            return prepare_pooled("max_pool2d", self.convolution, steps[-1].window, relu).reasons()
+        return self.convolution.reasons()
+
 
 class Linear(_Head):
     """Linear map, with the arguments of `functional.linear`."""

@@ -29,6 +29,8 @@ class Algorithm:
     """
 
     name: ClassVar[str]
+    # Whether each result is the sum of the products as they stand, exact for integers.
+    exact: ClassVar[bool] = True
 
     def __init__(self, shape: ConvShape) -> None:
         self.shape = shape

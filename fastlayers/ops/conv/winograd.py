@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 
 from fastlayers.kernels import conv as kernels
+from fastlayers.ops.conv.algorithm import Algorithm, Pass
+from fastlayers.ops.conv.shape import ConvShape
+from fastlayers.ops.layout import to_channels_last
 from fastlayers.runtime import cpu, memory, threads
 
 __all__ = [
@@ -375,3 +378,60 @@ def backward_weight(
         dw.reshape(-1),
     )
     return dw
+
+
+class Winograd(Algorithm):
+    """Convolution with 3x3 kernels at stride 1 by transformed tiles."""
+
+    name = "winograd"
+    exact = False
+    LEAST_CHANNELS = LEAST_CHANNELS
+
+    @classmethod
+    def can(cls, shape: ConvShape) -> bool:
+        """Whether it can compute the convolution at all."""
+        least = min(shape.channels, shape.out_channels)
+        steps = (shape.kernel, shape.stride, shape.groups)
+        return steps == ((3, 3), (1, 1), 1) and least >= LEAST_CHANNELS
+
+    @classmethod
+    def tile(cls, shape: ConvShape, which: Pass) -> int:
+        """Outputs on a side of the tiles, or 0."""
+        fewest = shape.fewest[list(Pass).index(which)]
+        return cls._tile(shape, which) if cls.can(shape) and fewest >= LEAST_TERMS else 0
+
+    @classmethod
+    def _tile(cls, shape: ConvShape, which: Pass) -> int:
+        size, channels = shape.out_size, (shape.channels, shape.out_channels)
+        if which is Pass.BACKWARD_INPUT:
+            size, channels = (shape.images[1], shape.images[2]), channels[::-1]
+        return choose(shape.images[0], size, *channels, shape.itemsize, shape.dilation)
+
+    @classmethod
+    def serves(cls, shape: ConvShape, which: Pass) -> bool:
+        return cls.tile(shape, which) > 0
+
+    def forward(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool
+    ) -> np.ndarray:
+        options = (self.shape.padding, self.shape.dilation, relu)
+        return forward(
+            to_channels_last(x), weight, bias, *options, self.tile(self.shape, Pass.FORWARD)
+        )
+
+    def backward_input(self, dy: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        options = (self.shape.padding, self.shape.dilation)
+        return backward_input(dy, weight, *options, self.tile(self.shape, Pass.BACKWARD_INPUT))
+
+    def backward_weight(self, x: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, None]:
+        options = (self.shape.padding, self.shape.dilation)
+        tile = self.tile(self.shape, Pass.BACKWARD_WEIGHT)
+        return backward_weight(to_channels_last(x), dy, *options, tile), None
+
+
+class ForcedWinograd(Winograd):
+    """The same, where the caller asked for it."""
+
+    @classmethod
+    def _tile(cls, shape: ConvShape, which: Pass) -> int:
+        return super()._tile(shape, which) or 4

@@ -10,6 +10,7 @@ import functools
 import numpy as np
 
 from fastlayers.kernels import conv as kernels
+from fastlayers.ops.conv.algorithm import Algorithm, Pass
 from fastlayers.ops.conv.planar import raw_images
 from fastlayers.ops.conv.shape import ConvShape
 from fastlayers.runtime import cpu, memory, threads
@@ -197,3 +198,28 @@ def backward_weight(x: np.ndarray, dy: np.ndarray, plan: Plan) -> tuple[np.ndarr
         db,
     )
     return dw, db
+
+
+class WinogradRows(Algorithm):
+    """Convolution with kernels 5 wide by transformed rows."""
+
+    name = "winograd rows"
+    exact = False
+
+    @classmethod
+    def serves(cls, shape: ConvShape, which: Pass) -> bool:
+        least = 8 if which is Pass.BACKWARD_WEIGHT else LEAST_TERMS
+        transposed = which is Pass.BACKWARD_INPUT
+        enough = shape.fewest[list(Pass).index(which)] >= least
+        return plan(shape, transposed) is not None and enough
+
+    def forward(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool
+    ) -> np.ndarray:
+        return forward(x, weight, bias, plan(self.shape), relu)[0]  # type: ignore[arg-type]
+
+    def backward_input(self, dy: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return backward_input(dy, weight, plan(self.shape, True))  # type: ignore[arg-type]
+
+    def backward_weight(self, x: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return backward_weight(x, dy, plan(self.shape))  # type: ignore[arg-type]

@@ -19,7 +19,8 @@ from fastlayers.kernels.conv.winograd.tiles import (
     transform_task,
 )
 from fastlayers.kernels.gemm.gemm import gemm_batch, packed_size, panel_width, prepare_gemm
-from fastlayers.kernels.ir.runs import clear_run
+from fastlayers.kernels.gemm.operands import PLAIN, Batch, Bias, Left, Right, Size, Target
+from fastlayers.kernels.ir.runs import clear_run, no_table
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
@@ -136,9 +137,10 @@ def _winograd_block(
     transform_inputs(
         tile, x, channels, geometry, first, count, zeros, work, patch, work, v_at, v_row, v_xi
     )
-    a, b, c = (work, v_at, v_row, 1), (u, 0, width * channels, width), (work, p_at, p_row)
-    steps = (v_xi, u_xi, p_xi)
-    gemm_batch(points, steps, count, filters, channels, a, b, (zeros, 0, 0), c, lanes)
+    none = no_table()
+    a, b = Left(work, v_at, v_row, 1, none, none), Right(u, 0, width * channels, width, none)
+    c, batch = Target(work, p_at, p_row, none), Batch(points, v_xi, u_xi, p_xi)
+    gemm_batch(batch, Size(count, filters, 1, channels), a, b, Bias(zeros, 0), c, PLAIN)
     transform_outputs(
         tile,
         work,
@@ -256,9 +258,10 @@ def _winograd_panel(
             u_xi,
         )
     v_row, v_xi = row_length(channels, lanes), matrix_stride(tiles, channels, lanes)
-    a, b, c = (v, 0, v_row, 1), (work, u_at, width * channels, width), (work, p_at, width)
-    steps = (v_xi, u_xi, p_xi)
-    gemm_batch(points, steps, tiles, columns, channels, a, b, (zeros, 0, 0), c, lanes)
+    none = no_table()
+    a, b = Left(v, 0, v_row, 1, none, none), Right(work, u_at, width * channels, width, none)
+    c, batch = Target(work, p_at, width, none), Batch(points, v_xi, u_xi, p_xi)
+    gemm_batch(batch, Size(tiles, columns, 1, channels), a, b, Bias(zeros, 0), c, PLAIN)
     transform_outputs(
         tile,
         work,

@@ -18,7 +18,8 @@ from fastlayers.kernels.conv.winograd.tiles import (
     transform_task,
 )
 from fastlayers.kernels.gemm.gemm import gemm_batch, panel_width, prepare_gemm
-from fastlayers.kernels.ir.runs import add_run, clear_run
+from fastlayers.kernels.gemm.operands import PLAIN, Batch, Bias, Left, Right, Size, Target
+from fastlayers.kernels.ir.runs import add_run, clear_run, no_table
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
@@ -71,9 +72,11 @@ def _add_products(tile, v, w, count, block, sizes, lanes, zeros, work, work_at, 
     i, j = block[0] * GRADIENT_ROWS, block[1] * width
     rows, columns = min(GRADIENT_ROWS, filters - i), min(width, channels - j)
     stride = GRADIENT_ROWS * width + lanes
-    a, b = (w_array, w_at + i, 1, w_row), (v_array, v_at + j, width, v_row)
-    c, steps = (work, work_at, width), (w_xi, v_xi, stride)
-    gemm_batch(points, steps, rows, columns, count, a, b, (zeros, 0, 0), c, lanes)
+    none = no_table()
+    a = Left(w_array, w_at + i, 1, w_row, none, none)
+    b = Right(v_array, v_at + j, width, v_row, none)
+    c, batch = Target(work, work_at, width, none), Batch(points, w_xi, v_xi, stride)
+    gemm_batch(batch, Size(rows, columns, 1, count), a, b, Bias(zeros, 0), c, PLAIN)
     row = gradient_row(channels, lanes)
     for r in range(rows):
         du, out = work_at + r * width, sums_at + (i + r) * 9 * row + j
