@@ -199,9 +199,6 @@ def test_views_beyond_the_storage(view):
             Code(coded(("storage", 1, "0", "cpu", 1)) + b"Q"),
             "its pickle refers to something that is not",
         ),
-            Code(coded(("storage", 1, "0", "cpu", 1)) + b"Q"),
-            "its pickle refers to something that is not",
-        ),
         (Code(coded("x") + b"Q"), "its pickle refers to something that is not a storage"),
         (
             called(named("torch._utils", "_rebuild_tensor_v3"), FLOAT_STORAGE, *[None] * 7),
