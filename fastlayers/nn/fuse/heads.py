@@ -107,6 +107,11 @@ class Linear(Head):
         rows, weight, _ = self.inputs
         return y.reshape(shape), self.inputs, backward, (rows, weight, OUTPUT if relu else None)
 
+    def reasons(self, steps: Steps) -> list[tuple[str, str, str]]:
+        """Each pass, what computes it, and why."""
+        x, w, _ = self.arguments
+        return prepared.linear_reasons(x, w)
+
 
 class BatchNorm(Head):
     """Batch normalisation by known statistics: the output is written once, whatever follows."""
