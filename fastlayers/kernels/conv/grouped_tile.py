@@ -57,22 +57,22 @@ def tile_pixels(span: int) -> int:
 
 
 @intrinsic
-def correlate_tile(typingctx, tile, pixels, x, steps, weights, init, least, y):
-    """``y[p] = max(least, init + sum over steps k, l < span of weights[k, l] * x[k][p + l])``.
+def correlate_tile(typingctx, tile, pixels, x, steps, weights, bias, floor, y):
+    """``y[p] = max(floor, bias + sum over steps k, l < span of weights[k, l] * x[k][p + l])``.
 
     p is one of the first `pixels` of a row, all are vectors of channels. `tile` is a `Tile`, x and
-    y are `Channels` and `steps` are `Steps`; `weights` and `init` are ``(array, offset)``.
+    y are `Channels` and `steps` are `Steps`; `weights` and `bias` are ``(array, offset)``.
     """
 
     def codegen(cgctx, builder, sig, values):
-        _, pixels, *operands, init_value, lowest, y_value = values
+        _, pixels, *operands, bias_value, floor_value, y_value = values
         taps = _TapTile(cgctx, builder, sig.args[0], sig.args[2:5], operands)
         target, pixel, lanes = operand(cgctx, builder, y, y_value)
         mask = taps.first_lanes(lanes)
-        (start,) = operand(cgctx, builder, init, init_value)
+        (start,) = operand(cgctx, builder, bias, bias_value)
         first = taps.load_vector(start, mask=mask)
         sums = taps.loop([first] * taps.pixels, taps.correlate)
-        lowest = taps.splat(lowest)
+        lowest = taps.splat(floor_value)
         for p, total in enumerate(sums):
             with builder.if_then(builder.icmp_signed("<", _i64(p), pixels)):
                 low = builder.fcmp_ordered("<", total, lowest)
@@ -80,7 +80,7 @@ def correlate_tile(typingctx, tile, pixels, x, steps, weights, init, least, y):
                 taps.store_vector(builder.select(low, lowest, total), at, mask=mask)
         return cgctx.get_dummy_value()
 
-    return types.void(tile, types.int64, x, steps, weights, init, least, y), codegen
+    return types.void(tile, types.int64, x, steps, weights, bias, floor, y), codegen
 
 
 @intrinsic
