@@ -168,7 +168,7 @@ class BatchNorm(_Head):
         norm, (x, w, b), needs = self.norm, arrays(self.inputs), _needs(self.inputs)
         activation = "relu" if relu else None
         y, offsets = ops.batch_norm_max_pool2d(
-            x, norm.mean, norm.invstd, w, b, *window, activation=activation
+            x, *norm.statistics, w, b, *window, activation=activation
         )
 
         def backward(dy: np.ndarray) -> Any:
