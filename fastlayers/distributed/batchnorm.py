@@ -41,8 +41,8 @@ class _SyncNormalisation(Normalisation):
     __slots__ = ("_count",)
 
     def __init__(self, part: Part, mean: np.ndarray, invstd: np.ndarray) -> None:
-        known = (mean, invstd, part.weight, part.bias, True, part.elements)
-        super().__init__(part.x, part.layout, *known)
+        channels = (mean, invstd, part.weight, part.bias)
+        super().__init__(part.x, part.layout, channels, True, part.elements)
         self._count = part.count
 
     def backward(

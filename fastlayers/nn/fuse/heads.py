@@ -171,7 +171,7 @@ class BatchNorm(Head):
         norm, needs, (_, (_, w, b), _) = self.norm, self.needs, arguments(*self.inputs)
         activation = "relu" if relu else None
         y, offsets = ops.batch_norm_max_pool2d(
-            norm.x, norm.mean, norm.invstd, w, b, *window, activation=activation
+            norm.x, *norm.statistics, w, b, *window, activation=activation
         )
 
         def backward(dy: np.ndarray) -> Any:
