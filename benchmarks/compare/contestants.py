@@ -129,7 +129,7 @@ def _cycle(step: Callable[[Any, Any], float], batches: Batches) -> Step:
 
 
 def prepare_jax(threads: int, case: Case) -> tuple[Step, Start]:
-    """JAX's pool has as many threads as the process has CPUs, so the process is held to so many."""
+    """JAX's pool has as many threads as the process has CPUs, so those are limited."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     os.environ["JAX_PLATFORMS"] = "cpu"

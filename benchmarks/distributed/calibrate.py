@@ -198,7 +198,7 @@ def _host(channel: Any) -> dict[str, float]:
 
 
 def _steps(case: Case, seconds: float) -> dict[str, Any]:
-    """Steps of this rank beside the other's, without and with DistributedDataParallel, in turn."""
+    """Steps of this rank alongside the other's, with and without DistributedDataParallel."""
     import fastlayers as fl
     from fastlayers import distributed
 
