@@ -95,8 +95,8 @@ class Convolution:
             y: np.ndarray = backend.reference("conv2d", input, weight, bias, *self.options)
             return np.maximum(y, 0, out=y) if relu else y
         x = input[None] if self.unbatched else input
-        y = self.algorithms.forward.forward(x, kernel_ready(weight), bias, relu)
-        y = from_channels_last(y)
+        w = weight if weight.flags.carray else kernel_ready(weight)
+        y = from_channels_last(self.algorithms.forward.forward(x, w, bias, relu))
         return y[0] if self.unbatched else y
 
     def backward(
