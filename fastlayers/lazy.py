@@ -1,13 +1,14 @@
 """Ops that wait for what follows them, so that a convolution, its ReLU and its pooling are one.
 
 A call of such an op is checked at once, and runs when its output is first used: by another op, by
-`Tensor.data`, by `backward`, by an optimiser, or at the end of the outermost module's call. So
-the only ones who could tell are those who change a wrapped array behind the tensor's back between
-two lines of one `forward`; outside of modules, ops on arrays that the user holds never wait.
+`Tensor.data`, by `backward`, by an optimiser, or at the end of the outermost module's call. This
+can only be noticed by changing a wrapped array, not through its tensor, between two lines of one
+`forward`; outside of modules, ops on arrays that the user holds never wait.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import weakref
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Deferred",
     "Watcher",
+    "calls",
+    "fuses",
     "is_fusion_enabled",
     "prune",
     "run_waiting",
@@ -37,7 +40,7 @@ class Deferred(Protocol):
     requires_grad: bool
 
     def run(self) -> Recording:
-        """Compute the output, and give it with what the tape records of it."""
+        """Compute the output, and return it with what the tape records."""
 
     def add(self, output: Tensor, other: Tensor, in_place: bool = False) -> Tensor | None:
         """``output + other`` as a part of the call of `output`, where it can be one."""
@@ -61,40 +64,42 @@ class Watcher(Protocol):
     def recorded(
         self, output: np.ndarray, inputs: tuple[Tensor | None, ...], backward: Backward
     ) -> Backward:
-        """An op ran; what the tape shall keep as its way back."""
+        """An op ran; returns what the tape is to keep as its backward function."""
 
     def summed(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """``a + b`` of two gradients."""
 
 
 class _State(threading.local):
-    """This thread's outputs that wait, and how many modules deep its calls are."""
+    """This thread's outputs that wait, and whether a module's call is in progress."""
 
     def __init__(self) -> None:
         self.waiting: list[weakref.ref[Tensor]] = []
-        self.depth = 0
+        self.call = 0  # outside of modules; else from `calls`, so that no two threads share one
 
 
 state = _State()
-# Asked for wherever an op runs, 7 ns of a call where it is None. It is read once in each place, as
+calls = itertools.count(1)
+# Checked wherever an op runs, which takes 7 ns if it is None. Each place reads it only once, as
 # another thread may set it.
 watcher: Watcher | None = None
-_enabled = os.environ.get("FASTLAYERS_FUSION", "1") != "0"
+# Whether ops wait.
+fuses = os.environ.get("FASTLAYERS_FUSION", "1") != "0"
 
 
 def is_fusion_enabled() -> bool:
     """Whether ops wait for what follows them."""
-    return _enabled
+    return fuses
 
 
 def set_fusion_enabled(enabled: bool) -> None:
-    """Let ops wait for what follows and run as one, as by default, or each by itself.
+    """Let ops wait for what follows and run as one (the default), or run each separately.
 
     The environment variable ``FASTLAYERS_FUSION=0`` turns it off from the start. Values and
     gradients are the same within rounding.
     """
-    global _enabled
-    _enabled = bool(enabled)
+    global fuses
+    fuses = bool(enabled)
     run_waiting()
 
 
@@ -105,13 +110,13 @@ def prune(waiting: list[weakref.ref[Tensor]]) -> None:
 
 
 def run_waiting() -> None:
-    """Run what this thread has called and not used yet, in the order of the calls."""
+    """Run what this thread has called but not used yet, in the order of the calls."""
     waiting, state.waiting = state.waiting, []
     try:
         for reference in waiting:
             output = reference()
             if output is not None:
                 output.array()
-    except BaseException:  # no memory, or Ctrl-C: what has not run goes on waiting
+    except BaseException:  # no memory, or Ctrl-C: what has not run keeps waiting
         state.waiting = waiting + state.waiting
         raise

@@ -1,4 +1,4 @@
-"""Norms under the names of PyTorch's `linalg`.
+"""Norms, under their names in PyTorch's `linalg`.
 
 References
 ----------
@@ -11,7 +11,7 @@ from typing import Any
 
 from fastlayers.autograd import Tensor
 from fastlayers.functions.norms import norm as _norm
-from fastlayers.functions.table import numpy_names
+from fastlayers.functions.registry import numpy_names
 
 __all__ = ["norm", "vector_norm"]
 
@@ -33,7 +33,7 @@ def norm(
     Raises
     ------
     NotImplementedError
-        If another norm of matrices is asked for.
+        If another matrix norm is requested.
     """
     if ord is not None and ord != "fro":
         axes = len(dim) if isinstance(dim, (tuple, list)) else 1

@@ -38,10 +38,14 @@ from queue import SimpleQueue
 __all__ = ["Mutant", "main", "mutants"]
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests"))
+
+from specs import STEMS  # noqa: E402 - beside the tests
+
 PACKAGES = ("kernels", "ops")
 # Seconds after which a mutant that does not come to an end is killed, as one that loops: with the
 # tests of its module, and with all the others, which no slow machine should fail.
-TIMEOUTS = (400, 1200, 1200)
+TIMEOUTS = (400, 400, 1200, 1200)
 # Operators that need a configuration, and one that changes nothing.
 NOT_USED = ("variable", "no-op")
 
@@ -57,18 +61,32 @@ TESTS = {
     "ops/norm/pooled.py": "ops/test_batchnorm_pool.py",
     "ops/pool/max_pool.py": "ops/test_pool.py",
     "kernels/pool/avg_pool.py": "ops/test_pool.py",
-    "kernels/norm/rows.py": "ops/test_batchnorm.py ops/test_batchnorm_pool.py",
+    "kernels/norm/matrix.py": "ops/test_batchnorm.py",
+    "kernels/norm/rows.py": "ops/test_batchnorm.py",
+    "kernels/norm/window_loops.py": "ops/test_batchnorm_pool.py",
+    "kernels/norm/windows.py": "ops/test_batchnorm_pool.py",
     "kernels/conv/planar.py": "ops/test_conv.py ops/test_conv_pool.py",
     "kernels/conv/winograd/filters.py": "ops/test_winograd.py ops/test_winograd_rows.py",
     "kernels/gemm/gemm.py": "ops/test_linear.py ops/test_conv.py",
     "kernels/conv/grouped_tile.py": "ops/test_depthwise.py",
     "kernels/layout.py": "kernels/test_layout.py ops/test_conv.py ops/test_flatten.py",
+    "kernels/linear/blocks.py": "ops/test_linear.py",
+    "kernels/linear/dots.py": "ops/test_linear.py",
+    "kernels/linear/products.py": "ops/test_linear.py",
+    "kernels/linear/ranks.py": "ops/test_linear.py",
     "kernels/linear/small.py": "ops/test_linear.py",
     "kernels/linear/tile.py": "ops/test_linear.py",
+    "ops/linear/algorithm.py": "ops/test_linear.py",
+    "ops/linear/large.py": "ops/test_linear.py",
+    "ops/linear/routes.py": "ops/test_linear.py",
+    "ops/linear/small.py": "ops/test_linear.py",
     "kernels/gemm/tile.py": "kernels/test_micro.py ops/test_linear.py",
     "kernels/optimizer.py": "optim",
     "kernels/dropout/philox.py": "kernels/test_philox.py ops/test_dropout.py",
     "kernels/reduce.py": "ops/test_batchnorm.py ops/test_conv.py ops/test_linear.py",
+    "kernels/gemm/operands.py": "ops/test_linear.py ops/test_conv.py",
+    "kernels/ir/named.py": "kernels/test_shared.py ops/test_conv.py",
+    "kernels/ir/shared.py": "kernels/test_shared.py ops/test_linear.py",
     "kernels/ir/runs.py": "kernels/test_layout.py ops/test_pool.py ops/test_batchnorm.py",
     "kernels/speed.py": "test_profiling.py",
     "kernels/conv/winograd/matrices.py": "ops/test_winograd.py ops/test_winograd_rows.py",
@@ -84,15 +102,32 @@ TESTS = {
     "kernels/conv/winograd/tiles.py": "ops/test_winograd.py",
     "ops/check.py": "ops/test_conv.py ops/test_pool.py ops/test_loss.py",
     "ops/pool/avg_pool.py": "ops/test_pool.py",
-    "ops/norm/form.py": "ops/test_batchnorm.py ops/test_batchnorm_pool.py",
-    "ops/norm/parts.py": "nn/test_sync_batchnorm.py",
-    "ops/conv/gather.py": "ops/test_conv.py ops/test_winograd.py",
+    "ops/conv/convolution.py": "ops/test_conv.py",
+    "ops/conv/gather.py": "ops/test_conv.py ops/test_conv_cuts.py",
+    "ops/conv/slabs.py": "ops/test_conv.py ops/test_conv_cuts.py",
+    "ops/conv/weight_gather.py": "ops/test_conv.py ops/test_conv_cuts.py",
+    "kernels/conv/direct_weight.py": "ops/test_conv.py",
+    "kernels/conv/slabs.py": "ops/test_conv.py ops/test_conv_cuts.py",
+    "kernels/conv/padded.py": "ops/test_conv.py ops/test_conv_pool.py",
+    "kernels/conv/pooled_tile.py": "ops/test_conv_pool.py",
+    "ops/norm/layout.py": "ops/test_batchnorm.py ops/test_batchnorm_pool.py",
+    "ops/norm/normalisation.py": "ops/test_batchnorm.py nn/test_batchnorm.py",
+    "ops/norm/parts.py": "ops/test_batchnorm_parts.py nn/test_sync_batchnorm.py",
     "ops/conv/pooled_plan.py": "ops/test_conv_pool.py",
+    "ops/conv/pooled_routes.py": "ops/test_conv_pool.py",
     "ops/conv/shape.py": "ops/test_conv.py",
     "ops/conv/direct.py": "ops/test_conv.py",
     "ops/layout.py": "kernels/test_layout.py ops/test_conv.py ops/test_pool.py",
     "ops/conv/planar.py": "ops/test_conv.py",
     "ops/reduce.py": "ops/test_batchnorm.py ops/test_linear.py",
+    "ops/loss/binary_entropy.py": "ops/test_loss.py nn/test_loss.py",
+    "ops/loss/common.py": "ops/test_loss.py nn/test_loss.py",
+    "ops/loss/entropy.py": "ops/test_loss.py nn/test_loss.py",
+    "ops/loss/mse.py": "ops/test_loss.py nn/test_loss.py",
+    "ops/loss/nll.py": "ops/test_loss.py nn/test_loss.py",
+    "ops/pool/avg_routes.py": "ops/test_pool.py",
+    "ops/pool/max_routes.py": "ops/test_pool.py",
+    "ops/pool/algorithm.py": "ops/test_pool.py",
     "ops/pool/window.py": "ops/test_pool.py",
 }
 # What passes those meets these, and then the tests in trust/ that name the module's op.
@@ -102,19 +137,20 @@ SHARED = {
 }
 # Of the many tests of convolutions, those that find most.
 EXACT = "trust/test_exactness.py trust/test_memory_safety.py"
-# By the stem of a module, what its tests in trust/ are named by, as `pytest -k` takes it.
+# By a part of a module's path, what its tests in trust/ and ops/test_specs.py are named by, as
+# `pytest -k` takes it; "activation" stands for the ops of its specs.
 NAMES = (
-    ("act", "relu or sigmoid or tanh or gelu or softmax"),
-    ("arithmetic", "arithmetic"),
-    ("batchnorm", "norm or any_order"),
-    ("conv_pool", "conv-pool or pooled"),
-    ("dropout|philox", "dropout"),
-    ("flatten", "flatten"),
-    ("linear", "linear or any_order"),
-    ("loss", "loss or entropy"),
-    ("optimizer|speed", "SGD or Adam"),
-    ("avg_pool|pool|window", "pool or any_order"),
-    ("_check|layout|reduce|runs|vectors", "linear or pool or norm or bounds or any_order"),
+    ("/activation", "activation"),
+    ("/arithmetic", "arithmetic"),
+    ("/norm/", "norm or any_order"),
+    ("/conv/pooled", "conv-pool or pooled"),
+    ("/dropout", "dropout"),
+    ("/flatten", "flatten"),
+    ("/linear", "linear or any_order"),
+    ("/loss", "loss or entropy"),
+    ("/optimizer|/speed", "SGD or Adam"),
+    ("/pool/", "pool or any_order"),
+    ("/check|/layout|/reduce|/ir/", "linear or pool or norm or bounds or any_order"),
     ("", "conv or im2col or winograd"),
 )
 
@@ -141,7 +177,7 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
         "nothing is set, and no hash is asked for",
     ),
     ("ops/conv_plan", r"^\+.*lanes\) <= 0$", "a remainder is not negative"),
-    ("ops/avg_pool", r"^\+.*divisors\[ -1\]\) if divisors\.size == 1", "the last of one"),
+    ("ops/pool/avg_routes", r"^\+.*divisors\[ -1\]\) if divisors\.size == 1", "the last of one"),
     ("kernels/gemm", r"^\+@kernel\(inner=False\)", "as machine code of its own, for Python"),
     ("kernels/gemm", r"^-@kernel\(inner=True\)", "Python alone calls it, and as it is written"),
     # Which plan: the constants are measured, their neighbours as good; plans.txt has the outcome.
@@ -158,14 +194,13 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
     # What is fetched ahead, or asked of the caches.
     ("kernels/depthwise", r"^- +(share|ahead|yahead|yshare) \+?= ", "what is fetched ahead"),
     ("kernels/depthwise", r"^- +if phase == 0:", "in which phase it is fetched ahead"),
-    ("kernels/linear_tile", r"^\+ +whole = .*values\[ 7\]", "a mask of all columns, or none"),
     ("kernels/linear", r"^- +(part = |if ahead and tiles > 1)", "what is fetched ahead"),
     ("kernels", r"^- +prefetch_run\(", "what is fetched ahead"),
     # How many at a time, in which order.
     ("kernels/pool", r"^\+.*min\(count % k, ", "rows at a time: no more than count - k"),
     ("kernels/pool", r"^\+.*// depth \+ 0\)\)", "pixels at a time: the others are gathered"),
     (
-        "kernels/windows_gradient",
+        "kernels/pool/windows_gradient",
         r"^\+ +size, none = .*, _i64\( ?-?1\)\)$",
         "a jump behind the only row",
     ),
@@ -174,7 +209,7 @@ EQUIVALENT: tuple[tuple[str, str, str], ...] = (
         r"^\+    row, depth = at \+ starts\[ 0\],",
         "a place for a row that is read before it is used otherwise",
     ),
-    ("kernels/windows_mean", r"^\+.*\[builder.mul\(s, depth\)\]\), 1\)", "which of four sums"),
+    ("kernels/pool/windows_mean", r"^\+.*\[builder.mul\(s, depth\)\]\), 1\)", "which of four sums"),
     ("kernels/toom_cook", r"^\+.*\(m \+ taps \| 1\)", "a factor of 0 more, which is passed over"),
     ("kernels/reduce", r"^-BLOCK = ", "columns of a task"),
     ("kernels/toom_cook", r"^\+.*key=lambda term: term\[0\] == 1", "the order of additions"),
@@ -280,13 +315,15 @@ def tests_of(module: str) -> list[list[str]]:
     """Arguments of pytest: for the tests of the module, then for those that it shares."""
     stem = Path(module).stem
     named = TESTS.get(module, f"kernels/test_{stem}.py ops/test_{stem}.py")
-    names = next(names for pattern, names in NAMES if re.match(pattern, stem))
+    names = next(names for pattern, names in NAMES if re.search(pattern, module))
     trust = EXACT if names == NAMES[-1][1] else "trust"
+    if names == "activation":
+        names = " or ".join(spec.op for spec in STEMS[names])
     rows = [
         [str(Path("tests", name)) for name in text.split() if (ROOT / "tests" / name).exists()]
-        for text in (named, SHARED[module.partition("/")[0]], trust)
+        for text in (named, "ops/test_specs.py", SHARED[module.partition("/")[0]], trust)
     ]
-    return [*rows[:2], [*rows[2], "-k", names]]
+    return [rows[0], [*rows[1], "-k", names], rows[2], [*rows[3], "-k", names]]
 
 
 def _equivalent(module: str, diff: str) -> bool:

@@ -224,7 +224,7 @@ def lines() -> Iterator[str]:
 
     def ask(kernel: Any, *args: Any) -> Any:
         function = kernel.py_func
-        if not {"call", "workers"} & inspect.signature(function).parameters.keys():
+        if not {"call", "facts", "workers"} & inspect.signature(function).parameters.keys():
             return function(*args)  # the size of a workspace
         home = function.__module__.removeprefix("fastlayers.kernels.")
         asked.append(f"  {home}.{function.__name__} {' '.join(map(told, args))}")

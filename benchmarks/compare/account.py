@@ -1,10 +1,10 @@
-"""Where a training step's time goes: arithmetic over its rate, bytes over theirs, and the rest.
+"""Where a training step's time goes: arithmetic, memory traffic, and the rest.
 
     python -m benchmarks.compare.account [--models NAMES] [--threads 2] [--markdown FILE]
 
 Convolutions and linear maps count the multiply-adds of direct arithmetic, so that Winograd's rate
-may be above the peak. Memory-bound ops count each array that a call reads or writes once. What is
-left of the step, the tape, the layers and the dispatch, is "calls".
+may be above the peak. Memory-bound ops count each array that a call reads or writes once. The rest
+of the step, that is the tape, the layers and the dispatch, is "calls".
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.compare.cases import CASES, Case
 from benchmarks.compare.contestants import prepare_fastlayers
 from benchmarks.compare.harness import table
 from fastlayers import ops
-from fastlayers.nn.fuse import heads
+from fastlayers.ops import prepared
 
 __all__ = ["Account", "account", "main"]
 
@@ -87,16 +87,17 @@ def _norm_work(result: Any, norm: Any, *args: Any) -> float:
 
 def _watch_all(found: Account) -> None:
     for name in ("forward", "backward"):
-        found.watch(ops.norm.batchnorm.Normalisation, name, "memory-bound", _norm_work)
-    read = ops.batchnorm, "normalisation", "memory-bound"
+        found.watch(prepared.Normalisation, name, "memory-bound", _norm_work)
+    read = prepared, "batch_norm_call", "memory-bound"
     found.watch(*read, lambda norm, *_: float(norm.x.nbytes if norm.of_batch else 0))
     found.watch(ops.arithmetic, "add", "memory-bound", _nbytes)
     for kind in (ops.conv.Convolution, ops.conv.pooled.PooledConvolution):
         found.watch(kind, "forward", "convolution", _forward_work)
         found.watch(kind, "backward", "convolution", _backward_work)
-    found.watch(heads, "linear_rows", "linear", lambda y, x, w, *_: float(y.shape[0] * w.size))
+    rows = prepared, "linear_rows", "linear"
+    found.watch(*rows, lambda y, x, w, *_: float(y.shape[0] * w.size))
     found.watch(
-        heads,
+        prepared,
         "linear_rows_backward",
         "linear",
         lambda result, dy, y, x, w, needs: float(len(dy) * w.size * sum(needs[:2])),
@@ -148,7 +149,7 @@ def _row(case: Case, threads: int) -> list[str]:
 
 
 def main() -> None:
-    """Print a row a model, each in a process of its own."""
+    """Print a row per model, each in a new process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=None, metavar="NAME")
     parser.add_argument("--threads", nargs="+", type=int, default=[2])

@@ -1,8 +1,8 @@
 """A thin tape: tensors that remember how they were made, and reverse-mode differentiation.
 
 An op is recorded by `record`, with a function from the output's gradient to those of the inputs.
-What convolutions, pooling and the like compute is the matter of `fastlayers.ops`, what NumPy does
-of `fastlayers.functions`.
+`fastlayers.ops` computes convolutions, pooling and the like; `fastlayers.functions` has what NumPy
+computes.
 """
 
 from fastlayers import functions  # noqa: F401  gives tensors their methods
@@ -14,8 +14,9 @@ from fastlayers.autograd.mode import (
     no_grad,
     set_grad_enabled,
 )
+from fastlayers.autograd.recording import Recording, defer, record, wants_grad
 from fastlayers.autograd.tape import OUTPUT, Backward, Gradients, Listener, listen
-from fastlayers.autograd.tensor import Recording, Tensor, defer, record, wants_grad
+from fastlayers.autograd.tensor import Tensor
 
 __all__ = [
     "OUTPUT",

@@ -1,4 +1,4 @@
-"""What a tensor tells about its values, and what it is to Python: a sequence, a number, a text."""
+"""Shape, dtype and the like of a tensor, and its Python protocols: sequence, number, text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Facts"]
 
 
 class Facts:
-    """The part of `Tensor` that has nothing to do with the tape."""
+    """The part of `Tensor` that is independent of the tape."""
 
     __slots__ = ()
     if TYPE_CHECKING:

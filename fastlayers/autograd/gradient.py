@@ -1,4 +1,4 @@
-"""Gradients of several outputs, returned or added up."""
+"""Gradients of several outputs, returned or accumulated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _listed(op: str, name: str, values: Any) -> tuple[Tensor, ...]:
 
 
 def _roots(op: str, outputs: Tensors, gradients: Any, create_graph: bool) -> tuple[Any, Any]:
-    """Where the ways back begin, and the gradients there."""
+    """Where the backward pass begins, and the gradients there."""
     listed = _listed(op, "outputs", outputs)
     if gradients is None or isinstance(gradients, (Tensor, np.ndarray)):
         gradients = [gradients] * len(listed) if gradients is None else [gradients]
@@ -46,7 +46,7 @@ def backward(
 ) -> None:
     """Add the gradients of several tensors to `grad` of the leaves that they depend on.
 
-    As `Tensor.backward` for each, but what they share is gone through once.
+    As `Tensor.backward` for each, but ops that they share are visited once.
 
     References
     ----------
@@ -75,7 +75,7 @@ def grad(
     grad_outputs : Tensor or sequence, optional
         Gradients of the outputs; 1 for a scalar.
     retain_graph : bool
-        Keep what was recorded, so that it can be gone through again.
+        Keep the recorded ops, so that they can be used again.
     create_graph : bool
         Must be False: gradients are not recorded.
     allow_unused : bool

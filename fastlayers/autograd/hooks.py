@@ -1,4 +1,4 @@
-"""Hooks: functions that are called with a gradient on the way back, or by a module."""
+"""Hooks: functions that are called with a gradient in the backward pass, or by a module."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _numbers = itertools.count()
 
 
 class RemovableHandle:
-    """What a registration returns: takes the hook away, also at the end of a ``with`` block."""
+    """What a registration returns: it removes the hook, also at the end of a ``with`` block."""
 
     def __init__(self, hooks: dict[int, Any], number: int) -> None:
         self._hooks, self.id = hooks, number
 
     def remove(self) -> None:
-        """Call the hook no more."""
+        """Stop calling the hook."""
         self._hooks.pop(self.id, None)
 
     def __enter__(self) -> Self:
@@ -34,7 +34,7 @@ class RemovableHandle:
 
 
 def add(op: str, hooks: dict[int, Any], hook: Callable[..., Any], entry: Any) -> RemovableHandle:
-    """Put the `entry` of a hook behind those that are there."""
+    """Append the `entry` of a hook."""
     if not callable(hook):
         raise TypeError(f"{op}: hook must be callable, got {type(hook).__name__}")
     number = next(_numbers)
@@ -43,7 +43,7 @@ def add(op: str, hooks: dict[int, Any], hook: Callable[..., Any], entry: Any) ->
 
 
 def hooked(hooks: Mapping[int, Callable[[Tensor], Any]], gradient: np.ndarray) -> np.ndarray:
-    """What the hooks make of a gradient: an array of its own, as a hook may change it in place."""
+    """The gradient that the hooks return: a new array, as a hook may change it in place."""
     from fastlayers.autograd.tensor import Tensor
 
     value = Tensor(np.array(gradient))

@@ -1,7 +1,7 @@
 """Changes of tensors in place, and tensors that are views of others.
 
-A tensor that is changed in place gets the node of the op that changed it, and its memory the new
-values; its views, and the tensor that it is a view of, get nodes that follow from that.
+A tensor that is changed in place keeps its memory and gets the node of the op that changed it; its
+views, and the tensor that it is a view of, get nodes that follow from that one.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from fastlayers.autograd import mode
+from fastlayers.autograd.recording import wants_grad
 from fastlayers.autograd.tape import Node
-from fastlayers.autograd.tensor import Look, Tensor, wants_grad
+from fastlayers.autograd.tensor import Look, Tensor
 from fastlayers.autograd.types import RANKS
 
-__all__ = ["apply", "check_recorded", "check_target", "edge", "make_view", "rebind", "reshape"]
+__all__ = ["apply", "check_recorded", "check_target", "make_view", "rebind", "reshape"]
 
 
 def check_recorded(op: str, target: Tensor) -> None:
@@ -98,18 +99,18 @@ def apply(
 
 
 def _replaced(by: Tensor, backward: Callable[[np.ndarray], Any]) -> Node:
-    return Node((edge(by),), backward)
+    return Node((by,), backward)
 
 
 def _before(target: Tensor, values: np.ndarray) -> Tensor:
-    """What `target` was: another tensor of its values, with its history."""
+    """`target` as it was: another tensor with these values, and its history."""
     out = Tensor(values)
     out._node, out.requires_grad = target._node, target.requires_grad
     return out
 
 
 def make_view(out: Tensor, of: Tensor, look: Look) -> Tensor:
-    """Let `out` be known as the view ``look(array)`` of the array of `of`."""
+    """Register `out` as the view ``look(array)`` of the array of `of`."""
     if of.base is None:
         root = of
     else:
@@ -118,7 +119,7 @@ def make_view(out: Tensor, of: Tensor, look: Look) -> Tensor:
     storage = root.storage
     out.base, out._storage = (root, look), storage
     views = storage.views = [] if storage.views is None else storage.views
-    # Those that are gone are removed when there may be as many of them as others.
+    # Dead references are removed each time that the list has doubled.
     if len(views) >= 16 and len(views) & (len(views) - 1) == 0:
         views[:] = [view for view in views if view() is not None]
     views.append(weakref.ref(out))
@@ -128,7 +129,7 @@ def make_view(out: Tensor, of: Tensor, look: Look) -> Tensor:
 def reshape(op: str, target: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Let `target` be ``function(target)``, a view of its memory, from now on.
 
-    What were its views are then views of another tensor, of its former shape, as `target` is.
+    Its former views become views of another tensor, which has its former shape, and so does it.
 
     Raises
     ------
@@ -158,7 +159,7 @@ def reshape(op: str, target: Tensor, function: Callable[[Tensor], Tensor]) -> Te
 
 
 def rebind(target: Tensor, node: Node) -> None:
-    """Let `target`, whose memory was changed, have been made by the op of `node`."""
+    """Make `node` the op that `target`, whose memory was changed, is the output of."""
     root = target
     if target.base is not None:
         root, look = target.base
@@ -170,16 +171,11 @@ def rebind(target: Tensor, node: Node) -> None:
             view._node, view.requires_grad = _seen(root, view.base[1]), True
 
 
-def edge(tensor: Tensor) -> Node | Tensor | None:
-    """Where the gradient of a tensor goes on to: its node or itself, None if it has none."""
-    if not tensor.requires_grad:
-        return None
-    return tensor if tensor._node is None else tensor._node
-
-
 def _patched(root: Tensor, look: Look, part: Node) -> Node:
-    """The op that puts a changed view back into what it is a view of."""
-    array = root.array()  # not `root`, which holds this op: a cycle keeps memory until it is found
+    """The op that writes a changed view back into its base."""
+    array = (
+        root.array()
+    )  # not `root`, which holds this op: a cycle lives until the next garbage collection
 
     def copy_slices(dy: np.ndarray) -> Any:
         rest = np.zeros_like(array)
@@ -189,7 +185,7 @@ def _patched(root: Tensor, look: Look, part: Node) -> Node:
         inside[...] = 0
         return rest, gradient
 
-    return Node((edge(root), part), copy_slices)
+    return Node((root, part), copy_slices)
 
 
 def _seen(root: Tensor, look: Look) -> Node:
@@ -207,4 +203,4 @@ def _seen(root: Tensor, look: Look) -> Node:
         inside[...] = dy
         return (dx,)
 
-    return Node((edge(root),), as_strided)
+    return Node((root,), as_strided)

@@ -65,7 +65,7 @@ class _Context:
 
 
 def _in_context(context: Callable[[], _Context], generator: Any) -> Any:
-    """Run a generator's own code in the context, and who takes its items outside of it."""
+    """Run the code of a generator in the context, and that of its consumer outside of it."""
     resume: Callable[[], Any] = functools.partial(next, generator)
     while True:
         try:

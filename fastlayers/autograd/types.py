@@ -37,7 +37,7 @@ class Size(tuple[int, ...]):
 
 
 class device:  # noqa: N801  PyTorch's name
-    """A place of tensors; theirs is "cpu", others can be named only.
+    """A device of tensors. All are on "cpu"; others can only be named.
 
     Parameters
     ----------

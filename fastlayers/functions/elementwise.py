@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from fastlayers.autograd.tensor import Tensor, record
+from fastlayers.autograd.recording import record, tensor
+from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.reduction import axis
-from fastlayers.functions.table import alias, method, recorded, register, tensor, unary
+from fastlayers.functions.registry import alias, method, register
+from fastlayers.functions.table import recorded, unary
 from fastlayers.ops import activation
 
 __all__ = [
@@ -71,13 +73,13 @@ _LN2, _LN10 = math.log(2), math.log(10)
 
 
 def _each(function: Callable[[float], float]) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of Python numbers, of each element."""
+    """A function of Python numbers, applied to each element."""
     of_objects = np.frompyfunc(function, 1, 1)
     return lambda x: np.asarray(of_objects(x), x.dtype)
 
 
 def _step(ufunc: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """A function to whole numbers, of which integers are some already."""
+    """A rounding function, which leaves integers as they are."""
     return lambda x: np.asarray(ufunc(x)) if x.dtype.kind == "f" else x.copy()
 
 
@@ -94,9 +96,9 @@ def _gaussian(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _compiled(op: str, doc: str, numpy: Any = None) -> Callable[..., Tensor]:
-    """A function and its gradient from the output, by kernels, in the memory layout of the input.
+    """A function, and its gradient from the output, by kernels, in the input's memory layout.
 
-    Of arrays with channels kernels would give channels-last memory.
+    For arrays with channels, kernels would return channels-last memory.
     """
     forward, backward = getattr(activation, op), getattr(activation, f"{op}_backward")
 

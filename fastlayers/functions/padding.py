@@ -1,4 +1,4 @@
-"""Tensors with a margin."""
+"""Padding."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from fastlayers.autograd.recording import tensor
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.arrangement import taken
 from fastlayers.functions.shape import sizes
-from fastlayers.functions.table import result, tensor
+from fastlayers.functions.table import result
 
 __all__ = ["pad"]
 
@@ -41,9 +42,9 @@ def pad(
     Raises
     ------
     NotImplementedError
-        If the mode is another, or does not pad an input of so many axes.
+        If the mode is unknown, or does not support the number of axes.
     RuntimeError
-        If there is no pair for each of the axes, or the input is too small.
+        If there is not one pair per axis, or the input is too small.
 
     References
     ----------
@@ -96,7 +97,7 @@ def _check_mode(x: Tensor, pairs: list[tuple[int, int]], mode: str, value: Any) 
 
 
 def _source(size: int, before: int, after: int, mode: str) -> np.ndarray:
-    """Which elements of an axis the padded one holds."""
+    """The indices along an axis that the padded axis holds."""
     kept = np.arange(size)
     cut = slice(max(-before, 0), -max(-after, 0) or None)
     if mode == "circular":  # goes round what is left

@@ -7,20 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from fastlayers.autograd.recording import tensor
 from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.arithmetic import add, matmul, mul
 from fastlayers.functions.axes import permute
 from fastlayers.functions.einstein import einsum
 from fastlayers.functions.expansion import expand
 from fastlayers.functions.reduction import axis
+from fastlayers.functions.registry import NUMPY, method, register
 from fastlayers.functions.shape import reshape, unsqueeze
-from fastlayers.functions.table import NUMPY, method, register, tensor
 
 __all__ = ["addmm", "baddbmm", "bmm", "dot", "einsum", "mm", "mv", "outer", "tensordot"]
 
 
 def _check(op: str, wanted: dict[str, tuple[Tensor, int]]) -> None:
-    """Refuse tensors with other numbers of axes, and of several dtypes."""
+    """Reject tensors with other numbers of axes, or different dtypes."""
     for name, (x, ndim) in wanted.items():
         if x.ndim != ndim:
             raise RuntimeError(f"{op}: {name} must have {ndim} axes, got shape {tuple(x.shape)}")
@@ -70,7 +71,7 @@ def mm(input: Tensor, mat2: Tensor) -> Tensor:
 
 
 def bmm(input: Tensor, mat2: Tensor) -> Tensor:
-    """The products of as many pairs of matrices, along the first axis."""
+    """The products of pairs of matrices, along the first axis."""
     _check("bmm", {"input": (input, 3), "mat2": (mat2, 3)})
     _meets("bmm", input, mat2, 1)
     if len(input) != len(mat2):
@@ -115,12 +116,12 @@ def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     ----------
     a, b : Tensor
     dims : int, or pair of sequences of int
-        How many of the last axes of `a` and the first of `b`, or which of both.
+        The number of last axes of `a` and first axes of `b`, or the axes of both.
 
     Raises
     ------
     RuntimeError
-        If the axes have other lengths.
+        If the lengths of the axes differ.
     """
     a, b = tensor(a), tensor(b)
     dims = dims.tolist() if isinstance(dims, Tensor) else dims

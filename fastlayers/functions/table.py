@@ -1,7 +1,8 @@
-"""How a function of tensors is made from one of arrays and its gradient, in a line or a few.
+"""Makes tensor functions from array functions and their gradients, in one or a few lines each.
 
-`unary` and `binary` make functions of elements, `recorded` any other. Each becomes a function of
-`fastlayers`, a method of `Tensor` and, where NumPy has it, what NumPy's function does to tensors.
+`unary` and `binary` make element-wise functions, `recorded` any other. Each becomes a function of
+`fastlayers`, a method of `Tensor` and, if NumPy has such a function, its implementation for
+tensors.
 """
 
 from __future__ import annotations
@@ -9,95 +10,38 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from fastlayers.autograd import inplace
+from fastlayers.autograd.recording import record, tensor, wants_grad
 from fastlayers.autograd.tape import OUTPUT
-from fastlayers.autograd.tensor import Tensor, record, wants_grad
+from fastlayers.autograd.tensor import Tensor
 from fastlayers.functions.promotion import common, floating, number, operand
+from fastlayers.functions.registry import (
+    Function,
+    by_torch_names,
+    method,
+    numpy_names,
+    operator,
+    register,
+)
 
 __all__ = [
-    "NUMPY",
-    "alias",
     "binary",
     "comparison",
-    "method",
-    "numpy_names",
+    "operands",
     "recorded",
-    "register",
     "result",
-    "tensor",
     "unary",
     "unbroadcast",
     "view",
 ]
 
-Function = Callable[..., Tensor]
-Named = TypeVar("Named", bound=Callable[..., Any])
-# What NumPy's functions do to tensors (`fastlayers.functions.numpy_protocol`).
-NUMPY: dict[Any, Callable[..., Any]] = {}
-_TORCH_NAMES = {"axis": "dim", "keepdims": "keepdim"}
-
-
-def tensor(value: Any) -> Tensor:
-    """A function's input as a tensor."""
-    if isinstance(value, Tensor):
-        return value
-    # An int alone would be a size.
-    return Tensor(np.asarray(value) if isinstance(value, int) else value)
-
-
-def method(function: Callable[..., Any], *names: str) -> None:
-    """Make a function a method of `Tensor`."""
-    for name in names:
-        setattr(Tensor, name, function)
-
-
-def alias(name: str, *others: str) -> None:
-    """Give the methods `name` and `name_` other names."""
-    for other in others:
-        for suffix in ("", "_"):
-            if hasattr(Tensor, name + suffix):
-                method(getattr(Tensor, name + suffix), other + suffix)
-
-
-def register(
-    name: str, function: Function, numpy: Any = None, *, in_place: bool = True, symbol: str = ""
-) -> Function:
-    """Make a function a method, what NumPy's function does to tensors, and an operator.
-
-    With `in_place` there is a method `name_` too, and the operator's in-place form.
-    """
-    function.__name__ = function.__qualname__ = name
-    function.__module__ = "fastlayers"
-    method(function, name)
-    if numpy is not None:
-        NUMPY[numpy] = function
-    if in_place:
-        method(_in_place(function), f"{name}_")
-    if symbol:
-        method(_operator(function), f"__{symbol}__")
-        method(_operator(function, swapped=True), f"__r{symbol}__")
-        if in_place:
-            method(_in_place(function), f"__i{symbol}__")
-    return function
-
-
-def _in_place(function: Function) -> Function:
-    name = f"{function.__name__}_"
-
-    def changed(self: Tensor, *args: Any, **options: Any) -> Tensor:
-        return inplace.apply(name, function, self, *args, **options)
-
-    changed.__name__ = changed.__qualname__ = name
-    changed.__doc__ = f"`{function.__name__}`, in place."
-    return changed
-
 
 def _asks(gradient: Callable[..., Any]) -> tuple[str, ...]:
-    """What a gradient needs: the names of its parameters but for the first, dy."""
+    """What a gradient needs: the names of its parameters except the first, dy."""
     return tuple(inspect.signature(gradient).parameters)[1:]
 
 
@@ -117,14 +61,14 @@ def unary(
     ----------
     name : str
     forward : callable
-        From an array to one of its shape; a ufunc is taken for NumPy's function of this name.
+        From an array to one of its shape; a ufunc is taken to be NumPy's counterpart.
     gradient : callable or None
         From dy, and the input if it has a parameter x, and the output if it has one y, to dx;
-        None where the function has steps alone: the gradient is 0.
+        None if the function is piecewise constant: the gradient is 0.
     doc : str
         The docstring: a sentence or a formula.
     keeps_integers : bool
-        Otherwise integers are computed with as float32.
+        Otherwise integers are converted to float32.
     in_place : bool
         Whether there is a method `name_` too.
     numpy : ufunc, optional
@@ -168,7 +112,7 @@ def unbroadcast(dy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if dy.shape == shape:
         return dy
     extra = dy.ndim - len(shape)
-    if extra < 0:  # what is assigned may have more axes of length 1 than where it goes
+    if extra < 0:  # an assigned value may have more axes of length 1 than its target
         dy, extra = dy.reshape((1,) * -extra + dy.shape), 0
     dy = dy.sum(axis=tuple(range(extra))) if extra else dy
     repeated = tuple(i for i, size in enumerate(shape) if size == 1 and dy.shape[i] != 1)
@@ -218,7 +162,7 @@ def binary(
     numpy: Any = None,
     in_place: bool = True,
 ) -> Function:
-    """A function of pairs of elements, broadcast.
+    """An element-wise function of two tensors, with broadcasting.
 
     Parameters
     ----------
@@ -232,7 +176,7 @@ def binary(
     symbol : str
         The operator's method without underscores, such as "add".
     real : bool
-        Whether integers are computed with as float32.
+        Whether integers are converted to float32.
     numpy : ufunc, optional
         NumPy's function; `forward` by default, if that is a ufunc.
     in_place : bool
@@ -280,19 +224,8 @@ def _part(
         return unbroadcast(gradient(dy, **kept), like.shape)
 
 
-def _operator(function: Function, swapped: bool = False) -> Callable[..., Any]:
-    """The operator of a function, which leaves operands that it does not know to others."""
-
-    def apply(self: Tensor, other: Any) -> Any:
-        if not isinstance(other, (Tensor, bool, int, float, np.ndarray, np.generic, list, tuple)):
-            return NotImplemented
-        return function(other, self) if swapped else function(self, other)
-
-    return apply
-
-
 def comparison(name: str, forward: Any, doc: str, symbol: str = "") -> Function:
-    """A function of pairs of elements that is true or false."""
+    """An element-wise comparison of two tensors."""
 
     def function(input: Any, other: Any) -> Tensor:
         *_, x, y = operands(name, input, other)
@@ -304,22 +237,8 @@ def comparison(name: str, forward: Any, doc: str, symbol: str = "") -> Function:
     function.__doc__ = doc
     function = register(name, function, forward)
     if symbol:
-        method(_operator(function), f"__{symbol}__")
+        method(operator(function), f"__{symbol}__")
     return function
-
-
-def _by_torch_names(options: dict[str, Any]) -> dict[str, Any]:
-    return {_TORCH_NAMES.get(name, name): value for name, value in options.items()}
-
-
-def numpy_names(function: Named) -> Named:
-    """Let a function take `axis` and `keepdims` for `dim` and `keepdim`, as PyTorch's do."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **options: Any) -> Any:
-        return function(*args, **(_by_torch_names(options) if options else options))
-
-    return call  # type: ignore[return-value]
 
 
 def recorded(
@@ -330,7 +249,7 @@ def recorded(
     numpy: Any = None,
     in_place: bool = False,
 ) -> Callable[[Callable[..., Any]], Function]:
-    """Make a function of tensors of one of arrays.
+    """Make a tensor function from an array function.
 
     Parameters
     ----------
@@ -341,7 +260,7 @@ def recorded(
     saves_output : bool
         Whether the gradient reads the output.
     numpy : callable, optional
-        NumPy's function that is this one.
+        NumPy's counterpart.
     in_place : bool
         Whether there is a method `name_` too.
 
@@ -393,7 +312,7 @@ def result(
 def _by_name(
     function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any], tensors: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments in their places that were given by names, the first one also as `input`."""
+    """Positional arguments, including those given by name; the first one also as `input`."""
     names = list(inspect.signature(function).parameters)[:tensors]
     options = dict(options)
     for name in names[len(args) :]:
@@ -407,7 +326,7 @@ def _by_name(
 def view(
     function: Callable[..., tuple[Callable[[np.ndarray], np.ndarray], Callable[..., Any]]],
 ) -> Function:
-    """Make a function that gives another view of a tensor's memory, or a copy where none can.
+    """Make a function that returns a view of a tensor's memory, or a copy if that is impossible.
 
     The function gets the array and the options, and returns what makes the view of an array, and
     a function from dy to dx.
@@ -417,7 +336,7 @@ def view(
     @functools.wraps(function)
     def call(input: Any, *args: Any, **options: Any) -> Tensor:
         if options:
-            options = _by_torch_names(options)
+            options = by_torch_names(options)
         x = tensor(input)
         array = x.array()
         look, gradient = function(array, *args, **options)
@@ -428,7 +347,7 @@ def view(
 
         backward.__qualname__ = name
         result = record(out, (x,), backward, saved=())
-        # Most of NumPy's views have the array for their base; to ask for the memory takes 0.3 us.
+        # Most of NumPy's views have the array as their base; comparing the memory takes 0.3 us.
         if out.base is array or np.may_share_memory(out, array):
             inplace.make_view(result, x, look)
         return result

@@ -9,7 +9,7 @@ from fastlayers.runtime.modules import on_use
 _HOMES = {
     "col2im": "conv.unfold",
     "im2col": "conv.unfold",
-    "matmul": "linear.linear",
+    "matmul": "linear.products",
     "prepare_gemm": "gemm.gemm",
 }
 _MODULES = (
@@ -28,5 +28,7 @@ _MODULES = (
     "reduce",
     "speed",
 )
+# Those whose functions there are in NumPy too.
+_STAND_INS = {name: f"fastlayers.reference.kernels.{name}" for name in ("arithmetic", "layout")}
 __all__ = [*_MODULES, *_HOMES]  # noqa: PLE0604
-__getattr__, __dir__ = on_use(__name__, _MODULES, _HOMES)
+__getattr__, __dir__ = on_use(__name__, _MODULES, _HOMES, _STAND_INS)

@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastlayers.kernels.ir.named import named
 from fastlayers.kernels.ir.runs import view
 from fastlayers.kernels.ir.vectors import Vectors, element_pointer
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
-__all__ = ["SPAN", "cross_entropy"]
+__all__ = ["TASK_ROWS", "Call", "cross_entropy"]
 
-# Rows of a task.
-SPAN = 64
+TASK_ROWS = 64
 
 _i64 = ir.IntType(64)
 
 
-def _emit_exp(vectors: Vectors, x: Any) -> Any:
+class Call(NamedTuple):
+    """Options of a cross entropy, and its threads."""
+
+    ignore_index: int
+    smoothing: float
+    mean: bool
+    workers: int
+
+
+class _Targets(NamedTuple):
+    """What is computed of each row, in the dtype of the logits."""
+
+    target: Any
+    weight: Any
+    ignore_index: int
+    smoothing: Any
+    weight_sum: Any
+    scale: Any  # of the gradient
+
+
+def _emit_exp(vectors: Vectors, x):
     """Emit exp(x) for x <= 0 or NaN, within 1 ulp; exact at 0 and minus infinity.
 
     ``exp(x) = 2^n exp(r)`` with ``n = round(x / log 2)`` and Taylor's series of exp(r), whose
@@ -35,10 +55,10 @@ def _emit_exp(vectors: Vectors, x: Any) -> Any:
     integers = ir.VectorType(integer, vectors.lanes)
     mantissa, bias = (23, 127) if single else (52, 1023)
 
-    def splat(value: float) -> Any:
+    def splat(value: float):
         return ir.Constant(vectors.vector, [value] * vectors.lanes)
 
-    def whole(value: int) -> Any:
+    def whole(value: int):
         return ir.Constant(integers, [value] * vectors.lanes)
 
     # Below this the result is 0; NaN stays.
@@ -70,10 +90,10 @@ def _emit_exp(vectors: Vectors, x: Any) -> Any:
 
 
 @intrinsic
-def _exp_row(typingctx: Any, x: Any, x_at: Any, count: Any, out: Any, out_at: Any) -> Any:
+def _exp_row(typingctx, x, x_at, count, out, out_at):
     """``out[i] = exp(x[i] - max(x))`` for a run of flat arrays; gives the maximum and the sum."""
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         source = element_pointer(cgctx, builder, x, values[0], values[1])
         target = element_pointer(cgctx, builder, out, values[3], values[4])
         element, count = source.type.pointee, values[2]
@@ -85,7 +105,7 @@ def _exp_row(typingctx: Any, x: Any, x_at: Any, count: Any, out: Any, out_at: An
         builder.store(least, tops)
         builder.store(zero, sums)
 
-        def loop() -> Any:
+        def loop():
             return cgutils.for_range_slice(builder, _i64(0), count, _i64(vectors.lanes), _i64)
 
         with loop() as (at, _):
@@ -118,18 +138,15 @@ def _exp_row(typingctx: Any, x: Any, x_at: Any, count: Any, out: Any, out_at: An
 
 
 @kernel
-def _cross_entropy_chunk(
-    chunk, worker, x, target, weight, numbers, scale, smoothing, losses, slopes, work, parts
-):
-    ignore_index, all_weights = numbers
-    classes = weight.size
-    one = x.dtype.type(1)
+def _cross_entropy_chunk(chunk, worker, x, targets, losses, slopes, work, parts):
+    weight, classes, scale = targets.weight, targets.weight.size, targets.scale
+    one, smoothing = x.dtype.type(1), targets.smoothing
     spread = smoothing / x.dtype.type(classes)
     total = 0.0
-    for k in range(min(SPAN, target.size - chunk * SPAN)):
-        i = chunk * SPAN + k
-        label, loss = target[i], x.dtype.type(0)
-        if label == ignore_index:
+    for k in range(min(TASK_ROWS, targets.target.size - chunk * TASK_ROWS)):
+        i = chunk * TASK_ROWS + k
+        label, loss = targets.target[i], x.dtype.type(0)
+        if label == targets.ignore_index:
             if slopes.size:
                 view(slopes, i * classes, classes)[:] = 0
         else:
@@ -138,8 +155,8 @@ def _cross_entropy_chunk(
                 out = view(slopes, i * classes, classes)
             else:
                 out = view(work, worker * classes, classes)
-            top, share = _exp_row(row, 0, classes, out, 0)
-            log_sum = math.log(share)
+            top, exp_sum = _exp_row(row, 0, classes, out, 0)
+            log_sum = math.log(exp_sum)
             hard = (one - smoothing) * weight[label]
             loss = hard * (log_sum - (row[label] - top))
             if smoothing > 0:
@@ -147,11 +164,11 @@ def _cross_entropy_chunk(
                     loss += spread * weight[c] * (log_sum - (row[c] - top))
             if slopes.size:
                 if smoothing > 0:
-                    factor = (hard + spread * all_weights) * (one / share)
+                    factor = (hard + spread * targets.weight_sum) * (one / exp_sum)
                     for c in range(classes):
                         out[c] = scale * (factor * out[c] - spread * weight[c])
                 else:
-                    factor = scale * hard / share
+                    factor = scale * hard / exp_sum
                     for c in range(classes):
                         out[c] *= factor
                 out[label] -= scale * hard
@@ -162,41 +179,39 @@ def _cross_entropy_chunk(
 
 
 @kernel
-def cross_entropy(
-    x, target, weight, ignore_index, smoothing, mean, workers, losses, slopes, work, parts, out
-):
+def cross_entropy(x, target, weight, call, losses, slopes, work, out):
     """Loss of logits x (rows * classes), and its gradient, each softmax read and written once.
 
     ``(1 - s) * w[t] * -log p[t] + s / C * sum_c w[c] * -log p[c]`` with ``p = softmax(x)`` for each
-    row, 0 where the target is `ignore_index`: in `losses`, unless that is empty, and their sum in
-    ``out[0]``, with `mean` over the weights of the targets. The gradient of that sum, or mean, is
-    in `slopes`, unless that is empty; then `work` has `classes` elements for each worker.
-    `smoothing` has the dtype of x; `parts` has an element for each `SPAN` rows. Returns the first
+    row and s the smoothing of a `Call`, 0 where the target is its `ignore_index`: in `losses`,
+    unless that is empty, and their sum in ``out[0]``, with `mean` over the weights of the targets.
+    The gradient of that sum, or mean, is in `slopes`, unless that is empty. `work` has an element
+    for each `TASK_ROWS` rows, and without slopes `classes` more for each worker. Returns the first
     row whose target is no class, before anything is written, or -1.
     """
-    real = x.dtype.type
-    classes, total_weight = weight.size, 0.0
+    real, call = x.dtype.type, named(Call, call)
+    classes, target_weights = weight.size, 0.0
     for i in range(target.size):
         label = target[i]
-        if label != ignore_index:
+        if label != call.ignore_index:
             if label < 0 or label >= classes:
                 return i
-            total_weight += weight[label]
-    all_weights, scale = real(0), real(1)
+            target_weights += weight[label]
+    weight_sum, scale = real(0), real(1)
     for c in range(classes):
-        all_weights += weight[c]
-    if mean:
-        scale = real(1 / total_weight if total_weight else math.nan)
-    arguments = (
-        *(x, target, weight, (ignore_index, all_weights), scale, smoothing),
-        *(losses, slopes, work, parts),
-    )
-    chunks = (target.size + SPAN - 1) // SPAN
-    parallel_for(_cross_entropy_chunk, chunks, workers, arguments)
+        weight_sum += weight[c]
+    if call.mean:
+        scale = real(1 / target_weights if target_weights else math.nan)
+    smoothing = real(call.smoothing)
+    targets = _Targets(target, weight, call.ignore_index, smoothing, weight_sum, scale)
+    chunks = (target.size + TASK_ROWS - 1) // TASK_ROWS
+    parts, rows = view(work, 0, chunks), view(work, chunks, work.size - chunks)
+    arguments = (x, targets, losses, slopes, rows, parts)
+    parallel_for(_cross_entropy_chunk, chunks, call.workers, arguments)
     total = 0.0
     for chunk in range(chunks):
         total += parts[chunk]
-    if mean:
-        total = total / total_weight if total_weight else math.nan
+    if call.mean:
+        total = total / target_weights if target_weights else math.nan
     out[0] = total
     return -1

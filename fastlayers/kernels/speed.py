@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from fastlayers.kernels.gemm.tile import STORE, gemm_tile
+from fastlayers.kernels.gemm.operands import PLAIN, Bias, Block, Left, Right, Target
+from fastlayers.kernels.gemm.tile import gemm_tile
 from fastlayers.kernels.ir.runs import copy_run
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
@@ -23,11 +22,11 @@ SPAN = 16384
 @kernel
 def _multiply_adds_chunk(i, worker, factors, none, width, sums):
     first = worker * ROWS * width
-    a = (factors, 0, 0, 1, none, none)
-    b = (factors, 0, 0, none)  # every step of k reads the same row of B
-    c = (sums, first, width, none)
+    block, a = Block(0, width, 0, 1, DEPTH), Left(factors, 0, 0, 1, none, none)
+    b = Right(factors, 0, 0, 0, none)  # every step of k reads the same row of B
+    bias, c = Bias(sums, first), Target(sums, first, width, none)
     for _ in range(TILES):
-        gemm_tile(ROWS, 2, 1, 0, (0, 1, DEPTH), a, b, (sums, first), c, width, -np.inf, 0, STORE)
+        gemm_tile((ROWS, 2, 1), block, a, b, bias, c, PLAIN)
 
 
 @kernel

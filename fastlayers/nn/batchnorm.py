@@ -15,7 +15,7 @@ from fastlayers.ops import check
 __all__ = ["BatchNorm1d", "BatchNorm2d"]
 
 
-class _BatchNorm(Module):
+class BatchNorm(Module):
     _ndims: tuple[int, ...]
     _shapes: str
     _batch_norm: Callable[..., Tensor] = staticmethod(functional.batch_norm)
@@ -79,7 +79,7 @@ class _BatchNorm(Module):
         tracks = self.training and self.track_running_stats
         counter = self.num_batches_tracked if tracks else None
         count = None if counter is None else counter.array()
-        if count is not None and not count.flags.writeable:  # told before others change
+        if count is not None and not count.flags.writeable:  # before anything is changed
             check.writable(op, "num_batches_tracked", count)
         momentum = self.momentum
         if momentum is None:  # the plain average over all batches so far
@@ -110,7 +110,7 @@ class _BatchNorm(Module):
         )
 
 
-class BatchNorm1d(_BatchNorm):
+class BatchNorm1d(BatchNorm):
     """Normalise the channels of (N, C) or (N, C, L); see `fastlayers.ops.batch_norm`.
 
     Parameters
@@ -120,7 +120,7 @@ class BatchNorm1d(_BatchNorm):
     eps : float
         Added to the variance.
     momentum : float or None
-        Share of the batch in the running statistics, any number; None averages over all batches.
+        Weight of the batch in the running statistics, any number; None averages over all batches.
     affine : bool
         Whether there are a weight and a bias.
     track_running_stats : bool
@@ -146,7 +146,7 @@ class BatchNorm1d(_BatchNorm):
     _ndims, _shapes = (2, 3), "(N, C) or (N, C, L)"
 
 
-class BatchNorm2d(_BatchNorm):
+class BatchNorm2d(BatchNorm):
     """Normalise the channels of images (N, C, H, W); otherwise as `BatchNorm1d`."""
 
     _ndims, _shapes = (4,), "(N, C, H, W)"

@@ -44,18 +44,18 @@ class _Numbered(Module):
         return iter(self._modules.values())
 
     def append(self, module: Module) -> Self:
-        """Add a module behind the last one."""
+        """Append a module."""
         _set(self, str(len(self)), module)
         return self
 
     def extend(self, modules: Iterable[Module]) -> Self:
-        """Add modules behind the last one."""
+        """Append modules."""
         for module in modules:
             self.append(module)
         return self
 
     def insert(self, index: int, module: Module) -> Self:
-        """Put a module before the one at an index; those behind get higher numbers."""
+        """Insert a module before an index; those after it get higher numbers."""
         count = len(self)
         if not -count <= index <= count:
             raise IndexError(
@@ -68,7 +68,7 @@ class _Numbered(Module):
         return self
 
     def pop(self, index: int | slice) -> Any:
-        """Take a module out; those behind get lower numbers."""
+        """Remove a module and return it; those after it get lower numbers."""
         module = self[index]
         del self[index]
         return module
@@ -136,7 +136,7 @@ class ModuleList(_Numbered):
         return ModuleList([*self, *other])
 
     def __repr__(self) -> str:
-        """As of a module, with equal neighbours in one line."""
+        """As for a module, with equal neighbours on one line."""
         lines, texts = [], [repr(module) for module in self]
         first = 0
         for text, group in itertools.groupby(texts):
@@ -205,13 +205,13 @@ class ModuleDict(Module):
             self[key] = module
 
     def pop(self, key: str) -> Any:
-        """Take a module out."""
+        """Remove a module and return it."""
         module = self[key]
         del self._modules[key]
         return module
 
     def clear(self) -> None:
-        """Take all modules out."""
+        """Remove all modules."""
         self._modules.clear()
 
 

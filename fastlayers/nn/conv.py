@@ -10,8 +10,7 @@ import numpy as np
 from fastlayers.autograd import Tensor
 from fastlayers.nn import functional, init
 from fastlayers.nn.module import Module, Parameter
-from fastlayers.ops import check
-from fastlayers.ops.conv import ALGORITHMS
+from fastlayers.ops import check, prepared
 
 __all__ = ["Conv2d"]
 
@@ -90,7 +89,7 @@ class Conv2d(Module):
             padding if isinstance(padding, str) else check.pair("Conv2d", "padding", padding, 0)
         )
         check.one_of("Conv2d", "padding_mode", padding_mode, ("zeros",))
-        check.one_of("Conv2d", "algorithm", algorithm, ALGORITHMS)
+        check.one_of("Conv2d", "algorithm", algorithm, prepared.ALGORITHMS)
         self.algorithm = algorithm
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = Parameter(init.new("Conv2d", shape, dtype))
@@ -99,7 +98,7 @@ class Conv2d(Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw weight and bias anew."""
+        """Draw weight and bias again."""
         init.reset_affine(self.weight, self.bias)
 
     def forward(self, input: Any) -> Tensor:

@@ -86,7 +86,7 @@ class Conversion(Traversal):
         return self.to(dtype="bfloat16")
 
     def cpu(self) -> Self:
-        """The module, which is there."""
+        """The module itself, which is on the CPU."""
         return self
 
     def cuda(self, device: Any = None) -> Self:

@@ -11,15 +11,20 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from fastlayers import autograd, ops
-from fastlayers.autograd import OUTPUT, Tensor, record, wants_grad
+from fastlayers.autograd import OUTPUT, Tensor, record
+from fastlayers.autograd.recording import arguments, changed, constants, tensor
 from fastlayers.functions.masks import one_hot
 from fastlayers.functions.padding import pad
 from fastlayers.functions.shape import flatten
-from fastlayers.functions.table import tensor as _tensor
 from fastlayers.names import absent
 from fastlayers.nn.fuse import chains, heads
-from fastlayers.ops import check
-from fastlayers.ops.norm import batchnorm
+from fastlayers.nn.losses import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    mse_loss,
+    nll_loss,
+)
+from fastlayers.ops import prepared
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -33,6 +38,7 @@ __all__ = [
     "dropout2d",
     "flatten",
     "gelu",
+    "hardswish",
     "leaky_relu",
     "linear",
     "log_softmax",
@@ -43,28 +49,13 @@ __all__ = [
     "pad",
     "relu",
     "sigmoid",
+    "silu",
     "softmax",
     "tanh",
 ]
 
 Input = Tensor | np.ndarray
 IntPair = int | Sequence[int]
-
-
-def _optional(value: Input | None) -> Tensor | None:
-    return None if value is None else _tensor(value)
-
-
-def _constant(op: str, name: str, value: Any) -> Any:
-    """The array of an argument by which no gradient is computed."""
-    if not isinstance(value, Tensor):
-        return value
-    if value.requires_grad and wants_grad((value,)):
-        raise ValueError(
-            f"{op}: {name} must not require a gradient, which is not computed by it, got a tensor "
-            f"that does; {name}.detach() does not"
-        )
-    return value.array()
 
 
 def conv2d(
@@ -80,17 +71,15 @@ def conv2d(
     activation: str | None = None,
 ) -> Tensor:
     """Convolve images; see `fastlayers.ops.conv2d`."""
-    inputs = _tensor(input), _tensor(weight), _optional(bias)
     options = (stride, padding, dilation, groups, algorithm)
-    return chains.start(heads.Conv(inputs, options, activation))
+    return chains.start(heads.Conv(input, weight, bias, options, activation))
 
 
 def linear(
     input: Input, weight: Input, bias: Input | None = None, *, activation: str | None = None
 ) -> Tensor:
     """Map the last axis; see `fastlayers.ops.linear`."""
-    inputs = _tensor(input), _tensor(weight), _optional(bias)
-    return chains.start(heads.Linear(inputs, activation))
+    return chains.start(heads.Linear(input, weight, bias, activation))
 
 
 @overload
@@ -140,13 +129,14 @@ def max_pool2d(
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Maximum of each window; see `fastlayers.ops.max_pool2d`."""
-    x = _tensor(input)
+    x = tensor(input)
     window = (kernel_size, stride, padding, dilation)
     pool = chains.MaxPool((*window, ceil_mode))
     if not return_indices:
         return chains.apply(x, pool)
-    shape = x.array().shape
-    y, offsets = ops.max_pool2d_forward(x.array(), *window, ceil_mode)
+    images = x.images() if x.ndim == 4 else x.array()
+    shape = images.shape
+    y, offsets = ops.max_pool2d_forward(images, *window, ceil_mode)
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray]:
         return (ops.max_pool2d_backward(dy, offsets, shape, *window),)
@@ -165,10 +155,11 @@ def avg_pool2d(
     divisor_override: int | None = None,
 ) -> Tensor:
     """Mean of each window; see `fastlayers.ops.avg_pool2d`."""
-    x = _tensor(input)
+    x = tensor(input)
     options = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    shape = x.array().shape
-    y = ops.avg_pool2d(x.array(), *options)
+    images = x.images() if x.ndim == 4 else x.array()
+    shape = images.shape
+    y = ops.avg_pool2d(images, *options)
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray]:
         return (ops.avg_pool2d_backward(dy, shape, *options),)
@@ -178,9 +169,10 @@ def avg_pool2d(
 
 def adaptive_avg_pool2d(input: Input, output_size: int | Sequence[int | None] | None) -> Tensor:
     """Means over windows that give an output size; see `fastlayers.ops.adaptive_avg_pool2d`."""
-    x = _tensor(input)
-    shape = x.array().shape
-    y = ops.adaptive_avg_pool2d(x.array(), output_size)
+    x = tensor(input)
+    images = x.images() if x.ndim == 4 else x.array()
+    shape = images.shape
+    y = ops.adaptive_avg_pool2d(images, output_size)
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray]:
         return (ops.adaptive_avg_pool2d_backward(dy, shape),)
@@ -199,35 +191,38 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Normalise each channel, updating the running arrays; see `fastlayers.ops.batch_norm`."""
-    x, w, b = inputs = _tensor(input), _optional(weight), _optional(bias)
-    running = (
-        _constant("batch_norm", "running_mean", running_mean),
-        _constant("batch_norm", "running_var", running_var),
-    )
-    affine = tuple(None if t is None else t.array() for t in (w, b))
-    if x.deferred is not None and not training and running[0] is not None is not running[1]:
-        batchnorm.check_channels(x.lengths, x.dtype, *running, *affine)
-        fixed = batchnorm.running_statistics(*running, eps)
-        folded = chains.follow(x, heads.Normalise(*fixed, (w, b)))
+    if not training and isinstance(input, Tensor) and input.deferred is not None:
+        folded = _folded(input, running_mean, running_var, weight, bias, eps)
         if folded is not None:
             return folded
-    options = (*running, *affine, training, momentum, eps)
-    norm = batchnorm.normalisation("batch_norm", x.array(), *options)
-    statistics: tuple[Tensor, ...] = ()
-    for t in (running_mean, running_var):
-        if isinstance(t, Tensor):
-            if training:
-                t.changed()
-            else:
-                statistics += (t,)
-    return chains.start(heads.BatchNorm(inputs, norm, statistics))
+    inputs, (_, w, b), needs = arguments(input, weight, bias)
+    running = constants("batch_norm", running_mean=running_mean, running_var=running_var)
+    options = (*running, w, b, training, momentum, eps)
+    norm = prepared.batch_norm_call("batch_norm", inputs[0].images(), *options)
+    if training:
+        changed(running_mean, running_var)
+        return chains.start(heads.BatchNorm(inputs, needs, norm))
+    statistics = tuple(t for t in (running_mean, running_var) if isinstance(t, Tensor))
+    return chains.start(heads.BatchNorm(inputs, needs, norm, statistics))
+
+
+def _folded(
+    x: Tensor, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: float
+) -> Tensor | None:
+    """Fold the normalisation into the weight of a deferred convolution; None where it can't be."""
+    affine, (w, b), _ = arguments(weight, bias)
+    mean, var = constants("batch_norm", running_mean=running_mean, running_var=running_var)
+    if mean is None or var is None:
+        return None
+    prepared.check_vectors(x.lengths, x.dtype, mean, var, w, b)
+    return chains.follow(x, heads.Normalise(*prepared.running_statistics(mean, var, eps), affine))
 
 
 def dropout(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Zero elements with probability p; see `fastlayers.ops.dropout`."""
     if inplace and isinstance(input, Tensor):
         return autograd.inplace.apply("dropout_", dropout, input, p, training)
-    x = _tensor(input)
+    x = tensor(input)
     if not training:
         ops.dropout(x.array(), p, False)
         return x
@@ -236,7 +231,7 @@ def dropout(input: Input, p: float = 0.5, training: bool = True, inplace: bool =
 
 
 def _feature_dropout(input: Input, p: float, training: bool, op: str, batched: int) -> Tensor:
-    x = _tensor(input)
+    x = tensor(input)
     getattr(ops, op)(x.array(), p, False)  # checks rank, dtype and p in both modes
     if not training:
         return x
@@ -270,7 +265,7 @@ def _of_output(
     *options: Any,
 ) -> Tensor:
     """Record an op whose gradient needs its output."""
-    x = _tensor(input)
+    x = tensor(input)
     y = forward(x.array(), *options)
     return record(y, (x,), lambda dy: (backward(dy, y, *options),), saved=(OUTPUT,))
 
@@ -282,7 +277,7 @@ def _of_input(
     *options: Any,
 ) -> Tensor:
     """Record an op whose gradient needs its input."""
-    x = _tensor(input)
+    x = tensor(input)
     data = x.array()
     return record(forward(data, *options), (x,), lambda dy: (backward(dy, data, *options),))
 
@@ -291,7 +286,7 @@ def relu(input: Input, inplace: bool = False) -> Tensor:
     """``max(x, 0)``."""
     if inplace and isinstance(input, Tensor):
         return chains.apply_in_place("relu_", input, chains.RELU)
-    return chains.apply(_tensor(input), chains.RELU)
+    return chains.apply(tensor(input), chains.RELU)
 
 
 def leaky_relu(input: Input, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
@@ -306,6 +301,13 @@ def sigmoid(input: Input) -> Tensor:
     return _of_output(input, ops.sigmoid, ops.sigmoid_backward)
 
 
+def silu(input: Input, inplace: bool = False) -> Tensor:
+    """``x / (1 + exp(-x))``."""
+    if inplace and isinstance(input, Tensor):
+        return autograd.inplace.apply("silu_", silu, input)
+    return _of_input(input, ops.silu, ops.silu_backward)
+
+
 def tanh(input: Input) -> Tensor:
     """Hyperbolic tangent."""
     return _of_output(input, ops.tanh, ops.tanh_backward)
@@ -316,146 +318,21 @@ def gelu(input: Input, approximate: str = "none") -> Tensor:
     return _of_input(input, ops.gelu, ops.gelu_backward, approximate)
 
 
+def hardswish(input: Input, inplace: bool = False) -> Tensor:
+    """``x * min(max(x + 3, 0), 6) / 6``."""
+    if inplace and isinstance(input, Tensor):
+        return autograd.inplace.apply("hardswish_", hardswish, input)
+    return _of_input(input, ops.hardswish, ops.hardswish_backward)
+
+
 def softmax(input: Input, dim: int) -> Tensor:
-    """Shares along an axis; see `fastlayers.ops.softmax`."""
+    """Probabilities along an axis; see `fastlayers.ops.softmax`."""
     return _of_output(input, ops.softmax, ops.softmax_backward, dim)
 
 
 def log_softmax(input: Input, dim: int) -> Tensor:
-    """Logarithm of the shares along an axis; see `fastlayers.ops.log_softmax`."""
+    """Log-probabilities along an axis; see `fastlayers.ops.log_softmax`."""
     return _of_output(input, ops.log_softmax, ops.log_softmax_backward, dim)
-
-
-def _loss(
-    input: Input,
-    forward: Callable[..., np.ndarray],
-    backward: Callable[..., np.ndarray],
-    **arguments: Any,
-) -> Tensor:
-    """Record a loss; its gradient reaches the input, not the target or the weights."""
-    x, op = _tensor(input), forward.__name__
-    data, fixed = x.array(), [_constant(op, name, a) for name, a in arguments.items()]
-    return record(forward(data, *fixed), (x,), lambda dy: (backward(dy, data, *fixed),))
-
-
-def cross_entropy(
-    input: Input,
-    target: Any,
-    weight: Input | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """Loss of logits against class indices, or class probabilities of the shape of `input`.
-
-    See `fastlayers.ops.cross_entropy`. Of probabilities t it is ``-sum_c weight_c * t_c * log p_c``
-    with ``p = softmax(input)``, and its mean over the samples is not weighted.
-    """
-    x = _tensor(input)
-    if getattr(target, "dtype", np.dtype(int)).kind == "f":
-        return _cross_entropy_of_probabilities(
-            x, _tensor(target), weight, ignore_index, reduction, label_smoothing
-        )
-    logits, needs_grad = x.array(), wants_grad((x,))
-    labels = _constant("cross_entropy", "target", target)
-    weights = _constant("cross_entropy", "weight", weight)
-    options = (labels, weights, ignore_index, reduction, label_smoothing)
-    loss, slopes = ops.cross_entropy_forward(logits, *options, needs_grad)
-    kept = [] if slopes is None else [slopes]  # until the first backward hands it out
-
-    def backward(dy: np.ndarray) -> tuple[np.ndarray]:
-        if kept:
-            return (ops.cross_entropy_apply(dy, kept.pop(), reuse=True),)
-        return (ops.cross_entropy_backward(dy, logits, *options),)
-
-    return record(loss, (x,), backward, saved=(x,), requires_grad=needs_grad, fresh=True)
-
-
-def _cross_entropy_of_probabilities(
-    x: Tensor,
-    target: Tensor,
-    weight: Input | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-) -> Tensor:
-    check.same_shape("cross_entropy", "target", target.array(), x.array().shape)
-    check.one_of("cross_entropy", "reduction", reduction, ("none", "mean", "sum"))
-    check.probability("cross_entropy", "label_smoothing", label_smoothing)
-    if ignore_index >= 0:
-        raise ValueError(
-            f"cross_entropy: ignore_index must be negative for class probabilities, "
-            f"got {ignore_index}"
-        )
-    axis = min(x.ndim - 1, 1)
-    classes = x.array().shape[axis]
-    if label_smoothing:
-        target = target * (1 - label_smoothing) + label_smoothing / classes
-    terms = target * log_softmax(x, axis)
-    if weight is not None:
-        factors = check.vector("cross_entropy", "weight", _array(weight), classes, x.dtype)
-        terms = terms * factors.reshape(-1, *[1] * (x.ndim - axis - 1))
-    losses: Tensor = -terms.sum(axis)
-    if reduction == "none":
-        return losses
-    total: Tensor = losses.sum()
-    return total if reduction == "sum" else total / losses.numel()
-
-
-def _array(value: Input) -> np.ndarray:
-    return value.array() if isinstance(value, Tensor) else value
-
-
-def nll_loss(
-    input: Input,
-    target: Any,
-    weight: Input | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-) -> Tensor:
-    """Loss of log-probabilities against class indices; see `fastlayers.ops.nll_loss`."""
-    return _loss(
-        input,
-        ops.nll_loss,
-        ops.nll_loss_backward,
-        target=target,
-        weight=weight,
-        ignore_index=ignore_index,
-        reduction=reduction,
-    )
-
-
-def mse_loss(input: Input, target: Input, reduction: str = "mean") -> Tensor:
-    """Squared error; see `fastlayers.ops.mse_loss`."""
-    x, t = _tensor(input), _tensor(target)
-    a, b = x.array(), t.array()
-
-    def backward(dy: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        dx = ops.mse_loss_backward(dy, a, b, reduction)
-        return dx, -dx if t.requires_grad else None
-
-    return record(ops.mse_loss(a, b, reduction), (x, t), backward)
-
-
-def binary_cross_entropy_with_logits(
-    input: Input,
-    target: Input,
-    weight: Input | None = None,
-    reduction: str = "mean",
-    pos_weight: Input | None = None,
-) -> Tensor:
-    """Loss of logits against yes-no targets; see the op of the same name in `fastlayers.ops`."""
-    x, t = _tensor(input), _tensor(target)
-    op = "binary_cross_entropy_with_logits"
-    factor, yes = _constant(op, "weight", weight), _constant(op, "pos_weight", pos_weight)
-    options = (x.array(), t.array(), factor, reduction, yes)
-
-    def backward(dy: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        dx = ops.binary_cross_entropy_with_logits_backward(dy, *options)
-        by_target = ops.loss.binary_cross_entropy_with_logits_by_target
-        return dx, by_target(dy, *options) if t.requires_grad else None
-
-    return record(ops.binary_cross_entropy_with_logits(*options), (x, t), backward)
 
 
 def __getattr__(name: str) -> Any:

@@ -41,7 +41,7 @@ class Hooked:
         Returns
         -------
         RemovableHandle
-            Its ``remove()`` takes the hook away.
+            Its ``remove()`` removes the hook.
 
         References
         ----------
@@ -66,7 +66,7 @@ class Hooked:
         Returns
         -------
         RemovableHandle
-            Its ``remove()`` takes the hook away.
+            Its ``remove()`` removes the hook.
 
         References
         ----------
@@ -85,7 +85,7 @@ class Hooked:
         return handle
 
     def _forward(self, args: Any, kwargs: dict[str, Any]) -> Any:
-        """`forward` between its hooks, each of which may take itself away."""
+        """`forward` between its hooks, each of which may remove itself."""
         for hook, takes_kwargs in tuple(self._forward_pre_hooks.values()):
             args, kwargs = _prepared(hook, takes_kwargs, self, args, kwargs)
         output = self.forward(*args, **kwargs)
@@ -99,7 +99,7 @@ class Hooked:
 def _prepared(
     hook: Callable[..., Any], takes_kwargs: bool, module: Any, args: Any, kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """The arguments after a hook has seen them."""
+    """The arguments that a pre-hook returns, or those given."""
     if not takes_kwargs:
         new = hook(module, args)
         return (args if new is None else new if isinstance(new, tuple) else (new,)), kwargs

@@ -61,7 +61,7 @@ class Linear(Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw weight and bias anew."""
+        """Draw weight and bias again."""
         init.reset_affine(self.weight, self.bias)
 
     def forward(self, input: Any) -> Tensor:

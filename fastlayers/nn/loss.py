@@ -74,7 +74,7 @@ class MSELoss(_Loss):
 
 
 class BCEWithLogitsLoss(_Loss):
-    """Loss of logits against yes-no targets.
+    """Loss of logits against binary targets.
 
     See `fastlayers.ops.binary_cross_entropy_with_logits`.
     """

@@ -21,7 +21,7 @@ from fastlayers.ops import check
 __all__ = ["IncompatibleKeys", "Module", "Parameter", "StateError"]
 
 
-# The tables of a module, with a word for what they list, and what that must be.
+# The tables of a module, with a word for their values, and what these must be.
 _TABLES = {
     "_parameters": ("parameter", "an nn.Parameter"),
     "_modules": ("module", "an nn.Module"),
@@ -43,7 +43,7 @@ class Parameter(Tensor):
     __slots__ = ()
 
     def __init__(self, data: ArrayLike | Tensor, requires_grad: bool = True) -> None:
-        if type(data) is int or isinstance(data, Size):  # which would be sizes
+        if type(data) is int or isinstance(data, Size):  # they would be sizes
             raise TypeError(f"Parameter: data must be a tensor or an array, got {data!r}")
         super().__init__(data, requires_grad=requires_grad)
         array = self.settled()
@@ -82,18 +82,18 @@ class Module(Conversion, Hooked):
         raise NotImplementedError(f"{type(self).__name__}: a Module must define forward, got none")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the output; what waits for following ops has run when the outermost call ends."""
+        """Compute the output; deferred ops have run when the outermost call ends."""
         state = lazy.state
         hooked = self._forward_hooks or self._forward_pre_hooks
-        if state.depth:
+        if state.call:
             return self._forward(args, kwargs) if hooked else self.forward(*args, **kwargs)
-        state.depth = 1
+        state.call = next(lazy.calls)
         try:
             output = self._forward(args, kwargs) if hooked else self.forward(*args, **kwargs)
+            if state.waiting:
+                lazy.run_waiting()
         finally:
-            state.depth = 0
-        if state.waiting:
-            lazy.run_waiting()
+            state.call = 0
         return output
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -233,7 +233,7 @@ class Module(Conversion, Hooked):
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of all parameters, or set them to 0."""
+        """Delete the gradients of all parameters, or set them to 0."""
         for parameter in self.parameters():
             if set_to_none:
                 parameter.grad = None

@@ -17,7 +17,7 @@ class ParameterList(Module):
     Parameters
     ----------
     values : iterable of Tensor
-        What is no parameter becomes one.
+        Tensors that are no parameters become parameters.
 
     Raises
     ------
@@ -57,12 +57,12 @@ class ParameterList(Module):
         return str(index % count)
 
     def append(self, value: Tensor) -> Self:
-        """Add a parameter behind the last one."""
+        """Append a parameter."""
         self.register_parameter(str(len(self)), _parameter(value))
         return self
 
     def extend(self, values: Iterable[Tensor]) -> Self:
-        """Add parameters behind the last one."""
+        """Append parameters."""
         for value in values:
             self.append(value)
         return self

@@ -73,7 +73,7 @@ def load(module: Module, state_dict: Mapping[str, Any], strict: bool) -> Incompa
 
 
 def _fitting(key: str, place: np.ndarray, given: Any) -> np.ndarray:
-    """The value of a key, of the shape and dtype of its place."""
+    """The value of a key, with the shape and dtype of what it is copied into."""
     if isinstance(given, Tensor):
         given = given.array()
     elif hasattr(given, "detach"):  # PyTorch's: a parameter is no array
@@ -99,5 +99,5 @@ def _fitting(key: str, place: np.ndarray, given: Any) -> np.ndarray:
 
 
 def _fits_int64(value: np.ndarray) -> bool:
-    """Whether floats can be cut to integers: counts after ``.half()``, or of averaged states."""
+    """Whether floats can be truncated to integers: counts after ``.half()``, or averaged ones."""
     return bool(np.all(np.abs(value.astype(np.float64)) < 2.0**53))  # False for NaN

@@ -15,8 +15,8 @@ __all__ = ["Table"]
 class Table(dict[str, Any]):
     """Values by name, which are plain attributes of the module too.
 
-    By `__getattr__` an attribute took 0.6 us. What is written into the table, as in
-    ``model._modules["fc"] = layer``, is therefore written into the attribute too.
+    An attribute found by `__getattr__` took 0.6 us, so whatever is written into the table, as in
+    ``model._modules["fc"] = layer``, is written into the attribute too.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class Table(dict[str, Any]):
 
     def __init__(self, module: Module) -> None:
         super().__init__()
-        self._module = weakref.ref(module)  # modules are freed without a garbage collection
+        self._module = weakref.ref(module)  # so that modules are freed without a garbage collection
 
     def __setitem__(self, name: str, value: Any) -> None:
         super().__setitem__(name, value)
@@ -41,21 +41,21 @@ class Table(dict[str, Any]):
             module.__dict__.pop(name, None)
 
     def popitem(self) -> tuple[str, Any]:
-        """Take the last value out."""
+        """Remove the last value and return it with its name."""
         name = next(reversed(self), None)
         if name is None:
-            return super().popitem()  # which raises Python's error
+            return super().popitem()  # raises Python's error
         return name, self.pop(name)
 
     def pop(self, name: str, *default: Any) -> Any:
-        """Take a value out, or give the default."""
+        """Remove a value and return it, or the default."""
         if name not in self:
             return super().pop(name, *default)
         value = self[name]
         del self[name]
         return value
 
-    # These write by the methods above.
+    # These use the methods above.
     clear = MutableMapping.clear
     setdefault = MutableMapping.setdefault
     update = MutableMapping.update

@@ -14,7 +14,7 @@ __all__ = ["Traversal", "join"]
 
 
 class Traversal:
-    """The ways through a tree of modules; a part of `Module`."""
+    """Iteration over a tree of modules; a part of `Module`."""
 
     _parameters: dict[str, Any]
     _buffers: dict[str, Any]

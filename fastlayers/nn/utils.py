@@ -33,7 +33,7 @@ def clip_grad_norm_(
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
 ) -> Tensor:
-    """Scale all gradients by ``min(1, max_norm / (norm + 1e-6))``, and return their norm of before.
+    """Scale all gradients by ``min(1, max_norm / (norm + 1e-6))``, and return the norm before that.
 
     Parameters
     ----------

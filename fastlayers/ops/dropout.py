@@ -26,18 +26,18 @@ __all__ = [
 
 # Drawing for an element costs about as much as two multiply-adds.
 DRAW_WORK = 2
-# Elements whose bits are drawn together, as in `kernels.philox`, and their bytes in a mask.
+# Elements whose bits are drawn together, as in `kernels.dropout.philox`, and their mask's bytes.
 GROUP = 128
 GROUP_BYTES = GROUP // 8
 # Channels from which one copy of their factors is enough for mostly whole vectors.
 LONG = 128
 # Bytes that the loop over factors takes at a time: four of the widest vectors.
-BLOCK = 256
+FACTOR_BYTES = 256
 
 
 @functools.lru_cache(maxsize=256)
 def _threshold(p: float) -> np.uint64:
-    """What a kept element's 32 random bits are not below."""
+    """The least 32 random bits with which an element is kept."""
     return np.uint64(round(p * 2**32))
 
 
@@ -51,7 +51,7 @@ def _mask_size(size: int) -> int:
 
 
 def _draw(size: int, key: np.uint64, stream: np.uint64, p: float) -> tuple[np.ndarray, np.ndarray]:
-    """Which of so many elements NumPy keeps, and a mask of them."""
+    """Which of so many elements are kept, by NumPy, and a mask of them."""
     drawn = backend.reference(
         "kept", 8 * _mask_size(size), int(key), int(stream), int(_threshold(p))
     )
@@ -84,7 +84,7 @@ def dropout_forward(input: np.ndarray, p: float = 0.5) -> tuple[np.ndarray, np.n
 
 
 def dropout_backward(grad_output: np.ndarray, mask: np.ndarray, p: float) -> np.ndarray:
-    """Gradient of `dropout` by its input: ``grad_output * mask / (1 - p)``.
+    """Input gradient of `dropout`: ``grad_output * mask / (1 - p)``.
 
     It is 0 where the element was dropped, also if `grad_output` is NaN or infinite there.
 
@@ -167,11 +167,11 @@ def _channels(x: np.ndarray, channel_axis: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=256)
-def _pieces(shape: tuple[int, int, int], block: int) -> tuple[int, int]:
-    """Copies of a sample's factors that fill whole blocks, and tasks of a sample."""
+def _pieces(shape: tuple[int, int, int], factors: int) -> tuple[int, int]:
+    """Copies of a sample's factors that fill whole blocks of so many, and tasks of a sample."""
     _, positions, channels = shape
-    repeats = block // math.gcd(block, channels) if channels < LONG else 1
-    return repeats, max(1, positions * channels // kernels.dropout.SPAN)
+    repeats = factors // math.gcd(factors, channels) if channels < LONG else 1
+    return repeats, max(1, positions * channels // kernels.dropout.TASK_ELEMENTS)
 
 
 def _channels_restored(y: np.ndarray, shape: tuple[int, ...], channel_axis: int) -> np.ndarray:
@@ -222,17 +222,18 @@ def _feature_dropout(
     bits = memory.empty(_mask_size(scale.size), np.uint8)
     y = memory.empty(source.shape, x.dtype)
     workers = threads.workers_for(x.size)
-    plan = _pieces(source.shape, BLOCK // x.itemsize)
-    pattern = memory.empty(workers * plan[0] * source.shape[2], x.dtype)
-    drawn = (*random.dropout_stream(), _threshold(p), _scale(p))
-    kernels.dropout.channel_dropout(source, *drawn, *plan, workers, bits, pattern, scale, y)
+    repeats, pieces = _pieces(source.shape, FACTOR_BYTES // x.itemsize)
+    pattern = memory.empty(workers * repeats * source.shape[2], x.dtype)
+    draw = (*random.dropout_stream(), _threshold(p), _scale(p))
+    cut = (repeats, pieces)
+    kernels.dropout.channel_dropout(source, draw, cut, workers, bits, pattern, scale, y)
     return _channels_restored(y, x.shape, channel_axis), scale
 
 
 def feature_dropout_backward(
     grad_output: np.ndarray, scale: np.ndarray, channel_axis: int = 1
 ) -> np.ndarray:
-    """Gradient of `feature_dropout_forward` by its input: ``grad_output * scale``."""
+    """Input gradient of `feature_dropout_forward`: ``grad_output * scale``."""
     op = "feature_dropout_backward"
     dy = check.array(op, "grad_output", grad_output)
     _check_axis(op, dy, channel_axis)
@@ -244,9 +245,9 @@ def feature_dropout_backward(
     source, factors = _channels(dy, channel_axis), kernel_ready(scale)
     dx = memory.empty(source.shape, dy.dtype)
     workers = threads.workers_for(dy.size)
-    plan = _pieces(source.shape, BLOCK // dy.itemsize)
-    pattern = memory.empty(workers * plan[0] * source.shape[2], dy.dtype)
-    kernels.dropout.scale_channels(source, factors, *plan, workers, pattern, dx)
+    repeats, pieces = _pieces(source.shape, FACTOR_BYTES // dy.itemsize)
+    pattern = memory.empty(workers * repeats * source.shape[2], dy.dtype)
+    kernels.dropout.scale_channels(source, factors, (repeats, pieces), workers, pattern, dx)
     return _channels_restored(dx, dy.shape, channel_axis)
 
 

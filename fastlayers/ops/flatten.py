@@ -31,7 +31,7 @@ def flatten(input: np.ndarray, start_dim: int = 0, end_dim: int = -1) -> np.ndar
     Raises
     ------
     TypeError, ValueError
-        If the input is no array, or the axes are not its own or in the wrong order.
+        If the input is no array, or the axes do not exist or are in the wrong order.
 
     References
     ----------
@@ -50,7 +50,7 @@ def flatten(input: np.ndarray, start_dim: int = 0, end_dim: int = -1) -> np.ndar
 
 
 def flatten_backward(grad_output: np.ndarray, input_shape: tuple[int, ...]) -> np.ndarray:
-    """Gradient of `flatten` by its input: `grad_output` in the shape `input_shape`."""
+    """Input gradient of `flatten`: `grad_output` in the shape `input_shape`."""
     dy = check.array("flatten_backward", "grad_output", grad_output)
     shape = check.shape("flatten_backward", input_shape)
     if dy.size != math.prod(shape):

@@ -9,13 +9,23 @@ from __future__ import annotations
 import numpy as np
 
 from fastlayers import kernels
-from fastlayers.runtime import backend, memory, threads
+from fastlayers.runtime import memory, threads
 
-__all__ = ["contiguous", "from_channels_last", "like", "raveled", "to_channels_last"]
+__all__ = [
+    "FIRST",
+    "LAST",
+    "contiguous",
+    "from_channels_last",
+    "kernel_ready",
+    "like",
+    "raveled",
+    "swapped",
+    "to_channels_last",
+]
 
 # Orders of axes that put the channels last, and back, by the number of axes (NumPy has 64 at most).
-_LAST = [(0, *range(2, ndim), 1) for ndim in range(65)]
-_FIRST = [(0, ndim - 1, *range(1, ndim - 1)) for ndim in range(65)]
+LAST = [(0, *range(2, ndim), 1) for ndim in range(65)]
+FIRST = [(0, ndim - 1, *range(1, ndim - 1)) for ndim in range(65)]
 
 
 def kernel_ready(x: np.ndarray) -> np.ndarray:
@@ -27,19 +37,16 @@ def kernel_ready(x: np.ndarray) -> np.ndarray:
     return memory.writable_view(x)
 
 
-def _swap(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def swapped(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Exchange the last two axes of a contiguous (N, A, B) array, giving it the final `shape`."""
     out = memory.empty((x.shape[0], x.shape[2], x.shape[1]), x.dtype)
-    if backend.NUMPY:
-        out[...] = x.swapaxes(1, 2)
-    else:
-        kernels.layout.swap_axes(x, threads.workers_for(x.size), out)
+    kernels.layout.swap_axes(x, threads.workers_for(x.size), out)
     return out.reshape(shape)
 
 
 def to_channels_last(x: np.ndarray) -> np.ndarray:
     """The C-contiguous (N, ..., C) array of an (N, C, ...) one; a view where that is its memory."""
-    last = x.transpose(_LAST[x.ndim])
+    last = x.transpose(LAST[x.ndim])
     flags = last.flags
     if flags.carray:  # all that `kernel_ready` asks for
         return last
@@ -47,24 +54,24 @@ def to_channels_last(x: np.ndarray) -> np.ndarray:
         return kernel_ready(last)
     n, c, *spatial = x.shape
     size = x.size // (n * c) if n * c else 0
-    return _swap(kernel_ready(x).reshape(n, c, size), (n, *spatial, c))
+    return swapped((x if x.flags.carray else kernel_ready(x)).reshape(n, c, size), (n, *spatial, c))
 
 
 def from_channels_last(last: np.ndarray) -> np.ndarray:
     """The (N, C, ...) view of an (N, ..., C) array."""
-    return last.transpose(_FIRST[last.ndim])
+    return last.transpose(FIRST[last.ndim])
 
 
 def contiguous(x: np.ndarray) -> np.ndarray:
     """`x` in C order; channels-last images are transposed by a kernel."""
     if x.flags.c_contiguous or x.ndim < 3:
         return np.ascontiguousarray(x)
-    last = x.transpose(_LAST[x.ndim])
+    last = x.transpose(LAST[x.ndim])
     if not last.flags.c_contiguous or x.dtype.char not in "fd" or not x.dtype.isnative:
         return np.ascontiguousarray(x)
     n, c = x.shape[:2]
     size = x.size // (n * c) if n * c else 0
-    return _swap(kernel_ready(last).reshape(n, size, c), x.shape)
+    return swapped(kernel_ready(last).reshape(n, size, c), x.shape)
 
 
 def raveled(x: np.ndarray) -> np.ndarray:

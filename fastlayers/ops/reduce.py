@@ -19,9 +19,9 @@ WIDE, FOLDED = 256, 1 << 15
 @functools.lru_cache(1024)
 def sum_chunks(rows: int, columns: int, available: int) -> tuple[int, int, int]:
     """Rows of a chunk and number of chunks of `column_sums`, and its threads out of `available`."""
-    span = max(256, -(-rows // CHUNKS))
+    chunk_rows = max(256, -(-rows // CHUNKS))
     workers = 1 if threads.workers_for(rows * columns) == 1 else available
-    return span, max(1, -(-rows // span)), workers
+    return chunk_rows, max(1, -(-rows // chunk_rows)), workers
 
 
 @functools.lru_cache(1024)
@@ -48,13 +48,13 @@ def masked_column_sums(x: np.ndarray, y: np.ndarray | None) -> tuple[np.ndarray,
     (rows, columns), dtype = x.shape, x.dtype
     folds = _folds(rows, columns, cpu.lanes(dtype.itemsize))
     rows, columns = rows // folds, columns * folds
-    span, chunks, workers = sum_chunks(rows, columns, threads.get_num_threads())
+    chunk_rows, chunks, workers = sum_chunks(rows, columns, threads.get_num_threads())
     out, flat = memory.empty(columns, dtype), x.reshape(-1)
     parts = out if chunks == 1 else memory.empty(chunks * columns, dtype)
     masked = x if y is None else memory.empty(x.shape, dtype)
     outputs = flat if y is None else y.reshape(-1)
-    layout = int(y is not None), columns, span, chunks, workers
-    kernels.reduce.column_sums(flat, outputs, *layout, parts, masked.reshape(-1), out)
+    cut = (int(y is not None), columns, chunk_rows, chunks)
+    kernels.reduce.column_sums(flat, outputs, cut, workers, parts, masked.reshape(-1), out)
     if folds > 1:
         with np.errstate(all="ignore"):
             out = out.reshape(folds, -1).sum(axis=0)

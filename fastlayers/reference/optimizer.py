@@ -9,17 +9,13 @@ from fastlayers.reference.types import Array
 __all__ = ["adadelta", "adam", "sgd"]
 
 Table = Sequence[tuple[Array, ...]]
+Floats = tuple[float, ...]
 
 
 def sgd(
     like: Array,
     table: Table,
-    sign: float,
-    decay: float,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
+    options: tuple[float, float, float, float, float, bool],
     workers: int,
 ) -> None:
     """Take a step of gradient descent, in place: ``p -= lr d`` with ``d = sign g + decay p``.
@@ -28,6 +24,7 @@ def sgd(
     place, or in Nesterov's form ``d + momentum b``.
     https://pytorch.org/docs/stable/generated/torch.optim.SGD.html
     """
+    sign, decay, lr, momentum, dampening, nesterov = options
     for p, g, *buffers in table:
         d = sign * g + decay * p
         for b in buffers:
@@ -36,19 +33,7 @@ def sgd(
         p[...] = p - lr * d
 
 
-def adam(
-    like: Array,
-    table: Table,
-    step: int,
-    sign: float,
-    decay: float,
-    shrink: float,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    workers: int,
-) -> None:
+def adam(like: Array, table: Table, options: Floats, workers: int) -> None:
     """Take step 1, 2, ... of Adam in place: ``p = shrink p - lr m_hat / (sqrt(v_hat) + eps)``.
 
     The arrays are p, g and the running means m and v of ``d = sign g + decay p`` and its square,
@@ -56,6 +41,7 @@ def adam(
     v so far, which takes v's place.
     https://pytorch.org/docs/stable/generated/torch.optim.Adam.html
     """
+    step, sign, decay, shrink, lr, beta1, beta2, eps = options
     step_size, scale = lr / (1 - beta1**step), float(1 / np.sqrt(1 - beta2**step))
     for p, g, m, v, *largest in table:
         d = sign * g + decay * p
@@ -67,22 +53,14 @@ def adam(
         p[...] = shrink * p - step_size * (m / (np.sqrt(bound) * scale + eps))
 
 
-def adadelta(
-    like: Array,
-    table: Table,
-    sign: float,
-    decay: float,
-    lr: float,
-    rho: float,
-    eps: float,
-    workers: int,
-) -> None:
+def adadelta(like: Array, table: Table, options: Floats, workers: int) -> None:
     """Take a step of Adadelta in place: ``p -= lr delta``.
 
     The arrays are p, g and the running means v and u of the squares of ``d = sign g + decay p``
     and of ``delta = sqrt(u + eps) / sqrt(v + eps) d``.
     https://pytorch.org/docs/stable/generated/torch.optim.Adadelta.html
     """
+    sign, decay, lr, rho, eps = options
     for p, g, v, u in table:
         d = sign * g + decay * p
         v[...] = rho * v + (1 - rho) * d * d

@@ -5,7 +5,8 @@ import pytest
 
 from fastlayers.kernels.conv import direct
 from fastlayers.kernels.gemm.gemm import panel_width
-from fastlayers.ops.conv.gather import Gather, backward_axis, forward_axis
+from fastlayers.ops.conv.gather import Gather
+from fastlayers.ops.conv.slabs import backward_axis, forward_axis
 from fastlayers.runtime import cpu
 
 SIZE = 11
@@ -51,7 +52,7 @@ def test_pack_weight(dtype, kernel, stride, transposed):
         plan = Gather(images, *axes, shape, groups, weight.itemsize, transposed)
         memory = np.full(plan.packed_size + 64, np.nan, dtype)
         packed = memory[: plan.packed_size]
-        direct.pack_weight(weight.reshape(-1), plan.pack_shape, plan.pack_table, lanes, 1, packed)
+        direct.pack_weight(weight.reshape(-1), plan.packing, 1, packed)
 
         want = operands(weight, groups, stride, transposed)
         width = panel_width(want.shape[2], lanes)

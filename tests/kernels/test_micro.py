@@ -8,8 +8,10 @@ import llvmlite.binding as llvm
 import pytest
 from numba import types
 
-from fastlayers.kernels.gemm import gemm
+from fastlayers.kernels.gemm.gemm import gemm_batch
+from fastlayers.kernels.gemm.operands import Bias, Block, Epilogue, Left, Right, Target
 from fastlayers.kernels.gemm.tile import gemm_tile
+from fastlayers.kernels.ir.named import type_of
 from fastlayers.runtime import cpu
 from fastlayers.runtime.compiler import Kernel
 
@@ -89,25 +91,22 @@ def tiles(element, rows, part):
     """Compile the tiles that `gemm` uses, of vectors `part` times narrower than the CPU's."""
     half = 2 * part
 
-    def function(k, a, b, init, c, n, floor, add, write):
-        gemm_tile(rows, 2, part, 0, k, a, b, init, c, n, floor, add, write)
-        gemm_tile(4, 2, part, 0, k, a, b, init, c, n, floor, add, write)
-        gemm_tile(1, 2, part, 0, k, a, b, init, c, n, floor, add, write)
-        gemm_tile(rows, 1, part, 0, k, a, b, init, c, n, floor, add, write)
-        gemm_tile(4, 1, part, 0, k, a, b, init, c, n, floor, add, write)
-        gemm_tile(1, 1, part, 0, k, a, b, init, c, n, floor, add, write)
-        gemm_tile(rows, 1, half, 0, k, a, b, init, c, n, floor, add, write)
-        gemm_tile(4, 1, half, 0, k, a, b, init, c, n, floor, add, write)
-        gemm_tile(1, 1, half, 0, k, a, b, init, c, n, floor, add, write)
+    def function(block, left, right, bias, target, last):
+        gemm_tile((rows, 2, part), block, left, right, bias, target, last)
+        gemm_tile((4, 2, part), block, left, right, bias, target, last)
+        gemm_tile((1, 2, part), block, left, right, bias, target, last)
+        gemm_tile((rows, 1, part), block, left, right, bias, target, last)
+        gemm_tile((4, 1, part), block, left, right, bias, target, last)
+        gemm_tile((1, 1, part), block, left, right, bias, target, last)
+        gemm_tile((rows, 1, half), block, left, right, bias, target, last)
+        gemm_tile((4, 1, half), block, left, right, bias, target, last)
+        gemm_tile((1, 1, half), block, left, right, bias, target, last)
 
     return compiled(function, tile_signature(element))
 
 
 def tile_signature(element):
-    _, _, _, a, (array, *_, table), init, c, *_ = gemm._signature(element)
-    b = types.Tuple((array, types.int64, types.int64, table))
-    i8 = types.int64
-    return (types.UniTuple(i8, 3), a, b, init, c, i8, element, i8, i8)
+    return tuple(type_of(kind, element) for kind in (Block, Left, Right, Bias, Target, Epilogue))
 
 
 def compiled(function, signature):
@@ -144,9 +143,8 @@ def part_for(vector_bytes):
 def test_no_tile_of_gemm_spills(element):
     if platform.machine() not in ("x86_64", "AMD64", "aarch64", "arm64"):
         pytest.skip(f"the assembly of {platform.machine()} is not read")
-    (assembly,) = (
-        compiled(gemm.shared_gemm.py_func, gemm._signature(element)).inspect_asm().values()
-    )
+    gemm = gemm_batch.body.py_func
+    (assembly,) = compiled(gemm, gemm_batch.signature(element)).inspect_asm().values()
     check_loops(assembly, cpu.vector_bytes(), cpu.tile_rows())
 
 
@@ -165,8 +163,8 @@ def test_no_tile_spills_on_other_cpus(element, machine):
 def test_spills_of_a_tile_too_large_are_found(machine):
     part = part_for(MACHINES[machine][0])
 
-    def function(k, a, b, init, c, n, floor, add, write):
-        gemm_tile(16, 2, part, 0, k, a, b, init, c, n, floor, add, write)
+    def function(block, left, right, bias, target, last):
+        gemm_tile((16, 2, part), block, left, right, bias, target, last)
 
     assembly = assembly_for(compiled(function, tile_signature(types.float32)), *machine)
     ((size, spills),) = tile_loops(assembly)

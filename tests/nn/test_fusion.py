@@ -6,7 +6,8 @@ import pytest
 import fastlayers as fl
 from fastlayers import Tensor, lazy, nn, ops
 from fastlayers.nn import functional as F
-from fastlayers.nn.fuse import chains, heads
+from fastlayers.nn.fuse import chains
+from fastlayers.ops import prepared
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.standard_normal((2, 3, 9, 8))
@@ -37,11 +38,11 @@ def calls(monkeypatch):
     for name in ("batch_norm_max_pool2d", "max_pool2d_forward", "relu"):
         spy(name)
 
-    def spied_linear(x, w, b, relu, run=heads.linear_rows):
+    def spied_linear(x, w, b, relu, run=prepared.linear_rows):
         names.append("linear" + "+" * relu)
         return run(x, w, b, relu)
 
-    monkeypatch.setattr(heads, "linear_rows", spied_linear)
+    monkeypatch.setattr(prepared, "linear_rows", spied_linear)
 
     def spy_on_forward(kind, name, besides):
         forward = kind.forward
@@ -54,7 +55,7 @@ def calls(monkeypatch):
 
     spy_on_forward(ops.conv.Convolution, "conv2d", lambda self, x, w, b, relu: relu)
     spy_on_forward(
-        ops.norm.batchnorm.Normalisation,
+        ops.norm.normalisation.Normalisation,
         "batch_norm_apply",
         lambda self, residual, relu: (residual is not None) + relu,
     )

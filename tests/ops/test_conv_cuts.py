@@ -2,10 +2,11 @@
 
 import numpy as np
 from cases import Case
-from exact_cases import CONVOLUTIONS
+from specs.conv_sizes import EXACT as CONVOLUTIONS
 
 from fastlayers.kernels.gemm import gemm
-from fastlayers.ops.conv import direct, prepare
+from fastlayers.ops.conv import prepare
+from fastlayers.ops.conv.direct import Direct
 
 
 def cuts(case: Case) -> dict[str, bool]:
@@ -15,11 +16,11 @@ def cuts(case: Case) -> dict[str, bool]:
     given = arrays["input"], arrays["weight"]
     convolution = prepare("conv2d", *given, **options, algorithm="direct")[2]
     shape = convolution.shape
-    plan = direct._plan(shape)
-    gathers = {"output": plan.forward, "dinput": plan.backward_input}
-    weight = plan.backward_weight
+    plan = Direct(shape)
+    gathers = {"output": plan.forward_gather, "dinput": plan.input_gather}
+    weight = plan.weight_gather
     found = {
-        "groups of few channels": convolution.few,
+        "groups of few channels": convolution.algorithms.forward.name == "depthwise",
         "dinput of few channels": plan.columns is not None,
         "dweight of few channels": weight.few,
         "dinput in phases": len(gathers["dinput"].phases) > 1,

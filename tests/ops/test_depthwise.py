@@ -2,16 +2,12 @@ import numpy as np
 import pytest
 
 from fastlayers import reference
-from fastlayers.ops.conv import depthwise
+from fastlayers.ops.conv.algorithm import Pass
+from fastlayers.ops.conv.depthwise import Depthwise
+from fastlayers.ops.conv.shape import conv_shape
 from fastlayers.ops.layout import from_channels_last, to_channels_last
 from fastlayers.runtime import cpu
 from fastlayers.runtime.threads import set_num_threads
-
-
-def geometry(size, kernel, stride, padding, dilation):
-    axes = zip(size, kernel, stride, padding, dilation, strict=True)
-    out = tuple((a + 2 * p - d * (k - 1) - 1) // s + 1 for a, k, s, p, d in axes)
-    return kernel, stride, padding, dilation, out
 
 
 def config(
@@ -32,7 +28,6 @@ CONFIGS = [
     config(4, kernel=1, stride=2, padding=0),
     config(4, size=(1, 1)),
     config(4, size=(1, 1), kernel=1, padding=3),
-    config(4, images=0),
     config(16, 4, 4, size=(7, 30)),
     config(32, 1, 2, size=(19, 17), images=3),
 ]
@@ -50,13 +45,13 @@ def arrays(case, dtype):
 
 def run(case, x, weight, bias, dy=None, relu=False):
     """y, dy, dx, dw and db in the reference's layout; dy is drawn where none is given."""
-    groups, *_, size, kernel, stride, padding, dilation = case
-    places = geometry(size, kernel, stride, padding, dilation)
-    x = to_channels_last(x)
-    y = depthwise.forward(x, weight, bias, places, groups, relu)
+    groups, *_, stride, padding, dilation = case
+    options = (stride, padding, dilation, groups, x.itemsize)
+    algorithm = Depthwise(conv_shape("conv2d", x.shape, weight.shape, *options))
+    y = algorithm.forward(x, weight, bias, relu)
     dy = draw(y.shape, x.dtype, 3) if dy is None else to_channels_last(dy)
-    dx = depthwise.input_gradient(dy, weight, places, size, groups)
-    dw, db = depthwise.weight_gradient(x, dy, places, groups)
+    dx = algorithm.backward_input(dy, weight)
+    dw, db = algorithm.backward_weight(x, dy)
     return from_channels_last(y), from_channels_last(dy), from_channels_last(dx), dw, db
 
 
@@ -108,6 +103,24 @@ def test_nan_stays_in_its_windows(width):
     np.testing.assert_array_equal(np.isnan(y), np.isnan(want))
     want = reference.conv2d_backward(dy, x, weight, 1, 1, 1, 3)[1]
     np.testing.assert_array_equal(np.isnan(dw), np.isnan(want))
+
+
+@pytest.mark.parametrize(
+    ("groups", "depth", "each", "served", "words"),
+    [
+        (32, 1, 1, True, "32 groups of 1 channel"),
+        (16, 2, 4, True, "16 groups of 2 channels to 4"),
+        (2, 64, 64, False, "2 groups of 64 channels"),
+        (1, 1, 1, False, "1 groups of 1 channel"),
+    ],
+)
+def test_serves_few_channels_a_group(groups, depth, each, served, words):
+    images, weight = (2, groups * depth, 6, 5), (groups * each, depth, 3, 3)
+    shape = conv_shape("conv2d", images, weight, (1, 1), (1, 1), (1, 1), groups, 4)
+    for which in Pass:
+        if cpu.lanes(4) >= 8:
+            assert Depthwise.serves(shape, which) == served
+        assert Depthwise(shape).describe(which) == f"depthwise, lanes over the groups, {words}"
 
 
 def test_relu_keeps_nan():

@@ -3,6 +3,9 @@ import pytest
 
 from fastlayers import ops, reference
 from fastlayers.ops.conv import winograd
+from fastlayers.ops.conv.algorithm import Pass
+from fastlayers.ops.conv.shape import conv_shape
+from fastlayers.ops.conv.winograd import ForcedWinograd, Winograd
 from fastlayers.runtime import memory
 from fastlayers.runtime.threads import set_num_threads
 
@@ -42,12 +45,29 @@ def draw(shape, padding, dtype, dilation=(1, 1)):
     return tuple(np.asarray(a, dtype) for a in (x, weight, bias, dy))
 
 
+def shaped(images, weight, padding, dilation=(1, 1), size=8, **options):
+    n, h, w, c = images
+    known = {"stride": (1, 1), "groups": 1, **options}
+    arguments = (known["stride"], padding, dilation, known["groups"], size)
+    return conv_shape("conv2d", (n, c, h, w), weight, *arguments)
+
+
+def algorithm(x, weight, padding, tile, dilation=(1, 1)):
+    """Give Winograd's convolution by tiles of one size."""
+    made = Winograd(shaped(x.shape, weight.shape, padding, dilation, x.itemsize))
+    made.tile = made.input_tile = tile
+    return made
+
+
+def forward(x, weight, bias, padding, tile, relu=False):
+    return algorithm(x, weight, padding, tile).forward(x.transpose(0, 3, 1, 2), weight, bias, relu)
+
+
 def run(x, weight, bias, dy, padding, tile, dilation=(1, 1)):
-    return (
-        winograd.forward(x, weight, bias, padding, dilation, tile=tile),
-        winograd.backward_input(dy, weight, padding, dilation, tile=tile),
-        winograd.backward_weight(x, dy, padding, dilation, tile=tile),
-    )
+    made, images = algorithm(x, weight, padding, tile, dilation), x.transpose(0, 3, 1, 2)
+    dw, db = made.backward_weight(images, dy)
+    assert db is None
+    return made.forward(images, weight, bias, False), made.backward_input(dy, weight), dw
 
 
 def direct(module, x, weight, bias, dy, padding, dilation=(1, 1)):
@@ -85,11 +105,11 @@ def test_error_in_float32_is_near_that_of_direct_convolution(shape, tile):
 @pytest.mark.parametrize("tile", [2, 4])
 def test_relu_raises_negative_values_and_keeps_nan(tile):
     x, weight, bias, _ = draw((2, 6, 5, 16, 24), (1, 1), np.float32)
-    plain = winograd.forward(x, weight, bias, (1, 1), tile=tile)
-    floored = winograd.forward(x, weight, bias, (1, 1), relu=True, tile=tile)
+    plain = forward(x, weight, bias, (1, 1), tile)
+    floored = forward(x, weight, bias, (1, 1), tile, relu=True)
     np.testing.assert_array_equal(floored, np.maximum(plain, 0))
     x[0, 0, 0, 3] = np.nan
-    assert np.isnan(winograd.forward(x, weight, bias, (1, 1), relu=True, tile=tile)[0, 0, 0]).all()
+    assert np.isnan(forward(x, weight, bias, (1, 1), tile, relu=True)[0, 0, 0]).all()
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 16, 32, 16), (2, 9, 7, 256, 304)], ids=str)
@@ -114,7 +134,7 @@ def test_threads_do_not_change_results(shape):
     ],
     ids=str,
 )
-def test_writing_past_the_caches_changes_no_bits(shape, padding, dilation, tile, monkeypatch):
+def test_nontemporal_stores_change_no_bits(shape, padding, dilation, tile, monkeypatch):
     arrays = draw(shape, padding, np.float32, dilation)
     want = run(*arrays, padding, tile, dilation)
     for limit in ("STREAMED", "STREAMED_GRADIENT"):
@@ -163,3 +183,43 @@ def test_choice_of_the_tile():
     assert winograd.choose(16, (28, 28), 64, 64, 4, (2, 2)) == 4
     assert winograd.choose(16, (14, 14), 64, 64, 4, (7, 7)) == 2  # phases of 2 x 2 pixels
     assert winograd.choose(16, (14, 14), 64, 64, 4, (14, 14)) == 0
+
+
+def test_serves_what_is_fast_and_accurate():
+    weight = (64, 64, 3, 3)
+    shape = shaped((16, 56, 56, 64), weight, (1, 1), size=4)
+    assert all(Winograd.serves(shape, which) for which in Pass)
+    assert Winograd(shape).describe(Pass.FORWARD) == "winograd F(4x4), 3x3 at stride 1, 64 channels"
+    small = shaped((64, 1, 1, 64), weight, (1, 1), size=4)
+    assert Winograd.can(small)
+    assert Winograd.accurate(small, Pass.FORWARD)
+    assert not Winograd.serves(small, Pass.FORWARD)  # tiles would be waste
+    assert ForcedWinograd.serves(small, Pass.FORWARD)
+    assert ForcedWinograd(small).tile == ForcedWinograd(small).input_tile == 4
+    # Pixels that see padding alone, and taps that do.
+    wide = shaped((16, 16, 16, 64), weight, (3, 3), size=4)
+    alone = shaped((16, 16, 1, 64), weight, (1, 1), size=4)
+    for kind in (Winograd, ForcedWinograd):
+        assert not kind.serves(wide, Pass.FORWARD)
+        assert kind.serves(wide, Pass.BACKWARD_INPUT)
+        assert not kind.serves(alone, Pass.BACKWARD_WEIGHT)
+    uneven = Winograd(shaped((64, 8, 8, 32), (64, 32, 3, 3), (1, 1), size=4))
+    assert uneven.describe(Pass.BACKWARD_INPUT).endswith(", 32 -> 64 channels")
+
+
+@pytest.mark.parametrize(
+    ("images", "weight", "options"),
+    [
+        ((16, 28, 28, 64), (64, 64, 5, 5), {}),
+        ((16, 28, 28, 64), (64, 64, 3, 3), {"stride": (1, 2)}),
+        ((16, 28, 28, 64), (64, 32, 3, 3), {"groups": 2}),
+        ((16, 28, 28, 15), (64, 15, 3, 3), {}),
+        ((16, 28, 28, 64), (15, 64, 3, 3), {}),
+    ],
+    ids=str,
+)
+def test_cannot_compute_other_convolutions(images, weight, options):
+    shape = shaped(images, weight, (1, 1), size=4, **options)
+    assert not Winograd.can(shape)
+    assert not ForcedWinograd.can(shape)
+    assert not any(Winograd.serves(shape, which) for which in Pass)

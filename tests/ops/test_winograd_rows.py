@@ -3,7 +3,9 @@ import pytest
 from cases import DTYPES, Case, check, check_threads, conv
 
 from fastlayers import ops, reference
-from fastlayers.ops.conv import Convolution, prepare
+from fastlayers.ops.conv.algorithm import Pass
+from fastlayers.ops.conv.shape import ConvShape, conv_shape
+from fastlayers.ops.conv.winograd_rows import WinogradRows
 
 # Kernels 5 wide: rows above and below the image, tiles of 1 to 6, blocks that are not full, more
 # filters than a tile has rows, and tables that do not fill a tile's columns.
@@ -18,17 +20,25 @@ CASES = [
 ]
 
 
-def prepared(case: Case, algorithm: str = "auto") -> Convolution:
+def shape_of(case: Case) -> ConvShape:
     arrays = case.arrays(np.float32)
-    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **case.options}
-    return prepare("conv2d", arrays["input"], arrays["weight"], *options.values(), algorithm)[2]
+    options = {"stride": 1, "padding": 0, "dilation": 1, **case.options}
+    stride, padding, dilation = (
+        value if isinstance(value, (tuple, str)) else (value, value)
+        for value in (options[name] for name in ("stride", "padding", "dilation"))
+    )
+    rest = (padding, dilation, case.options.get("groups", 1), 4)
+    return conv_shape("conv2d", arrays["input"].shape, arrays["weight"].shape, stride, *rest)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_serves_all_passes(case):
-    convolution = prepared(case)
-    assert convolution.rows
-    assert convolution.input_rows
+def test_serves_passes_of_enough_terms(case):
+    shape = shape_of(case)
+    assert WinogradRows.serves(shape, Pass.FORWARD)
+    assert WinogradRows.serves(shape, Pass.BACKWARD_INPUT)
+    assert WinogradRows.serves(shape, Pass.BACKWARD_WEIGHT) == (shape.fewest[2] >= 8)
+    found = WinogradRows(shape).describe(Pass.FORWARD)
+    assert found == f"winograd rows F(4), kernels 5 wide, {shape.images[0]} images"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -57,12 +67,7 @@ def test_threads_do_not_change_results():
     ids=lambda case: case.id,
 )
 def test_leaves_other_convolutions_to_others(case):
-    convolution = prepared(case)
-    assert not convolution.rows
-
-
-def test_direct_is_direct():
-    assert not prepared(CASES[0], "direct").rows
+    assert not WinogradRows.serves(shape_of(case), Pass.FORWARD)
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])

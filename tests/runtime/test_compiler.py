@@ -58,16 +58,17 @@ def test_from_python_they_run_uncompiled():
 
 
 def test_shared_code():
-    with pytest.raises(TypeError, match="^shared_gemm: only compiled code can call it"):
-        gemm.shared_gemm(1)
+    with pytest.raises(TypeError, match="^gemm_batch: only compiled code can call it"):
+        gemm.gemm_batch.body(1)
     with pytest.raises(TypeError, match="cannot be called by address"):
         SharedKernel("a_symbol", _twice, ())
 
 
 def test_they_are_not_cached():
     x, out = np.ones(4, np.float32), np.empty((2, 2), np.float32)
-    form, work = (2, 2, 1, 2), np.empty(64, np.float32)
-    batchnorm.batch_norm_statistics(x, form, True, x[:2], x[:2], np.nan, 0.0, 1, work, out)
+    facts, work = (2, 2, 1, 2, 2, 1, False, False), np.empty(64, np.float32)
+    call = (facts, True, np.nan, 0.0, 1)
+    batchnorm.batch_norm_statistics(x, x[:2], x[:2], call, work, out)
     names = {path.name.split("-")[1] for path in cache_dir().glob("kernels.norm.batchnorm-*")}
     assert "batch_norm_statistics" in names
     assert not [name for name in names if name.startswith("_")]

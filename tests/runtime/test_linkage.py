@@ -6,10 +6,10 @@ import pytest
 CODE = """
 import numpy as np
 from fastlayers import ops
-from fastlayers.kernels.gemm import gemm
+from fastlayers.kernels.gemm.gemm import gemm_batch
 from numba import types
 
-shared = gemm._shared[types.float32]
+shared = gemm_batch.kernels[types.float32]
 address, shared._address = shared._address, None
 
 def fail():

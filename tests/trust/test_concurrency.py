@@ -646,7 +646,7 @@ def test_an_interrupt_at_any_point_of_fit(prefetch, tmp_path, figures, effort, m
         else:
             assert not saved, at
         assert os.listdir(tmp_path) == ["best.npz"] * path.exists(), at
-        assert is_grad_enabled() and lazy.state.depth == 0, at
+        assert is_grad_enabled() and lazy.state.call == 0, at
         check_no_worker_is_left()
     figures.count(CHAPTER, "points of fit that were interrupted", len(points))
 
@@ -729,5 +729,5 @@ def test_ctrl_c(place, epoch, tmp_path, figures, monkeypatch):
         assert fl.load(path)["weight"].item() in (last, last + 2)
     assert path.exists() >= bool(kept)
     assert os.listdir(tmp_path) == ["best.npz"] * path.exists()
-    assert is_grad_enabled() and lazy.state.depth == 0
+    assert is_grad_enabled() and lazy.state.call == 0
     figures.count(CHAPTER, "interrupts by a signal")

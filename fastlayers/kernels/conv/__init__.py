@@ -2,5 +2,17 @@
 
 from fastlayers.runtime.modules import on_use
 
-_MODULES = ("depthwise", "direct", "grouped_tile", "planar", "pooled", "unfold", "winograd")
+_MODULES = (
+    "depthwise",
+    "direct",
+    "direct_weight",
+    "grouped_tile",
+    "padded",
+    "planar",
+    "pooled",
+    "pooled_tile",
+    "slabs",
+    "unfold",
+    "winograd",
+)
 __getattr__, __dir__ = on_use(__name__, _MODULES)

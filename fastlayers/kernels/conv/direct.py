@@ -8,13 +8,15 @@ few images, or a band of rows of one, copied with their zeros into memory that s
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any, NamedTuple
 
+from fastlayers.kernels.conv.slabs import ImageSize, Slabs, open_slab, slab_at
 from fastlayers.kernels.conv.unfold import col2im
-from fastlayers.kernels.gemm.gemm import gemm, gemm_runs, panel_width, prepare_gemm
-from fastlayers.kernels.gemm.tile import FETCH, gemm_tile
+from fastlayers.kernels.gemm.gemm import gemm, panel_width, prepare_gemm
+from fastlayers.kernels.gemm.operands import PLAIN, Bias, Epilogue, Left, Right, Size, Target
+from fastlayers.kernels.ir.lanes import lanes_of
+from fastlayers.kernels.ir.named import named
 from fastlayers.kernels.ir.runs import (
-    add_run,
     clear_run,
     copy_run,
     flat,
@@ -22,295 +24,199 @@ from fastlayers.kernels.ir.runs import (
     transpose_block,
     view,
 )
-from fastlayers.kernels.layout import inside, square_side, swap_axes_image
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
 __all__ = [
+    "ColumnFacts",
+    "GatherFacts",
+    "Packing",
     "conv2d",
     "conv2d_backward_input_columns",
-    "conv2d_backward_weight",
     "pack_weight",
 ]
 
 
-@kernel
-def _slab(index, grid):
-    """First image, number of images, first row and number of rows of a slab."""
-    images, per, bands, band, rows = grid
-    n, i = index // bands * per, index % bands * band
-    return n, min(per, images - n), i, min(band, rows - i)
+class Packing(NamedTuple):
+    """How a weight becomes the GEMM's right operand; see `pack_weight`."""
+
+    groups: int
+    pieces: int
+    piece_step: int
+    columns: int
+    column_step: int
+    table: Any
+
+
+class Phase(NamedTuple):
+    """Output pixels that have the same taps, and where its tables begin."""
+
+    row_at: int  # in the tables of rows and targets
+    height: int
+    across: int
+    run_at: int
+    runs: int
+    length: int  # of a run
+    packed_at: int
+
+
+class GatherFacts(NamedTuple):
+    """A convolution, or its input gradient, as a gather over the slabs."""
+
+    source: ImageSize
+    target: ImageSize
+    slabs: Slabs
+    groups: int
+    blocks: int  # of output channels
+    phase_step: int  # rows of the output from one of a phase to the next
+    write: int
+    tasks: int
+    phases: Any  # a row for each Phase
+    rows: Any  # offsets of pixels in a slab, of their outputs, and of the runs that they read
+    targets: Any
+    runs: Any
+
+
+class ColumnFacts(NamedTuple):
+    """The input gradient by columns: receptive fields of `pixels_each` pixels at a time."""
+
+    kernel: tuple[int, int]
+    geometry: Any
+    groups: int
+    pixels_each: int
 
 
 @kernel
-def _copy_slab(source, size, slab, window, out, at):
-    """Copy a slab's rows and columns of the images, with zeros outside of them.
-
-    ``size = (H, W, C)`` of the images, ``slab = (first image, images, first row, rows)`` and
-    ``window = (first column, columns)`` may lie outside.
-    """
-    height, width, channels = size
-    n, images, top, rows = slab
-    left, columns = window
-    low, high = inside(left, 1, columns, width)
-    for image in range(n, n + images):
-        for y in range(top, top + rows):
-            if y < 0 or y >= height:
-                clear_run(out, at, columns * channels)
-            else:
-                cell = ((image * height + y) * width + left) * channels
-                clear_run(out, at, low * channels)
-                run = (high - low) * channels
-                copy_run(out, at + low * channels, source, cell + low * channels, run)
-                clear_run(out, at + high * channels, (columns - high) * channels)
-            at += columns * channels
-    return at
+def _phase(phases, p):
+    """Row p of the table of phases."""
+    return Phase(
+        phases[p, 0],
+        phases[p, 1],
+        phases[p, 2],
+        phases[p, 3],
+        phases[p, 4],
+        phases[p, 5],
+        phases[p, 6],
+    )
 
 
 @kernel
-def _open_slab(index, worker, x, size, grid, window, work):
-    """The memory that a slab's offsets refer to, and its first element."""
-    row_step, top, halo, left, columns, elements = window
-    n, images, i, count = _slab(index, grid)
-    height, width, channels = size
-    if elements == 0:  # nothing is padded: in place
-        return x, ((n * height + i * row_step + top) * width + left) * channels
-    at = worker * elements
-    rows = (n, images, i * row_step + top, (count - 1) * row_step + halo)
-    _copy_slab(x, size, rows, (left, columns), work, at)
-    return work, at
-
-
-@kernel
-def _conv2d_task(
-    task, worker, x, packed, bias, floor, sizes, layout, phases, tables, lanes, work, y
-):
+def _conv2d_task(task, worker, inputs, facts, floor, work, y):
     """One slab of input pixels, times the columns of one block of output channels."""
-    size, (out_height, out_width, out_channels) = sizes
-    grid, window, groups, blocks, row_step, write = layout
-    rows, targets, runs = tables
-    slab, block = divmod(task, blocks)
-    source, base = _open_slab(slab, worker, x, size, grid, window, work)
-    n, images, i, count = _slab(slab, grid)
-    depth, per_group = size[2] // groups, out_channels // groups
+    x, packed, bias = inputs
+    slabs, target, groups = facts.slabs, facts.target, facts.groups
+    number, block = divmod(task, facts.blocks)
+    slab = slab_at(number, slabs)
+    source, base = open_slab(slab, worker, x, facts.source, slabs, work)
+    lanes = lanes_of(y)
+    depth, per_group = facts.source.channels // groups, target.channels // groups
     width = panel_width(per_group, lanes)
     panels = (per_group + width - 1) // width
     panel = packed.size // (groups * panels)  # of all phases
-    first, last = panels * block // blocks, panels * (block + 1) // blocks
+    first, last = panels * block // facts.blocks, panels * (block + 1) // facts.blocks
     j, columns = first * width, min(last * width, per_group) - first * width
-    target = (n * out_height + i * row_step) * out_width * out_channels
-    for p in range(phases.shape[0]):
-        row_at, height, across, run_at, run_count, length, packed_at = phases[p]
-        m = images * max(0, min(count, height - i)) * across
-        b_runs = view(runs, run_at + run_count, run_count)
+    line = slab.image * target.height + slab.row * facts.phase_step
+    out, epilogue = line * target.width * target.channels, Epilogue(floor, 0, facts.write)
+    for p in range(facts.phases.shape[0]):
+        phase = _phase(facts.phases, p)
+        m = slab.images * max(0, min(slab.rows, phase.height - slab.row)) * phase.across
+        b_runs = view(facts.runs, phase.run_at + phase.runs, phase.runs)
         for g in range(groups):
-            a = (
-                source,
-                base + g * depth,
-                0,
-                1,
-                view(rows, row_at, m),
-                view(runs, run_at, run_count),
-            )
-            b = (packed, packed_at + (g * panels + first) * panel, panel, width, b_runs)
-            init = (bias, g * per_group + j)
-            c = (y, target + g * per_group + j, 0, view(targets, row_at, m))
-            gemm_runs(m, columns, (run_count, length), a, b, init, c, floor, 0, write, lanes)
+            a_rows = view(facts.rows, phase.row_at, m)
+            a_runs = view(facts.runs, phase.run_at, phase.runs)
+            a = Left(source, base + g * depth, 0, 1, a_rows, a_runs)
+            b_at = phase.packed_at + (g * panels + first) * panel
+            b = Right(packed, b_at, panel, width, b_runs)
+            row = Bias(bias, g * per_group + j)
+            c = Target(y, out + g * per_group + j, 0, view(facts.targets, phase.row_at, m))
+            product = Size(m, columns, phase.runs, phase.length)
+            gemm(product, a, b, row, c, epilogue)
 
 
 @kernel
-def conv2d(x, packed, bias, floor, sizes, layout, phases, tables, tasks, lanes, workers, work, y):
-    """Convolution, or the gradient by its input: ``y = max(floor, bias + x * weight)``.
+def conv2d(x, packed, bias, facts, floor, workers, work, y):
+    """Convolution, or its input gradient: ``y = max(floor, bias + x * weight)``.
 
-    Arrays are flat; the integers are those of a `ops.conv.gather.Gather`, and `packed` is from
-    `pack_weight`.
+    Arrays are flat, `packed` is from `pack_weight`, `facts` are `GatherFacts`.
     """
     prepare_gemm(y)
-    arguments = (x, packed, bias, floor, sizes, layout, phases, tables, lanes, work, y)
-    parallel_for(_conv2d_task, tasks, workers, arguments)
+    facts = named(GatherFacts, facts)
+    arguments = ((x, packed, bias), facts, floor, work, y)
+    parallel_for(_conv2d_task, facts.tasks, workers, arguments)
 
 
 @kernel
-def _pack_task(task, worker, weight, shape, table, lanes, packed):
+def _pack_task(task, worker, weight, facts, packed):
     """Pack one panel of the weight of one group."""
-    groups, count, step, columns, column_stride = shape
-    width = panel_width(columns, lanes)
-    panels = (columns + width - 1) // width
+    lanes = lanes_of(packed)
+    width = panel_width(facts.columns, lanes)
+    panels = (facts.columns + width - 1) // width
     group, panel = divmod(task, panels)
-    at = task * (packed.size // (groups * panels))
-    start = group * (weight.size // groups) + panel * width * column_stride
-    valid = min(width, columns - panel * width)
-    if column_stride == 1:  # kernels of 1 x 1: nothing to transpose
-        for p in range(count):
-            copy_run(packed, at + p * width, weight, start + p * step, valid)
+    at = task * (packed.size // (facts.groups * panels))
+    start = group * (weight.size // facts.groups) + panel * width * facts.column_step
+    valid = min(width, facts.columns - panel * width)
+    if facts.column_step == 1:  # kernels of 1 x 1: nothing to transpose
+        for p in range(facts.pieces):
+            copy_run(packed, at + p * width, weight, start + p * facts.piece_step, valid)
             clear_run(packed, at + p * width + valid, width - valid)
         return
-    for p in range(count):
-        for first in range(0, table.size, lanes):
-            cells = min(lanes, table.size - first)
+    for p in range(facts.pieces):
+        for first in range(0, facts.table.size, lanes):
+            cells = min(lanes, facts.table.size - first)
             for j in range(0, width, lanes):
-                source = (weight, start + p * step + first + j * column_stride, column_stride)
-                rows = view(table, first, cells)
+                from_at = start + p * facts.piece_step + first + j * facts.column_step
+                rows = view(facts.table, first, cells)
                 out = (packed, at + p * width + j, width, width - j, rows)
+                source = (weight, from_at, facts.column_step)
                 transpose_block(min(lanes, valid - j), cells, source, out)
 
 
 @kernel
-def pack_weight(weight, shape, table, lanes, workers, packed):
+def pack_weight(weight, facts, workers, packed):
     """Pack a flat (M, C/G, R, S) weight into the panels that `conv2d` multiplies by.
 
     For each group and panel of columns one GEMM operand (phase, tap, depth) x width, which is
-    ``packed[group, panel, p + table[i], j] = weight[group, p * step + j * column_stride + i]``
-    for ``shape = (groups, count of p, step, columns, column_stride)``. Negative entries of the
-    table are taps of no phase.
+    ``packed[group, panel, p + table[i], j] = weight[group, p * piece_step + j * column_step + i]``
+    for the `Packing` `facts`. Negative entries of the table are taps of no phase.
     """
-    width = panel_width(shape[3], lanes)
-    tasks = shape[0] * ((shape[3] + width - 1) // width) if packed.size else 0
-    parallel_for(_pack_task, tasks, workers, (weight, shape, table, lanes, packed))
+    facts = named(Packing, facts)
+    width = panel_width(facts.columns, lanes_of(packed))
+    tasks = facts.groups * ((facts.columns + width - 1) // width) if packed.size else 0
+    parallel_for(_pack_task, tasks, workers, (weight, facts, packed))
 
 
 @kernel
-def _columns_image(n, worker, dy, packed, zeros, geometry, groups, step, lanes, work, dx):
+def _columns_image(n, worker, inputs, facts, work, dx):
     """Input gradient of one image: those of the receptive fields by GEMM, added up by col2im."""
-    kh, kw = geometry[0]
-    oh, ow = geometry[4]
-    _, height, width, channels = dx.shape
-    m, depth = dy.size // (dx.shape[0] * oh * ow), channels // groups
-    per_group, k = m // groups, kh * kw * depth
+    dy, packed, zeros = inputs
+    groups, step, lanes = facts.groups, facts.pixels_each, lanes_of(dx)
+    images, height, width, channels = dx.shape
+    _, _, _, _, (out_height, out_width) = facts.geometry
+    pixels = out_height * out_width
+    m, depth = dy.size // (images * pixels), channels // groups
+    per_group, k = m // groups, facts.kernel[0] * facts.kernel[1] * depth
     panel, at = panel_width(k, lanes), worker * step * k
     size = (k + panel - 1) // panel * panel * per_group
-    clear_run(
-        flat(dx),
-        n * height * width * channels,
-        height * width * channels,
-    )
-    for first in range(n * oh * ow, (n + 1) * oh * ow, step):
-        count = min(step, (n + 1) * oh * ow - first)
+    clear_run(flat(dx), n * height * width * channels, height * width * channels)
+    for first in range(n * pixels, (n + 1) * pixels, step):
+        count = min(step, (n + 1) * pixels - first)
         for g in range(groups):
-            a = (dy, first * m + g * per_group, m, 1)
-            b = (packed, g * size, panel * per_group, panel)
-            gemm(count, k, per_group, a, b, (zeros, 0, 0), (work, at, k), lanes)
-            col2im(work, at, k, geometry, (g * depth, depth), first, count, dx)
+            a = Left(dy, first * m + g * per_group, m, 1, no_table(), no_table())
+            b = Right(packed, g * size, panel * per_group, panel, no_table())
+            c = Target(work, at, k, no_table())
+            gemm(Size(count, k, 1, per_group), a, b, Bias(zeros, 0), c, PLAIN)
+            col2im(work, at, k, facts.geometry, (g * depth, depth), first, count, dx)
 
 
 @kernel
-def conv2d_backward_input_columns(
-    dy, packed, zeros, geometry, groups, step, lanes, workers, work, dx
-):
+def conv2d_backward_input_columns(dy, packed, zeros, facts, workers, work, dx):
     """Input gradient dx (N, H, W, C) for few channels, where `conv2d` would waste lanes.
 
     A vector then runs over the R*S*C/G cells of receptive fields: `packed` is the weight as
-    (M/G, R*S*C/G) for each group, `zeros` has R*S*C/G elements and `work` `step` rows of them a
-    worker. A `geometry` is that of `kernels.conv.unfold`.
+    (M/G, R*S*C/G) for each group, `zeros` has R*S*C/G elements and `work` `pixels_each` rows of
+    them a worker. `facts` are `ColumnFacts`, with the geometry of `kernels.conv.unfold`.
     """
     prepare_gemm(dx)
-    arguments = (dy, packed, zeros, geometry, groups, step, lanes, work, dx)
+    facts = named(ColumnFacts, facts)
+    arguments = ((dy, packed, zeros), facts, work, dx)
     parallel_for(_columns_image, dx.shape[0], workers, arguments)
-
-
-@kernel
-def _weight_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lanes, work, parts):
-    """Weight gradient of one chunk of slabs and one block of output channels.
-
-    Six channels, of which the GEMM makes tiles of 4, 1 and 1, have a tile of their own.
-    """
-    size, (out_height, out_width, m) = sizes
-    grid, window, groups, column_step, run_rows = layout
-    slabs, chunks, block_rows = cut
-    taps, images_at, run_count, length = run_rows
-    per_group = m // groups
-    blocks = (per_group + block_rows - 1) // block_rows
-    chunk, block = divmod(task, blocks)
-    j = block * block_rows
-    rows = min(block_rows, per_group - j)
-    k = taps * (size[2] // groups)
-    width = panel_width(length, lanes)
-    start = slabs * chunk // chunks
-    for slab in range(start, slabs * (chunk + 1) // chunks):
-        add = int(slab > start)
-        source, base = _open_slab(slab, worker, x, size, grid, window, work)
-        n, images, i, count = _slab(slab, grid)
-        pixels = view(runs, images_at, images * count)
-        outputs = view(runs, images_at + grid[1] * grid[3], images * count)
-        from_row = (n * out_height + i) * out_width * m
-        for g in range(groups):
-            a = (dy, from_row + g * per_group + j, 1, m, no_table(), outputs)
-            for run in range(run_count):
-                at = base + g * (size[2] // groups) + runs[run]
-                c = (parts, (chunk * m + g * per_group + j) * k + run * length, k, no_table())
-                k_runs, init = (images * count, out_width), (zeros, 0)
-                if rows == 6 and width == lanes:
-                    one = (source, at, column_step * size[2], pixels)
-                    every = (0, images * count, out_width)
-                    gemm_tile(6, 1, 1, 0, every, a, one, init, c, length, -np.inf, add, FETCH)
-                    continue
-                b = (source, at, width, column_step * size[2], pixels)
-                gemm_runs(rows, length, k_runs, a, b, init, c, -np.inf, add, FETCH, lanes)
-
-
-@kernel
-def _few_channels_task(task, worker, x, dy, zeros, sizes, layout, cut, runs, lanes, work, parts):
-    """Transposed weight gradient of one chunk of slabs, for inputs of few channels.
-
-    The rows are the cells of a receptive field and vectors run over the output channels, as a
-    run of 9 inputs would fill 9 of 16 lanes.
-    """
-    size, (out_height, out_width, m) = sizes
-    grid, window, _, column_step, run_rows = layout
-    slabs, chunks, rows = cut
-    pixels_at = run_rows[1]
-    start = slabs * task // chunks
-    for slab in range(start, slabs * (task + 1) // chunks):
-        add = int(slab > start)
-        source, base = _open_slab(slab, worker, x, size, grid, window, work)
-        n, images, i, count = _slab(slab, grid)
-        pixels = view(runs, pixels_at, images * count)
-        outputs = view(runs, pixels_at + grid[1] * grid[3], images * count)
-        a = (source, base, 0, column_step * size[2], view(runs, 0, rows), pixels)
-        b = (dy, (n * out_height + i) * out_width * m, panel_width(m, lanes), m, outputs)
-        c = (parts, task * rows * m, m, no_table())
-        k_runs, init = (images * count, out_width), (zeros, 0)
-        gemm_runs(rows, m, k_runs, a, b, init, c, -np.inf, add, FETCH, lanes)
-
-
-@kernel
-def _sum_chunks(row, worker, parts, chunks, rows, length):
-    """Add one row of all chunks to that of the first, in order."""
-    for chunk in range(1, chunks):
-        add_run(parts, row * length, parts, (chunk * rows + row) * length, length)
-
-
-@kernel
-def _spread_cells(m, worker, parts, shape, dw):
-    """Gather one output channel of sums (R, S, C, M) as (C, R, S)."""
-    depth, taps, channels = shape
-    for t in range(taps):
-        for c in range(depth):
-            dw[(m * depth + c) * taps + t] = parts[(t * depth + c) * channels + m]
-
-
-@kernel
-def conv2d_backward_weight(
-    few, x, dy, zeros, sizes, layout, cut, runs, tasks, lanes, workers, work, parts, dw
-):
-    """Weight gradient (M, C/G, R, S) of the images x and the output's gradient dy, all flat.
-
-    ``cut = (slabs, chunks, rows)``: each chunk of slabs has its sums in `parts`, so the order of
-    additions, and with it every bit of the result, is the same for any number of threads.
-    `few` chooses the path for few input channels; the other integers are those of a
-    `ops.conv.gather.WeightGather`.
-    """
-    prepare_gemm(dw)
-    arguments = (x, dy, zeros, sizes, layout, cut, runs, lanes, work, parts)
-    m, taps = sizes[1][2], layout[4][0]
-    depth = sizes[0][2] // layout[2]
-    rows, length = (cut[2], m) if few else (m, taps * depth)
-    if few:
-        parallel_for(_few_channels_task, tasks, workers, arguments)
-    else:
-        parallel_for(_weight_task, tasks, workers, arguments)
-    parallel_for(_sum_chunks, rows, workers, (parts, cut[1], rows, length))
-    if few:
-        parallel_for(_spread_cells, m, workers, (parts, (depth, taps, m), dw))
-    else:  # (R, S, C) to (C, R, S)
-        parallel_for(swap_axes_image, m, workers, (parts, (taps, depth), square_side(dw), dw))

@@ -6,7 +6,7 @@ for as many neighbouring pixels, so that a multiply-add costs only a fraction of
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -16,9 +16,39 @@ from numba.extending import intrinsic
 from fastlayers.kernels.ir.vectors import Vectors, operand
 from fastlayers.runtime import cpu
 
-__all__ = ["correlate_tile", "tile_pixels", "weight_tile"]
+__all__ = ["Channels", "Steps", "Tile", "correlate_tile", "tile_pixels", "weight_tile"]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
+
+
+class Tile(NamedTuple):
+    """What a tile's code is made for: tuples, whose lengths are read."""
+
+    span: Any  # the number of weights that a vector of input meets
+    shuffled: Any  # 1 where a step reads the input's channels in the order of a row of `order`
+
+
+class Channels(NamedTuple):
+    """A vector of channels of the first pixel of a row, of a flat array."""
+
+    array: Any
+    at: int
+    pixel_step: int
+    lanes: int  # those that exist
+
+
+class Steps(NamedTuple):
+    """The steps of a tile, one for each vector of weights or `span` of them.
+
+    Step k adds ``table[2 * k]`` to the offset of the input, and reads row ``table[2 * k + 1]`` of
+    `order`; pixel q of the input exists where bit q of ``table[masks + k]`` is set.
+    """
+
+    table: Any
+    first: int
+    last: int
+    masks: int
+    order: Any
 
 
 def tile_pixels(span: int) -> int:
@@ -27,114 +57,86 @@ def tile_pixels(span: int) -> int:
 
 
 @intrinsic
-def correlate_tile(
-    typingctx: Any,
-    span: Any,
-    shuffled: Any,
-    y: Any,
-    count: Any,
-    init: Any,
-    least: Any,
-    x: Any,
-    steps: Any,
-    weights: Any,
-    order: Any,
-) -> Any:
-    """``y[p] = max(least, init + sum over steps k, l < span of weights[k, l] * x[k][p + l])``.
+def correlate_tile(typingctx, tile, pixels, x, steps, weights, bias, floor, y):
+    """``y[p] = max(floor, bias + sum over steps k, l < span of weights[k, l] * x[k][p + l])``.
 
-    p is one of `count` pixels of a row, all are vectors of channels. `span` and `shuffled` are
-    tuples whose lengths are read: the number of weights that a vector of input meets, and 1
-    where a step reads the input's channels in the order of its own row of `order`, or 0.
-    ``y`` and ``x`` are ``(array, offset, pixel stride, channels)``, `weights` and `init`
-    ``(array, offset)``. ``steps = (array, first, last, masks)`` is an int64 array; step k adds
-    ``array[2 * k]`` to the offset of x and reads row ``array[2 * k + 1]`` of `order`; pixel q of
-    the input exists where bit q of ``array[masks + k]`` is set.
+    p is one of the first `pixels` of a row, all are vectors of channels. `tile` is a `Tile`, x and
+    y are `Channels` and `steps` are `Steps`; `weights` and `bias` are ``(array, offset)``.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        tile = _TapTile(cgctx, builder, sig.args, values, (2, 6, 7, 8, 9))
-        target, pixel, channels = tile.operands[2]
-        mask = tile.first_lanes(channels)
-        (start,) = operand(cgctx, builder, sig.args[4], values[4])
-        first = tile.load_vector(start, mask=mask)
-        sums = tile.loop([first] * tile.pixels, tile.correlate)
-        lowest = tile.splat(values[5])
+    def codegen(cgctx, builder, sig, values):
+        _, pixels, *operands, bias_value, floor_value, y_value = values
+        taps = _TapTile(cgctx, builder, sig.args[0], sig.args[2:5], operands)
+        target, pixel, lanes = operand(cgctx, builder, y, y_value)
+        mask = taps.first_lanes(lanes)
+        (start,) = operand(cgctx, builder, bias, bias_value)
+        first = taps.load_vector(start, mask=mask)
+        sums = taps.loop([first] * taps.pixels, taps.correlate)
+        lowest = taps.splat(floor_value)
         for p, total in enumerate(sums):
-            with builder.if_then(builder.icmp_signed("<", _i64(p), values[3])):
+            with builder.if_then(builder.icmp_signed("<", _i64(p), pixels)):
                 low = builder.fcmp_ordered("<", total, lowest)
                 at = builder.gep(target, [builder.mul(pixel, _i64(p))])
-                tile.store_vector(builder.select(low, lowest, total), at, mask=mask)
+                taps.store_vector(builder.select(low, lowest, total), at, mask=mask)
         return cgctx.get_dummy_value()
 
-    i8 = types.int64
-    return types.void(span, shuffled, y, i8, init, least, x, steps, weights, order), codegen
+    return types.void(tile, types.int64, x, steps, weights, bias, floor, y), codegen
 
 
 @intrinsic
-def weight_tile(
-    typingctx: Any,
-    span: Any,
-    shuffled: Any,
-    dy: Any,
-    count: Any,
-    x: Any,
-    steps: Any,
-    weights: Any,
-    order: Any,
-) -> Any:
-    """``weights[k, l] += sum over pixels p of dy[p] * x[k][p + l]``; see `correlate_tile`.
+def weight_tile(typingctx, tile, pixels, x, steps, sums, dy):
+    """``sums[k, l] += sum over pixels p of dy[p] * x[k][p + l]``; see `correlate_tile`.
 
-    ``weights = (array, offset, total)``, and the sum of dy is added at ``offset + total``.
+    ``sums = (array, offset, total)``, and the sum of dy is added at ``offset + total``.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        tile = _TapTile(cgctx, builder, sig.args, values, (2, 4, 5, 6, 7))
-        source, pixel, channels = tile.operands[2]
+    def codegen(cgctx, builder, sig, values):
+        _, count, *operands, dy_value = values
+        taps = _TapTile(cgctx, builder, sig.args[0], sig.args[2:5], operands)
+        source, pixel, lanes = operand(cgctx, builder, dy, dy_value)
         pixels = []
-        for p in range(tile.pixels):
-            tile.exists.append(builder.icmp_signed("<", _i64(p), values[3]))
+        for p in range(taps.pixels):
+            taps.exists.append(builder.icmp_signed("<", _i64(p), count))
             at = builder.gep(source, [builder.mul(pixel, _i64(p))])
-            here = tile.first_lanes(builder.select(tile.exists[p], channels, _i64(0)))
-            pixels.append(tile.load_vector(at, mask=here))
-        tile.loop(pixels, tile.differentiate)
+            here = taps.first_lanes(builder.select(taps.exists[p], lanes, _i64(0)))
+            pixels.append(taps.load_vector(at, mask=here))
+        taps.loop(pixels, taps.differentiate)
         while len(pixels) > 1:  # pairs: a chain of additions waits for each
             pairs = [builder.fadd(a, b) for a, b in zip(pixels[::2], pixels[1::2], strict=False)]
             pixels = pairs + pixels[len(pixels) // 2 * 2 :]
-        at = builder.gep(tile.weights, [tile.total])
-        tile.store_vector(builder.fadd(tile.load_vector(at), pixels[0]), at)
+        at = builder.gep(taps.weights, [taps.total])
+        taps.store_vector(builder.fadd(taps.load_vector(at), pixels[0]), at)
         return cgctx.get_dummy_value()
 
-    i8 = types.int64
-    return types.void(span, shuffled, dy, i8, x, steps, weights, order), codegen
+    return types.void(tile, types.int64, x, steps, sums, dy), codegen
 
 
 class _TapTile(Vectors):
     """Emits the loop over steps around the loads of one tile."""
 
-    def __init__(self, cgctx: Any, builder: Any, args: Any, values: Any, operands: Any) -> None:
-        y, x, steps, weights, order = operands
+    def __init__(self, cgctx, builder, tile, kinds, values) -> None:
+        x, steps, weights = kinds  # the types of x, the steps and the weights or sums
         self.cgctx = cgctx
-        element = cgctx.get_data_type(args[y].types[0].dtype)
-        itemsize = args[y].types[0].dtype.bitwidth // 8
-        super().__init__(builder, element, cpu.lanes(itemsize))
+        itemsize = x.types[0].dtype.bitwidth // 8
+        super().__init__(builder, cgctx.get_data_type(x.types[0].dtype), cpu.lanes(itemsize))
         self.words = itemsize // 4
-        self.span, self.shuffled = len(args[0]), len(args[1]) > 0
+        self.span, self.shuffled = len(tile.types[0]), len(tile.types[1]) > 0
         self.pixels = tile_pixels(self.span)
         self.exists: list[Any] = []
-        self.operands = {i: operand(cgctx, builder, args[i], values[i]) for i in (y, x, weights)}
-        self.x, self.x_pixel, channels = self.operands[x]
-        self.weights, *rest = self.operands[weights]
+        self.x, self.x_pixel, lanes = operand(cgctx, builder, x, values[0])
+        self.x_mask = self.first_lanes(lanes)
+        self.weights, *rest = operand(cgctx, builder, weights, values[2])
         self.total = rest[0] if rest else None
-        self.x_mask = self.first_lanes(channels)
-        array, self.first, self.last, masks = cgutils.unpack_tuple(builder, values[steps])
-        self.steps = self._data(args[steps].types[0], array)
-        self.masks = builder.gep(self.steps, [masks])
-        self.order = self._data(args[order], values[order])
+        given = Steps(*cgutils.unpack_tuple(builder, values[1]))
+        self.first, self.last = given.first, given.last
+        self.steps = self._data(steps.types[0], given.table)
+        self.masks = builder.gep(self.steps, [given.masks])
+        self.order = self._data(steps.types[4], given.order)
 
-    def _data(self, array_type: Any, array: Any) -> Any:
+    def _data(self, array_type, array):
         return self.cgctx.make_array(array_type)(self.cgctx, self.builder, array).data
 
-    def loop(self, tile: list[Any], body: Any) -> list[Any]:
+    def loop(self, tile: list[Any], body) -> list[Any]:
         """Emit ``tile = body(step, tile)`` for all steps."""
         builder = self.builder
         before = builder.block
@@ -159,22 +161,22 @@ class _TapTile(Vectors):
             for first, after in zip(tile, updated, strict=True)
         ]
 
-    def correlate(self, step: Any, sums: list[Any]) -> list[Any]:
+    def correlate(self, step, sums: list[Any]) -> list[Any]:
         at = self._weights_of(step)
         weights = [self.load_vector(at, i) for i in range(self.span)]
         sums = list(sums)
 
-        def use(value: Any, p: int, i: int) -> None:
+        def use(value, p: int, i: int) -> None:
             sums[p] = self.fma(value, weights[i], sums[p])
 
         self._visit(step, use, sums)
         return sums
 
-    def differentiate(self, step: Any, pixels: list[Any]) -> list[Any]:
+    def differentiate(self, step, pixels: list[Any]) -> list[Any]:
         at = self._weights_of(step)
         sums = [self.load_vector(at, i) for i in range(self.span)]
 
-        def use(value: Any, p: int, i: int) -> None:
+        def use(value, p: int, i: int) -> None:
             # Where the row has ended, 0 times a NaN would be one.
             before, old = self.builder.block, sums[i]
             with self.builder.if_then(self.exists[p]):
@@ -187,17 +189,17 @@ class _TapTile(Vectors):
             self.store_vector(total, at, i)
         return pixels
 
-    def _merge(self, a: Any, a_block: Any, b: Any, b_block: Any) -> Any:
+    def _merge(self, a, a_block, b, b_block):
         phi = self.builder.phi(self.vector)
         phi.add_incoming(a, a_block)
         phi.add_incoming(b, b_block)
         return phi
 
-    def _weights_of(self, step: Any) -> Any:
+    def _weights_of(self, step):
         size = _i64(self.span * self.lanes)
         return self.builder.gep(self.weights, [self.builder.mul(step, size)])
 
-    def _visit(self, step: Any, use: Any, state: list[Any]) -> None:
+    def _visit(self, step, use, state: list[Any]) -> None:
         """Load each pixel of input that exists once, and call `use` for all pairs with it.
 
         The branches cost next to nothing: a test of one bit, the same in every row.
@@ -222,7 +224,7 @@ class _TapTile(Vectors):
                 if new is not kept:
                     state[k] = self._merge(kept, before, new, inside)
 
-    def _order(self, row: Any) -> Any:
+    def _order(self, row):
         """Indices of 32-bit words: a vector, or a pointer to them where nothing permutes by one."""
         words = self.lanes * self.words
         at = self.builder.gep(self.order, [self.builder.mul(row, _i64(words))])
@@ -231,7 +233,7 @@ class _TapTile(Vectors):
         vector = ir.VectorType(_i32, words)
         return self.builder.load(self.builder.bitcast(at, vector.as_pointer()), align=4)
 
-    def _shuffle(self, at: Any, order: Any) -> Any:
+    def _shuffle(self, at, order):
         builder, words = self.builder, self.lanes * self.words
         if order is None:
             return self.load_vector(at, mask=self.x_mask)

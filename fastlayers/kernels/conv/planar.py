@@ -16,9 +16,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.kernels.gemm.tile import STORE, gemm_tile
+from fastlayers.kernels.conv.padded import Images, load_planes
+from fastlayers.kernels.gemm.operands import STORE, Bias, Block, Epilogue, Left, Right, Target
+from fastlayers.kernels.gemm.tile import gemm_tile
+from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import clear_run, copy_run, no_table, transpose_block, view
+from fastlayers.kernels.ir.runs import no_table, transpose_block, view
 from fastlayers.kernels.ir.vectors import Vectors, element_pointer
 from fastlayers.kernels.layout import square_side
 from fastlayers.runtime import cpu
@@ -31,20 +34,6 @@ _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 # A tile's output channels and vectors of pixels: 24 sums in 32 registers, 12 in 16.
 ROWS = 6
 VECTORS = cpu.tile_rows() // 3
-VECTOR_BYTES = cpu.vector_bytes()
-
-
-class Images(NamedTuple):
-    """Images, the planes that one is copied to, and the elements of all its planes."""
-
-    height: int
-    width: int
-    channels: int
-    top: int
-    left: int
-    rows: int
-    pitch: int
-    elements: int
 
 
 class Facts(NamedTuple):
@@ -75,9 +64,7 @@ class Call(NamedTuple):
 
 
 @intrinsic
-def _pool_pairs(
-    typingctx: Any, channels: Any, count: Any, planes: Any, y: Any, cells: Any, at: Any, pixel: Any
-) -> Any:
+def _pool_pairs(typingctx, channels, count, planes, y, cells, at, pixel):
     """Maxima of 2x2 windows and their cells, for up to a vector of pixels and of channels.
 
     ``y[at + j * pixel + c] = max of plane[c, 0:2, 2j:2j+2]``, where ``planes = (array, offset,
@@ -85,7 +72,7 @@ def _pool_pairs(
     maxima is taken, and a NaN before everything.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         array, first, plane, pitch = cgutils.unpack_tuple(builder, values[2])
         source = element_pointer(cgctx, builder, planes.types[0], array, first)
         out = element_pointer(cgctx, builder, y, values[3], values[5])
@@ -95,7 +82,7 @@ def _pool_pairs(
         numbers = Vectors(builder, ir.IntType(8 * size), floats.lanes)
         lanes = floats.lanes
 
-        def halves(line: Any) -> list[Any]:
+        def halves(line) -> list[Any]:
             """Even and odd elements of two vectors."""
             pair = [floats.load_vector(line, v) for v in (0, 1)]
             return [
@@ -142,36 +129,14 @@ def _pool_pairs(
 
 
 @kernel
-def _load_planes(x, n, channels_first, images, out, at):
-    """Copy image n, of either memory layout, to channels-first memory with zeros around it."""
-    height, width, channels = images.height, images.width, images.channels
-    rows, pitch = images.rows, images.pitch
-    if rows > height or pitch > width:
-        clear_run(out, at, channels * rows * pitch)
-    lines, length = (height, width) if pitch > width else (1, height * width)
-    for line in range(lines):
-        source = (n * height * width + line * length) * channels
-        target = at + (images.top + line) * pitch + images.left
-        if channels_first:
-            for c in range(channels):
-                cell = (n * channels + c) * height * width + line * length
-                copy_run(out, target + c * rows * pitch, x, cell, length)
-            continue
-        for c in range(channels):
-            plane = view(out, target + c * rows * pitch, length)
-            for j in range(length):
-                plane[j] = x[source + j * channels + c]
-
-
-@kernel
 def _planar_image(n, worker, inputs, facts, call, work, outputs):
     """One image, band by band of its output's rows."""
     x, weight, bias = inputs
     pitch, at = facts.images.pitch, worker * facts.worker_elements
     band = at + facts.images.elements
-    tile = VECTORS * (VECTOR_BYTES // work.itemsize)
-    k = (0, facts.plane_runs.size, facts.taps)
-    _load_planes(x, n, call.channels_first, facts.images, work, at)
+    tile = VECTORS * lanes_of(work)
+    runs, epilogue = facts.plane_runs.size, Epilogue(call.floor, 1, STORE)
+    load_planes(x, n, call.channels_first, facts.images, work, at)
     for i in range(0, facts.out_height, facts.band_rows):
         count = min(facts.band_rows, facts.out_height - i)
         width = (count * pitch + tile - 1) // tile * tile
@@ -180,12 +145,12 @@ def _planar_image(n, worker, inputs, facts, call, work, outputs):
             for j in range(width):
                 row[j] = bias[channel]
         for first in range(0, facts.filters, ROWS):
-            a = (weight, 0, 0, 1, facts.weight_rows, facts.weight_runs)
+            block = Block(first, tile, 0, runs, facts.taps)
+            a = Left(weight, 0, 0, 1, facts.weight_rows, facts.weight_runs)
             for j in range(0, width, tile):
-                b = (work, at + i * pitch + j, facts.step, facts.plane_runs)
-                c = (work, band + j, facts.band_plane, no_table())
-                init = (work, band)
-                gemm_tile(ROWS, VECTORS, 1, first, k, a, b, init, c, tile, call.floor, 1, STORE)
+                b = Right(work, at + i * pitch + j, 0, facts.step, facts.plane_runs)
+                c = Target(work, band + j, facts.band_plane, no_table())
+                gemm_tile((ROWS, VECTORS, 1), block, a, b, Bias(work, band), c, epilogue)
         for row in range(0, count, facts.pooled):
             line = (n * facts.out_height + i + row) // facts.pooled
             _write_row(facts, work, band + row * pitch, outputs, line)

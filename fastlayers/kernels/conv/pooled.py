@@ -1,9 +1,9 @@
-"""Gradients of a convolution behind a max pooling, which are zero in all but one cell of a window.
+"""Convolution with ReLU and max pooling, of images whose output stays in L2, and its gradients.
 
-Each output of the pooling stands for one pixel of the convolution, so both gradients need the
-products of the pooled outputs only: for windows of 2x2 a quarter of those of the convolution.
-Images are copied one by one to channels-last memory with their padding, which stays in L1 or L2.
-There the cells of a window see a common field, of which the receptive field of each is a part:
+A max pooling passes gradients to one cell of each window. So each of its outputs stands for one
+pixel of the convolution, and both gradients need the products of the pooled outputs only: for
+windows of 2x2 a quarter of those of the convolution. The cells of a window see a common field of
+the padded image, of which the receptive field of each is a part:
 
     dw[m, r, s, c] = sum over p of g[p, m] * field(p)[offset(cell[p, m]) + (r, s, c)]
     field(p) += sum over m of g[p, m] * (weight m, moved to its place for cell[p, m])
@@ -12,159 +12,79 @@ There the cells of a window see a common field, of which the receptive field of 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-
-from fastlayers.kernels.gemm.gemm import gemm_runs, panel_width, prepare_gemm
-from fastlayers.kernels.gemm.tile import STORE
-from fastlayers.kernels.ir.runs import add_run, clear_run, copy_run, view
-from fastlayers.kernels.ir.vectors import Vectors, operand
+from fastlayers.kernels.conv.padded import Images, load_image
+from fastlayers.kernels.conv.pooled_tile import PooledGradients, Sums, add_fields, mix_rows
+from fastlayers.kernels.gemm.gemm import gemm, panel_width, prepare_gemm
+from fastlayers.kernels.gemm.operands import STORE, Bias, Epilogue, Left, Right, Size, Target
+from fastlayers.kernels.ir.lanes import lanes_of
+from fastlayers.kernels.ir.named import named
+from fastlayers.kernels.ir.runs import add_run, clear_run, copy_run, no_table
 from fastlayers.kernels.layout import inside
 from fastlayers.kernels.pool.windows import max_window
-from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
-__all__ = ["conv2d_max_pool2d", "conv2d_max_pool2d_backward"]
+__all__ = [
+    "Call",
+    "Facts",
+    "GradientCall",
+    "GradientFacts",
+    "Taps",
+    "Window",
+    "conv2d_max_pool2d",
+    "conv2d_max_pool2d_backward",
+]
 
-_i64 = ir.IntType(64)
 NO_FLOOR = math.nan  # the convolution has applied the ReLU
-VECTOR_BYTES = cpu.vector_bytes()
 
 
-class _Routes:
-    """Reads the gradients of pooled outputs: their values behind the ReLU, and their cells."""
+class Window(NamedTuple):
+    """A pooling window on the convolution's output."""
 
-    def __init__(self, cgctx: Any, builder: Any, kinds: Any, gradient: Any) -> None:
-        parts = cgutils.unpack_tuple(builder, gradient)
-        self.builder = builder
-        self._data = [
-            builder.gep(cgctx.make_array(kind)(cgctx, builder, part).data, [parts[3]])
-            for kind, part in zip(kinds.types[:3], parts, strict=False)
-        ]
-        self.step, self.relu, self.cells = parts[4:]
-
-    def __getitem__(self, index: Any) -> tuple[Any, Any]:
-        builder, at = self.builder, [self.builder.mul(index, self.step)]
-        value, output, cell = (builder.load(builder.gep(data, at)) for data in self._data)
-        zero = ir.Constant(value.type, 0)
-        passes = builder.fcmp_unordered(">", output, zero)  # as `relu_backward`, a NaN's too
-        passes = builder.or_(passes, builder.icmp_signed("==", self.relu, _i64(0)))
-        cell = builder.zext(cell, _i64)
-        known = builder.icmp_unsigned("<", cell, self.cells)
-        return builder.select(passes, value, zero), builder.select(known, cell, _i64(0))
+    rows: int
+    columns: int
+    row_step: int
+    column_step: int
+    top: int  # padding
+    left: int
+    row_gap: int  # dilation
+    column_gap: int
 
 
-@intrinsic
-def _sum_fields(
-    typingctx: Any, tile: Any, count: Any, gradient: Any, fields: Any, x: Any, sums: Any
-) -> Any:
-    """``sums[r, v] += sum over p of g[p] * x[fields[p] + offsets[cell[p]] + r * pitch + v]``.
+class Facts(NamedTuple):
+    """A convolution as the sum of products of runs of the image and of the packed weight."""
 
-    The lengths of the tuples in `tile` are the rows r and the vectors v of each, which stay in
-    registers. Returns the sum of g. Operands are tuples: ``gradient = (dy, y, cells, offset,
-    step, relu, number of cells)``, ``fields = (table, number of pixels)``, which the cells' offsets
-    follow in the table, ``x = (array, offset, pitch)`` and ``sums = (array, offset)``.
-    """
-    rows, across = (len(lengths) for lengths in tile.types)
-
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        routes = _Routes(cgctx, builder, gradient, values[2])
-        table, pixels = operand(cgctx, builder, fields, values[3])
-        origin, pitch = operand(cgctx, builder, x, values[4])
-        (target,) = operand(cgctx, builder, sums, values[5])
-        element = sums.types[0].dtype
-        vectors = Vectors(builder, target.type.pointee, cpu.lanes(element.bitwidth // 8))
-        offsets = builder.gep(table, [pixels])
-        held = [
-            cgutils.alloca_once_value(builder, vectors.load_vector(target, k))
-            for k in range(rows * across)
-        ]
-        total = cgutils.alloca_once_value(builder, ir.Constant(vectors.element, 0))
-        with cgutils.for_range(builder, values[1]) as loop:
-            value, cell = routes[loop.index]
-            builder.store(builder.fadd(builder.load(total), value), total)
-            at = builder.add(
-                builder.load(builder.gep(table, [loop.index])),
-                builder.load(builder.gep(offsets, [cell])),
-            )
-            line, factor = builder.gep(origin, [at]), vectors.splat(value)
-            for k, place in enumerate(held):
-                if k and k % across == 0:
-                    line = builder.gep(line, [pitch])
-                term = vectors.load_vector(line, k % across)
-                builder.store(vectors.fma(factor, term, builder.load(place)), place)
-        for k, place in enumerate(held):
-            vectors.store_vector(builder.load(place), target, k)
-        return builder.load(total)
-
-    return sums.types[0].dtype(tile, types.int64, gradient, fields, x, sums), codegen
+    images: Images
+    image_count: int
+    out_height: int
+    out_width: int
+    filters: int
+    window: Window
+    pooled_height: int
+    pooled_width: int
+    run_length: int
+    pixels: Any  # tables of offsets: of the output's pixels in the image, and of the runs
+    image_runs: Any
+    weight_runs: Any
+    packed: int  # elements of the packed weight, and of a worker behind it
+    worker_elements: int
 
 
-@intrinsic
-def _mix_rows(typingctx: Any, tile: Any, count: Any, gradient: Any, rows: Any, out: Any) -> Any:
-    """``out[v] = sum over m < count of g[m] * rows[m, cell[m], v]``.
+class Call(NamedTuple):
+    """What changes from call to call."""
 
-    The length of `tile` is the number of vectors v, which stay in registers. `gradient` is that
-    of `_sum_fields`, ``rows = (array, offset, row stride)``, ``out = (array, offset)``.
-    """
-
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        routes = _Routes(cgctx, builder, gradient, values[2])
-        origin, stride = operand(cgctx, builder, rows, values[3])
-        (target,) = operand(cgctx, builder, out, values[4])
-        element = out.types[0].dtype
-        vectors = Vectors(builder, target.type.pointee, cpu.lanes(element.bitwidth // 8))
-        zero = ir.Constant(vectors.vector, None)
-        held = [cgutils.alloca_once_value(builder, zero) for _ in range(len(tile))]
-        for place in held:  # alloca_once_value stores once a function, not once a call in a loop
-            builder.store(zero, place)
-        with cgutils.for_range(builder, values[1]) as loop:
-            value, cell = routes[loop.index]
-            row = builder.add(builder.mul(loop.index, routes.cells), cell)
-            line, factor = builder.gep(origin, [builder.mul(row, stride)]), vectors.splat(value)
-            for v, place in enumerate(held):
-                term = vectors.load_vector(line, v)
-                builder.store(vectors.fma(factor, term, builder.load(place)), place)
-        for v, place in enumerate(held):
-            vectors.store_vector(builder.load(place), target, v)
-        return cgctx.get_dummy_value()
-
-    return types.void(tile, types.int64, gradient, rows, out), codegen
+    channels_first: bool
+    floor: float
+    workers: int
 
 
 @kernel
-def _load_image(x, n, planar, size, frame, out, at):
-    """Copy image n, of either memory layout, to channels-last memory with zeros around it.
-
-    ``frame = (top, left, rows, columns)``: where its first pixel comes in how large an image.
-    """
-    height, width, channels = size
-    top, left, rows, columns = frame
-    pitch = columns * channels
-    if rows > height or columns > width:
-        clear_run(out, at, rows * pitch)
-    lines, length = (height, width) if columns > width else (1, height * width)
-    for line in range(lines):
-        target = at + (top + line) * pitch + left * channels
-        if not planar:
-            source = (n * height * width + line * length) * channels
-            copy_run(out, target, x, source, length * channels)
-            continue
-        for c in range(channels):
-            plane = view(x, ((n * channels + c) * height + line) * width, length)
-            for j in range(length):
-                out[target + j * channels + c] = plane[j]
-
-
-@kernel
-def _pack_panel(panel, worker, weight, shape, packed):
+def _pack_panel(panel, worker, weight, facts, packed):
     """Panel of the weight (M, C, R*S) as columns of a matrix of rows (tap, channel)."""
-    m, depth, taps, width = shape
+    m, depth = facts.filters, facts.images.channels
+    taps, width = weight.size // (m * depth), panel_width(m, lanes_of(packed))
     at = panel * width * depth * taps
     for tap in range(taps):
         for c in range(depth):
@@ -174,196 +94,223 @@ def _pack_panel(panel, worker, weight, shape, packed):
 
 
 @kernel
-def _pooled_image(
-    n, worker, x, planar, bias, floor, sizes, frame, tables, geometry, work, y, cells
-):
+def _pooled_image(n, worker, inputs, facts, call, work, outputs):
     """One image: its convolution goes to memory that stays in L2, and is pooled from there."""
-    size, (oh, ow, m), (ph, pw), (image_size, length, lanes) = sizes
-    pixels, a_runs, b_runs = tables
-    (kh, kw), (sh, sw), (pad_h, pad_w), (dh, dw) = geometry
-    width = panel_width(m, lanes)
-    panel = b_runs.size * length * width
-    at = (m + width - 1) // width * panel + worker * (image_size + oh * ow * m)
-    image = at + image_size
-    _load_image(x, n, planar, size, frame, work, at)
-    a = (work, at, 0, 1, pixels, a_runs)
-    b = (work, 0, panel, width, b_runs)
-    c = (work, image, m, view(pixels, 0, 0))
-    gemm_runs(oh * ow, m, (a_runs.size, length), a, b, (bias, 0), c, floor, 0, STORE, lanes)
-    for i in range(ph):
-        top = i * sh - pad_h
-        r0, r1 = inside(top, dh, kh, oh)
-        for j in range(pw):
-            left = j * sw - pad_w
-            s0, s1 = inside(left, dw, kw, ow)
-            first, out = image + (top * ow + left) * m, ((n * ph + i) * pw + j) * m
-            rows, columns = (r0, r1, dh * ow * m), (s0, s1, dw * m, kw)
-            max_window(y, cells, out, work, first, rows, columns, m, NO_FLOOR)
+    x, bias = inputs
+    pixels, m = facts.out_height * facts.out_width, facts.filters
+    runs, length = facts.weight_runs, facts.run_length
+    width = panel_width(m, lanes_of(work))
+    at = facts.packed + worker * facts.worker_elements
+    image = at + facts.images.elements
+    load_image(x, n, call.channels_first, facts.images, work, at)
+    a = Left(work, at, 0, 1, facts.pixels, facts.image_runs)
+    b = Right(work, 0, runs.size * length * width, width, runs)
+    c, epilogue = Target(work, image, m, no_table()), Epilogue(call.floor, 0, STORE)
+    gemm(Size(pixels, m, runs.size, length), a, b, Bias(bias, 0), c, epilogue)
+    _pool_image(n, facts, work, image, outputs)
 
 
 @kernel
-def conv2d_max_pool2d(
-    x,
-    planar,
-    weight,
-    bias,
-    floor,
-    sizes,
-    frame,
-    tables,
-    geometry,
-    images,
-    workers,
-    work,
-    y,
-    cells,
-):
+def _pool_image(n, facts, work, image, outputs):
+    """Pool an image (OH, OW, M) that begins at ``work[image]``."""
+    y, cells = outputs
+    window, m, oh, ow = facts.window, facts.filters, facts.out_height, facts.out_width
+    line = facts.pooled_width * m
+    for i in range(facts.pooled_height):
+        top = i * window.row_step - window.top
+        r0, r1 = inside(top, window.row_gap, window.rows, oh)
+        for j in range(facts.pooled_width):
+            left = j * window.column_step - window.left
+            s0, s1 = inside(left, window.column_gap, window.columns, ow)
+            first, out = image + (top * ow + left) * m, (n * facts.pooled_height + i) * line + j * m
+            rows = (r0, r1, window.row_gap * ow * m)
+            columns = (s0, s1, window.column_gap * m, window.columns)
+            max_window((y, cells, out), (work, first), rows, columns, m, NO_FLOOR)
+
+
+@kernel
+def conv2d_max_pool2d(x, weight, bias, facts, call, work, y, cells):
     """``y = max_pool2d(max(floor, bias + x * weight))`` and the cells of the maxima; flat arrays.
 
-    ``geometry = (kernel, stride, padding, dilation)`` of the window; the other integers are those
-    of an `ops.conv.pooled.Pooled`.
+    `facts` are `Facts`, `call` is a `Call`; the weight is packed to the begin of `work`.
     """
+    facts, call = named(Facts, facts), named(Call, call)
     prepare_gemm(y)
-    (_, _, depth), (_, _, m), _, (_, _, lanes) = sizes
-    width = panel_width(m, lanes)
-    shape = (m, depth, weight.size // (m * depth), width)
-    panels = (m + width - 1) // width
-    parallel_for(_pack_panel, panels, min(workers, panels), (weight, shape, work))
-    arguments = (
-        x, planar, bias, floor, sizes, frame, tables, geometry, work, y, cells
-    )  # fmt: skip
-    parallel_for(_pooled_image, images, workers, arguments)
+    width = panel_width(facts.filters, lanes_of(work))
+    panels = (facts.filters + width - 1) // width
+    parallel_for(_pack_panel, panels, min(call.workers, panels), (weight, facts, work))
+    arguments = ((x, bias), facts, call, work, (y, cells))
+    parallel_for(_pooled_image, facts.image_count, call.workers, arguments)
+
+
+class Taps(NamedTuple):
+    """A kernel of which `Sums` has as many rows and vectors as stay in registers."""
+
+    rows: int
+    columns: int
+    steps: int  # in which all of its rows are gone through
+
+
+class Field(NamedTuple):
+    """What all cells of a window see of an image, and the table of offsets.
+
+    The table has those of the pooled outputs' fields in an image, then those of the cells in an
+    image, then those of the cells in a copy of the field.
+    """
+
+    rows: int
+    row_elements: int
+    cell_count: int
+    pooled_count: int  # pooled outputs of an image
+    table: Any
+    steps: int  # in which all vectors of a field are gone through
+
+
+class Places(NamedTuple):
+    """Where in the workspace, behind the partial sums, the kernel keeps what; in elements."""
+
+    chunk_sums: int  # of one chunk
+    placed: int  # the weight, moved to its place for each cell
+    by_tap: int  # the weight of a filter, with its channels innermost
+    workers: int
+    worker_elements: int
+
+
+class GradientFacts(NamedTuple):
+    """Gradients of a convolution by those of the max pooling that follows."""
+
+    sums: Sums
+    images: Images
+    image_count: int
+    filters: int
+    taps: Taps
+    field: Field
+    chunks: int
+    places: Places
+
+
+class GradientCall(NamedTuple):
+    """What changes from call to call."""
+
+    channels_first: bool
+    relu: bool
+    by_input: bool
+    by_weight: bool
+    workers: int
 
 
 @kernel
-def _place_weight(weight, taps, window, mix, work, places):
-    """The weight as (M, cell, common field), each where its window's cell sees it."""
-    kh, kw, length, depth = taps
-    across, offsets, cells_at, cells = window
-    row, m = mix
-    placed_at, turned_at, _ = places
-    for k in range(m):
+def _place_weight(weight, facts, work):
+    """The weight as (M, cell, field), each where its window's cell sees it."""
+    taps, field, places = facts.taps, facts.field, facts.places
+    depth, cells_at = facts.images.channels, field.pooled_count + field.cell_count
+    count, length = taps.rows * taps.columns, taps.columns * depth
+    row = field.steps * len(facts.sums.field_vectors) * lanes_of(work)
+    for k in range(facts.filters):
         for c in range(depth):
-            for tap in range(kh * kw):
-                work[turned_at + tap * depth + c] = weight[(k * depth + c) * kh * kw + tap]
-        for cell in range(cells):
-            at = placed_at + (k * cells + cell) * row
+            for tap in range(count):
+                work[places.by_tap + tap * depth + c] = weight[(k * depth + c) * count + tap]
+        for cell in range(field.cell_count):
+            at = places.placed + (k * field.cell_count + cell) * row
             clear_run(work, at, row)
-            for r in range(kh):
-                place = at + offsets[cells_at + cell] + r * across
-                copy_run(work, place, work, turned_at + r * length, length)
+            for r in range(taps.rows):
+                place = at + field.table[cells_at + cell] + r * field.row_elements
+                copy_run(work, place, work, places.by_tap + r * length, length)
 
 
 @kernel
-def _chunk_task(
-    chunk,
-    worker,
-    tile,
-    gradient,
-    x,
-    planar,
-    sizes,
-    taps,
-    fields,
-    cut,
-    needs,
-    places,
-    work,
-    dx,
-):
-    """Gradients of one chunk of images; those by weight and bias are the chunk's partial sums."""
-    dy, y, cells, relu = gradient
-    images, size, frame, m = sizes
-    table, pixels, cell_count, field = fields
-    chunks, steps, mixes, image_size, part_size = cut
-    field_rows, field_row = field
-    height, width, channels = size
-    pitch = frame[3] * channels
-    held, across, vectors = tile
-    lanes = VECTOR_BYTES // x.itemsize
-    step_size, step_rows = len(held) * len(across) * lanes, len(held)
-    mix = len(vectors) * lanes
-    at = places[2] + worker * (2 * image_size + mixes * mix)
-    block, image = at + 2 * image_size, at + image_size
-    totals = chunk * part_size + m * steps * step_size
-    clear_run(work, chunk * part_size, part_size)
-    for n in range(images * chunk // chunks, images * (chunk + 1) // chunks):
-        first = n * pixels * m
-        if needs[1]:
-            _load_image(x, n, planar, size, frame, work, at)
-            for k in range(m):
-                route = (dy, y, cells, first + k, m, relu, cell_count)
-                for step in range(steps):
-                    source = (work, at + step * step_rows * pitch, pitch)
-                    sums = (work, chunk * part_size + (k * steps + step) * step_size)
-                    held_sum = _sum_fields(
-                        (held, across), pixels, route, (table, 0, pixels), source, sums
-                    )
-                    if step == 0:
-                        work[totals + k] += held_sum
-        if needs[0]:
-            clear_run(work, image, image_size)
-            for p in range(pixels):
-                route = (dy, y, cells, first + p * m, 1, relu, cell_count)
-                for step in range(mixes):
-                    rows = (work, places[0] + step * mix, mixes * mix)
-                    _mix_rows(vectors, m, route, rows, (work, block + step * mix))
-                for r in range(field_rows):
-                    place = image + table[p] + r * pitch
-                    add_run(work, place, work, block + r * field_row, field_row)
-            for row in range(height):
-                source = image + (row + frame[0]) * pitch + frame[1] * channels
-                copy_run(dx, (n * height + row) * width * channels, work, source, width * channels)
+def _gradients_chunk(chunk, worker, outputs, x, facts, call, work, dx):
+    """Gradients of one chunk of images; those by weight and bias are the chunk's partial sums.
+
+    ``outputs = (dy, y, cells)``, of the pooling.
+    """
+    places, count = facts.places, facts.image_count
+    sums, at = chunk * places.chunk_sums, places.workers + worker * places.worker_elements
+    clear_run(work, sums, places.chunk_sums)
+    for n in range(count * chunk // facts.chunks, count * (chunk + 1) // facts.chunks):
+        if call.by_weight:
+            load_image(x, n, call.channels_first, facts.images, work, at)
+            _add_image(n, outputs, facts, call.relu, work, at, sums)
+        if call.by_input:
+            _input_gradient(n, outputs, facts, call.relu, work, at + facts.images.elements, dx)
 
 
 @kernel
-def conv2d_max_pool2d_backward(
-    tile,
-    gradient,
-    x,
-    planar,
-    weight,
-    sizes,
-    taps,
-    fields,
-    cut,
-    needs,
-    workers,
-    places,
-    work,
-    dx,
-    dw,
-    db,
-):
+def _add_image(n, outputs, facts, relu, work, image, chunk_sums):
+    """Add what a padded image contributes to a chunk's gradients by weight and bias."""
+    dy, y, cells = outputs
+    field, steps, m = facts.field, facts.taps.steps, facts.filters
+    pitch = facts.images.pitch * facts.images.channels
+    rows, vectors = len(facts.sums.rows), len(facts.sums.vectors)
+    size = rows * vectors * lanes_of(work)
+    first = n * field.pooled_count * m
+    for k in range(m):
+        gradients = PooledGradients(dy, y, cells, first + k, m, relu, field.cell_count)
+        for step in range(steps):
+            total = add_fields(
+                facts.sums,
+                field.pooled_count,
+                gradients,
+                (field.table, 0, field.pooled_count),
+                (work, image + step * rows * pitch, pitch),
+                (work, chunk_sums + (k * steps + step) * size),
+            )
+            if step == 0:
+                work[chunk_sums + m * steps * size + k] += total
+
+
+@kernel
+def _input_gradient(n, outputs, facts, relu, work, image, dx):
+    """Input gradient of an image, summed at ``work[image]`` with its padding."""
+    dy, y, cells = outputs
+    images, field, m = facts.images, facts.field, facts.filters
+    pitch, width = images.pitch * images.channels, images.width * images.channels
+    mixed = len(facts.sums.field_vectors) * lanes_of(work)
+    first, block = n * field.pooled_count * m, image + images.elements
+    clear_run(work, image, images.elements)
+    for p in range(field.pooled_count):
+        gradients = PooledGradients(dy, y, cells, first + p * m, 1, relu, field.cell_count)
+        for step in range(field.steps):
+            rows = (work, facts.places.placed + step * mixed, field.steps * mixed)
+            mix_rows(facts.sums, m, gradients, rows, (work, block + step * mixed))
+        for r in range(field.rows):
+            place = image + field.table[p] + r * pitch
+            add_run(work, place, work, block + r * field.row_elements, field.row_elements)
+    for row in range(images.height):
+        source = image + (row + images.top) * pitch + images.left * images.channels
+        copy_run(dx, (n * images.height + row) * width, work, source, width)
+
+
+@kernel
+def _unpack_sums(facts, work, dw, db):
+    """The gradients by weight (M, C, R, S) and bias of the first chunk's sums."""
+    taps, depth = facts.taps, facts.images.channels
+    row = len(facts.sums.vectors) * lanes_of(work)
+    size = taps.steps * len(facts.sums.rows) * row
+    for k in range(facts.filters):
+        for r in range(taps.rows):
+            for s in range(taps.columns):
+                for c in range(depth):
+                    place = ((k * depth + c) * taps.rows + r) * taps.columns + s
+                    dw[place] = work[k * size + r * row + s * depth + c]
+        db[k] = work[facts.filters * size + k]
+
+
+@kernel
+def conv2d_max_pool2d_backward(outputs, x, weight, facts, call, work, dx, weight_gradients):
     """Gradients of ``max_pool2d(relu(conv2d(x)))`` by x, weight and bias; all arrays are flat.
 
-    ``gradient = (dy, y, cells, relu)``, channels-last (N, PH, PW, M). The integers are those of a
-    `ops.conv.pooled.Routes`, whose `places` in `work` are those of the placed weight, of a copy of
-    the weight and of the workers' memory, behind the partial sums. `needs` says which gradients
-    to compute: by x, and by weight and bias.
+    ``outputs = (dy, y, cells)``, channels-last (N, PH, PW, M), and ``weight_gradients = (dw, db)``.
+    `facts` are `GradientFacts` and `call` is a `GradientCall`.
     """
-    m = sizes[3]
-    kh, kw, _, depth = taps
-    table, pixels, cell_count, field = fields
-    chunks, steps, mixes, _, part_size = cut
-    lanes = VECTOR_BYTES // x.itemsize
-    if needs[0]:
-        window = (field[1], table, pixels + cell_count, cell_count)
-        _place_weight(weight, taps, window, (mixes * len(tile[2]) * lanes, m), work, places)
-    arguments = (
-        tile, gradient, x, planar, sizes, taps, fields, cut, needs, places, work, dx
-    )  # fmt: skip
-    parallel_for(_chunk_task, chunks, workers, arguments)
-    if not needs[1]:
+    facts, call = named(GradientFacts, facts), named(GradientCall, call)
+    if call.by_input:
+        _place_weight(weight, facts, work)
+    arguments = (outputs, x, facts, call, work, dx)
+    parallel_for(_gradients_chunk, facts.chunks, call.workers, arguments)
+    if not call.by_weight:
         return
-    for chunk in range(1, chunks):
-        add_run(work, 0, work, chunk * part_size, part_size)
-    step = len(tile[0]) * len(tile[1]) * lanes
-    row = len(tile[1]) * lanes
-    for k in range(m):
-        for r in range(kh):
-            for s in range(kw):
-                for c in range(depth):
-                    value = work[k * steps * step + r * row + s * depth + c]
-                    dw[((k * depth + c) * kh + r) * kw + s] = value
-        db[k] = work[m * steps * step + k]
+    for chunk in range(1, facts.chunks):
+        add_run(work, 0, work, chunk * facts.places.chunk_sums, facts.places.chunk_sums)
+    dw, db = weight_gradients
+    _unpack_sums(facts, work, dw, db)

@@ -32,10 +32,10 @@ _WEYL = 0x9E3779B9, 0xBB67AE85
 _LOW = (1 << 32) - 1
 
 
-def _rounds(builder: Any, lanes: Vectors, key: Any, stream: Any, block: Any) -> list[Any]:
+def _rounds(builder, lanes: Vectors, key, stream, block) -> list[Any]:
     """The four words of each block of a vector, in the low halves of 64-bit lanes."""
 
-    def constant(value: int) -> Any:
+    def constant(value: int):
         return ir.Constant(lanes.vector, [value] * lanes.lanes)
 
     low, half, stream = constant(_LOW), constant(32), lanes.splat(stream)
@@ -59,7 +59,7 @@ def _rounds(builder: Any, lanes: Vectors, key: Any, stream: Any, block: Any) -> 
     return [c0, c1, c2, c3]
 
 
-def _words(builder: Any, key: Any, stream: Any, first: Any) -> list[Any]:
+def _words(builder, key, stream, first) -> list[Any]:
     """Words 0 and 1, and 2 and 3, of eight blocks, as two vectors of eight pairs."""
     lanes = Vectors(builder, _i64, _BLOCKS)
     count = ir.Constant(lanes.vector, list(range(_BLOCKS)))
@@ -71,8 +71,8 @@ def _words(builder: Any, key: Any, stream: Any, first: Any) -> list[Any]:
     ]
 
 
-def _store_words(builder: Any, target: Any, at: int, words: Any, count: Any) -> None:
-    """Store a vector of 64-bit words as words `at` on of a target that has but `count`."""
+def _store_words(builder, target, at: int, words, count) -> None:
+    """Store a vector of 64-bit words from word `at` on of a target that has only `count`."""
     lanes = Vectors(builder, _i64, _BLOCKS)
     enough = builder.icmp_signed("<=", _i64(at + _BLOCKS), count)
     with builder.if_else(enough) as (whole, cut):
@@ -84,26 +84,17 @@ def _store_words(builder: Any, target: Any, at: int, words: Any, count: Any) -> 
 
 
 @intrinsic
-def draw_digits(
-    typingctx: Any,
-    bits: Any,
-    first: Any,
-    count: Any,
-    key: Any,
-    stream: Any,
-    threshold: Any,
-    digits: Any,
-) -> Any:
-    """As `draw_bits` for a threshold whose `digits` highest binary digits are all that is not 0.
+def draw_digits(typingctx, bits, first, count, key, stream, threshold, digits):
+    """As `draw_bits` for a threshold whose binary digits are 0 but for the `digits` highest ones.
 
-    They are at most 8, and `first` is a multiple of 8. A bit is drawn for each digit of an
+    These are at most 8, and `first` is a multiple of 8. A bit is drawn for each digit of an
     element: that many random binary digits are compared with the threshold's, in words of 64
-    elements, from the last digit to the first: where the threshold's is 1 what was found stays if
-    the random one is 1 too, and where it is 0 a random 1 is greater. Digit d of the elements of
+    elements, from the last digit to the first: where the threshold's is 1 the result so far stays
+    if the random one is 1 too, and where it is 0 a random 1 is greater. Digit d of the elements of
     eight groups comes from the eight blocks from ``8 * (4 * group + d)`` on.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         first, count, key, stream, threshold, digits = values[1:]
         lanes = Vectors(builder, _i64, _BLOCKS)
         start = builder.mul(first, _i64(GROUP // 8))
@@ -139,15 +130,7 @@ def draw_digits(
 
 
 @intrinsic
-def draw_bits(
-    typingctx: Any,
-    bits: Any,
-    first: Any,
-    count: Any,
-    key: Any,
-    stream: Any,
-    threshold: Any,
-) -> Any:
+def draw_bits(typingctx, bits, first, count, key, stream, threshold):
     """Set the bits of elements whose 32 random bits are at least `threshold`, clear the others'.
 
     For `count` groups of `GROUP` elements from group `first` on; bits are a flat uint8 array of 16
@@ -158,7 +141,7 @@ def draw_bits(
     blocks is mispredicted for a third of them.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         first, count, key, stream, threshold = values[1:]
         start = builder.mul(first, _i64(GROUP // 8))
         target = element_pointer(cgctx, builder, bits, values[0], start)
@@ -179,22 +162,13 @@ def draw_bits(
     return types.void(bits, i8, i8, u8, u8, u8), codegen
 
 
-def _compare_bytes(
-    builder: Any,
-    kept: Any,
-    tied: Any,
-    group: Any,
-    count: Any,
-    key: Any,
-    stream: Any,
-    threshold: Any,
-) -> None:
+def _compare_bytes(builder, kept, tied, group, count, key, stream, threshold) -> None:
     """Store, of some groups, the bits of bytes above the threshold's, and of those equal to it."""
     numbers, word = Vectors(builder, ir.IntType(8), 64), _i64
     limit = builder.trunc(builder.lshr(threshold, _i64(24)), numbers.element)
     limit = numbers.splat(limit)
 
-    def all_where(order: str, other: Any, value: Any) -> Any:
+    def all_where(order: str, other, value):
         return builder.select(builder.icmp_unsigned(order, value, other), word(-1), word(0))
 
     # No number is as large as 2 ** 32, and where all that is left of it is 0 equal bytes reach it.
@@ -218,16 +192,7 @@ def _compare_bytes(
             builder.store(equal, builder.gep(tied, place))
 
 
-def _settle(
-    builder: Any,
-    kept: Any,
-    tied: Any,
-    group: Any,
-    count: Any,
-    key: Any,
-    stream: Any,
-    threshold: Any,
-) -> None:
+def _settle(builder, kept, tied, group, count, key, stream, threshold) -> None:
     """Set the bits of tied elements of some groups whose lower 24 bits reach the threshold's."""
     lanes, zero, one = Vectors(builder, _i64, _BLOCKS), _i64(0), _i64(1)
     signature = ir.FunctionType(_i64, [_i64, ir.IntType(1)])

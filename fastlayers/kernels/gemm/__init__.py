@@ -2,5 +2,5 @@
 
 from fastlayers.runtime.modules import on_use
 
-_MODULES = ("gemm", "tile")
+_MODULES = ("gemm", "operands", "tile")
 __getattr__, __dir__ = on_use(__name__, _MODULES)

@@ -6,6 +6,7 @@ generator serves every tile height, vector count, lane count and element type.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -13,154 +14,122 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastlayers.kernels.gemm.operands import (
+    FETCH,
+    STREAM,
+    Bias,
+    Block,
+    Epilogue,
+    Left,
+    Right,
+    Target,
+)
+from fastlayers.kernels.ir.named import convert, fields, type_of
 from fastlayers.kernels.ir.vectors import Table, Vectors, literals, prefetch
 from fastlayers.runtime import cpu
 
-__all__ = ["FETCH", "STORE", "STREAM", "gemm_panel", "gemm_tile"]
+__all__ = ["gemm_panel", "gemm_tile"]
 
-_i32, _i64 = ir.IntType(32), ir.IntType(64)
-
-# How a tile of the GEMM is written.
-STORE, FETCH, STREAM = 0, 1, 2
+_i64 = ir.IntType(64)
 
 
 @intrinsic(prefer_literal=True)
-def gemm_tile(
-    typingctx: Any,
-    rows: Any,
-    vectors: Any,
-    part: Any,
-    first: Any,
-    k: Any,
-    a: Any,
-    b: Any,
-    init: Any,
-    c: Any,
-    columns: Any,
-    floor: Any,
-    add: Any,
-    write: Any,
-) -> Any:
-    """``c[i, j] = max(floor, init[j] + sum over r, p of a[i, r, p] * b[r, p, j])``.
+def gemm_tile(typingctx, shape, block, left, right, bias, target, epilogue):
+    """One register tile of a product: the rows from ``block.row``, the columns of one panel.
 
-    One register tile of a batch-reduce GEMM: k is cut in runs r of equal length, of which
-    ``k = (first run, last run + 1, length)`` are summed. `rows`, `vectors` and `part` are literal
-    integers. A vector has the CPU's full count of lanes divided by `part`; the tile is
-    ``vectors * lanes`` wide, of which the first `columns` (more than ``(vectors - 1) * lanes``)
-    are stored. Operands are tuples of an array, the offset of the first element, strides in
-    elements (that of A along k is not 0) and tables of offsets, an empty one for zeros::
-
-        a = (array, offset, row stride, k stride, rows' table, runs' table)
-        b = (array, offset, k stride, runs' table)
-        init = (array, offset)
-        c = (array, offset, row stride, rows' table)
-
-    With `add` the sums begin with `c` instead of `init`. The rows of the tile are `first` and the
-    following. The columns of `b` are contiguous and can be read up to the full width; `init` and
-    `c` are touched in their first `columns` only. `write` is `STORE`, `FETCH` to ask for the
-    lines of `c` before the sums, or `STREAM` to write a whole tile, at aligned addresses, past the
-    caches. Each sum is one chain of fused multiply-adds in the order of r and p, whatever the
-    tile, so an element has the same bits in every tile shape.
+    ``shape = (rows, vectors, part)`` are literal integers. A vector has the CPU's full count of
+    lanes divided by `part`; the tile is ``vectors * lanes`` wide, of which the first
+    ``block.columns`` (more than ``(vectors - 1) * lanes``) are stored. B can be read up to the
+    full width; bias and C are touched in their first columns only, and C is streamed only if all
+    are stored. Each sum is one chain of fused multiply-adds in the order of runs and k, whatever
+    the tile, so an element has the same bits in every tile shape.
     """
-    sizes = (rows, vectors, part)
-    known = literals(*sizes)
-    if known is None:
+    size = literals(*shape.types)
+    if size is None:
         return None
-    height, width, divisor = known
+    given, kinds = (block, left, right, bias, target, epilogue), _operand_types(target)
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        emit_tile(cgctx, builder, (height, width, divisor), sig.args[3:], values[3:])
+    def codegen(cgctx, builder, sig, values):
+        operands = convert(cgctx, builder, given, kinds, values[1:])
+        _emit_tile(builder, size, *fields(cgctx, builder, kinds, operands))
         return cgctx.get_dummy_value()
 
-    element, i8 = c.types[0].dtype, types.int64
-    return types.void(*sizes, i8, k, a, b, init, c, i8, element, i8, i8), codegen
+    return types.void(shape, *given), codegen
 
 
 @intrinsic(prefer_literal=True)
-def gemm_panel(
-    typingctx: Any,
-    vectors: Any,
-    part: Any,
-    m: Any,
-    k: Any,
-    a: Any,
-    b: Any,
-    init: Any,
-    c: Any,
-    columns: Any,
-    floor: Any,
-    add: Any,
-    write: Any,
-) -> Any:
-    """All `m` rows of a product in tiles of `gemm_tile`, the last of which are lower.
+def gemm_panel(typingctx, shape, rows, block, left, right, bias, target, epilogue):
+    """`rows` rows of a product, in tiles of ``shape = (vectors, part)`` that get lower at the end.
 
     A function of its own in its caller's module, as three tiles are more than a call.
     """
-    sizes = (vectors, part)
-    known = literals(*sizes)
-    if known is None:
+    size = literals(*shape.types)
+    if size is None:
         return None
-    width, divisor = known
+    given, kinds = (block, left, right, bias, target, epilogue), _operand_types(target)
 
-    def codegen(cgctx: Any, caller: Any, sig: Any, values: Any) -> Any:
-        values = values[2:]
+    def codegen(cgctx, caller, sig, values):
+        operands = [values[1], *convert(cgctx, caller, given, kinds, values[2:])]
         name = caller.module.get_unique_name(f"{caller.function.name}.panel")
-        kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+        kind = ir.FunctionType(ir.VoidType(), [value.type for value in operands])
         function = ir.Function(caller.module, kind, name)
         function.linkage = "internal"
-        caller.call(function, values)
+        caller.call(function, operands)
         builder = ir.IRBuilder(function.append_basic_block("entry"))
         rows, *operands = function.args
-        first: Any = _i64(0)
+        part, *others = fields(cgctx, builder, kinds, operands)
+        first = part.row
         for height in (cpu.tile_rows(), 4, 1):
             count = builder.udiv(builder.sub(rows, first), _i64(height))
             with cgutils.for_range(builder, count) as loop:
                 at = builder.add(first, builder.mul(loop.index, _i64(height)))
-                tile = (height, width, divisor)
-                emit_tile(cgctx, builder, tile, sig.args[2:], [at, *operands])
+                _emit_tile(builder, (height, *size), part._replace(row=at), *others)
             first = builder.add(first, builder.mul(count, _i64(height)))
         builder.ret_void()
         return cgctx.get_dummy_value()
 
-    element, i8 = c.types[0].dtype, types.int64
-    return types.void(*sizes, i8, k, a, b, init, c, i8, element, i8, i8), codegen
+    return types.void(shape, types.int64, *given), codegen
 
 
-def emit_tile(
-    cgctx: Any, builder: Any, size: tuple[int, int, int], kinds: Any, values: Any
+def _operand_types(target) -> list[Any]:
+    """Types of a tile's operands, where C is `target`."""
+    element = target.types[0].dtype
+    return [type_of(kind, element) for kind in (Block, Left, Right, Bias, Target, Epilogue)]
+
+
+def _emit_tile(
+    builder,
+    shape: Sequence[int],
+    block: Block,
+    left: Left,
+    right: Right,
+    bias: Bias,
+    target: Target,
+    epilogue: Epilogue,
 ) -> None:
-    """Emit a tile of ``size = (rows, vectors, part)``; `values` are `first` and those after it."""
-    height, width, divisor = size
-    first, runs, _, _, _, _, columns, floor, add, write = values
+    """Emit a tile of ``shape = (rows, vectors, part)``; the operands are of LLVM values."""
+    a, b, start, c = (
+        builder.gep(operand.array.data, [operand.offset]) for operand in (left, right, bias, target)
+    )
     zero = cgutils.alloca_once_value(builder, _i64(0))
-
-    def operand(index: int) -> list[Any]:
-        """Pointer to the first element, then strides and tables."""
-        parts = cgutils.unpack_tuple(builder, values[index])
-        for i, kind in enumerate(kinds[index].types):
-            if isinstance(kind, types.Array):
-                parts[i] = cgctx.make_array(kind)(cgctx, builder, parts[i])
-        tables = [Table(builder, part, zero) for part in parts[2:] if hasattr(part, "data")]
-        strides = [part for part in parts[2:] if not hasattr(part, "data")]
-        return [builder.gep(parts[0].data, [parts[1]]), *strides, *tables]
-
-    (a_ptr, a_row, a_k, a_rows, a_runs), (b_ptr, b_k, b_runs) = operand(2), operand(3)
-    element = a_ptr.type.pointee
-    lanes = cpu.lanes(cgctx.get_abi_sizeof(element)) // divisor
-    tile = _Tile(builder, height, width, lanes, element, columns)
-    pointers = tile.row_pointers(first, a_ptr, a_row, a_rows)
-    targets = tile.row_pointers(first, *operand(5))
-    with builder.if_then(builder.icmp_signed("==", write, _i64(FETCH))):
+    a_rows, a_runs, b_runs, c_rows = (
+        Table(builder, table, zero) for table in (left.rows, left.runs, right.runs, target.rows)
+    )
+    element = a.type.pointee
+    tile = _Tile(builder, shape, element, block.columns)
+    pointers = tile.row_pointers(block.row, a, left.row, a_rows)
+    targets = tile.row_pointers(block.row, c, target.row, c_rows)
+    with builder.if_then(builder.icmp_signed("==", epilogue.write, _i64(FETCH))):
         tile.prefetch(targets)
-    sums = tile.start(add, operand(4)[0], targets)
-    runs = cgutils.unpack_tuple(builder, runs)
-    sums = tile.accumulate(runs, pointers, a_k, a_runs, b_ptr, b_k, b_runs, sums)
-    sums = tile.at_least(floor, sums)
-    if height < cpu.tile_rows():  # the last rows of a panel go through the caches
+    sums = tile.start(epilogue.add, start, targets)
+    runs = (block.run, block.end_run, block.length)
+    sums = tile.accumulate(runs, (pointers, left.step, a_runs), (b, right.step, b_runs), sums)
+    sums = tile.at_least(epilogue.floor, sums)
+    if shape[0] < cpu.tile_rows():  # the last rows of a panel go through the caches
         tile.store(targets, sums)
         return
-    past = builder.icmp_signed("==", write, _i64(STREAM))
-    with builder.if_else(past) as (streamed, stored):
+    streams = builder.icmp_signed("==", epilogue.write, _i64(STREAM))
+    with builder.if_else(streams) as (streamed, stored):
         with streamed:
             tile.stream(targets, sums)
         with stored:
@@ -170,14 +139,14 @@ def emit_tile(
 class _Tile(Vectors):
     """Emits the instructions of one tile; its sums are a list of `rows` lists of vectors."""
 
-    def __init__(
-        self, builder: Any, rows: int, vectors: int, lanes: int, element: ir.Type, columns: Any
-    ) -> None:
+    def __init__(self, builder, shape: Sequence[int], element, columns) -> None:
+        rows, vectors, part = shape
+        lanes = cpu.lanes(4 if isinstance(element, ir.FloatType) else 8) // part
         super().__init__(builder, element, lanes)
         self.rows, self.vectors = rows, vectors
         self.mask = self.first_lanes(builder.sub(columns, _i64((vectors - 1) * lanes)))
 
-    def row_pointers(self, first: Any, pointer: Any, stride: Any, table: Table) -> list[Any]:
+    def row_pointers(self, first, pointer, stride, table: Table) -> list[Any]:
         """Pointers to the tile's rows, of which `first` is the first.
 
         A branch, since 12 loads and selects of zeros would cost as much as 4 steps of k.
@@ -206,7 +175,7 @@ class _Tile(Vectors):
                 line = self.builder.gep(at, [_i64(v * self.lanes)])
                 prefetch(self.builder, line, write=True, level=3)
 
-    def start(self, add: Any, init: Any, pointers: list[Any]) -> list[list[Any]]:
+    def start(self, add, init, pointers: list[Any]) -> list[list[Any]]:
         """The tile as it is, or one row for all; lanes outside the mask are zero, not touched.
 
         A branch, since 12 times the loads of the same row would be 5 % of a tile of 64 steps.
@@ -227,7 +196,7 @@ class _Tile(Vectors):
             for parts in tile
         ]
 
-    def at_least(self, floor: Any, tile: list[list[Any]]) -> list[list[Any]]:
+    def at_least(self, floor, tile: list[list[Any]]) -> list[list[Any]]:
         """Raise values below `floor` to it; a NaN stays."""
         builder = self.builder
         lowest = ir.Constant(floor.type, float("-inf"))
@@ -244,7 +213,7 @@ class _Tile(Vectors):
             for parts in zip(tile, raised, strict=True)
         ]
 
-    def _join(self, value: Any, block: Any, other: Any, other_block: Any) -> Any:
+    def _join(self, value, block, other, other_block):
         """The value of whichever of two blocks was run."""
         phi = self.builder.phi(value.type)
         phi.add_incoming(value, block)
@@ -259,39 +228,39 @@ class _Tile(Vectors):
             self.store_vector(parts[-1], at, self.vectors - 1, self.mask)
 
     def stream(self, pointers: list[Any], tile: list[list[Any]]) -> None:
-        """Write a whole tile past the caches."""
+        """Write a whole tile by non-temporal stores."""
         for at, parts in zip(pointers, tile, strict=True):
             for v, part in enumerate(parts):
                 self.stream_vector(part, at, v)
 
     def accumulate(
         self,
-        runs: list[Any],
-        a: list[Any],
-        a_k: Any,
-        a_runs: Table,
-        b: Any,
-        b_k: Any,
-        b_runs: Table,
+        runs: tuple[Any, Any, Any],
+        left: tuple[list[Any], Any, Table],
+        right: tuple[Any, Any, Table],
         sums: list[list[Any]],
     ) -> list[list[Any]]:
         """Emit the loops over runs and k around the multiply-adds; return the sums after them.
 
+        ``runs = (first, end, length)``; operands are where they begin, a step of k and the
+        table of runs.
+
         The rows' pointers stay as they are and one index moves: 12 pointers, the index, the
         pointer into B and the count fit the 15 general registers of x86.
         """
-        builder, (first, last, length) = self.builder, runs
+        builder, (first, end, length) = self.builder, runs
+        (a, a_k, a_runs), (b, b_k, b_runs) = left, right
         before = builder.block
         names = ("tile.run", "tile.k", "tile.next", "tile.done")
         run, loop, after, done = (builder.append_basic_block(name) for name in names)
         flat = [part for parts in sums for part in parts]
-        builder.cbranch(builder.icmp_signed("<", first, last), run, done)
+        builder.cbranch(builder.icmp_signed("<", first, end), run, done)
 
         builder.position_at_end(run)
         outer = [builder.phi(value.type) for value in (first, *flat)]
         offset = a_runs[outer[0]]
         heads = [builder.gep(pointer, [offset]) for pointer in a]
-        end = builder.gep(heads[0], [builder.mul(a_k, length)])
+        stop = builder.gep(heads[0], [builder.mul(a_k, length)])
         entering = [builder.gep(b, [b_runs[outer[0]]]), *heads, *outer[1:]]
         builder.branch(loop)
 
@@ -300,14 +269,14 @@ class _Tile(Vectors):
         b_at, pointers = phis[0], phis[1 : 1 + self.rows]
         updated = self._multiply_add(pointers, b_at, phis[1 + self.rows :])
         following = [builder.gep(b_at, [b_k]), *(builder.gep(p, [a_k]) for p in pointers)]
-        builder.cbranch(builder.icmp_unsigned("!=", following[1], end), loop, after)
+        builder.cbranch(builder.icmp_unsigned("!=", following[1], stop), loop, after)
         for phi, old, new in zip(phis, entering, [*following, *updated], strict=True):
             phi.add_incoming(old, run)
             phi.add_incoming(new, loop)
 
         builder.position_at_end(after)
         following = builder.add(outer[0], _i64(1))
-        builder.cbranch(builder.icmp_signed("<", following, last), run, done)
+        builder.cbranch(builder.icmp_signed("<", following, end), run, done)
         for phi, old, new in zip(outer, (first, *flat), (following, *updated), strict=True):
             phi.add_incoming(old, before)
             phi.add_incoming(new, after)
@@ -318,7 +287,7 @@ class _Tile(Vectors):
         ]
         return [results[i : i + self.vectors] for i in range(0, len(results), self.vectors)]
 
-    def _multiply_add(self, pointers: list[Any], b: Any, flat: list[Any]) -> list[Any]:
+    def _multiply_add(self, pointers: list[Any], b, flat: list[Any]) -> list[Any]:
         """One step of k: ``sums[i][v] += splat(a[i]) * b[v]``."""
         columns = [self.load_vector(b, v) for v in range(self.vectors)]
         updated = []

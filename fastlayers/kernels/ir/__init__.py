@@ -2,5 +2,5 @@
 
 from fastlayers.runtime.modules import on_use
 
-_MODULES = ("runs", "vectors")
+_MODULES = ("lanes", "named", "runs", "shared", "vectors")
 __getattr__, __dir__ = on_use(__name__, _MODULES)

@@ -32,19 +32,19 @@ __all__ = [
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
 # AVX-512 stores under a mask as fast as whole vectors, AVX2 of some CPUs takes 18 operations.
 MASKS_ARE_FREE = cpu.vector_bytes() == 64
-# Bytes from a vector that is read to the line that is asked for.
+# Bytes from a vector that is read to the line that is prefetched.
 AHEAD = 8192
 
 
 @intrinsic
-def flat(typingctx: Any, array: Any) -> Any:
+def flat(typingctx, array):
     """All elements of a contiguous array, which must outlive the view.
 
     A reshape compiles for 0.1 s, as it also serves other strides.
     """
     line = types.Array(array.dtype, 1, "C")
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         source = cgctx.make_array(array)(cgctx, builder, values[0])
         out = cgctx.make_array(line)(cgctx, builder)
         populate_array(
@@ -61,13 +61,13 @@ def flat(typingctx: Any, array: Any) -> Any:
 
 
 @intrinsic
-def view(typingctx: Any, array: Any, start: Any, count: Any) -> Any:
+def view(typingctx, array, start, count):
     """``array[start : start + count]`` of a flat array, which must outlive the view.
 
     A slice compiles for 0.1 s, as it also serves negative and missing bounds.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         data = element_pointer(cgctx, builder, array, *values)
         out = cgctx.make_array(array)(cgctx, builder)
         itemsize = _i64(array.dtype.bitwidth // 8)
@@ -85,21 +85,21 @@ def view(typingctx: Any, array: Any, start: Any, count: Any) -> Any:
 
 
 @intrinsic
-def no_table(typingctx: Any) -> Any:
+def no_table(typingctx):
     """An empty table of offsets, which stands for zeros."""
     table = types.Array(types.int64, 1, "C")
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         return cgctx.get_constant_null(table)
 
     return table(), codegen
 
 
 @intrinsic
-def prefetch_run(typingctx: Any, array: Any, at: Any, count: Any) -> Any:
+def prefetch_run(typingctx, array, at, count):
     """Prefetch ``array[at : at + count]`` of a flat array into L2; the range need not exist."""
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         start = element_pointer(cgctx, builder, array, values[0], values[1])
         step = _i64(8 * LINE // array.dtype.bitwidth)
         with cgutils.for_range_slice(builder, _i64(0), values[2], step, _i64) as (j, _):
@@ -109,14 +109,12 @@ def prefetch_run(typingctx: Any, array: Any, at: Any, count: Any) -> Any:
     return types.void(array, types.int64, types.int64), codegen
 
 
-def _masked_loop(builder: Any, lanes: int, count: Any) -> Any:
+def _masked_loop(builder, lanes: int, count):
     """Loop over a run in vectors; gives the position of each."""
     return cgutils.for_range_slice(builder, _i64(0), count, _i64(lanes), _i64)
 
 
-def _emit_run(
-    builder: Any, lanes: int, out: Any, source: Any | None, count: Any, add: bool
-) -> None:
+def _emit_run(builder, lanes: int, out, source: Any | None, count, add: bool) -> None:
     """Emit ``out[:count] = source[:count]``, added if asked, in masked vectors.
 
     Runs of an im2col are short: 15 elements for a 5 x 5 kernel on 3 channels, which Numba's loop
@@ -134,8 +132,8 @@ def _emit_run(
         vectors.store_vector(value, target, mask=mask)
 
 
-def _run_of_two(add: bool, out: Any, source: Any) -> Any:
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+def _run_of_two(add: bool, out, source):
+    def codegen(cgctx, builder, sig, values):
         target = element_pointer(cgctx, builder, out, values[0], values[1], values[4])
         origin = element_pointer(cgctx, builder, source, values[2], values[3], values[4])
         lanes = cpu.lanes(out.dtype.bitwidth // 8)
@@ -147,22 +145,22 @@ def _run_of_two(add: bool, out: Any, source: Any) -> Any:
 
 
 @intrinsic
-def copy_run(typingctx: Any, out: Any, out_at: Any, source: Any, source_at: Any, count: Any) -> Any:
+def copy_run(typingctx, out, out_at, source, source_at, count):
     """``out[out_at : out_at + count] = source[source_at : source_at + count]``, both flat."""
     return _run_of_two(False, out, source)
 
 
 @intrinsic
-def add_run(typingctx: Any, out: Any, out_at: Any, source: Any, source_at: Any, count: Any) -> Any:
+def add_run(typingctx, out, out_at, source, source_at, count):
     """``out[out_at : out_at + count] += source[source_at : source_at + count]``, both flat."""
     return _run_of_two(True, out, source)
 
 
 @intrinsic
-def clear_run(typingctx: Any, out: Any, out_at: Any, count: Any) -> Any:
+def clear_run(typingctx, out, out_at, count):
     """``out[out_at : out_at + count] = 0`` for a flat array."""
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         target = element_pointer(cgctx, builder, out, *values)
         _emit_run(builder, cpu.lanes(out.dtype.bitwidth // 8), target, None, values[2], False)
         return cgctx.get_dummy_value()
@@ -170,33 +168,31 @@ def clear_run(typingctx: Any, out: Any, out_at: Any, count: Any) -> Any:
     return types.void(out, types.int64, types.int64), codegen
 
 
-def write_vectors(
-    builder: Any, vectors: Vectors, target: Any, count: Any, past: Any, compute: Any
-) -> None:
+def write_vectors(builder, vectors: Vectors, target, count, streams, compute) -> None:
     """Emit ``target[at] = compute(at, load)`` for the vectors of a run.
 
     ``load(pointer)`` gives the vector at `at`. Whole ones go by fours, then come masked ones.
-    Where `past`, whole ones are written past the caches, and what is read is asked for ahead.
+    Where `streams`, whole ones go by non-temporal stores, and what is read is prefetched.
     """
     step, lanes = _i64(4 * vectors.lanes), _i64(vectors.lanes)
     whole = builder.and_(count, _i64(-4 * vectors.lanes))
 
-    def by_fours(load: Any, store: Any) -> None:
+    def by_fours(load, store) -> None:
         with cgutils.for_range_slice(builder, _i64(0), whole, step, _i64) as (first, _):
             for v in range(4):
                 at = builder.add(first, _i64(v * vectors.lanes))
                 value = compute(at, lambda pointer, at=at: load(builder.gep(pointer, [at])))
                 store(value, builder.gep(target, [at]))
 
-    def load_early(pointer: Any) -> Any:
+    def load_early(pointer):
         ahead = builder.bitcast(pointer, ir.IntType(8).as_pointer())
         prefetch(builder, builder.gep(ahead, [_i64(AHEAD)]))
         return vectors.load_vector(pointer)
 
-    if past is None:
+    if streams is None:
         by_fours(vectors.load_vector, vectors.store_vector)
     else:
-        with builder.if_else(past) as (streamed, stored):
+        with builder.if_else(streams) as (streamed, stored):
             with streamed:
                 by_fours(load_early, vectors.stream_vector)
             with stored:
@@ -204,16 +200,14 @@ def write_vectors(
     with cgutils.for_range_slice(builder, whole, count, lanes, _i64) as (at, _):
         mask = vectors.first_lanes(builder.sub(count, at))
 
-        def load_some(pointer: Any) -> Any:
+        def load_some(pointer):
             return vectors.load_vector(builder.gep(pointer, [at]), mask=mask)
 
         vectors.store_vector(compute(at, load_some), builder.gep(target, [at]), mask=mask)
 
 
-def _past_caches(
-    cgctx: Any, builder: Any, kind: Any, array: Any, at: Any, lanes: int, arrays: int
-) -> Any:
-    """Whether so many arrays pass the caches' size, and one is so aligned as to be streamed."""
+def _outgrows_caches(cgctx, builder, kind, array, at, lanes: int, arrays: int):
+    """Whether so many arrays are larger than the caches, and one is aligned for streaming."""
     array = cgctx.make_array(kind)(cgctx, builder, array)
     width = kind.dtype.bitwidth // 8
     address = builder.ptrtoint(builder.gep(array.data, [at]), _i64)
@@ -222,10 +216,10 @@ def _past_caches(
     return builder.and_(aligned, builder.icmp_signed(">", array.nitems, limit))
 
 
-def _run_of_vectors(arrays: tuple[Any, ...], compute: Any) -> Any:
+def _run_of_vectors(arrays: tuple[Any, ...], compute):
     """``arrays[0][at : at + count] = compute(builder, vectors, *arrays[1:])``, all flat."""
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         *operands, at, count = values
         target, *sources = [
             element_pointer(cgctx, builder, kind, array, at, count)
@@ -234,45 +228,47 @@ def _run_of_vectors(arrays: tuple[Any, ...], compute: Any) -> Any:
         lanes = cpu.lanes(arrays[0].dtype.bitwidth // 8)
         vectors = Vectors(builder, target.type.pointee, lanes)
 
-        def value(at: Any, load: Any) -> Any:
+        def value(at, load):
             return compute(builder, vectors, *map(load, sources))
 
         # Results of one array gain nothing: dropout of 25 MB went from 1.3 to 1.8 ms.
-        past = None
+        streams = None
         if len(sources) > 1:
-            past = _past_caches(cgctx, builder, arrays[0], operands[0], at, lanes, len(arrays))
-        write_vectors(builder, vectors, target, count, past, value)
+            streams = _outgrows_caches(
+                cgctx, builder, arrays[0], operands[0], at, lanes, len(arrays)
+            )
+        write_vectors(builder, vectors, target, count, streams, value)
         return cgctx.get_dummy_value()
 
     return types.void(*arrays, types.int64, types.int64), codegen
 
 
-def _where_positive(builder: Any, vectors: Vectors, value: Any, tested: Any) -> Any:
+def _where_positive(builder, vectors: Vectors, value, tested):
     """`value` where `tested` is above 0 or NaN, else 0."""
     zero = ir.Constant(vectors.vector, None)
     return builder.select(builder.fcmp_unordered("ugt", tested, zero), value, zero)
 
 
 @intrinsic
-def relu_run(typingctx: Any, y: Any, x: Any, at: Any, count: Any) -> Any:
+def relu_run(typingctx, y, x, at, count):
     """``y = x`` where x is above 0 or NaN, else 0, from `at` on."""
     return _run_of_vectors((y, x), lambda b, v, x: _where_positive(b, v, x, x))
 
 
 @intrinsic
-def relu_gradient_run(typingctx: Any, dx: Any, dy: Any, y: Any, at: Any, count: Any) -> Any:
+def relu_gradient_run(typingctx, dx, dy, y, at, count):
     """``dx = dy`` where y is above 0 or NaN, else 0, from `at` on."""
     return _run_of_vectors((dx, dy, y), _where_positive)
 
 
 @intrinsic
-def keep_run(typingctx: Any, y: Any, x: Any, bits: Any, at: Any, count: Any, scale: Any) -> Any:
+def keep_run(typingctx, y, x, bits, at, count, scale):
     """``y = x * scale`` where the element's bit is set, else 0, from `at`, a multiple of 16, on.
 
     Bit i of a flat uint8 array is bit ``i % 8`` of byte ``i // 8``. All its last 16 bits exist.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         target = element_pointer(cgctx, builder, y, values[0], *values[3:5])
         source = element_pointer(cgctx, builder, x, values[1], *values[3:5])
         byte = builder.lshr(values[3], _i64(3))
@@ -282,7 +278,7 @@ def keep_run(typingctx: Any, y: Any, x: Any, bits: Any, at: Any, count: Any, sca
         vectors = Vectors(builder, target.type.pointee, 16)
         factor, zero = vectors.splat(values[5]), ir.Constant(vectors.vector, None)
 
-        def value(at: Any, load: Any) -> Any:
+        def value(at, load):
             kept = builder.load(builder.gep(words, [builder.lshr(at, _i64(4))]), align=1)
             kept = builder.bitcast(kept, ir.VectorType(ir.IntType(1), 16))
             value = load(source)
@@ -295,12 +291,10 @@ def keep_run(typingctx: Any, y: Any, x: Any, bits: Any, at: Any, count: Any, sca
 
 
 @intrinsic
-def scale_run(
-    typingctx: Any, y: Any, x: Any, at: Any, count: Any, factors: Any, first: Any, period: Any
-) -> Any:
+def scale_run(typingctx, y, x, at, count, factors, first, period):
     """``y[i] = x[i] * factors[first + i % period]``, and 0 where the factor is 0, from `at` on."""
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         target = element_pointer(cgctx, builder, y, values[0], *values[2:4])
         source = element_pointer(cgctx, builder, x, values[1], *values[2:4])
         pattern = element_pointer(cgctx, builder, factors, *values[4:])
@@ -312,7 +306,7 @@ def scale_run(
             rest = builder.select(builder.icmp_signed("<", rest, period), rest, period)
             from_, to = builder.gep(source, [base]), builder.gep(target, [base])
 
-            def value(at: Any, load: Any) -> Any:
+            def value(at, load):
                 factor = load(pattern)
                 value = load(from_)
                 kept = builder.fcmp_unordered("!=", factor, zero)
@@ -326,13 +320,13 @@ def scale_run(
 
 
 @intrinsic
-def sum_run(typingctx: Any, out: Any, a: Any, b: Any, at: Any, count: Any) -> Any:
+def sum_run(typingctx, out, a, b, at, count):
     """``out = a + b`` from `at` on."""
     return _run_of_vectors((out, a, b), lambda builder, _, a, b: builder.fadd(a, b))
 
 
 @intrinsic
-def transpose_block(typingctx: Any, rows: Any, columns: Any, source: Any, out: Any) -> Any:
+def transpose_block(typingctx, rows, columns, source, out):
     """``out[table[j], i] = source[i, j]``, for up to a vector of rows and columns, and up to 16.
 
     Operands are tuples of a flat array, the offset of the first element and the row stride::
@@ -345,7 +339,7 @@ def transpose_block(typingctx: Any, rows: Any, columns: Any, source: Any, out: A
     the source outside of `rows` x `columns`.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         rows, columns = values[:2]
         (array, *origin), (target, *place) = (cgutils.unpack_tuple(builder, v) for v in values[2:])
         at = element_pointer(cgctx, builder, source[0], array, origin[0])
@@ -369,7 +363,7 @@ def transpose_block(typingctx: Any, rows: Any, columns: Any, source: Any, out: A
         inside, zero = vectors.first_lanes(rows), ir.Constant(vectors.vector, None)
         lines = [builder.select(inside, line, zero) for line in vectors.transpose(lines)]
 
-        def store(mask: Any = None) -> None:
+        def store(mask=None) -> None:
             done = builder.append_basic_block("transpose.done")
             for j, line in enumerate(lines):
                 write = builder.append_basic_block("transpose.write")

@@ -10,139 +10,194 @@ An element has the same bits in every tile, so tasks may be cut as the threads n
 
 from __future__ import annotations
 
-import numpy as np
+from typing import NamedTuple
 
-from fastlayers.kernels.gemm.gemm import gemm, gemm_runs, panel_width, prepare_gemm
-from fastlayers.kernels.gemm.tile import STORE
+from fastlayers.kernels.gemm.gemm import gemm, panel_width, prepare_gemm
+from fastlayers.kernels.gemm.operands import PLAIN, STORE, Bias, Epilogue, Left, Right, Size, Target
+from fastlayers.kernels.ir.lanes import lanes_of
+from fastlayers.kernels.ir.named import named
 from fastlayers.kernels.ir.runs import clear_run, copy_run, flat, no_table, transpose_block, view
 from fastlayers.kernels.layout import square_side
-from fastlayers.kernels.linear.tile import FEW, rank_update
-from fastlayers.kernels.reduce import column_sums
+from fastlayers.kernels.linear.blocks import Sizes
+from fastlayers.kernels.linear.products import Product
+from fastlayers.kernels.linear.tile import FEW, Factors, Rows, rank_update
+from fastlayers.kernels.reduce import Cut, column_sums
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
-__all__ = ["linear_short", "linear_small_backward"]
+__all__ = ["Backward", "Steps", "linear_short", "linear_small_backward"]
+
+
+class Steps(NamedTuple):
+    """Rows and columns of a task's part of a matrix, the columns whole panels."""
+
+    rows: int
+    columns: int
+
+
+class Backward(NamedTuple):
+    """Facts of a backward pass: its flags, the tasks of both products, and the sums of dy's rows.
+
+    The tasks' fields are `Steps`; those of the sums are as in `reduce.column_sums`. Flat, since a
+    call from Python finds the type of one tuple sooner than that of tuples in it.
+    """
+
+    relu: int
+    needs_input: int
+    needs_weight: int
+    input_rows: int
+    input_columns: int
+    weight_rows: int
+    weight_columns: int
+    sum_span: int
+    sum_chunks: int
+    sum_workers: int
+    workers: int
+
+
+class Part(NamedTuple):
+    """A task's part of a matrix."""
+
+    row: int
+    column: int
+    rows: int
+    columns: int
 
 
 @kernel
-def _cut(task, m, n, steps):
-    """First row and column, numbers of rows and columns of a task's part of an m x n matrix."""
-    across = (n + steps[1] - 1) // steps[1]
-    i, j = task // across * steps[0], task % across * steps[1]
-    return i, j, min(steps[0], m - i), min(steps[1], n - j)
+def _part(task, m, n, steps):
+    across = (n + steps.columns - 1) // steps.columns
+    i, j = task // across * steps.rows, task % across * steps.columns
+    return Part(i, j, min(steps.rows, m - i), min(steps.columns, n - j))
 
 
 @kernel
 def _tasks(m, n, steps):
-    return (m + steps[0] - 1) // steps[0] * ((n + steps[1] - 1) // steps[1])
+    return (m + steps.rows - 1) // steps.rows * ((n + steps.columns - 1) // steps.columns)
 
 
 @kernel
-def _linear_short_task(task, worker, x, weight, bias, floor, size, steps, lanes, work, y):
-    batch, k, n = size
-    i, j, rows, columns = _cut(task, batch, n, steps)
-    here, side, width = worker * steps[1] * k, square_side(y), panel_width(columns, lanes)
-    for panel in range(0, columns, width):
-        for h in range(0, min(width, columns - panel), side):
-            count, at = min(side, columns - panel - h), (j + panel + h) * k
+def _linear_short_task(task, worker, operands, floor, sizes, steps, work, y):
+    x, weight, bias = operands
+    k, n = sizes.inputs, sizes.outputs
+    part, lanes = _part(task, sizes.batch, n, steps), lanes_of(y)
+    width, side = panel_width(part.columns, lanes), square_side(y)
+    here = worker * steps.columns * k
+    for panel in range(0, part.columns, width):
+        for h in range(0, min(width, part.columns - panel), side):
+            count, at = min(side, part.columns - panel - h), (part.column + panel + h) * k
             for p in range(0, k, side):
                 target = (work, here + panel * k + p * width + h, width, width - h, no_table())
                 transpose_block(count, min(side, k - p), (weight, at + p, k), target)
-    a = (x, i * k, k, 1, no_table(), no_table())
-    b = (work, here, width * k, width, no_table())
-    c = (y, i * n + j, n, no_table())
-    gemm_runs(rows, columns, (1, k), a, b, (bias, j), c, floor, 0, STORE, lanes)
+    none = no_table()
+    left = Left(x, part.row * k, k, 1, none, none)
+    right = Right(work, here, width * k, width, none)
+    target, epilogue = Target(y, part.row * n + part.column, n, none), Epilogue(floor, 0, STORE)
+    size = Size(part.rows, part.columns, 1, k)
+    gemm(size, left, right, Bias(bias, part.column), target, epilogue)
 
 
 @kernel
-def linear_short(x, weight, bias, floor, steps, lanes, workers, work, y):
+def linear_short(x, weight, bias, floor, steps, workers, work, y):
     """``y = max(floor, x @ weight.T + bias)`` by transposing the weight: for many rows, short sums.
 
-    x (batch, in), weight (out, in), y (batch, out). A task has ``steps = (rows, columns)``, the
-    columns whole panels; `work` has ``workers * columns * in`` elements.
+    x (batch, in), weight (out, in), y (batch, out). A task has the part `steps`, which are
+    `Steps`; `work` has ``workers * columns * in`` elements.
     """
     prepare_gemm(y)
-    size = (x.shape[0], x.shape[1], weight.shape[0])
-    operands = flat(x), flat(weight), bias
-    arguments = (*operands, floor, size, steps, lanes, work, flat(y))
-    parallel_for(_linear_short_task, _tasks(size[0], size[2], steps), workers, arguments)
+    sizes, steps = Sizes(x.shape[0], x.shape[1], weight.shape[0]), named(Steps, steps)
+    arguments = ((flat(x), flat(weight), bias), floor, sizes, steps, work, flat(y))
+    tasks = _tasks(sizes.batch, sizes.outputs, steps)
+    parallel_for(_linear_short_task, tasks, workers, arguments)
 
 
 @kernel
-def _product_task(task, worker, a, b, c, size, steps, zeros, lanes, workers, work):
-    """A part of ``C = A @ B``: ``a = (array, row stride, k stride)``, B (k, n), C (m, n) flat."""
-    m, n, k = size
-    i, j, rows, columns = _cut(task, m, n, steps)
-    array, row, column = a
-    left, width = (array, i * row, row, column), 2 * lanes
+def _product(part, a, b, c, product, zeros, work):
+    """A part of ``C = A @ B``: A is `Factors`, B and C are flat, and `work` is of this worker."""
+    _, k, n = product
+    i, j, rows, columns = part
+    none = no_table()
+    left = Left(a.array, i * a.row, a.row, a.step, none, none)
+    width = 2 * lanes_of(work)
     rest = columns % width
-    if rest == panel_width(rest, lanes):
+    if rest == panel_width(rest, width // 2):
         rest = 0  # fills its vectors: nothing is read past it
-    start, direct = (zeros, 0, 0), columns - rest
+    start, direct = Bias(zeros, 0), columns - rest
     if direct:
-        gemm(rows, direct, k, left, (b, j, width, n), start, (c, i * n + j, n), lanes)
+        right, target = Right(b, j, width, n, none), Target(c, i * n + j, n, none)
+        gemm(Size(rows, direct, 1, k), left, right, start, target, PLAIN)
     if rest:
-        at, panel = j + direct, panel_width(rest, lanes)
-        here = worker * (work.size // workers)
+        at, panel = j + direct, panel_width(rest, width // 2)
         for p in range(k):
-            copy_run(work, here + p * panel, b, p * n + at, rest)
-            clear_run(work, here + p * panel + rest, panel - rest)
-        gemm(rows, rest, k, left, (work, here, panel, panel), start, (c, i * n + at, n), lanes)
+            copy_run(work, p * panel, b, p * n + at, rest)
+            clear_run(work, p * panel + rest, panel - rest)
+        right, target = Right(work, 0, panel, panel, none), Target(c, i * n + at, n, none)
+        gemm(Size(rows, rest, 1, k), left, right, start, target, PLAIN)
 
 
 @kernel
-def _rank_task(task, worker, dy, x, dw, size, steps):
-    """A part of the weight's gradient by a few rows."""
-    n, k, batch = size
-    first, j, rows, columns = _cut(task, n, k, steps)
-    for i in range(first, first + rows, FEW):
-        factors, target = (dy, i, 1, n), (dw, i * k + j, k)
-        valid = (min(FEW, first + rows - i), batch)
-        rank_update(0, 0, columns, factors, (x, j, k), target, valid)
+def _rank_updates(part, dy, x, dw, sizes):
+    """A part of the weight gradient by a few rows."""
+    batch, k, n = sizes
+    end = part.row + part.rows
+    for i in range(part.row, end, FEW):
+        factors, target = Factors(dy, i, 1, n), Rows(dw, i * k + part.column, k)
+        valid = (min(FEW, end - i), batch)
+        rank_update(0, 0, part.columns, factors, Rows(x, part.column, k), target, valid)
 
 
 @kernel
-def _backward_task(
-    task, worker, dy, x, weight, size, steps, inputs, zeros, lanes, workers, work, dx, dw
-):
-    batch, k, n = size
-    one = np.int64(1)  # a literal would be a second signature, 0.5 s to compile
+def _backward_task(task, worker, operands, sizes, facts, work, outputs):
+    """A part of the input gradient, or of the weight gradient after all of those."""
+    (dy, x, weight), (zeros, scratch), (dx, dw) = operands, work, outputs
+    batch, k, n = sizes
+    share = scratch.size // facts.workers
+    own = view(scratch, worker * share, share)
+    steps = Steps(facts.input_rows, facts.input_columns)
+    inputs = facts.needs_input * _tasks(batch, k, steps)
     if task < inputs:
-        a, c = (dy, n, one), (batch, k, n)
-        _product_task(task, worker, a, weight, dx, c, steps[0], zeros, lanes, workers, work)
-    elif 0 < batch <= FEW:
-        _rank_task(task - inputs, worker, dy, x, dw, (n, k, batch), steps[1])
+        part, product = _part(task, batch, k, steps), Product(batch, n, k)
+        _product(part, Factors(dy, 0, n, 1), weight, dx, product, zeros, own)
+        return
+    part = _part(task - inputs, n, k, Steps(facts.weight_rows, facts.weight_columns))
+    if 0 < batch <= FEW:
+        _rank_updates(part, dy, x, dw, sizes)
     else:
-        a, c = (dy, one, n), (n, k, batch)
-        _product_task(task - inputs, worker, a, x, dw, c, steps[1], zeros, lanes, workers, work)
+        product = Product(n, batch, k)
+        _product(part, Factors(dy, 0, 1, n), x, dw, product, zeros, own)
 
 
 @kernel
-def linear_small_backward(
-    dy, y, x, weight, needs, zeros, steps, sums, lanes, workers, work, dx, dw, db
-):
+def linear_small_backward(gradient, x, weight, facts, work, dx, dw, db):
     """``dx = dy @ weight``, ``dw = dy.T @ x`` and ``db`` the sum of rows of dy (batch, out).
 
-    ``needs = (relu, dx, dw)``: with `relu` dy counts where y is above 0 only, and arrays that are
-    not needed, db the empty one, can be any. ``steps`` are the rows and columns of a task for dx
-    and dw, the columns whole panels, of which `zeros` holds as many; ``sums = (span, chunks,
-    workers)`` as in `reduce.column_sums`. In `work` are the masked dy, the sums of chunks, and
-    ``2 * lanes * max(batch, out)`` elements a worker.
+    ``gradient = (dy, y)``: with a ReLU dy counts where y is above 0 only. `facts` are `Backward`;
+    arrays that are not needed, db the empty one, can be any. In `work` are the masked dy, the sums
+    of chunks, zeros for the columns of a task, and ``2 * lanes * max(batch, out)`` elements a
+    worker.
     """
+    dy, y = gradient
     prepare_gemm(dy)
-    relu, input_needed, weight_needed = needs
-    batch, k = x.shape
-    n = weight.shape[0]
-    gradient, scratch = flat(dy), work
-    if relu or db.size:
-        span, chunks, few = sums
-        masked, parts = view(work, 0, relu * dy.size), view(work, relu * dy.size, chunks * n)
-        column_sums(gradient, flat(y), relu, n, span, chunks, few, parts, masked, db)
-        scratch = view(work, relu * dy.size + chunks * n, work.size - relu * dy.size - chunks * n)
-        if relu:
-            gradient = masked
-    inputs = input_needed * _tasks(batch, k, steps[0])
-    tasks = inputs + weight_needed * _tasks(n, k, steps[1])
-    operands, outputs = (gradient, flat(x), flat(weight)), (flat(dx), flat(dw))
-    arguments = (*operands, (batch, k, n), steps, inputs, zeros, lanes, workers, scratch, *outputs)
-    parallel_for(_backward_task, tasks, workers, arguments)
+    facts = named(Backward, facts)
+    sizes = Sizes(x.shape[0], x.shape[1], weight.shape[0])
+    batch, k, n = sizes
+    source, sums_at = flat(dy), facts.relu * dy.size
+    if facts.relu or db.size:
+        span, chunks = facts.sum_span, facts.sum_chunks
+        masked, parts = view(work, 0, sums_at), view(work, sums_at, chunks * n)
+        cut = Cut(facts.relu, n, span, chunks)
+        column_sums(source, flat(y), cut, facts.sum_workers, parts, masked, db)
+        if facts.relu:
+            source = masked
+    zeros_at = sums_at + facts.sum_chunks * n
+    columns = min(k, max(facts.input_columns, facts.weight_columns))
+    zeros = view(work, zeros_at, columns)
+    for j in range(columns):  # LLVM's memset, as masked stores of `clear_run` cost more
+        zeros[j] = 0
+    scratch_at = zeros_at + columns
+    scratch = view(work, scratch_at, work.size - scratch_at)
+    inputs = facts.needs_input * _tasks(batch, k, Steps(facts.input_rows, facts.input_columns))
+    weights = _tasks(n, k, Steps(facts.weight_rows, facts.weight_columns))
+    operands = (source, flat(x), flat(weight))
+    arguments = (operands, sizes, facts, (zeros, scratch), (flat(dx), flat(dw)))
+    parallel_for(_backward_task, inputs + facts.needs_weight * weights, facts.workers, arguments)

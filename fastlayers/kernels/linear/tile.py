@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.kernels.ir.vectors import Vectors, element_pointer, operand, prefetch
+from fastlayers.kernels.ir.named import Elements
+from fastlayers.kernels.ir.vectors import Vectors, element_pointer, literals, operand, prefetch
 from fastlayers.runtime import cpu
 
 __all__ = [
     "DOT_ROWS",
     "FEW",
     "STRIP",
+    "Factors",
+    "Rows",
+    "Strip",
     "dot_tile",
     "move_run",
     "rank_update",
@@ -31,14 +35,40 @@ FEW = 4  # batch rows of a dot tile, rows and depth of a rank update
 STRIP = 4  # vectors of a strip of column sums, as many as an addition has cycles of latency
 
 
-def _clamped(builder: Any, count: int, valid: Any) -> list[Any]:
+class Rows(NamedTuple):
+    """Rows of a matrix: the first element, and elements from one row to the next."""
+
+    array: Elements
+    offset: int
+    row: int
+
+
+class Factors(NamedTuple):
+    """A of a product ``A @ B``, of any strides: each element is a factor for a row of B."""
+
+    array: Elements
+    offset: int
+    row: int
+    step: int
+
+
+class Strip(NamedTuple):
+    """Columns of flat matrices that are summed, from an element on."""
+
+    offset: int
+    rows: int
+    row: int  # elements to the next
+    columns: int
+
+
+def _clamped(builder, count: int, valid) -> list[Any]:
     """Indices 0 to count - 1, of which those from `valid` on repeat the last valid one."""
     last = builder.sub(valid, _i64(1))
     below = [builder.icmp_signed("<", _i64(i), valid) for i in range(count)]
     return [builder.select(inside, _i64(i), last) for i, inside in enumerate(below)]
 
 
-def sum_lanes(builder: Any, vectors: list[Any], lanes: int) -> list[Any]:
+def sum_lanes(builder, vectors: list[Any], lanes: int) -> list[Any]:
     """Sums of each vector's lanes, as vectors in the order given.
 
     Two vectors are folded into the halves of one: 16 vectors of 16 lanes take 15 additions and
@@ -61,7 +91,7 @@ def sum_lanes(builder: Any, vectors: list[Any], lanes: int) -> list[Any]:
     return vectors
 
 
-def _slices(builder: Any, vectors: list[Any], lanes: int, size: int) -> list[Any]:
+def _slices(builder, vectors: list[Any], lanes: int, size: int) -> list[Any]:
     """The elements of some vectors as vectors of `size`, which divides or is twice `lanes`."""
     if size > lanes:
         order = ir.Constant(ir.VectorType(_i32, size), list(range(size)))
@@ -74,7 +104,7 @@ def _slices(builder: Any, vectors: list[Any], lanes: int, size: int) -> list[Any
     return [builder.shuffle_vector(v, v, order) for v in vectors for order in orders]
 
 
-def _k_loop(builder: Any, vectors: Vectors, k: Any, count: int, step: Any) -> list[Any]:
+def _k_loop(builder, vectors: Vectors, k, count: int, step) -> list[Any]:
     """Emit ``sums = step(at, sums, mask)`` for the vectors of ``range(k)``; the last is masked."""
     whole = builder.and_(k, _i64(-vectors.lanes))
     zero = ir.Constant(vectors.vector, None)
@@ -111,56 +141,47 @@ def _k_loop(builder: Any, vectors: Vectors, k: Any, count: int, step: Any) -> li
 
 
 @intrinsic(prefer_literal=True)
-def dot_tile(
-    typingctx: Any,
-    rows: Any,
-    columns: Any,
-    k: Any,
-    a: Any,
-    b: Any,
-    init: Any,
-    floor: Any,
-    c: Any,
-    valid: Any,
-) -> Any:
-    """``c[i, j] = max(floor, init[i, j] + sum_p a[i, p] * b[j, p])``, vectorised over p.
+def dot_tile(typingctx, shape, k, a, b, start, floor, c, valid):
+    """``c[j, i] = max(floor, start[j, i] + sum_p a[i, p] * b[j, p])``, vectorised over p.
 
-    `rows` and `columns` are literal integers, ``valid = (rows, columns)`` how many of them exist,
-    at least one. ``a`` and ``b = (array, offset, row stride)``, ``init`` and
-    ``c = (array, offset, column stride)``, whose columns are contiguous; `init` may be `c`. Lane l
-    sums the p that are l modulo the lanes in one chain of fused multiply-adds, then the lanes are
-    summed as a tree: an element has the same bits in every tile. A NaN stays.
+    Operands are `Rows`; `start` may be c. ``shape = (rows of a, rows of b)`` are literal integers,
+    `valid` how many of them exist, at least one. Lane l sums the p that are l modulo the lanes in
+    one chain of fused multiply-adds, then the lanes are summed as a tree: an element has the same
+    bits in every tile. A NaN stays.
     """
-    height, width = rows.literal_value, columns.literal_value
+    size = literals(*shape.types)
+    if size is None:
+        return None
+    height, width = size
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        (a_ptr, a_row), (b_ptr, b_row), (init_ptr, init_step), (c_ptr, c_step) = (
-            operand(cgctx, builder, sig.args[i], values[i]) for i in (3, 4, 5, 7)
+    def codegen(cgctx, builder, sig, values):
+        (a_ptr, a_row), (b_ptr, b_row), (start_ptr, start_row), (c_ptr, c_row) = (
+            operand(cgctx, builder, sig.args[i], values[i]) for i in (2, 3, 4, 6)
         )
         lanes = cpu.lanes(c.types[0].dtype.bitwidth // 8)
         vectors = Vectors(builder, a_ptr.type.pointee, lanes)
-        valid_rows, valid_columns = cgutils.unpack_tuple(builder, values[8])
+        valid_rows, valid_columns = cgutils.unpack_tuple(builder, values[7])
         i_at, j_at = _clamped(builder, height, valid_rows), _clamped(builder, width, valid_columns)
         a_rows = [builder.gep(a_ptr, [builder.mul(i, a_row)]) for i in i_at]
         b_rows = [builder.gep(b_ptr, [builder.mul(j, b_row)]) for j in j_at]
 
-        def step(at: Any, sums: list[Any], mask: Any) -> list[Any]:
+        def step(at, sums: list[Any], mask) -> list[Any]:
             left = [vectors.load_vector(builder.gep(row, [at]), mask=mask) for row in a_rows]
             right = [vectors.load_vector(builder.gep(row, [at]), mask=mask) for row in b_rows]
             pairs = [(x, y) for y in right for x in left]
             return [vectors.fma(*pair, old) for pair, old in zip(pairs, sums, strict=True)]
 
-        sums = _k_loop(builder, vectors, values[2], height * width, step)
+        sums = _k_loop(builder, vectors, values[1], height * width, step)
         totals = _slices(builder, sum_lanes(builder, sums, lanes), lanes, height)
         line = Vectors(builder, vectors.element, height)
-        low = line.splat(values[6])
-        before = [builder.gep(init_ptr, [builder.mul(j, init_step)]) for j in j_at]
-        after = [builder.gep(c_ptr, [builder.mul(j, c_step)]) for j in j_at]
+        low = line.splat(values[5])
+        before = [builder.gep(start_ptr, [builder.mul(j, start_row)]) for j in j_at]
+        after = [builder.gep(c_ptr, [builder.mul(j, c_row)]) for j in j_at]
 
-        def finish(mask: Any) -> None:
-            starts = [line.load_vector(at, mask=mask) for at in before]
-            for at, start, total in zip(after, starts, totals, strict=True):
-                value = builder.fadd(start, total)
+        def finish(mask) -> None:
+            olds = [line.load_vector(at, mask=mask) for at in before]
+            for at, old, total in zip(after, olds, totals, strict=True):
+                value = builder.fadd(old, total)
                 below = builder.fcmp_ordered("<", value, low)
                 line.store_vector(builder.select(below, low, value), at, mask=mask)
 
@@ -172,21 +193,18 @@ def dot_tile(
                 finish(line.first_lanes(valid_rows))
         return cgctx.get_dummy_value()
 
-    element = c.types[0].dtype
-    return types.void(rows, columns, types.int64, a, b, init, element, c, valid), codegen
+    return types.void(shape, types.int64, a, b, start, c.types[0].dtype, c, valid), codegen
 
 
 @intrinsic(prefer_literal=True)
-def move_run(
-    typingctx: Any, stream: Any, out: Any, out_at: Any, source: Any, source_at: Any, count: Any
-) -> Any:
+def move_run(typingctx, stream, out, out_at, source, source_at, count):
     """``out[out_at : out_at + count] = source[source_at : source_at + count]``, both flat.
 
     For long runs: whole vectors are not masked. With the literal `stream` 1 they bypass the
     caches, and `out_at` must be aligned to a vector.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         target = element_pointer(cgctx, builder, out, values[1], values[2])
         origin = element_pointer(cgctx, builder, source, values[3], values[4])
         vectors = Vectors(builder, target.type.pointee, cpu.lanes(out.dtype.bitwidth // 8))
@@ -208,18 +226,15 @@ def move_run(
 
 
 @intrinsic(prefer_literal=True)
-def rank_update(
-    typingctx: Any, add: Any, stream: Any, n: Any, s: Any, b: Any, c: Any, valid: Any
-) -> Any:
+def rank_update(typingctx, add, stream, n, s, b, c, valid):
     """``c[i, j] = sum_p s[i, p] * b[p, j]`` for `FEW` rows i and p, and j in ``range(n)``.
 
     With the literal `add` 1 the sum is added to c; with `stream` 1 whole vectors bypass the
-    caches, and the rows of c must be aligned. ``s = (array, offset, row stride, p stride)``, whose
-    16 values stay in registers; ``b`` and ``c = (array, offset, row stride)``;
-    ``valid = (rows, depth)`` of them exist, at least one each.
+    caches, and the rows of c must be aligned. `s` are `Factors`, whose 16 values stay in
+    registers, b and c `Rows`; ``valid = (rows, depth)`` of them exist, at least one each.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         (s_ptr, s_row, s_p), (b_ptr, b_row), (c_ptr, c_row) = (
             operand(cgctx, builder, sig.args[i], values[i]) for i in range(3, 6)
         )
@@ -244,7 +259,7 @@ def rank_update(
 
         ahead = builder.mul(b_row, _i64(FEW))
 
-        def update(j: Any, mask: Any) -> None:
+        def update(j, mask) -> None:
             for row in b_rows if add.literal_value else ():
                 prefetch(builder, builder.gep(row, [builder.add(j, ahead)]))
             terms = [vectors.load_vector(builder.gep(row, [j]), mask=mask) for row in b_rows]
@@ -277,46 +292,37 @@ def rank_update(
 
 
 @intrinsic(prefer_literal=True)
-def sum_strip(
-    typingctx: Any,
-    vectors: Any,
-    relu: Any,
-    x: Any,
-    y: Any,
-    masked: Any,
-    at: Any,
-    rows: Any,
-    stride: Any,
-    columns: Any,
-    sums: Any,
-    sums_at: Any,
-) -> Any:
-    """``sums[sums_at + j] = sum_i x[at + i * stride + j]`` for j in ``range(columns)``.
+def sum_strip(typingctx, shape, x, y, masked, strip, sums, sums_at):
+    """``sums[sums_at + j] = sum_i x[offset + i * row + j]``, rows i and columns j of a `Strip`.
 
-    All are flat. `vectors` is literal; a strip of several is whole, one may have fewer columns
-    than lanes. With the literal `relu` 1 elements whose y is 0 or less count as zeros, and
-    `masked` gets what was summed. The sums stay in registers, in a chain of additions each.
+    All are flat. ``shape = (vectors, relu)`` is literal; a strip of several vectors is whole, one
+    may have fewer columns than lanes. With `relu` 1 elements whose y is 0 or less count as zeros,
+    and `masked` gets what was summed. The sums stay in registers, in a chain of additions each.
     """
-    count = vectors.literal_value
+    size = literals(*shape.types)
+    if size is None:
+        return None
+    count, relu = size
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
+        at, rows, stride, columns = cgutils.unpack_tuple(builder, values[4])
         x_ptr, y_ptr, masked_ptr = (
-            element_pointer(cgctx, builder, array, values[i], values[5])
-            for i, array in enumerate((x, y, masked), 2)
+            element_pointer(cgctx, builder, array, values[i], at)
+            for i, array in enumerate((x, y, masked), 1)
         )
-        target = element_pointer(cgctx, builder, sums, values[9], values[10])
+        target = element_pointer(cgctx, builder, sums, values[5], values[6])
         lines = Vectors(builder, x_ptr.type.pointee, cpu.lanes(x.dtype.bitwidth // 8))
         zero = ir.Constant(lines.vector, None)
 
-        def strip(mask: Any) -> None:
+        def strip(mask) -> None:
             places = [cgutils.alloca_once(builder, lines.vector) for _ in range(count)]
             for place in places:
                 builder.store(zero, place)
-            with cgutils.for_range(builder, values[6]) as loop:
-                row = builder.mul(loop.index, values[7])
+            with cgutils.for_range(builder, rows) as loop:
+                row = builder.mul(loop.index, stride)
                 for v, place in enumerate(places):
                     value = lines.load_vector(builder.gep(x_ptr, [row]), v, mask)
-                    if relu.literal_value:
+                    if relu:
                         output = lines.load_vector(builder.gep(y_ptr, [row]), v, mask)
                         passes = builder.fcmp_unordered(">", output, zero)
                         value = builder.select(passes, value, zero)
@@ -328,13 +334,12 @@ def sum_strip(
         if count > 1:
             strip(None)
         else:
-            whole = builder.icmp_signed("==", values[8], _i64(lines.lanes))
+            whole = builder.icmp_signed("==", columns, _i64(lines.lanes))
             with builder.if_else(whole) as (full, part):
                 with full:
                     strip(None)
                 with part:
-                    strip(lines.first_lanes(values[8]))
+                    strip(lines.first_lanes(columns))
         return cgctx.get_dummy_value()
 
-    i8 = types.int64
-    return types.void(vectors, relu, x, y, masked, i8, i8, i8, i8, sums, i8), codegen
+    return types.void(shape, x, y, masked, strip, sums, types.int64), codegen

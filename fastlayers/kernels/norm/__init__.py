@@ -2,5 +2,5 @@
 
 from fastlayers.runtime.modules import on_use
 
-_MODULES = ("batchnorm", "pooled", "rows")
+_MODULES = ("batchnorm", "matrix", "pooled", "rows", "window_loops", "windows")
 __getattr__, __dir__ = on_use(__name__, _MODULES)

@@ -2,13 +2,12 @@
 
 A row is one or several pixels, so a column always belongs to the same channel. The loops take
 `GROUP` rows at a time, so that sums and factors of a column are loaded once for all of them.
-Factors are in a flat array of rows of `period` elements: mean, scale, shift, slope, offset.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -23,6 +22,9 @@ __all__ = [
     "FROM_OUTPUT",
     "PLAIN",
     "SCALED",
+    "Factors",
+    "Mask",
+    "Rows",
     "add_gradients",
     "add_shifted",
     "input_gradient",
@@ -37,36 +39,68 @@ PLAIN, FROM_INPUT, FROM_OUTPUT, SCALED = 0, 1, 2, 3
 # Rows of a group; a sum alone needs so few registers and so little arithmetic that 8 pay.
 GROUP, SUM_GROUP = 4, 8
 
-# Bytes between a vector that is read and the line that is asked for. Statistics of 32x64x56x56 took
-# 1.8 ms without, 1.3 at 4096, 0.9 at 8192 and 16384.
+# Bytes between a vector that is read and the line that is prefetched. Statistics of 32x64x56x56
+# took 1.8 ms without, 1.3 at 4096, 0.9 at 8192 and 16384.
 AHEAD = 8192
+
+
+class Rows(NamedTuple):
+    """So many rows of equal width, from the element `start` of a flat array on."""
+
+    start: int
+    number: int
+    width: int
+
+
+class Factors(NamedTuple):
+    """A flat table of rows of `period` elements: mean, scale, shift, slope and offset of a column.
+
+    Behind these it may have rows of sums.
+    """
+
+    table: Any
+    period: int
+
+
+class Mask(NamedTuple):
+    """The output of a ReLU, and the memory for dy after its mask."""
+
+    output: Any
+    masked: Any
+
 
 Body = Callable[[Any, list[Any], Any], None]
 
 
-class _Rows(Vectors):
+class _RowLoops(Vectors):
     """Emits loops over rows, and what they do with a vector of columns."""
 
-    def __init__(self, cgctx: Any, builder: Any, sig: Any, values: Any, element: types.Type):
+    def __init__(self, cgctx, builder, element: types.Type, rows) -> None:
         lanes = cpu.lanes(element.bitwidth // 8)
         super().__init__(builder, cgctx.get_data_type(element), lanes)
-        self._context, self._kinds, self._values = cgctx, sig.args, values
+        self._context, self.rows = cgctx, Rows(*cgutils.unpack_tuple(builder, rows))
 
-    def array(self, index: int, at: Any = None) -> Any:
-        """Pointer to element `at` of the array that is argument `index`."""
+    def pointer(self, kind, array, at=None):
+        """Pointer to the element `at` of a flat array, of the first by default."""
         at = _i64(0) if at is None else at
-        kind, value = self._kinds[index], self._values[index]
-        return element_pointer(self._context, self.builder, kind, value, at)
+        return element_pointer(self._context, self.builder, kind, array, at)
 
-    def factors(self, index: int, period: Any, count: int) -> list[Any]:
-        return [self.array(index, self.builder.mul(period, _i64(k))) for k in range(count)]
+    def first_of(self, *operands: tuple[Any, Any]) -> list[Any]:
+        """Pointers to the first element of the rows in arrays, given as types and values."""
+        return [self.pointer(kind, array, self.rows.start) for kind, array in operands]
 
-    def sweep(self, rows: Any, width: Any, group: int, body: Body) -> None:
+    def columns(self, kind, factors, number: int) -> list[Any]:
+        """Pointers to the first rows of `Factors`."""
+        table, period = cgutils.unpack_tuple(self.builder, factors)
+        starts = [self.builder.mul(period, _i64(row)) for row in range(number)]
+        return [self.pointer(kind.types[0], table, start) for start in starts]
+
+    def sweep(self, group: int, body: Body) -> None:
         """Call ``body(column, offsets of some rows, mask)`` for all vectors of all rows."""
-        builder = self.builder
-        whole = builder.mul(builder.sdiv(rows, _i64(group)), _i64(group))
+        builder, (_, number, width) = self.builder, self.rows
+        whole = builder.mul(builder.sdiv(number, _i64(group)), _i64(group))
         wide = builder.and_(width, _i64(-self.lanes))
-        for first, last, step in ((_i64(0), whole, group), (whole, rows, 1)):
+        for first, last, step in ((_i64(0), whole, group), (whole, number, 1)):
             with cgutils.for_range_slice(builder, first, last, _i64(step), _i64) as (row, _):
                 offsets = [builder.mul(builder.add(row, _i64(i)), width) for i in range(step)]
                 lanes = _i64(self.lanes)
@@ -75,34 +109,30 @@ class _Rows(Vectors):
                 with builder.if_then(builder.icmp_signed("<", wide, width)):
                     body(wide, offsets, self.first_lanes(builder.sub(width, wide)))
 
-    def at(self, pointer: Any, *offsets: Any) -> Any:
+    def at(self, pointer, *offsets):
         for offset in offsets:
             pointer = self.builder.gep(pointer, [offset])
         return pointer
 
-    def places(self, pointer: Any, at: Any, offsets: list[Any]) -> list[Any]:
-        return [self.at(pointer, offset, at) for offset in offsets]
-
-    def load(self, pointer: Any, *offsets: Any, mask: Any) -> Any:
+    def load(self, pointer, *offsets, mask):
         return self.load_vector(self.at(pointer, *offsets), mask=mask)
 
-    def read(self, pointer: Any, *offsets: Any, mask: Any) -> Any:
-        """Load what is read once, and ask for what follows."""
+    def read(self, pointer, *offsets, mask):
+        """Load what is read once, and prefetch what follows."""
         at = self.at(pointer, *offsets)
         prefetch(self.builder, self.builder.gep(at, [_i64(AHEAD // self._align)]))
         return self.load_vector(at, mask=mask)
 
-    def store(self, value: Any, pointer: Any, *offsets: Any, mask: Any) -> None:
+    def store(self, value, pointer, *offsets, mask) -> None:
         self.store_vector(value, self.at(pointer, *offsets), mask=mask)
 
-    def write(self, values: list[Any], pointers: list[Any], mask: Any, stream: Any) -> None:
-        """Store vectors that are written once, past the caches where `stream` is not 0."""
+    def write(self, values: list[Any], pointers: list[Any], mask, stream) -> None:
+        """Store vectors that are written once, by non-temporal stores where `stream`."""
         if mask is not None:
             for value, at in zip(values, pointers, strict=True):
                 self.store_vector(value, at, mask=mask)
             return
-        past = self.builder.icmp_signed("!=", stream, _i64(0))
-        with self.builder.if_else(past) as (streamed, stored):
+        with self.builder.if_else(stream) as (streamed, stored):
             with streamed:
                 for value, at in zip(values, pointers, strict=True):
                     self.stream_vector(value, at)
@@ -110,12 +140,12 @@ class _Rows(Vectors):
                 for value, at in zip(values, pointers, strict=True):
                     self.store_vector(value, at)
 
-    def positive(self, test: Any, value: Any) -> Any:
+    def positive(self, test, value):
         """`value` where `test` is positive or NaN, 0 elsewhere, as the gradient of ReLU is."""
         zero = ir.Constant(self.vector, None)
         return self.builder.select(self.builder.fcmp_ordered("<=", test, zero), zero, value)
 
-    def unless_zero(self, factor: Any, value: Any, other: Any) -> Any:
+    def unless_zero(self, factor, value, other):
         """`value`, or `other` for a factor of 0, by which an infinite input would be NaN.
 
         So it is with running statistics, through which no gradient passes.
@@ -123,7 +153,7 @@ class _Rows(Vectors):
         zero = ir.Constant(self.vector, None)
         return self.builder.select(self.builder.fcmp_ordered("==", factor, zero), other, value)
 
-    def total(self, terms: list[Any]) -> Any:
+    def total(self, terms: list[Any]):
         """Sum by pairs."""
         while len(terms) > 1:
             terms = [
@@ -134,65 +164,49 @@ class _Rows(Vectors):
 
 
 @intrinsic
-def add_shifted(
-    typingctx: Any, x: Any, at: Any, rows: Any, width: Any, pivots: Any, sums: Any
-) -> Any:
-    """Add the sums of ``x - pivot`` and of its square over rows, with a pivot for each column.
+def add_shifted(typingctx, x, rows, pivots, sums):
+    """Add the sums of ``x - pivot`` and of its square over `Rows`, with a pivot for each column.
 
-    ``sums[:width]`` and ``sums[width : 2 * width]`` are added to; the rows start at ``x[at]``.
+    ``sums[:width]`` and ``sums[width : 2 * width]`` are added to.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        emit = _Rows(cgctx, builder, sig, values, x.dtype)
-        source, sums, squares = emit.array(0, values[1]), emit.array(5), emit.array(5, values[3])
-        pivots = emit.array(4)
+    def codegen(cgctx, builder, sig, args):
+        emit = _RowLoops(cgctx, builder, x.dtype, args[1])
+        (source,), pivot_row = emit.first_of((x, args[0])), emit.pointer(pivots, args[2])
+        totals = emit.pointer(sums, args[3])
+        squares = emit.pointer(sums, args[3], emit.rows.width)
 
-        def body(at: Any, offsets: list[Any], mask: Any) -> None:
-            pivot = emit.load(pivots, at, mask=mask)
+        def body(at, offsets: list[Any], mask) -> None:
+            pivot = emit.load(pivot_row, at, mask=mask)
             loaded = [emit.read(source, offset, at, mask=mask) for offset in offsets]
             deltas = [builder.fsub(value, pivot) for value in loaded]
             square = emit.load(squares, at, mask=mask)
             for delta in deltas:
                 square = emit.fma(delta, delta, square)
-            total = builder.fadd(emit.load(sums, at, mask=mask), emit.total(deltas))
-            emit.store(total, sums, at, mask=mask)
+            total = builder.fadd(emit.load(totals, at, mask=mask), emit.total(deltas))
+            emit.store(total, totals, at, mask=mask)
             emit.store(square, squares, at, mask=mask)
 
-        emit.sweep(values[2], values[3], SUM_GROUP, body)
+        emit.sweep(SUM_GROUP, body)
         return cgctx.get_dummy_value()
 
-    return types.void(x, types.int64, types.int64, types.int64, pivots, sums), codegen
+    return types.void(x, rows, pivots, sums), codegen
 
 
 @intrinsic(prefer_literal=True)
-def normalise(
-    typingctx: Any,
-    add: Any,
-    x: Any,
-    residual: Any,
-    at: Any,
-    rows: Any,
-    width: Any,
-    factors: Any,
-    period: Any,
-    floor: Any,
-    y: Any,
-    stream: Any,
-) -> Any:
-    """``y = max(floor, (x - mean) * scale + shift + residual)``; NaN stays.
+def normalise(typingctx, add, x, residual, rows, factors, floor, y, stream):
+    """``y = max(floor, (x - mean) * scale + shift + residual)`` over `Rows`; NaN stays.
 
     `add` is a literal, 1 with a residual and 0 without.
     """
     with_residual = bool(add.literal_value)
-    i8 = types.int64
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        emit = _Rows(cgctx, builder, sig, values, x.dtype)
-        source, other, out = (emit.array(i, values[3]) for i in (1, 2, 9))
-        columns = emit.factors(6, values[7], 3)
-        low = emit.splat(values[8])
+    def codegen(cgctx, builder, sig, args):
+        emit = _RowLoops(cgctx, builder, x.dtype, args[3])
+        source, other, out = emit.first_of((x, args[1]), (residual, args[2]), (y, args[6]))
+        columns, low = emit.columns(factors, args[4], 3), emit.splat(args[5])
 
-        def body(at: Any, offsets: list[Any], mask: Any) -> None:
+        def body(at, offsets: list[Any], mask) -> None:
             mean, scale, shift = (emit.load(column, at, mask=mask) for column in columns)
             results = []
             for offset in offsets:
@@ -202,44 +216,35 @@ def normalise(
                     value = builder.fadd(value, emit.read(other, offset, at, mask=mask))
                 value = builder.select(builder.fcmp_ordered("<=", value, low), low, value)
                 results.append(value)
-            emit.write(results, emit.places(out, at, offsets), mask, values[10])
+            emit.write(results, [emit.at(out, offset, at) for offset in offsets], mask, args[7])
 
-        emit.sweep(values[4], values[5], GROUP, body)
+        emit.sweep(GROUP, body)
         return cgctx.get_dummy_value()
 
-    return types.void(add, x, residual, i8, i8, i8, factors, i8, x.dtype, y, i8), codegen
+    return types.void(add, x, residual, rows, factors, x.dtype, y, types.boolean), codegen
 
 
 @intrinsic(prefer_literal=True)
-def add_gradients(
-    typingctx: Any,
-    mode: Any,
-    dy: Any,
-    x: Any,
-    y: Any,
-    at: Any,
-    rows: Any,
-    width: Any,
-    factors: Any,
-    period: Any,
-    masked: Any,
-    sums: Any,
-    sums_at: Any,
-    stream: Any,
-) -> Any:
-    """Add ``sum(g)`` and ``sum(g * (x - mean))`` to two rows of `sums`, g being dy after the mask.
+def add_gradients(typingctx, mode, dy, x, mask, rows, factors, sums_at, stream):
+    """Add ``sum(g)`` and ``sum(g * (x - mean))`` over `Rows`, g being dy after the mask.
 
-    `mode` is a literal; with `FROM_OUTPUT` the mask is that of `y`, and g is written to `masked`.
+    They are added to two rows of the table of factors, from `sums_at` on. `mode` is a literal; with
+    `FROM_OUTPUT` the mask is that of the output of `Mask`, and g is written to its other array.
     """
-    where, i8 = mode.literal_value, types.int64
+    where = mode.literal_value
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        emit = _Rows(cgctx, builder, sig, values, x.dtype)
-        gradient, source, output, out = (emit.array(i, values[4]) for i in (1, 2, 3, 9))
-        columns = emit.factors(7, values[8], 3)
-        sums, dots = (emit.array(10, k) for k in (values[11], builder.add(values[11], values[8])))
+    def codegen(cgctx, builder, sig, args):
+        emit = _RowLoops(cgctx, builder, x.dtype, args[4])
+        masks = zip(mask.types, cgutils.unpack_tuple(builder, args[3]), strict=True)
+        gradient, source, output, out = emit.first_of((dy, args[1]), (x, args[2]), *masks)
+        columns = emit.columns(factors, args[5], 3)
+        table, period = cgutils.unpack_tuple(builder, args[5])
+        sums, dots = (
+            emit.pointer(factors.types[0], table, at)
+            for at in (args[6], builder.add(args[6], period))
+        )
 
-        def body(at: Any, offsets: list[Any], mask: Any) -> None:
+        def body(at, offsets: list[Any], mask) -> None:
             mean = emit.load(columns[0], at, mask=mask)
             if where == FROM_INPUT:
                 scale, shift = (emit.load(column, at, mask=mask) for column in columns[1:])
@@ -254,43 +259,31 @@ def add_gradients(
                 dot = emit.fma(g, delta, dot)
                 terms.append(g)
             if where == FROM_OUTPUT:
-                emit.write(terms, emit.places(out, at, offsets), mask, values[12])
+                emit.write(terms, [emit.at(out, offset, at) for offset in offsets], mask, args[7])
             total = builder.fadd(emit.load(sums, at, mask=mask), emit.total(terms))
             emit.store(total, sums, at, mask=mask)
             emit.store(dot, dots, at, mask=mask)
 
-        emit.sweep(values[5], values[6], GROUP, body)
+        emit.sweep(GROUP, body)
         return cgctx.get_dummy_value()
 
-    return types.void(mode, dy, x, y, i8, i8, i8, factors, i8, masked, sums, i8, i8), codegen
+    return types.void(mode, dy, x, mask, rows, factors, types.int64, types.boolean), codegen
 
 
 @intrinsic(prefer_literal=True)
-def input_gradient(
-    typingctx: Any,
-    mode: Any,
-    dy: Any,
-    x: Any,
-    at: Any,
-    rows: Any,
-    width: Any,
-    factors: Any,
-    period: Any,
-    dx: Any,
-    stream: Any,
-) -> Any:
-    """``dx = g * scale + (x - mean) * slope + offset``, g being dy after the mask.
+def input_gradient(typingctx, mode, dy, x, rows, factors, dx, stream):
+    """``dx = g * scale + (x - mean) * slope + offset`` over `Rows`, g being dy after the mask.
 
     `mode` is a literal; with `SCALED`, ``dx = dy * scale`` and the input is not read.
     """
-    where, i8 = mode.literal_value, types.int64
+    where = mode.literal_value
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        emit = _Rows(cgctx, builder, sig, values, x.dtype)
-        gradient, source, out = (emit.array(i, values[3]) for i in (1, 2, 8))
-        columns = emit.factors(6, values[7], 5)
+    def codegen(cgctx, builder, sig, args):
+        emit = _RowLoops(cgctx, builder, x.dtype, args[3])
+        gradient, source, out = emit.first_of((dy, args[1]), (x, args[2]), (dx, args[5]))
+        columns = emit.columns(factors, args[4], 5)
 
-        def body(at: Any, offsets: list[Any], mask: Any) -> None:
+        def body(at, offsets: list[Any], mask) -> None:
             mean, scale, shift, slope, constant = (
                 emit.load(column, at, mask=mask) for column in columns
             )
@@ -307,9 +300,9 @@ def input_gradient(
                         rest = emit.unless_zero(slope, rest, constant)
                     value = emit.fma(g, scale, rest)
                 results.append(value)
-            emit.write(results, emit.places(out, at, offsets), mask, values[9])
+            emit.write(results, [emit.at(out, offset, at) for offset in offsets], mask, args[6])
 
-        emit.sweep(values[4], values[5], GROUP, body)
+        emit.sweep(GROUP, body)
         return cgctx.get_dummy_value()
 
-    return types.void(mode, dy, x, i8, i8, i8, factors, i8, dx, i8), codegen
+    return types.void(mode, dy, x, rows, factors, dx, types.boolean), codegen

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
-from numba import types
+from numba.core import cgutils
 
-from fastlayers.kernels.ir.vectors import element_pointer
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 
@@ -18,51 +17,55 @@ __all__ = [
     "COLUMNS",
     "LANES",
     "LARGE",
+    "Images",
+    "beyond_caches",
     "bounded",
-    "optional",
-    "past_caches",
+    "image_sizes",
     "pixel_vectors",
-    "pointers",
     "rolled",
     "smaller",
-    "spilled",
+    "spilled_lanes",
     "vectors_of_pixel",
 ]
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 LANES = 16
-# Columns that are summed together, and elements between a row that is read and one asked for.
+# Columns that are summed together, and elements between a row that is read and one prefetched.
 COLUMNS, AHEAD = 4 * LANES, 4096
-# A gradient is written past the caches where they do not hold it. At 25 MB one thread took
-# 0.8 ms instead of 1.5 for 3 x 3 windows, but two gained nothing over one.
+# A gradient is written by non-temporal stores where the caches do not hold it. At 25 MB one thread
+# took 0.8 ms instead of 1.5 for 3 x 3 windows, but two gained nothing over one.
 LARGE = cpu.cache_bytes()
 
 
-def pointers(cgctx: Any, builder: Any, sig: Any, values: Any, *pairs: tuple[int, int]) -> Any:
-    """Addresses of elements: pairs of the positions of a flat array and of an index."""
-    return [element_pointer(cgctx, builder, sig.args[a], values[a], values[i]) for a, i in pairs]
+class Images(NamedTuple):
+    """An image and its pooled output."""
+
+    height: int
+    width: int
+    depth: int  # channels
+    out_height: int
+    out_width: int
 
 
-def optional(cgctx: Any, builder: Any, sig: Any, values: Any, array: int, at: int) -> Any:
-    """Address of an element, or None for an array that is None."""
-    if isinstance(sig.args[array], types.NoneType):
-        return None
-    return pointers(cgctx, builder, sig, values, (array, at))[0]
+@kernel(inner=True)
+def image_sizes(x, y):
+    """`Images` of arrays (N, H, W, C) and (N, OH, OW, C)."""
+    return Images(x.shape[1], x.shape[2], x.shape[3], y.shape[1], y.shape[2])
 
 
 @kernel
-def spilled(depth):
-    """Elements that a vector of all channels writes; 0 if none are behind the last channel."""
+def spilled_lanes(depth):
+    """Lanes of a vector that reaches beyond a pixel's channels; 0 where vectors end with them."""
     lanes = 8 if depth <= 8 else 16
     return lanes if depth < lanes else 0
 
 
 @contextlib.contextmanager
-def _loop(builder: Any, starts: list[Any]) -> Iterator[tuple[list[Any], Any]]:
+def _loop(builder, starts: list[Any]) -> Iterator[tuple[list[Any], Any]]:
     """Loop that LLVM leaves as it is; gives its variables, and what takes their next values.
 
-    It ends when the last of them is not positive. LLVM would unroll by eight these loops over a
-    few cells: twice the time to compile, and slower.
+    It ends when the last of them is not positive. LLVM would unroll these loops over few cells by
+    eight: twice the time to compile, and slower.
     """
     before = builder.block
     head, body, done = (builder.append_basic_block(f"rolled.{n}") for n in ("head", "body", "done"))
@@ -89,7 +92,7 @@ def _loop(builder: Any, starts: list[Any]) -> Iterator[tuple[list[Any], Any]]:
 
 
 @contextlib.contextmanager
-def rolled(builder: Any, start: Any, stop: Any, step: Any = 1) -> Iterator[Any]:
+def rolled(builder, start, stop, step=1) -> Iterator[Any]:
     """Loop over a range, not unrolled; gives the index."""
     step = _i64(step) if isinstance(step, int) else step
     with _loop(builder, [start, builder.sub(stop, start)]) as ((index, left), proceed):
@@ -98,10 +101,10 @@ def rolled(builder: Any, start: Any, stop: Any, step: Any = 1) -> Iterator[Any]:
 
 
 def pixel_vectors(
-    builder: Any,
+    builder,
     lanes: int,
     size: tuple[Any, Any],
-    depth: Any,
+    depth,
     strides: tuple[Any, ...],
     jumps: tuple[Any, ...],
     body: Callable[..., None],
@@ -111,7 +114,7 @@ def pixel_vectors(
 
     Calls ``body(*(i * jump + (i * columns + j) * stride + c))`` for the strides and jumps, where
     ``size = (rows, columns)``. All in one loop, as rows and pixels may be short: with a loop for
-    each, maxima of 2 x 2 cells of 16 channels took 23 cycles a vector, and not 18. Where a pixel
+    each, maxima of 2 x 2 cells of 16 channels took 23 cycles a vector instead of 18. Where a pixel
     is one vector, the counter of channels would cost 3 of these; `narrow` says that it is.
     """
     zero, width, (rows, columns) = _i64(0), _i64(lanes), size
@@ -147,8 +150,12 @@ def pixel_vectors(
             sweep(False)
 
 
-def past_caches(cgctx: Any, builder: Any, kind: Any, array: Any, depth: Any) -> Any:
-    """Whether an array of whole aligned vectors is so large as to be written past the caches."""
+def beyond_caches(cgctx, builder, kind, value, depth):
+    """Whether the array of ``(array, offset)`` is for non-temporal stores: large and aligned.
+
+    Its pixels must be whole aligned vectors.
+    """
+    kind, array = kind.types[0], cgutils.unpack_tuple(builder, value)[0]
     array = cgctx.make_array(kind)(cgctx, builder, array)
     width = kind.dtype.bitwidth // 8
     address = builder.mul(depth, _i64(width))
@@ -158,7 +165,7 @@ def past_caches(cgctx: Any, builder: Any, kind: Any, array: Any, depth: Any) -> 
     return builder.and_(aligned, large)
 
 
-def vectors_of_pixel(builder: Any, lanes: int, depth: Any) -> Any:
+def vectors_of_pixel(builder, lanes: int, depth):
     """Loop over a pixel's vectors, of which the last one ends at its last channel."""
     step = _i64(lanes)
     count = builder.sdiv(builder.add(depth, _i64(lanes - 1)), step)
@@ -167,10 +174,10 @@ def vectors_of_pixel(builder: Any, lanes: int, depth: Any) -> Any:
     return rolled(builder, _i64(0), count), step, last
 
 
-def bounded(builder: Any, count: Any, v: int) -> Any:
+def bounded(builder, count, v: int):
     """Elements of vector v among `count`, as many as a mask has at most."""
     return smaller(builder, builder.sub(count, _i64(v * LANES)), _i64(LANES))
 
 
-def smaller(builder: Any, a: Any, b: Any) -> Any:
+def smaller(builder, a, b):
     return builder.select(builder.icmp_signed("<", a, b), a, b)

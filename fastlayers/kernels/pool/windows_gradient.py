@@ -3,181 +3,194 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.kernels.ir.vectors import Vectors
+from fastlayers.kernels.ir.vectors import Vectors, element_pointer, operand
 from fastlayers.kernels.pool.loops import (
     LANES,
-    optional,
-    past_caches,
+    beyond_caches,
     pixel_vectors,
-    pointers,
     rolled,
     smaller,
     vectors_of_pixel,
 )
 
-__all__ = ["gather_pairs", "gather_window", "spread_windows"]
+__all__ = [
+    "OutputGradient",
+    "PairedRows",
+    "TiledRows",
+    "gather_pairs",
+    "gather_window",
+    "spread_windows",
+]
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+# A number that no cell of a small window has.
+NEVER = 254
+
+
+class OutputGradient(NamedTuple):
+    """The gradient of maxima and the cells that held them, flat arrays, from an offset on.
+
+    With the output `y` a gradient counts as 0 where that is no greater than the floor; it may be
+    None. Without cells, which are None then, no window has a maximum: the gradient is that of sums.
+    """
+
+    dy: Any
+    cells: Any
+    y: Any
+    offset: int
+
+
+class TiledRows(NamedTuple):
+    """Rows of windows that lie side by side, and which rows of their cells are written."""
+
+    first_cell_row: int
+    last_cell_row: int  # excluded
+    width: int  # of a window
+    rows: int
+    pixels: int
+    depth: int
+
+
+class PairedRows(NamedTuple):
+    """Distances of a row of 3 x 3 windows in steps of 2 with a padding of 1."""
+
+    odd_line: int  # from the even to the odd row of dx; 0 if the image ends before it
+    below: int  # to the next row of dy; 0 if there is none
+    pixels: int
+    even: bool  # whether the image has the last odd column
+    depth: int
 
 
 class _Gradient:
     """Emits the output's gradient for one cell of the windows: 0 where another is the largest."""
 
-    def __init__(self, builder: Any, value: ir.Type, cell: ir.Type, lanes: int) -> None:
+    def __init__(self, cgctx, builder, kind, value, lanes: int, floor) -> None:
         self.builder = builder
-        self.floats, self.numbers = Vectors(builder, value, lanes), Vectors(builder, cell, lanes)
-        self.zero = ir.Constant(self.floats.vector, None)
+        given = OutputGradient(*cgutils.unpack_tuple(builder, value))
 
-    def load(self, dy: Any, y: Any | None, floor: Any, mask: Any = None) -> Any:
+        def pointer(field: int):
+            if isinstance(kind.types[field], types.NoneType):
+                return None
+            return element_pointer(cgctx, builder, kind.types[field], given[field], given.offset)
+
+        self._dy, self._cells, self._y = map(pointer, range(3))
+        self.floats = Vectors(builder, self._dy.type.pointee, lanes)
+        self.zero, self._floor = ir.Constant(self.floats.vector, None), self.floats.splat(floor)
+        self.selective = self._cells is not None
+        if self.selective:
+            self.numbers = Vectors(builder, self._cells.type.pointee, lanes)
+
+    def load(self, at, mask=None):
         """The gradient, 0 where there is an output and it is no greater than the floor."""
-        if y is None:
-            return self.floats.load_vector(dy, mask=mask)
-        low = self.builder.fcmp_ordered("<=", self.floats.load_vector(y, mask=mask), floor)
-        return self.builder.select(low, self.zero, self.floats.load_vector(dy, mask=mask))
+        dy = self.floats.load_vector(self.builder.gep(self._dy, [at]), mask=mask)
+        if self._y is None:
+            return dy
+        y = self.floats.load_vector(self.builder.gep(self._y, [at]), mask=mask)
+        low = self.builder.fcmp_ordered("<=", y, self._floor)
+        return self.builder.select(low, self.zero, dy)
 
-    def where(self, held: Any, number: Any, value: Any) -> Any:
+    def load_cells(self, at, mask=None):
+        """The numbers of the cells that held the maxima."""
+        return self.numbers.load_vector(self.builder.gep(self._cells, [at]), mask=mask)
+
+    def where(self, held, number, value):
         here = self.builder.icmp_unsigned("==", held, number)
         return self.builder.select(here, value, self.zero)
 
 
 @intrinsic(prefer_literal=True)
-def spread_windows(
-    typingctx: Any,
-    lanes: Any,
-    unrolled: Any,
-    dx: Any,
-    dx_at: Any,
-    dy: Any,
-    cells: Any,
-    y: Any,
-    y_at: Any,
-    cell_rows: Any,
-    width: Any,
-    rows: Any,
-    pixels: Any,
-    depth: Any,
-    floor: Any,
-) -> Any:
-    """Write rows of the input's gradient for windows that lie side by side.
+def spread_windows(typingctx, lanes, unrolled, target, gradient, tiles, floor):
+    """Write rows of the input gradient for windows that lie side by side.
 
     ``dx[r, j * width + s, c] = dy[j, c]`` where its cell is ``r * width + s``, else 0, for
-    ``s < width`` and ``cell_rows[0] <= r < cell_rows[1]``; so for `rows` rows of windows, whose
-    rows of dx and dy follow each other. dy, cells and the output y start at `y_at`; where y is no
-    greater than `floor` dy counts as 0, which is not asked where y is None. `unrolled` is a tuple
-    as long as the width, to unroll it, or empty.
+    ``s < width`` and the rows r of cells that `tiles`, a `TiledRows`, names; so for its `rows` rows
+    of windows, whose rows of dx and dy follow each other. ``target = (dx, offset)``, `gradient` is
+    an `OutputGradient`. `unrolled` is a tuple as long as the width, to unroll it, or empty.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        target, origin, holder = pointers(cgctx, builder, sig, values, (2, 3), (4, 7), (5, 7))
-        output = optional(cgctx, builder, sig, values, 6, 7)
-        low, high = cgutils.unpack_tuple(builder, values[8])
-        width, rows, pixels, depth, floor = values[9:]
-        known = unrolled.count
-        emit = _Gradient(builder, target.type.pointee, holder.type.pointee, lanes.literal_value)
-        floats, numbers = emit.floats, emit.numbers
-        floor = floats.splat(floor)
+    def codegen(cgctx, builder, sig, values):
+        (dx,) = operand(cgctx, builder, target, values[2])
+        given, side = TiledRows(*cgutils.unpack_tuple(builder, values[4])), unrolled.count
+        emit = _Gradient(cgctx, builder, gradient, values[3], lanes.literal_value, values[5])
+        floats, numbers, depth = emit.floats, emit.numbers, given.depth
         one = ir.Constant(numbers.vector, [1] * numbers.lanes)
         number = cgutils.alloca_once(builder, numbers.vector)
+        step = builder.mul(given.width, depth)
+        low, high = given.first_cell_row, given.last_cell_row
 
-        step = builder.mul(width, depth)
-
-        def sweep(store: Any) -> None:
-            with rolled(builder, _i64(0), rows) as i, rolled(builder, low, high) as r:
+        def sweep(store) -> None:
+            with rolled(builder, _i64(0), given.rows) as i, rolled(builder, low, high) as r:
                 line = builder.add(builder.mul(i, builder.sub(high, low)), builder.sub(r, low))
-                line = builder.mul(builder.mul(line, pixels), step)
-                above = builder.mul(builder.mul(i, pixels), depth)
-                first = numbers.splat(builder.trunc(builder.mul(r, width), numbers.element))
+                line = builder.mul(builder.mul(line, given.pixels), step)
+                above = builder.mul(builder.mul(i, given.pixels), depth)
+                first = builder.trunc(builder.mul(r, given.width), numbers.element)
+                first = numbers.splat(first)
 
-                def spread(from_: Any, to: Any) -> None:
+                def spread(from_, to) -> None:
                     at = builder.add(above, from_)
-                    tested = output and builder.gep(output, [at])
-                    value = emit.load(builder.gep(origin, [at]), tested, floor)
-                    held = numbers.load_vector(builder.gep(holder, [at]))
-                    spot, cell = builder.gep(target, [builder.add(line, to)]), first
-                    if known:
-                        for _ in range(known):
+                    value, held = emit.load(at), emit.load_cells(at)
+                    spot, cell = builder.gep(dx, [builder.add(line, to)]), first
+                    if side:
+                        for _ in range(side):
                             store(emit.where(held, cell, value), spot)
                             cell, spot = builder.add(cell, one), builder.gep(spot, [depth])
                         return
                     builder.store(first, number)
-                    with rolled(builder, _i64(0), width) as s:
+                    with rolled(builder, _i64(0), given.width) as s:
                         cell = builder.load(number)
                         to = builder.gep(spot, [builder.mul(s, depth)])
                         store(emit.where(held, cell, value), to)
                         builder.store(builder.add(cell, one), number)
 
-                size, none = (_i64(1), pixels), (_i64(0), _i64(0))
+                size, none = (_i64(1), given.pixels), (_i64(0), _i64(0))
                 pixel_vectors(builder, floats.lanes, size, depth, (depth, step), none, spread)
 
-        if known and floats.lanes == LANES:
-            past = past_caches(cgctx, builder, dx, values[2], depth)
-            with builder.if_else(past) as (streamed, stored):
-                with streamed:
+        if side and floats.lanes == LANES:
+            with builder.if_else(beyond_caches(cgctx, builder, target, values[2], depth)) as (a, b):
+                with a:
                     sweep(floats.stream_vector)
-                with stored:
+                with b:
                     sweep(floats.store_vector)
         else:
             sweep(floats.store_vector)
         return cgctx.get_dummy_value()
 
-    i8 = types.int64
-    signature = types.void(
-        lanes, unrolled, dx, i8, dy, cells, y, i8, cell_rows, i8, i8, i8, i8, dy.dtype
-    )
-    return signature, codegen
+    return types.void(lanes, unrolled, target, gradient, tiles, gradient.types[0].dtype), codegen
 
 
 @intrinsic
-def gather_window(
-    typingctx: Any,
-    dx: Any,
-    dx_at: Any,
-    dy: Any,
-    cells: Any,
-    y: Any,
-    y_at: Any,
-    table: Any,
-    rows: Any,
-    columns: Any,
-    depth: Any,
-    floor: Any,
-) -> Any:
+def gather_window(typingctx, target, gradient, table, rows, columns, depth, floor):
     """Write the gradient of one input pixel: the sum over the windows that hold it.
 
     ``dx[c] = sum of dy[row + column + c]`` where the cell is ``r + s``, over the pairs
     ``(row, r) = table[k], table[k + 1]`` for k from ``rows[0]`` to ``rows[1]`` in steps of 2, and
-    ``(column, s)`` alike. dy, cells and the output y start at `y_at`; where y is no greater than
-    `floor` dy counts as 0. Without y, which is then None, that is not asked; without cells all is
-    added.
+    ``(column, s)`` alike. ``target = (dx, offset)``, `gradient` is an `OutputGradient`.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        target, origin = pointers(cgctx, builder, sig, values, (0, 1), (2, 5))
-        entries = cgctx.make_array(table)(cgctx, builder, values[6]).data
+    def codegen(cgctx, builder, sig, values):
+        (dx,) = operand(cgctx, builder, target, values[0])
+        entries = cgctx.make_array(table)(cgctx, builder, values[2]).data
         (row, rows_end), (column, columns_end) = (
-            cgutils.unpack_tuple(builder, value) for value in values[7:9]
+            cgutils.unpack_tuple(builder, value) for value in values[3:5]
         )
-        chosen = not isinstance(cells, types.NoneType)
-        if chosen:
-            (holder,) = pointers(cgctx, builder, sig, values, (3, 5))
-            output = optional(cgctx, builder, sig, values, 4, 5)
-        cell_type = holder.type.pointee if chosen else ir.IntType(8)
-        emit = _Gradient(builder, target.type.pointee, cell_type, LANES)
-        floats, numbers = emit.floats, emit.numbers
-        floor = floats.splat(values[10])
+        depth, floor = values[5:]
+        emit = _Gradient(cgctx, builder, gradient, values[1], LANES, floor)
+        floats = emit.floats
         total = cgutils.alloca_once(builder, floats.vector)
 
-        def entry(k: Any) -> list[Any]:
-            return [builder.load(builder.gep(entries, [builder.add(k, _i64(i))])) for i in (0, 1)]
+        def entry(k) -> list[Any]:
+            return [
+                builder.load(builder.gep(entries, [builder.add(k, _i64(which))]))
+                for which in (0, 1)
+            ]
 
-        depth = values[9]
         with rolled(builder, _i64(0), depth, LANES) as c:
             mask = floats.first_lanes(builder.sub(depth, c))
             builder.store(emit.zero, total)
@@ -187,128 +200,107 @@ def gather_window(
                 with rolled(builder, column, columns_end, 2) as m:
                     pixel, s = entry(m)
                     at = builder.add(line, pixel)
-                    if chosen:
-                        tested = output and builder.gep(output, [at])
-                        value = emit.load(builder.gep(origin, [at]), tested, floor, mask)
-                        held = numbers.load_vector(builder.gep(holder, [at]), mask=mask)
+                    value = emit.load(at, mask)
+                    if emit.selective:
+                        numbers = emit.numbers
                         cell = numbers.splat(builder.trunc(builder.add(r, s), numbers.element))
-                        value = emit.where(held, cell, value)
-                    else:
-                        value = floats.load_vector(builder.gep(origin, [at]), mask=mask)
+                        value = emit.where(emit.load_cells(at, mask), cell, value)
                     builder.store(builder.fadd(builder.load(total), value), total)
-            floats.store_vector(builder.load(total), builder.gep(target, [c]), mask=mask)
+            floats.store_vector(builder.load(total), builder.gep(dx, [c]), mask=mask)
         return cgctx.get_dummy_value()
 
-    i8 = types.int64
-    return types.void(dx, i8, dy, cells, y, i8, table, rows, columns, i8, dy.dtype), codegen
+    element = gradient.types[0].dtype
+    return types.void(target, gradient, table, rows, columns, types.int64, element), codegen
 
 
-# A number that no cell of a small window has.
-NEVER = 254
+class _Pairs:
+    """Emits `gather_pairs`."""
+
+    def __init__(self, builder, emit: _Gradient, dx, given: PairedRows) -> None:
+        self._builder, self._emit, self._dx, self._given = builder, emit, dx, given
+
+    def row(self, narrow: bool, store) -> None:
+        """Two rows of dx; `narrow` where a pixel is one vector that is not whole."""
+        builder, given = self._builder, self._given
+        last = builder.sub(given.pixels, _i64(1))
+        some_below = builder.icmp_signed("!=", given.below, _i64(0))
+        with rolled(builder, _i64(0), _i64(2)) as part:  # all but the last pixel, then that
+            inner = builder.icmp_signed("==", part, _i64(0))
+            right = builder.select(inner, given.depth, _i64(0))
+            step = builder.select(builder.or_(inner, given.even), given.depth, _i64(0))
+            cells = [
+                self._number(k, *[some_below] * (k in (0, 1, 2)), *[inner] * (k in (0, 3, 6)))
+                for k in range(9)
+            ]
+            start = builder.select(inner, _i64(0), last)
+            stop = builder.select(inner, last, given.pixels)
+            with rolled(builder, start, stop) as j:
+                if narrow:
+                    mask = self._emit.floats.first_lanes(given.depth)
+                    position = j, _i64(0), right, step
+                    self._block(position, cells, mask, partial(store, mask=mask))
+                else:
+                    loop, width, end = vectors_of_pixel(builder, LANES, given.depth)
+                    with loop as v:
+                        c = smaller(builder, builder.mul(v, width), end)
+                        self._block((j, c, right, step), cells, None, store)
+
+    def _number(self, value: int, *conditions):
+        """The number of a cell, or of none unless all conditions hold."""
+        numbers = self._emit.numbers
+        number = numbers.element(value)
+        for condition in conditions:
+            number = self._builder.select(condition, number, numbers.element(NEVER))
+        return numbers.splat(number)
+
+    def _block(self, position: tuple[Any, Any, Any, Any], cells: list[Any], mask, store) -> None:
+        """Four pixels of dx, from the channel c on, by output pixel j and those after it."""
+        builder, emit, given = self._builder, self._emit, self._given
+        j, c, right, step = position
+        corner = builder.add(builder.mul(j, given.depth), c)
+        seen = []
+        for offset in (_i64(0), right, given.below, builder.add(given.below, right)):
+            at = builder.add(corner, offset)
+            seen.append((emit.load(at, mask), emit.load_cells(at, mask)))
+        at = builder.add(builder.mul(j, builder.add(given.depth, given.depth)), c)
+        for place, held_by in (
+            (builder.add(given.odd_line, step), (8, 6, 2, 0)),
+            (given.odd_line, (7, None, 1, None)),
+            (step, (5, 3, None, None)),
+            (_i64(0), (4, None, None, None)),
+        ):
+            total = None
+            for (value, held), cell in zip(seen, held_by, strict=True):
+                if cell is not None:
+                    term = emit.where(held, cells[cell], value)
+                    total = builder.fadd(total, term) if total else term
+            store(total, builder.gep(self._dx, [builder.add(at, place)]))
 
 
 @intrinsic
-def gather_pairs(
-    typingctx: Any,
-    dx: Any,
-    dx_at: Any,
-    line: Any,
-    dy: Any,
-    cells: Any,
-    y: Any,
-    y_at: Any,
-    below: Any,
-    pixels: Any,
-    even: Any,
-    depth: Any,
-    floor: Any,
-) -> Any:
-    """Write two rows of the input's gradient of 3 x 3 windows in steps of 2 with a padding of 1.
+def gather_pairs(typingctx, target, gradient, pairs, floor):
+    """Write two rows of the input gradient of 3 x 3 windows in steps of 2 with a padding of 1.
 
     Of four pixels, of an even and an odd row and column, the first is seen by one window, the next
     two by two and the last by four: those of output pixel j, the next one, and the same in the next
-    row. dy, cells and y start at `y_at` with the upper row, `below` is the distance to the next one
-    and 0 if there is none. `line` is that from the even to the odd row of dx, or 0 if the image
-    ends before it, and `even` is False where it ends before the last odd column. A row or column
-    that is missing is written over by the one before. For y and floor see `gather_window`.
+    row. A row or column that is missing is written over by the one before. ``target = (dx,
+    offset)``, `gradient` is an `OutputGradient` of the upper row, and `pairs` a `PairedRows`.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        target, origin, holder = pointers(cgctx, builder, sig, values, (0, 1), (3, 6), (4, 6))
-        output = optional(cgctx, builder, sig, values, 5, 6)
-        line, (below, pixels, even, depth) = values[2], values[7:11]
-        emit = _Gradient(builder, target.type.pointee, holder.type.pointee, LANES)
-        floats, numbers, floor = emit.floats, emit.numbers, emit.floats.splat(values[11])
-        last = builder.sub(pixels, _i64(1))
-        some_below = builder.icmp_signed("!=", below, _i64(0))
-
-        def number(value: int, *conditions: Any) -> Any:
-            number = numbers.element(value)
-            for condition in conditions:
-                number = builder.select(condition, number, numbers.element(NEVER))
-            return numbers.splat(number)
-
-        def block(
-            j: Any, right: Any, step: Any, known: list[Any], c: Any, mask: Any, store: Any
-        ) -> None:
-            corner = builder.add(builder.mul(j, depth), c)
-            seen = []
-            for offset in (_i64(0), right, below, builder.add(below, right)):
-                at = builder.add(corner, offset)
-                tested = output and builder.gep(output, [at])
-                value = emit.load(builder.gep(origin, [at]), tested, floor, mask)
-                seen.append((value, numbers.load_vector(builder.gep(holder, [at]), mask=mask)))
-            at = builder.add(builder.mul(j, builder.add(depth, depth)), c)
-            for place, held_by in (
-                (builder.add(line, step), (8, 6, 2, 0)),
-                (line, (7, None, 1, None)),
-                (step, (5, 3, None, None)),
-                (_i64(0), (4, None, None, None)),
-            ):
-                total = None
-                for (value, held), cell in zip(seen, held_by, strict=True):
-                    if cell is not None:
-                        term = emit.where(held, known[cell], value)
-                        total = builder.fadd(total, term) if total else term
-                store(total, builder.gep(target, [builder.add(at, place)]))
-
-        def row(few: bool, store: Any) -> None:
-            with rolled(builder, _i64(0), _i64(2)) as part:  # all but the last pixel, then that
-                inner = builder.icmp_signed("==", part, _i64(0))
-                right = builder.select(inner, depth, _i64(0))
-                step = builder.select(builder.or_(inner, even), depth, _i64(0))
-                known = [
-                    number(
-                        k,
-                        *[some_below] * (k in (0, 1, 2)),
-                        *[inner] * (k in (0, 3, 6)),
-                    )
-                    for k in range(9)
-                ]
-                start = builder.select(inner, _i64(0), last)
-                stop = builder.select(inner, last, pixels)
-                with rolled(builder, start, stop) as j:
-                    if few:
-                        mask = floats.first_lanes(depth)
-                        block(j, right, step, known, _i64(0), mask, partial(store, mask=mask))
-                    else:
-                        loop, width, end = vectors_of_pixel(builder, LANES, depth)
-                        with loop as v:
-                            c = smaller(builder, builder.mul(v, width), end)
-                            block(j, right, step, known, c, None, store)
-
-        with builder.if_else(builder.icmp_signed("<", depth, _i64(LANES))) as (few, many):
-            with few:
-                row(True, floats.store_vector)
-            with (
-                many,
-                builder.if_else(past_caches(cgctx, builder, dx, values[0], depth)) as (a, b),
-            ):
+    def codegen(cgctx, builder, sig, values):
+        (dx,) = operand(cgctx, builder, target, values[0])
+        given = PairedRows(*cgutils.unpack_tuple(builder, values[2]))
+        emit = _Gradient(cgctx, builder, gradient, values[1], LANES, values[3])
+        pairs_of, floats = _Pairs(builder, emit, dx, given), emit.floats
+        beyond = beyond_caches(cgctx, builder, target, values[0], given.depth)
+        with builder.if_else(builder.icmp_signed("<", given.depth, _i64(LANES))) as (narrow, wide):
+            with narrow:
+                pairs_of.row(True, floats.store_vector)
+            with wide, builder.if_else(beyond) as (a, b):
                 with a:
-                    row(False, floats.stream_vector)
+                    pairs_of.row(False, floats.stream_vector)
                 with b:
-                    row(False, floats.store_vector)
+                    pairs_of.row(False, floats.store_vector)
         return cgctx.get_dummy_value()
 
-    i8 = types.int64
-    return types.void(dx, i8, i8, dy, cells, y, i8, i8, i8, types.boolean, i8, dy.dtype), codegen
+    return types.void(target, gradient, pairs, gradient.types[0].dtype), codegen

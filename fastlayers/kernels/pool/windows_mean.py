@@ -3,67 +3,68 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.kernels.ir.vectors import Vectors, prefetch
+from fastlayers.kernels.ir.vectors import Vectors, operand, prefetch
 from fastlayers.kernels.pool.loops import (
     AHEAD,
     COLUMNS,
     LANES,
+    beyond_caches,
     bounded,
-    past_caches,
     pixel_vectors,
-    pointers,
     rolled,
 )
 
-__all__ = ["mean_tiles", "mean_window", "spread_mean", "sum_rows"]
+__all__ = ["MeanTiles", "mean_tiles", "mean_window", "spread_mean", "sum_rows"]
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 
 
+class MeanTiles(NamedTuple):
+    """A row of windows of an input gradient that lie side by side."""
+
+    height: int  # of a window
+    width: int
+    line: int  # from row to row
+    pixels: int
+    depth: int
+
+
 @intrinsic
-def mean_window(
-    typingctx: Any,
-    y: Any,
-    y_at: Any,
-    x: Any,
-    x_at: Any,
-    rows: Any,
-    columns: Any,
-    depth: Any,
-    divisor: Any,
-    more: Any,
-) -> Any:
+def mean_window(typingctx, out, source, rows, columns, depth, divisor, more):
     """``y[c] = sum of x[r * row_step + s * depth + c] / divisor`` for ``r < rows[0], s < columns``.
 
-    ``rows = (number, row_step)``; x starts at `x_at` and y at `y_at`. What y holds is added to the
-    sum where there is `more`, a boolean. Four columns are added at a
-    time, each to sums of their own, since an addition has to wait four cycles for the one before.
+    ``rows = (number, row_step)``, ``out = (y, offset)`` and ``source = (x, offset)``. What y holds
+    is added to the sum where there is `more`, a boolean. Four columns are added at a time, each to
+    sums of their own, since an addition has to wait four cycles for the one before.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        target, source = pointers(cgctx, builder, sig, values, (0, 1), (2, 3))
-        number, row_step = cgutils.unpack_tuple(builder, values[4])
-        columns, depth = values[5:7]
+    def codegen(cgctx, builder, sig, values):
+        (target,), (start,) = (
+            operand(cgctx, builder, kind, value)
+            for kind, value in ((out, values[0]), (source, values[1]))
+        )
+        number, row_step = cgutils.unpack_tuple(builder, values[2])
+        columns, depth = values[3:5]
         floats = Vectors(builder, target.type.pointee, LANES)
         zero = ir.Constant(floats.vector, [-0.0] * LANES)  # which changes no sum, not even of -0
         bits = Vectors(builder, _i1, LANES)
         sums = [cgutils.alloca_once(builder, floats.vector) for _ in range(4)]
-        divisor = floats.splat(values[7])
+        divisor = floats.splat(values[5])
         whole = builder.and_(columns, _i64(-4))
         with rolled(builder, _i64(0), depth, LANES) as c:
             mask = floats.first_lanes(builder.sub(depth, c))
-            first = builder.gep(source, [c])
+            first = builder.gep(start, [c])
             for slot in sums:
                 builder.store(zero, slot)
 
-            def add(at: Any, k: int) -> None:
+            def add(at, k: int) -> None:
                 value = floats.load_vector(at, mask=mask)
                 builder.store(builder.fadd(builder.load(sums[k]), value), sums[k])
 
@@ -77,7 +78,7 @@ def mean_window(
                     add(builder.gep(row, [builder.mul(s, depth)]), 0)
             a, b, c_, d = (builder.load(slot) for slot in sums)
             total = builder.fadd(builder.fadd(a, b), builder.fadd(c_, d))
-            more = bits.splat(values[8])
+            more = bits.splat(values[6])
             held = floats.load_vector(builder.gep(target, [c]), mask=builder.and_(mask, more))
             total = builder.select(more, builder.fadd(total, held), total)
             mean = builder.fdiv(total, divisor)
@@ -85,41 +86,32 @@ def mean_window(
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    return types.void(y, i8, x, i8, rows, i8, i8, y.dtype, types.boolean), codegen
+    return types.void(out, source, rows, i8, i8, out.types[0].dtype, types.boolean), codegen
 
 
 @intrinsic(prefer_literal=True)
-def mean_tiles(
-    typingctx: Any,
-    lanes: Any,
-    square: Any,
-    y: Any,
-    y_at: Any,
-    x: Any,
-    x_at: Any,
-    size: Any,
-    line: Any,
-    depth: Any,
-    divisor: Any,
-) -> Any:
+def mean_tiles(typingctx, lanes, unrolled, out, source, size, line, depth, divisor):
     """Means of rows of square windows that lie side by side, and so do their rows in x and y.
 
-    `square` is a tuple as long as both sides, ``size = (rows, columns)`` of y, `line` is the
-    distance between rows of x; x starts at `x_at` and y at `y_at`. Vectors of up to `lanes`
-    channels are written whole.
+    `unrolled` is a tuple as long as both sides, ``size = (rows, columns)`` of y, `line` is the
+    distance between rows of x, ``out = (y, offset)`` and ``source = (x, offset)``. Vectors of up to
+    `lanes` channels are written whole.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        target, source = pointers(cgctx, builder, sig, values, (2, 3), (4, 5))
-        size = cgutils.unpack_tuple(builder, values[6])
-        line, depth, divisor = values[7:]
-        floats, side = Vectors(builder, target.type.pointee, lanes.literal_value), square.count
+    def codegen(cgctx, builder, sig, values):
+        (target,), (corner,) = (
+            operand(cgctx, builder, kind, value)
+            for kind, value in ((out, values[2]), (source, values[3]))
+        )
+        size = cgutils.unpack_tuple(builder, values[4])
+        line, depth, divisor = values[5:]
+        floats, side = Vectors(builder, target.type.pointee, lanes.literal_value), unrolled.count
         divisor = floats.splat(divisor)
         step = builder.mul(_i64(side), depth)
         jump = builder.sub(builder.mul(_i64(side), line), builder.mul(size[1], step))
-        lines = [builder.gep(source, [builder.mul(_i64(r), line)]) for r in range(side)]
+        lines = [builder.gep(corner, [builder.mul(_i64(r), line)]) for r in range(side)]
 
-        def write(from_: Any, to: Any) -> None:
+        def write(from_, to) -> None:
             total = None
             for start in lines:
                 row = None
@@ -135,27 +127,30 @@ def mean_tiles(
         return cgctx.get_dummy_value()
 
     i8 = types.int64
-    return types.void(lanes, square, y, i8, x, i8, size, i8, i8, y.dtype), codegen
+    element = out.types[0].dtype
+    return types.void(lanes, unrolled, out, source, size, i8, i8, element), codegen
 
 
 @intrinsic
-def sum_rows(
-    typingctx: Any, sums: Any, sums_at: Any, x: Any, x_at: Any, count: Any, width: Any
-) -> Any:
+def sum_rows(typingctx, out, source, count, width):
     """``sums[j] = sum over i of x[i * width + j]`` for ``j < width``, a multiple of `COLUMNS`.
 
-    As far as ``i * width + j < count``. Sums of `COLUMNS` columns stay in registers.
+    As far as ``i * width + j < count``, for ``out = (sums, offset)`` and ``source = (x, offset)``.
+    Sums of `COLUMNS` columns stay in registers.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        target, source = pointers(cgctx, builder, sig, values, (0, 1), (2, 3))
-        count, width = values[4:]
+    def codegen(cgctx, builder, sig, values):
+        (target,), (start,) = (
+            operand(cgctx, builder, kind, value)
+            for kind, value in ((out, values[0]), (source, values[1]))
+        )
+        count, width = values[2:]
         floats = Vectors(builder, target.type.pointee, LANES)
         zero = ir.Constant(floats.vector, None)
         sums = [cgutils.alloca_once(builder, floats.vector) for _ in range(COLUMNS // LANES)]
         whole = builder.mul(builder.sdiv(count, width), width)
 
-        def add(at: Any, v: int, mask: Any = None) -> None:
+        def add(at, v: int, mask=None) -> None:
             value = floats.load_vector(at, v, mask=mask)
             builder.store(builder.fadd(builder.load(sums[v]), value), sums[v])
 
@@ -164,7 +159,7 @@ def sum_rows(
                 builder.store(zero, slot)
             last = builder.add(first, whole)
             with rolled(builder, first, last, width) as row:
-                at = builder.gep(source, [row])
+                at = builder.gep(start, [row])
                 prefetch(builder, builder.gep(at, [_i64(AHEAD)]))
                 for v in range(len(sums)):
                     add(at, v)
@@ -172,81 +167,66 @@ def sum_rows(
             with builder.if_then(builder.icmp_signed(">", left, _i64(0))):
                 for v in range(len(sums)):
                     mask = floats.first_lanes(bounded(builder, left, v))
-                    add(builder.gep(source, [last]), v, mask)
+                    add(builder.gep(start, [last]), v, mask)
             for v, slot in enumerate(sums):
                 floats.store_vector(builder.load(slot), builder.gep(target, [first]), v)
         return cgctx.get_dummy_value()
 
-    i8 = types.int64
-    return types.void(sums, i8, x, i8, i8, i8), codegen
+    return types.void(out, source, types.int64, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
-def spread_mean(
-    typingctx: Any,
-    lanes: Any,
-    known: Any,
-    dx: Any,
-    dx_at: Any,
-    dy: Any,
-    dy_at: Any,
-    window: Any,
-    line: Any,
-    pixels: Any,
-    depth: Any,
-    share: Any,
-) -> Any:
-    """``dx[r * line + (j * window[1] + s) * depth + c] = dy[j, c] * share`` for ``j < pixels``.
+def spread_mean(typingctx, lanes, unrolled, target, source, tiles, factor):
+    """``dx[r * line + (j * width + s) * depth + c] = dy[j, c] * factor`` for ``j < pixels``.
 
-    For all ``r < window[0]`` and ``s < window[1]``. `known` is a tuple as long as the window is
-    wide, to unroll it, or empty. With 8 `lanes` a pixel of fewer channels is written as a whole
-    vector, which spills over what follows the last one.
+    For all ``r < height`` and ``s < width`` of `tiles`, which are `MeanTiles`; ``target = (dx,
+    offset)`` and ``source = (dy, offset)``. `unrolled` is a tuple as long as the window is wide, to
+    unroll it, or empty. With 8 `lanes` a pixel of fewer channels is written as a whole vector,
+    which spills over what follows the last one.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        target, source = pointers(cgctx, builder, sig, values, (2, 3), (4, 5))
-        height, width = cgutils.unpack_tuple(builder, values[6])
-        line, pixels, depth = values[7:10]
-        floats = Vectors(builder, target.type.pointee, lanes.literal_value)
-        share, zero = floats.splat(values[10]), _i64(0)
+    def codegen(cgctx, builder, sig, values):
+        (dx,), (dy,) = (
+            operand(cgctx, builder, kind, value)
+            for kind, value in ((target, values[2]), (source, values[3]))
+        )
+        given = MeanTiles(*cgutils.unpack_tuple(builder, values[4]))
+        floats = Vectors(builder, dx.type.pointee, lanes.literal_value)
+        factor, zero, depth = floats.splat(values[5]), _i64(0), given.depth
 
-        def spread(mask: Any, store: Any) -> None:
-            with rolled(builder, zero, height) as r:
-                row = builder.gep(target, [builder.mul(r, line)])
+        def spread(mask, store) -> None:
+            with rolled(builder, zero, given.height) as r:
+                row = builder.gep(dx, [builder.mul(r, given.line)])
 
-                def write(from_: Any, to: Any) -> None:
-                    value = floats.load_vector(builder.gep(source, [from_]), mask=mask)
-                    value, spot = builder.fmul(value, share), builder.gep(row, [to])
-                    if known.count:
-                        for s in range(known.count):
+                def write(from_, to) -> None:
+                    value = floats.load_vector(builder.gep(dy, [from_]), mask=mask)
+                    value, spot = builder.fmul(value, factor), builder.gep(row, [to])
+                    if unrolled.count:
+                        for s in range(unrolled.count):
                             store(value, builder.gep(spot, [builder.mul(_i64(s), depth)]))
                         return
-                    with rolled(builder, zero, width) as s:
+                    with rolled(builder, zero, given.width) as s:
                         store(value, builder.gep(spot, [builder.mul(s, depth)]))
 
-                strides = depth, builder.mul(width, depth)
-                few, size = mask is not None, (_i64(1), pixels)
+                strides = depth, builder.mul(given.width, depth)
+                narrow, size = mask is not None, (_i64(1), given.pixels)
                 pixel_vectors(
-                    builder, floats.lanes, size, depth, strides, (zero, zero), write, narrow=few
+                    builder, floats.lanes, size, depth, strides, (zero, zero), write, narrow=narrow
                 )
 
         if floats.lanes < LANES:
             spread(None, floats.store_vector)
             return cgctx.get_dummy_value()
-        narrow = builder.icmp_signed("<", depth, _i64(LANES))
-        with builder.if_else(narrow) as (few, many):
-            with few:
+        beyond = beyond_caches(cgctx, builder, target, values[2], depth)
+        with builder.if_else(builder.icmp_signed("<", depth, _i64(LANES))) as (narrow, wide):
+            with narrow:
                 mask = floats.first_lanes(depth)
                 spread(mask, partial(floats.store_vector, mask=mask))
-            with (
-                many,
-                builder.if_else(past_caches(cgctx, builder, dx, values[2], depth)) as (a, b),
-            ):
+            with wide, builder.if_else(beyond) as (a, b):
                 with a:
                     spread(None, floats.stream_vector)
                 with b:
                     spread(None, floats.store_vector)
         return cgctx.get_dummy_value()
 
-    i8 = types.int64
-    return types.void(lanes, known, dx, i8, dy, i8, window, i8, i8, i8, dy.dtype), codegen
+    return types.void(lanes, unrolled, target, source, tiles, target.types[0].dtype), codegen

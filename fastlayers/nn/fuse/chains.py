@@ -2,25 +2,29 @@
 
 A convolution, linear map or normalisation is the head of a chain (`fastlayers.nn.fuse.heads`). It
 waits (`fastlayers.lazy`), and so do the steps that follow it. When the last output is used, the
-tensors between have usually died, as in ``pool(relu(conv(x)))``, and the chain runs as one op that
-never makes their arrays. Where one is still held, the chain goes on from its values.
+intermediate tensors are usually gone, as in ``pool(relu(conv(x)))``, and the chain runs as one op
+that never makes their arrays. Where one is still alive, the chain continues from its values.
 """
 
 from __future__ import annotations
 
 import weakref
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from fastlayers import lazy, ops
 from fastlayers.autograd import OUTPUT, Recording, Tensor, defer, inplace, record, wants_grad
+from fastlayers.ops import prepared
 
 __all__ = [
     "RELU",
     "Add",
+    "Call",
     "Chain",
+    "Head",
     "MaxPool",
     "Step",
     "apply",
@@ -48,32 +52,83 @@ _NEXT = {
 }
 
 
-class Chain:
-    """A head and its steps, called and not run yet; `lazy.Deferred` of the last one's output.
+class Call:
+    """A head and steps that were called and have not run: `lazy.Deferred` of the last output."""
 
-    A head has ``kind``, ``inputs``, ``shape`` and ``run(steps)``, a step ``kind``, ``inputs``,
-    ``fits(chain)``, ``shape(before)`` and ``alone(x)``; both runs return what the tape records.
+    __slots__ = ("dtype", "parts", "requires_grad", "shape")
+    head: Any
+    steps: tuple[Any, ...]
+    between: tuple[weakref.ref[Tensor], ...]
+    state: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    requires_grad: bool
+    # Which layers called the head and the steps; only a `lazy.Watcher` sets it.
+    parts: tuple[Any, ...]
+
+    @abstractmethod
+    def run(self) -> Recording:
+        """Compute the output, and give it with what the tape records of it."""
+
+    def add(self, output: Tensor, other: Tensor, in_place: bool = False) -> Tensor | None:
+        """``output + other`` as a step of this call of `output`, where it can be one."""
+        if self.shape != other.lengths or self.dtype != other.dtype or other is output:
+            return None
+        return (replace if in_place else follow)(output, Add(other))
+
+    def reads(self, t: Tensor) -> bool:
+        """Whether this continues from the values of `t`, or a step takes them."""
+        return any(held() is t for held in self.between) or any(
+            t is other for step in self.steps for other in step.inputs
+        )
+
+
+class Head(Call):
+    """The first op of a chain, of an input, a weight and a bias; alone, it is a call itself.
+
+    Each kind has a ``run(steps)`` that returns what the tape records.
     """
 
-    __slots__ = ("between", "dtype", "head", "parts", "requires_grad", "shape", "state", "steps")
-    # Who called the head and the steps; known to a `lazy.Watcher` alone.
-    parts: tuple[Any, ...]
+    __slots__ = ("inputs", "needs")
+    kind: str
+    inputs: tuple[Tensor, Tensor | None, Tensor | None]
+    needs: tuple[bool, bool, bool]  # whose gradients are recorded
+    steps = ()
+    between = ()
+
+    @property
+    def head(self) -> Self:
+        """Itself: the head of a chain without steps."""
+        return self
+
+    @abstractmethod
+    def run(self, steps: tuple[Any, ...] = ()) -> Recording:
+        """Run with the steps that follow."""
+
+
+class Chain(Call):
+    """A head and the steps that have followed it.
+
+    A step has ``kind``, ``inputs``, ``fits(call)``, ``shape(before)`` and ``alone(x)``, which
+    returns what the tape records.
+    """
+
+    __slots__ = ("between", "head", "state", "steps")
 
     def __init__(
         self,
-        head: Any,
+        head: Head,
         steps: tuple[Any, ...],
         between: tuple[weakref.ref[Tensor], ...],
         state: str,
         shape: tuple[int, ...],
-        dtype: np.dtype,
         requires_grad: bool,
     ) -> None:
         self.head, self.steps, self.between, self.state = head, steps, between, state
-        self.shape, self.dtype, self.requires_grad = shape, dtype, requires_grad
+        self.shape, self.dtype, self.requires_grad = shape, head.dtype, requires_grad
 
     def run(self) -> Recording:
-        """Run as one op, or go on from the last output between that is still held."""
+        """Run as one op, or continue from the last intermediate output that is still alive."""
         for i in range(len(self.between) - 1, -1, -1):
             x = self.between[i]()
             if x is not None:
@@ -82,58 +137,40 @@ class Chain:
                 return self.steps[-1].alone(x)  # type: ignore[no-any-return]
         return self.head.run(self.steps)  # type: ignore[no-any-return]
 
-    def add(self, output: Tensor, other: Tensor, in_place: bool = False) -> Tensor | None:
-        """``output + other`` as a step of this chain of `output`, where it can be one."""
-        if self.shape != other.lengths or self.dtype != other.dtype or other is output:
-            return None
-        return (replace if in_place else follow)(output, Add(other))
 
-    def reads(self, t: Tensor) -> bool:
-        """Whether the values of `t` are what this goes on from, or a step takes."""
-        return any(held() is t for held in self.between) or any(
-            t is other for step in self.steps for other in step.inputs
-        )
-
-
-def start(head: Any) -> Tensor:
+def start(head: Head) -> Tensor:
     """Call the head of a chain."""
-    inputs = head.inputs
-    requires_grad = wants_grad(inputs)
-    if not lazy.is_fusion_enabled() or not (
-        lazy.state.depth or all(t is None or t.is_own for t in inputs)
-    ):
-        if (watcher := lazy.watcher) is not None:
-            watcher.started(head)
-        return recorded(head.run(()), requires_grad)
-    kind = head.kind
-    chain = Chain(head, (), (), kind, head.shape, inputs[0].dtype, requires_grad)
-    return defer(chain, requires_grad)
+    head.requires_grad = requires_grad = True in head.needs
+    if lazy.fuses and (lazy.state.call or all(t is None or t.is_own for t in head.inputs)):
+        return defer(head, requires_grad)
+    if (watcher := lazy.watcher) is not None:
+        watcher.started(head)
+    return recorded(head.run(), requires_grad)
 
 
 def follow(x: Tensor, step: Any) -> Tensor | None:
     """Call a step on the output `x` of a chain; None where it can't follow."""
     before = x.deferred
-    if not isinstance(before, Chain):
+    if not isinstance(before, Call):
         return None
     state = _NEXT.get((before.state, step.kind))
     if state is None or not step.fits(before):
         return None
     requires_grad = before.requires_grad or wants_grad(step.inputs)
     steps, between = (*before.steps, step), (*before.between, weakref.ref(x))
-    shape, dtype = step.shape(before.shape), before.dtype
-    chain = Chain(before.head, steps, between, state, shape, dtype, requires_grad)
-    return defer(chain, requires_grad)
+    shape = step.shape(before.shape)
+    return defer(Chain(before.head, steps, between, state, shape, requires_grad), requires_grad)
 
 
 def replace(x: Tensor, step: Any) -> Tensor | None:
     """Call a step on the output `x` of a chain in place; None where it can't follow.
 
-    Nobody has seen the memory of a tensor that waits, so `x` becomes the new chain's output.
+    The tensor of a deferred call has no memory yet, so `x` becomes the new chain's output.
     """
     others = (reference() for reference in lazy.state.waiting)
     if any(t is not None and t.deferred is not None and t.deferred.reads(x) for t in others):
         return None
-    held = x.twin()  # follows the chain in the place of `x`, and dies here
+    held = x.twin()  # stands for `x` in the new chain, and is gone after this
     out = follow(held, step)
     del held
     if out is None:
@@ -163,15 +200,15 @@ def recorded(recording: Recording, requires_grad: bool) -> Tensor:
 
 
 class Step:
-    """A step that may follow whatever `_NEXT` lets it, and keeps the shape."""
+    """A step that may follow what `_NEXT` allows, and keeps the shape."""
 
     __slots__ = ()
     kind: str
     inputs: Inputs = ()
     alone: Callable[[Tensor], Recording]  # runs it by itself
 
-    def fits(self, chain: Chain) -> bool:
-        """Whether it may follow this chain."""
+    def fits(self, call: Call) -> bool:
+        """Whether it may follow this call."""
         return True
 
     def shape(self, before: tuple[int, ...]) -> tuple[int, ...]:
@@ -202,15 +239,16 @@ class MaxPool(Step):
     def __init__(self, window: tuple[Any, ...]) -> None:
         self.window = window
 
-    def fits(self, chain: Chain) -> bool:  # noqa: D102
-        return len(chain.shape) == 4
+    def fits(self, call: Call) -> bool:  # noqa: D102
+        return len(call.shape) == 4
 
     def shape(self, before: tuple[int, ...]) -> tuple[int, ...]:  # noqa: D102
         return ops.max_pool2d_shape(before, *self.window)  # type: ignore[arg-type]
 
     def alone(self, x: Tensor) -> Recording:  # noqa: D102
-        y, offsets = ops.max_pool2d_forward(x.array(), *self.window)
-        shape, window = x.array().shape, self.window[:4]
+        images = x.images() if x.ndim == 4 else x.array()
+        y, offsets = ops.max_pool2d_forward(images, *self.window)
+        shape, window = images.shape, self.window[:4]
 
         def backward(dy: np.ndarray) -> Any:
             return (ops.max_pool2d_backward(dy, offsets, shape, *window),)
@@ -228,6 +266,6 @@ class Add(Step):
         self.other, self.inputs = other, (other,)
 
     def alone(self, x: Tensor) -> Recording:  # noqa: D102
-        y = ops.arithmetic.add(x.array(), self.other.array())
+        y = prepared.add(x.array(), self.other.array())
         other = self.other.requires_grad
         return y, (x, self.other), lambda dy: (dy, dy.copy() if other else None), ()

@@ -29,6 +29,10 @@ class Algorithm:
     """
 
     name: ClassVar[str]
+    # Whether each result is the sum of the products as they stand, exact for integers.
+    exact: ClassVar[bool] = True
+    # Whether its forward pass reads images of channels-first memory without converting them.
+    any_layout: ClassVar[bool] = False
 
     def __init__(self, shape: ConvShape) -> None:
         self.shape = shape

@@ -1,24 +1,23 @@
-"""Convolution of few channels a group: tables, workspace and chunks for `kernels.depthwise`.
-
-Internal to `ops`: `ops.conv` checks the arguments and calls these with channels-last arrays.
-"""
+"""Convolution of few channels a group: facts, workspace and chunks for `kernels.depthwise`."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 
 import numpy as np
 
 from fastlayers.kernels import conv as kernels
+from fastlayers.ops.conv.algorithm import Algorithm, Pass
+from fastlayers.ops.conv.shape import ConvShape
+from fastlayers.ops.layout import to_channels_last
 from fastlayers.runtime import cpu, memory, threads
+from fastlayers.runtime.facts import plain
 
-__all__ = ["forward", "input_gradient", "suits", "weight_gradient"]
+__all__ = ["Depthwise"]
 
-Pair = tuple[int, int]
-Geometry = tuple[Pair, Pair, Pair, Pair, Pair]
-# (first, size, [(delta, cell of the kernel)]) of each phase along one axis
-Phases = list[tuple[int, int, list[tuple[int, int]]]]
+# Output pixels along an axis with the same taps: the first, how many, and of each tap the offset of
+# the input pixel that it reads and its place in the kernel.
+Axis = tuple[int, int, list[tuple[int, int]]]
 
 # The longest kernel row that slides over its inputs; longer ones load each tap's.
 LONGEST_SPAN = 7
@@ -28,38 +27,135 @@ CHUNKS = 16
 BAND = 8
 
 
-@dataclass(frozen=True)
-class _Tables:
-    """What the kernels are told about one geometry; see `kernels.depthwise`."""
+class Depthwise(Algorithm):
+    """Convolution of few channels a group, whose lanes are channels of several groups."""
 
-    shape: tuple[tuple[int, ...], tuple[int, ...]]
-    sizes: tuple[Pair, Pair, Pair, Pair]
-    channels: tuple[int, int, int, int, int]
-    phases: np.ndarray
-    deltas: np.ndarray
-    steps: np.ndarray
-    order: np.ndarray
-    taps: np.ndarray
+    name = "depthwise"
 
-    @property
-    def pixels(self) -> int:
-        return int(kernels.grouped_tile.tile_pixels(len(self.shape[0])))
+    @classmethod
+    def serves(cls, shape: ConvShape, which: Pass) -> bool:
+        """Where more lanes work than in a GEMM for each group, whose panels are half a vector."""
+        if shape.groups == 1:
+            return False
+        lanes, (depth, each) = cpu.lanes(shape.itemsize), _group(shape)
+        panel = lanes if 2 * each > lanes else lanes // 2
+        return min(lanes // depth, lanes // each, shape.groups) * panel >= lanes
 
-    @property
-    def vectors(self) -> int:
-        return -(-self.channels[2] // self.channels[3])
+    def describe(self, which: Pass) -> str:
+        """Its name, the number of groups and their channels."""
+        depth, each = _group(self.shape)
+        channels = f"{depth} channel{'s' * (depth > 1)}"
+        to = f" to {each}" if each != depth else ""
+        return f"{self.name}, lanes over the groups, {self.shape.groups} groups of {channels}{to}"
 
-    @property
-    def packed_size(self) -> int:
-        return self.vectors * len(self.taps) * self.channels[4]
+    @functools.cached_property
+    def _plan(self) -> _Plan:
+        return _Plan(self.shape, transposed=False)
+
+    @functools.cached_property
+    def _transposed(self) -> _Plan:
+        return _Plan(self.shape, transposed=True)
+
+    def forward(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool
+    ) -> np.ndarray:
+        """Output (N, OH, OW, M)."""
+        return _correlate(to_channels_last(x), weight, bias, 0.0 if relu else -np.inf, self._plan)
+
+    def backward_input(self, dy: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """Input gradient (N, H, W, C)."""
+        zeros = memory.zeros(self.shape.channels, dy.dtype)
+        return _correlate(dy, weight, zeros, -np.inf, self._transposed)
+
+    def backward_weight(
+        self, x: np.ndarray, dy: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Weight gradient, and bias gradient, which is a vector more of each tile's sums."""
+        plan, shape, dtype = self._plan, self.shape, dy.dtype
+        dw, db = memory.empty(shape.weight, dtype), memory.empty(shape.out_channels, dtype)
+        kernels.depthwise.correlate_weight(
+            to_channels_last(x).reshape(-1),
+            dy.reshape(-1),
+            plan.facts,
+            threads.workers_for(plan.work),
+            memory.empty(plan.parts, dtype),
+            dw.reshape(-1),
+            db,
+        )
+        return dw, db
 
 
-def _forward_axis(kernel: int, stride: int, padding: int, dilation: int, out: int) -> Phases:
+def _group(shape: ConvShape) -> tuple[int, int]:
+    """Input and output channels of a group."""
+    return shape.weight[1], shape.out_channels // shape.groups
+
+
+def _correlate(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, floor: float, plan: _Plan
+) -> np.ndarray:
+    y, packed = memory.empty(plan.out_shape, x.dtype), memory.empty(plan.packed, x.dtype)
+    call = (x.dtype.type(floor), threads.workers_for(plan.work))
+    kernels.depthwise.correlate(
+        x.reshape(-1), weight.reshape(-1), bias, plan.facts, call, packed, y.reshape(-1)
+    )
+    return y
+
+
+class _Plan:
+    """Facts of the forward pass and weight gradient, or of the input gradient if `transposed`."""
+
+    def __init__(self, shape: ConvShape, transposed: bool) -> None:
+        n, height, width, _ = shape.images
+        depth, each = _group(shape)
+        (oh, ow), steps = shape.out_size, (shape.stride, (1, 1))
+        if transposed:
+            (height, width), (oh, ow) = (oh, ow), (height, width)
+            depth, each, steps = each, depth, steps[::-1]
+        lanes = cpu.lanes(shape.itemsize)
+        per_vector = min(lanes // depth, lanes // each, shape.groups)
+        read, written = depth * shape.groups, each * shape.groups
+        sizes = kernels.depthwise.Sizes(
+            n, height, width, oh, ow, *steps[0], *steps[1], read, written, shape.groups, per_vector
+        )
+        slides = shape.stride[1] == shape.dilation[1] == 1 and shape.kernel[1] <= LONGEST_SPAN
+        span = shape.kernel[1] if slides else 1
+        tables = _Tables(shape, sizes, transposed, span)
+        rows = max(1, -(-n * oh // CHUNKS))  # of a partial sum
+        piece = -(-int(tables.phases[0, 2]) // (-(-CHUNKS // n) * BAND)) * BAND
+        shuffled = () if depth == each == 1 else (0,)
+        facts = kernels.depthwise.Facts(
+            kernels.depthwise.Tile((0,) * span, shuffled),
+            sizes,
+            int(transposed),
+            shape.kernel[0] * shape.kernel[1],
+            kernels.grouped_tile.tile_pixels(span),
+            BAND,
+            piece,
+            rows,
+            tables.deltas[-1] + 1 if tables.deltas else 0,
+            tables.phases,
+            np.array(tables.deltas, np.int64),
+            np.array([*np.ravel(tables.steps), *tables.masks], np.int64),
+            _order(depth, each, per_vector, shape.itemsize),
+            np.array(tables.taps, np.int64).reshape(-1, 2),
+        )
+        self.facts = plain(facts)
+        self.out_shape = (n, oh, ow, written)
+        vectors, taps = -(-shape.groups // per_vector), len(tables.taps)
+        self.packed = vectors * taps * lanes
+        self.parts = (max(1, -(-n * oh // rows)), vectors * (taps + 1) * lanes)
+        # Multiply-adds, by 8 lanes.
+        self.work = n * oh * ow * written * shape.weight[1] * facts.kernel / 8
+
+
+def _forward_axis(kernel: int, stride: int, padding: int, dilation: int, out: int) -> list[Axis]:
     return [(0, out, [(k * dilation - padding, k) for k in range(kernel)])]
 
 
-def _transposed_axis(kernel: int, stride: int, padding: int, dilation: int, size: int) -> Phases:
-    """Input pixel ``first + u * stride`` meets output pixel ``u + delta`` by cell k."""
+def _transposed_axis(
+    kernel: int, stride: int, padding: int, dilation: int, size: int
+) -> list[Axis]:
+    """Input pixel ``first + u * stride`` meets output pixel ``u + offset`` by element k."""
     phases = []
     for first in range(min(stride, size)):
         offsets = [(first + padding - k * dilation, k) for k in range(kernel)]
@@ -68,180 +164,62 @@ def _transposed_axis(kernel: int, stride: int, padding: int, dilation: int, size
     return phases
 
 
-@functools.lru_cache(maxsize=1024)
-def _tables(
-    geometry: Geometry,
-    size: Pair,
-    channels: int,
-    out_channels: int,
-    groups: int,
-    itemsize: int,
-    transposed: bool,
-) -> _Tables:
-    """Tables of the forward pass, or of the gradient by the input of `size`."""
-    kernel, stride, _, dilation, out = geometry
-    axes: list[Phases]
-    if transposed:
-        source, target, read, written = out, size, out_channels, channels
-        in_step, out_step = (1, 1), stride
-        axes = [_transposed_axis(*options) for options in zip(*geometry[:4], size, strict=True)]
-    else:
-        source, target, read, written = size, out, channels, out_channels
-        in_step, out_step = stride, (1, 1)
-        axes = [_forward_axis(*options) for options in zip(*geometry, strict=True)]
-    slides = stride[1] == dilation[1] == 1 and kernel[1] <= LONGEST_SPAN
-    span = kernel[1] if slides else 1
-    lanes, depth, each = cpu.lanes(itemsize), read // groups, written // groups
-    pixels = kernels.grouped_tile.tile_pixels(span)
+class _Tables:
+    """Tables of the phases and of their steps, each of which is `span` taps of a kernel's row."""
 
-    phases, taps = [], []
-    deltas: list[int] = []
-    steps: list[Pair] = []
-    masks: list[int] = []
-    for i, rows, row_taps in axes[0]:
-        for j, columns, column_taps in axes[1]:
-            starts = []
-            first = len(deltas)
-            for row, r in row_taps:
-                for begin in range(0, len(column_taps), span):
-                    run = column_taps[begin : begin + span]
-                    for d in range(depth):
-                        deltas.append(row)
-                        steps.append(((row * source[1] + run[0][0]) * read, d))
-                        taps += [(r * kernel[1] + s, d) for _, s in run]
-                        starts.append(run[0][0])
-            last = len(deltas)
-            phases.append((i, j, rows, columns, first, last, len(masks) - first))
-            inputs = np.arange(pixels + span - 1)
-            for t in range(0, columns, pixels):
-                column = (t + inputs) * in_step[1] + np.array(starts, np.int64)[:, None]
-                exists = (column >= 0) & (column < source[1]) & (inputs < columns - t + span - 1)
-                masks += list(exists @ (1 << inputs))
-    per_vector = min(lanes // depth, lanes // each, groups)
-    words = itemsize // 4
-    lane = np.arange(lanes)
+    def __init__(
+        self, shape: ConvShape, sizes: kernels.depthwise.Sizes, transposed: bool, span: int
+    ) -> None:
+        self.deltas: list[int] = []
+        self.steps: list[tuple[int, int]] = []
+        self.masks: list[int] = []
+        self.taps: list[tuple[int, int]] = []
+        self._sizes, self._span = sizes, span
+        self._depth = sizes.read // sizes.groups
+        axis = _transposed_axis if transposed else _forward_axis
+        out = (sizes.out_height, sizes.out_width)
+        rows, columns = (axis(*options) for options in zip(*shape.geometry[:4], out, strict=True))
+        phases = []
+        for i, row_count, row_taps in rows:
+            for j, column_count, column_taps in columns:
+                first = len(self.deltas)
+                masks = len(self.masks) - first  # added to the number of a step
+                starts = self._add_steps(shape.kernel[1], row_taps, column_taps)
+                self._add_masks(column_count, starts)
+                phases.append((i, j, row_count, column_count, first, len(self.deltas), masks))
+        self.phases = np.array(phases, np.int64).reshape(-1, 7)
+        self.phases[:, 6] += 2 * len(self.deltas)
+
+    def _add_steps(
+        self, kernel: int, row_taps: list[tuple[int, int]], column_taps: list[tuple[int, int]]
+    ) -> list[int]:
+        """Add the steps of a phase; the column of each step's first tap."""
+        starts = []
+        for row, r in row_taps:
+            for begin in range(0, len(column_taps), self._span):
+                run = column_taps[begin : begin + self._span]
+                column = run[0][0]
+                for d in range(self._depth):
+                    self.deltas.append(row)
+                    self.steps.append(((row * self._sizes.width + column) * self._sizes.read, d))
+                    self.taps += [(r * kernel + s, d) for _, s in run]
+                    starts.append(column)
+        return starts
+
+    def _add_masks(self, columns: int, starts: list[int]) -> None:
+        """Add the masks of a phase: which pixels of the input exist, for each tile and step."""
+        sizes, beyond = self._sizes, self._span - 1
+        pixels = kernels.grouped_tile.tile_pixels(self._span)
+        inputs = np.arange(pixels + beyond)
+        for t in range(0, columns, pixels):
+            column = (t + inputs) * sizes.column_in + np.array(starts, np.int64)[:, None]
+            exists = (column >= 0) & (column < sizes.width) & (inputs < columns - t + beyond)
+            self.masks += list(exists @ (1 << inputs))
+
+
+def _order(depth: int, each: int, per_vector: int, itemsize: int) -> np.ndarray:
+    """Of each channel of a group: 32-bit words of the input that a vector's lanes read."""
+    words, lane = itemsize // 4, np.arange(cpu.lanes(itemsize))
     reads = np.where(lane < per_vector * each, lane // each * depth, 0)
     order = (reads + np.arange(depth)[:, None])[..., None] * words + np.arange(words)
-    offset = 2 * len(deltas)
-    table = np.array(phases, np.int64).reshape(-1, 7)
-    table[:, 6] += offset
-    return _Tables(
-        ((0,) * span, () if depth == each == 1 else (0,)),
-        (source, target, in_step, out_step),
-        (read, written, groups, per_vector, lanes),
-        table,
-        np.array(deltas, np.int64),
-        np.array([*np.ravel(steps), *masks], np.int64),
-        np.ascontiguousarray(order.reshape(-1), np.int32),
-        np.array(taps, np.int64).reshape(-1, 2),
-    )
-
-
-def suits(channels: int, out_channels: int, groups: int, itemsize: int) -> bool:
-    """Whether this fills more lanes than a GEMM for each group, whose panels are half a vector."""
-    lanes, depth, each = cpu.lanes(itemsize), channels // groups, out_channels // groups
-    panel = lanes if 2 * each > lanes else lanes // 2
-    per_vector = min(lanes // depth, lanes // each, groups)
-    return per_vector * panel >= lanes
-
-
-def _pack(weight: np.ndarray, tables: _Tables, transposed: bool) -> np.ndarray:
-    packed = memory.empty(tables.packed_size, weight.dtype)
-    cells = weight.reshape(*weight.shape[:2], -1)
-    kernels.depthwise.pack_taps(cells, tables.taps, transposed, tables.channels, packed)
-    return packed
-
-
-def _correlate(
-    x: np.ndarray,
-    weight: np.ndarray,
-    init: np.ndarray,
-    least: float,
-    tables: _Tables,
-    transposed: bool,
-) -> np.ndarray:
-    images, written = x.shape[0], tables.channels[1]
-    y = memory.empty((images, *tables.sizes[1], written), x.dtype)
-    pieces = -(-CHUNKS // max(images, 1))
-    piece = -(-max(int(tables.phases[0, 2]), 1) // (pieces * BAND)) * BAND
-    work = y.size * weight.shape[1] * weight.shape[2] * weight.shape[3] / 8
-    kernels.depthwise.correlate(
-        tables.shape,
-        x.reshape(-1),
-        _pack(weight, tables, transposed),
-        init,
-        x.dtype.type(least),
-        tables.sizes,
-        tables.channels,
-        tables.phases,
-        tables.deltas,
-        tables.steps,
-        tables.order,
-        (piece, BAND),
-        tables.pixels,
-        images,
-        threads.workers_for(work),
-        y.reshape(-1),
-    )
-    return y
-
-
-def forward(
-    x: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray,
-    geometry: Geometry,
-    groups: int,
-    relu: bool = False,
-) -> np.ndarray:
-    """Convolution, and ReLU where asked: x (N, H, W, C) gives (N, OH, OW, M)."""
-    _, *size, channels = x.shape
-    tables = _tables(
-        geometry, (size[0], size[1]), channels, weight.shape[0], groups, x.itemsize, False
-    )
-    return _correlate(x, weight, bias, 0 if relu else -np.inf, tables, False)
-
-
-def input_gradient(
-    dy: np.ndarray, weight: np.ndarray, geometry: Geometry, size: Pair, groups: int
-) -> np.ndarray:
-    """Gradient (N, H, W, C) by the input of `size` (H, W) of dy (N, OH, OW, M)."""
-    channels = weight.shape[1] * groups
-    tables = _tables(geometry, size, channels, weight.shape[0], groups, dy.itemsize, True)
-    return _correlate(dy, weight, memory.zeros(channels, dy.dtype), -np.inf, tables, True)
-
-
-def weight_gradient(
-    x: np.ndarray, dy: np.ndarray, geometry: Geometry, groups: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Gradients by weight (M, C/G, R, S) and bias (M,) of x (N, H, W, C) and dy (N, OH, OW, M)."""
-    n, height, width, channels = x.shape
-    m, depth = dy.shape[3], channels // groups
-    tables = _tables(geometry, (height, width), channels, m, groups, x.itemsize, False)
-    every = n * dy.shape[1]
-    rows = max(1, -(-every // CHUNKS))
-    chunks = max(1, -(-every // rows))
-    dw, db = memory.empty((m, depth, *geometry[0]), x.dtype), memory.empty(m, x.dtype)
-    size = tables.packed_size + tables.vectors * tables.channels[4]
-    parts = memory.empty((chunks, size), x.dtype)
-    work = dy.size * depth * geometry[0][0] * geometry[0][1] / 8
-    kernels.depthwise.correlate_weight(
-        tables.shape,
-        x.reshape(-1),
-        dy.reshape(-1),
-        tables.taps,
-        tables.sizes,
-        tables.channels,
-        tables.phases,
-        tables.deltas,
-        tables.steps,
-        tables.order,
-        rows,
-        every,
-        tables.pixels,
-        threads.workers_for(work),
-        parts,
-        dw.reshape(m, depth, -1),
-        db,
-    )
-    return dw, db
+    return np.ascontiguousarray(order.reshape(-1), np.int32)

@@ -1,6 +1,6 @@
 """Convolution to few output channels: plan and allocations of `kernels.planar`.
 
-Internal to `ops.conv` and `ops.conv.pooled`, which check arguments.
+`ops.conv.pooled` runs it with the max pooling that follows.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import numpy as np
 
 from fastlayers.kernels import conv as kernels
 from fastlayers.kernels import gemm
+from fastlayers.ops.conv.algorithm import Algorithm, Pass
 from fastlayers.ops.conv.shape import ConvShape
 from fastlayers.ops.layout import kernel_ready, to_channels_last
 from fastlayers.runtime import cpu, memory, threads
 from fastlayers.runtime.facts import plain
 
-__all__ = ["Planes", "forward", "planes", "raw_images"]
+__all__ = ["Planar", "Planes", "forward", "planes", "raw_images"]
 
 # Outputs of a band, of all channels, which stay in L1 beside the inputs.
 BAND_BYTES = 16 * 1024
@@ -79,6 +80,32 @@ class Planes:
             and c * kh * pitch * shape.itemsize <= ROWS_BYTES
             and 0.85 * m / padded / waste(step) > channels
         )
+
+
+class Planar(Algorithm):
+    """Convolution to few output channels, whose lanes are pixels."""
+
+    name = "planar"
+    any_layout = True
+
+    @classmethod
+    def serves(cls, shape: ConvShape, which: Pass) -> bool:
+        """Forward, where lanes over pixels are better filled than those over channels."""
+        return which is Pass.FORWARD and planes(shape, 1) is not None
+
+    def describe(self, which: Pass) -> str:
+        """Its name and the output channels."""
+        return f"planar, {self.shape.out_channels} output channels"
+
+    @functools.cached_property
+    def _planes(self) -> Planes:
+        return Planes(self.shape, 1)
+
+    def forward(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool
+    ) -> np.ndarray:
+        """Output (N, OH, OW, M)."""
+        return forward(x, weight, bias, self._planes, relu)[0]
 
 
 @functools.lru_cache(maxsize=256)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from fastlayers.kernels import conv as kernels
 from fastlayers.ops import check
-from fastlayers.ops.conv import Convolution, Grads, Padding, planar, prepare, winograd_rows
-from fastlayers.ops.conv.pooled_plan import Pooled, Routes
-from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_last
-from fastlayers.ops.pool.max_pool import max_pool2d_backward, max_pool2d_forward
-from fastlayers.ops.pool.window import window as checked_window
-from fastlayers.runtime import backend, memory, threads
+from fastlayers.ops.conv.algorithm import Pass
+from fastlayers.ops.conv.convolution import Convolution, Grads, Padding, prepare
+from fastlayers.ops.conv.pooled_routes import Pool, PooledAlgorithm, Separate, Setting, choose
+from fastlayers.ops.pool.window import window
 
 __all__ = [
     "PooledConvolution",
@@ -24,11 +20,9 @@ __all__ = [
     "prepare_pooled",
 ]
 
-Pool = tuple[Any, Any, Any, Any, bool]
-
 
 class PooledConvolution:
-    """Checked options of a call, and the kernels that serve it; kept for such calls."""
+    """Checked options of a call, and the algorithms that serve it; kept for such calls."""
 
     def __init__(self, op: str, convolution: Convolution, pool: Pool, relu: bool) -> None:
         if not isinstance(pool, tuple) or len(pool) != 5:
@@ -36,74 +30,35 @@ class PooledConvolution:
                 f"{op}: pool must be (kernel_size, stride, padding, dilation, ceil_mode), "
                 f"got {pool!r}"
             )
-        self.convolution, self.pool, self.relu = convolution, pool, relu
-        shape = convolution.shape
-        self.window = checked_window(op, *pool[:4])
-        size = self.window.out_size(op, shape.out_size, bool(pool[4]))
-        self.out_shape: tuple[int, ...] = (*shape.out_shape[:2], *size)
-        if convolution.unbatched:
-            self.out_shape = self.out_shape[1:]
-        # Windows of 2x2 for batches of few channels, and for few output channels; images that are
-        # pooled from L2; the gradients.
-        self.rows: winograd_rows.Plan | None = None
-        self.planes: planar.Planes | None = None
-        self.pooled: Pooled | None = None
-        self.routes: Routes | None = None
-        if convolution.tile or backend.NUMPY:
-            return
-        halved = (shape.out_size[0] // 2, shape.out_size[1] // 2)
-        if self.window.geometry == ((2, 2), (2, 2), (0, 0), (1, 1)) and size == halved:
-            self.planes = planar.planes(shape, 2)
-            if convolution.rows and min(halved):
-                self.rows = winograd_rows.plan(shape, pooled=2)
-        pooled, routes = Pooled(shape, self.window, size), Routes(shape, self.window, size)
-        self.pooled = pooled if pooled.serves else None
-        self.routes = routes if routes.serves else None
+        self.relu = relu
+        pooling, images = window(op, *pool[:4]), convolution.out_shape
+        size = pooling.out_size(op, convolution.shape.out_size, bool(pool[4]))
+        self.out_shape: tuple[int, ...] = (*images[:-2], *size)
+        setting = Setting(convolution, pool, pooling, size)
+        self._separate = Separate(setting)
+        # All gradients are of one algorithm.
+        self._forward = choose(setting, Pass.FORWARD)
+        self._backward = choose(setting, Pass.BACKWARD_WEIGHT)
+        # Whether its forward pass reads images in the layout that they come in.
+        fused = not isinstance(self._forward.algorithm, Separate)
+        self.any_layout = fused or convolution.any_layout
+
+    def algorithm(self, which: Pass) -> PooledAlgorithm:
+        """The algorithm that serves a pass."""
+        return (self._forward if which is Pass.FORWARD else self._backward).algorithm
+
+    def reasons(self) -> list[tuple[str, str, str]]:
+        """Each pass, what computes it, and why."""
+        choices = (self._forward, self._backward, self._backward)
+        pairs = zip(Pass, choices, strict=True)
+        return [(which, made.algorithm.describe(which), made.reason) for which, made in pairs]
 
     def forward(
         self, input: np.ndarray, weight: np.ndarray, bias: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Outputs and their cells, of arrays that were checked."""
-        convolution = self.convolution
-        if not input.size or not (self.rows or self.planes or self.pooled):
-            return max_pool2d_forward(
-                convolution.forward(input, weight, bias, self.relu), *self.pool
-            )
-        x, w = input[None] if convolution.unbatched else input, kernel_ready(weight)
-        if self.rows:
-            y, cells = winograd_rows.forward(x, w, bias, self.rows, self.relu)
-        elif self.planes:
-            y, cells = planar.forward(x, w, bias, self.planes, self.relu)
-        else:
-            y, cells = self._pooled(x, w, bias)
-        y, cells = from_channels_last(y), from_channels_last(cells)
-        return (y[0], cells[0]) if convolution.unbatched else (y, cells)
-
-    def _pooled(
-        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        plan: Any = self.pooled
-        dtype, workers = x.dtype, threads.workers_for(plan.work)
-        flat, channels_first = planar.raw_images(x)
-        y, cells = memory.empty(plan.out_shape, dtype), memory.empty(plan.out_shape, np.uint8)
-        (work,) = memory.scratch((plan.packed + workers * plan.per_worker,), dtype)
-        kernels.pooled.conv2d_max_pool2d(
-            flat,
-            channels_first,
-            weight.reshape(-1),
-            bias,
-            dtype.type(0.0 if self.relu else -np.inf),
-            plan.sizes,
-            plan.frame,
-            plan.tables,
-            self.window.geometry,
-            plan.out_shape[0],
-            workers,
-            work,
-            y.reshape(-1),
-            cells.reshape(-1),
-        )
-        return y, cells
+        algorithm = self._forward.algorithm if input.size else self._separate
+        return algorithm.forward(input, weight, bias, self.relu)
 
     def backward(
         self,
@@ -117,44 +72,9 @@ class PooledConvolution:
         """Gradients, of arrays that were checked."""
         if not any(needs):
             return None, None, None
-        convolution, routes = self.convolution, self.routes
-        if routes is None or offsets.dtype != np.uint8 or not input.size:
-            arguments = (grad_output, offsets, convolution.out_shape, *self.pool[:4])
-            dy = max_pool2d_backward(*arguments, output=output if self.relu else None)
-            return convolution.backward(dy, input, weight, needs)
-        if convolution.unbatched:
-            grad_output, output, offsets = grad_output[None], output[None], offsets[None]
-            input = input[None]
-        shape, dtype = convolution.shape, input.dtype
-        dy = to_channels_last(grad_output).reshape(-1)
-        cells = to_channels_last(offsets).reshape(-1)
-        y = to_channels_last(output).reshape(-1) if self.relu else dy
-        flat, channels_first = planar.raw_images(input)
-        workers = threads.workers_for(routes.work)
-        dx = memory.empty(shape.images, dtype) if needs[0] else None
-        dw, db = memory.empty(shape.weight, dtype), memory.empty(shape.out_channels, dtype)
-        (work,) = memory.scratch((routes.places[2] + workers * routes.per_worker,), dtype)
-        kernels.pooled.conv2d_max_pool2d_backward(
-            routes.tile,
-            (dy, y, cells, self.relu),
-            flat,
-            channels_first,
-            kernel_ready(weight).reshape(-1),
-            routes.sizes,
-            routes.taps,
-            routes.fields,
-            routes.cut,
-            (bool(needs[0]), bool(needs[1] or needs[2])),
-            workers,
-            routes.places,
-            work,
-            flat if dx is None else dx.reshape(-1),
-            dw.reshape(-1),
-            db,
-        )
-        if dx is not None:
-            dx = from_channels_last(dx)[0] if convolution.unbatched else from_channels_last(dx)
-        return dx, dw if needs[1] else None, db if needs[2] else None
+        usual = input.size and offsets.dtype == np.uint8
+        algorithm = self._backward.algorithm if usual else self._separate
+        return algorithm.backward(grad_output, output, offsets, input, weight, self.relu, needs)
 
 
 @functools.lru_cache(maxsize=1024, typed=True)

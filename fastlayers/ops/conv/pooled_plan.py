@@ -1,17 +1,19 @@
-"""Plans of `ops.conv.pooled`: how the fused kernels cut a convolution with its max pooling."""
+"""How the kernels of `kernels.pooled` cut a convolution with its max pooling, and its gradients."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from fastlayers.kernels import conv as kernels
 from fastlayers.kernels import gemm
 from fastlayers.ops.conv.shape import ConvShape
 from fastlayers.ops.pool.window import Window
 from fastlayers.runtime import cpu
+from fastlayers.runtime.facts import plain
 
-__all__ = ["Pooled", "Routes"]
+__all__ = ["ImagePlan", "SparsePlan"]
 
-# Partial sums of the weight's gradient.
+# Partial sums of the weight gradient.
 CHUNKS = 16
 # The weight at its place for each cell of a window, and an image, which should stay in L2.
 PLACED_BYTES = 256 * 1024
@@ -25,7 +27,7 @@ def _aligned(size: int) -> int:
     return -(-size // 16) * 16
 
 
-def _frame(shape: ConvShape) -> tuple[int, int]:
+def _padded_size(shape: ConvShape) -> tuple[int, int]:
     """Rows and columns of an image with all that the kernel reads of its padding."""
     rows, columns = (
         max((out - 1) * step + gap * (taps - 1) + 1, size + before)
@@ -36,85 +38,123 @@ def _frame(shape: ConvShape) -> tuple[int, int]:
     return rows, columns
 
 
-class Pooled:
-    """Plan of `kernels.pooled.conv2d_max_pool2d`."""
+class ImagePlan:
+    """Images whose output stays in L2, from where it is pooled."""
 
     def __init__(self, shape: ConvShape, window: Window, out_size: tuple[int, int]) -> None:
         n, height, width, c = shape.images
         m, _, kh, kw = shape.weight
         (sh, sw), (dh, dw), (oh, ow) = shape.stride, shape.dilation, shape.out_size
-        lanes, frame = cpu.lanes(shape.itemsize), _frame(shape)
-        pitch = frame[1] * c
+        lanes, (rows, columns) = cpu.lanes(shape.itemsize), _padded_size(shape)
+        pitch = columns * c
         runs, length = np.arange(kh) * (dh * pitch), kw * c
         if dw > 1:
             runs, length = np.add.outer(runs, np.arange(kw) * (dw * c)).ravel(), c
         pixels = np.add.outer(np.arange(oh) * (sh * pitch), np.arange(ow) * (sw * c)).ravel()
         panel = gemm.gemm.panel_width(m, lanes)
         tables = pixels, runs, np.arange(len(runs)) * (length * panel)
-        self.tables = tuple(table.astype(np.int64) for table in tables)
-        image = _aligned(frame[0] * pitch)
-        self.sizes = ((height, width, c), (oh, ow, m), out_size, (image, length, lanes))
-        self.frame = (*shape.padding, *frame)
+        image = _aligned(rows * pitch)
         self.out_shape = (n, *out_size, m)
         self.packed = -(-m // panel) * panel * kh * kw * c
-        self.per_worker = image + oh * ow * m
+        self.worker_elements = image + oh * ow * m
+        facts = kernels.pooled.Facts(
+            kernels.padded.Images(height, width, c, *shape.padding, rows, columns, image),
+            n,
+            oh,
+            ow,
+            m,
+            kernels.pooled.Window(*(size for pair in window.geometry for size in pair)),
+            *out_size,
+            length,
+            *(table.astype(np.int64) for table in tables),
+            self.packed,
+            self.worker_elements,
+        )
+        self.facts = plain(facts)
         self.work = 2 * shape.pixels * kh * kw * c * -(-m // lanes)
-        cells = window.kernel[0] * window.kernel[1]
         self.serves = (
             shape.groups == 1
-            and cells <= 256
-            and self.per_worker * shape.itemsize <= IMAGE_BYTES
+            and window.cells <= 256
+            and self.worker_elements * shape.itemsize <= IMAGE_BYTES
             and self.packed * shape.itemsize <= PLACED_BYTES
         )
 
 
-class Routes:
-    """Plan of `kernels.pooled.conv2d_max_pool2d_backward`."""
+class SparsePlan:
+    """Gradients as sums over the pooled outputs, each of which has one cell of its window."""
 
     def __init__(self, shape: ConvShape, window: Window, out_size: tuple[int, int]) -> None:
         n, height, width, c = shape.images
         m, _, kh, kw = shape.weight
-        (sh, sw), (oh, ow), (ph, pw) = shape.stride, shape.out_size, out_size
-        (rows, columns), (down, across), _, (gap, skip) = window.geometry
         lanes, registers = cpu.lanes(shape.itemsize), 2 * cpu.tile_rows()
-        # The padded image, and in it the common field of a window's cells.
-        frame = _frame(shape)
-        pitch = frame[1] * c
-        field = (rows - 1) * gap * sh + kh, ((columns - 1) * skip * sw + kw) * c
-        fields = np.arange(ph)[:, None] * (down * sh * pitch) + np.arange(pw) * (across * sw * c)
-        places = np.arange(rows)[:, None] * (gap * sh), np.arange(columns) * (skip * sw * c)
-        in_image, in_field = (places[0] * step + places[1] for step in (pitch, field[1]))
-        table = [offsets.ravel() for offsets in (fields, in_image, in_field)]
+        rows, columns = _padded_size(shape)
+        field, table = _field(shape, window, out_size, columns * c)
         # Vectors that stay in registers, of the kernel's rows and of a field.
         vectors = -(-kw * c // lanes)
         steps = -(-kh * vectors // registers)
         held = -(-kh // steps)
-        mixed = -(-field[0] * field[1] // lanes)
-        mixes = -(-mixed // registers)
-        mixed = -(-mixed // mixes)
-        image = _aligned((frame[0] + held * steps - kh) * pitch + lanes)
+        field_vectors = -(-field[0] * field[1] // lanes)
+        field_steps = -(-field_vectors // registers)
+        field_vectors = -(-field_vectors // field_steps)
+        mixed = field_steps * field_vectors * lanes
+        image = _aligned((rows + held * steps - kh) * columns * c + lanes)
         part = _aligned(m * (steps * held * vectors * lanes + 1))
         chunks = max(1, min(CHUNKS, n))
-        pixels, cells = ph * pw, rows * columns
-        self.tile = ((0,) * held, (0,) * vectors, (0,) * mixed)
-        self.sizes = (n, (height, width, c), (*shape.padding, *frame), m)
-        self.taps = (kh, kw, kw * c, c)
-        self.fields = (np.concatenate(table).astype(np.int64), pixels, cells, field)
-        self.cut = (chunks, steps, mixes, image, part)
-        placed = m * cells * mixes * mixed * lanes
-        turned_at = chunks * part + placed
-        self.places = (chunks * part, turned_at, turned_at + _aligned(kh * kw * c))
-        self.per_worker = 2 * image + mixes * mixed * lanes
-        cost = WEIGHT_COST * kh * vectors + INPUT_COST * mixes * mixed
+        pixels, cells = out_size[0] * out_size[1], window.cells
+        placed, by_tap = m * cells * mixed, chunks * part + m * cells * mixed
+        self.workers_at, self.worker_elements = by_tap + _aligned(kh * kw * c), 2 * image + mixed
+        facts = kernels.pooled.GradientFacts(
+            kernels.pooled.Sums((0,) * held, (0,) * vectors, (0,) * field_vectors),
+            kernels.padded.Images(height, width, c, *shape.padding, rows, columns, image),
+            n,
+            m,
+            kernels.pooled.Taps(kh, kw, steps),
+            kernels.pooled.Field(*field, cells, pixels, table, field_steps),
+            chunks,
+            kernels.pooled.Places(
+                part, chunks * part, by_tap, self.workers_at, self.worker_elements
+            ),
+        )
+        self.facts = plain(facts)
+        cost = WEIGHT_COST * kh * vectors + INPUT_COST * field_steps * field_vectors
         self.work = 2 * n * pixels * m * cost  # loads and multiply-adds
         dense = 4 * DENSE_COST * shape.pixels * m * kh * kw * c / lanes
         self.serves = (
             (shape.groups, shape.dilation, window.padding) == (1, (1, 1), (0, 0))
-            and (ph - 1) * down + (rows - 1) * gap < oh
-            and (pw - 1) * across + (columns - 1) * skip < ow
+            and _inside(shape, window, out_size)
             and cells <= 256
             and vectors <= registers
             and placed * shape.itemsize <= PLACED_BYTES
             and image * shape.itemsize <= IMAGE_BYTES
             and self.work < dense
         )
+
+
+def _field(
+    shape: ConvShape, window: Window, out_size: tuple[int, int], pitch: int
+) -> tuple[tuple[int, int], np.ndarray]:
+    """Rows of what a window's cells see, elements of each, and the table of `kernels.pooled.Field`.
+
+    An image's rows are `pitch` elements apart.
+    """
+    (sh, sw), c = shape.stride, shape.channels
+    (rows, columns), (down, across), _, (gap, skip) = window.geometry
+    height = (rows - 1) * gap * sh + shape.kernel[0]
+    width = ((columns - 1) * skip * sw + shape.kernel[1]) * c
+    fields = np.add.outer(
+        np.arange(out_size[0]) * (down * sh * pitch), np.arange(out_size[1]) * (across * sw * c)
+    )
+    cell_rows, cell_columns = np.arange(rows) * (gap * sh), np.arange(columns) * (skip * sw * c)
+    cells = (np.add.outer(cell_rows * step, cell_columns) for step in (pitch, width))
+    table = np.concatenate([offsets.ravel() for offsets in (fields, *cells)])
+    return (height, width), table.astype(np.int64)
+
+
+def _inside(shape: ConvShape, window: Window, out_size: tuple[int, int]) -> bool:
+    """Whether no window reaches beyond the convolution's output."""
+    return all(
+        (count - 1) * step + (cells - 1) * gap < size
+        for count, step, cells, gap, size in zip(
+            out_size, window.stride, window.kernel, window.dilation, shape.out_size, strict=True
+        )
+    )

@@ -1,29 +1,27 @@
-"""Plans of Winograd convolution: 3x3 kernels at stride 1 and any dilation, one group.
+"""Winograd convolution: 3x3 kernels at stride 1 and any dilation, one group.
 
-Internal to `ops.conv`, which checks arguments. Images are C-contiguous (N, H, W, C), weights
-(M, C, 3, 3), with at least `cpu.lanes` channels on either side.
+Plans and allocations of `kernels.conv.winograd.forward` and `weight`; `ops.conv` checks arguments.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastlayers.kernels import conv as kernels
+from fastlayers.ops.conv.algorithm import Algorithm, Pass
+from fastlayers.ops.conv.shape import ConvShape
+from fastlayers.ops.layout import to_channels_last
 from fastlayers.runtime import cpu, memory, threads
+from fastlayers.runtime.facts import plain
 
-__all__ = [
-    "LEAST_CHANNELS",
-    "LEAST_TERMS",
-    "backward_input",
-    "backward_weight",
-    "choose",
-    "forward",
-]
+if TYPE_CHECKING:
+    from fastlayers.kernels.conv.winograd.tiles import Tiles
+
+__all__ = ["LEAST_CHANNELS", "LEAST_TERMS", "ForcedWinograd", "Winograd", "choose"]
 
 # Transformed inputs and products of one block stay in L2, where that leaves a block of at least
 # 48 tiles: each block reads the whole transformed weight.
@@ -42,17 +40,11 @@ PANEL_TILES = 128
 # Partial sums of the weight gradient: at most 16, and 64 MiB in all.
 CHUNKS = 16
 CHUNK_BYTES = 64 * 1024 * 1024
-# Results of this size are written past the caches. Forward and the batch norm that reads it take
-# 0.92 of the time at 8 MiB (16 channels; 2 threads 0.97), but up to 1.05 at 4; both gradients and
-# the batch norm's, which meets the input's after that by the weight, 0.92 at 8 and 0.94 to 1.00 at
-# 2 MiB (2 threads 0.94, 0.96 to 0.99).
+# Results of this size are written by non-temporal stores. Forward and the batch norm that reads it
+# take 0.92 of the time at 8 MiB (16 channels; 2 threads 0.97), but up to 1.05 at 4; both gradients
+# and the batch norm's, which meets the input gradient after the weight gradient, 0.92 at 8 and 0.94
+# to 1.00 at 2 MiB (2 threads 0.94, 0.96 to 0.99).
 STREAMED, STREAMED_GRADIENT = 8 << 20, 2 << 20
-# Below them a result is raised, by type and whether there is a ReLU.
-_FLOORS = {
-    (np.dtype(t), relu): t(0 if relu else -np.inf)
-    for t in (np.float32, np.float64)
-    for relu in (False, True)
-}
 
 Pair = tuple[int, int]
 
@@ -65,151 +57,6 @@ def _grid(tile: int, size: Pair, dilation: Pair) -> Pair:
     return down, across
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """All that follows from the shapes of a call; kept for the next such call."""
-
-    tile: int
-    images: tuple[int, int, int, int]  # N, H, W, C
-    filters: int
-    out_size: Pair
-    padding: Pair
-    dilation: Pair
-    itemsize: int
-
-    @functools.cached_property
-    def channels(self) -> int:
-        return self.images[3]
-
-    @functools.cached_property
-    def sizes(self) -> tuple[int, int]:
-        return self.channels, self.filters
-
-    @functools.cached_property
-    def geometry(self) -> tuple[Pair, Pair, Pair, Pair, Pair]:
-        """All of the window and its tiles, as kernels take it."""
-        return (self.images[1:3], self.out_size, self.padding, self.dilation, self.grid)
-
-    @functools.cached_property
-    def lanes(self) -> int:
-        return cpu.lanes(self.itemsize)
-
-    @functools.cached_property
-    def points(self) -> int:
-        return (self.tile + 2) ** 2
-
-    @functools.cached_property
-    def grid(self) -> Pair:
-        """Tiles of an image."""
-        return _grid(self.tile, self.out_size, self.dilation)
-
-    @functools.cached_property
-    def tiles(self) -> int:
-        """Of all images."""
-        return self.images[0] * self.grid[0] * self.grid[1]
-
-    @functools.cached_property
-    def zeros(self) -> int:
-        """Of the longest row of pixels that is read, and of the first tile's left edge."""
-        return (max(self.images[2], self.out_size[1]) + self.tile + 2) * max(self.sizes)
-
-    @functools.cached_property
-    def tile_bytes(self) -> int:
-        """Both sides of one tile, transformed."""
-        return self.points * sum(self.sizes) * self.itemsize
-
-    @functools.cached_property
-    def step(self) -> int:
-        """Tiles of a block: a multiple of 4, and blocks of one size, an even number of them."""
-        fits = max(BLOCK_BYTES // self.tile_bytes, LEAST_TILES)
-        fits = max(min(fits, WORK_BYTES // self.tile_bytes), 4)
-        blocks = max(-(-self.tiles // fits), min(8, self.tiles // 24), 2)
-        return -(-self.tiles // (blocks + blocks % 2) // 4) * 4 or 4
-
-    @functools.cached_property
-    def span(self) -> int:
-        """Tiles of a chunk of the weight gradient."""
-        one = self.filters * 9 * self.channels * self.itemsize
-        most = max(self.tiles // 64, min(2, self.tiles // 16))
-        chunks = max(1, min(CHUNKS, CHUNK_BYTES // one, most))
-        chunks += chunks > 1 and chunks % 2  # 3 would take two threads as long as 4
-        return max(1, -(-self.tiles // chunks))
-
-    @functools.cached_property
-    def deep_step(self) -> int:
-        """Tiles of a block of the weight gradient: a chunk in equal parts."""
-        fits = max(min(WORK_BYTES // self.tile_bytes, 256), 4)
-        blocks = -(-self.span // fits)
-        return -(-self.span // blocks)
-
-    @functools.cached_property
-    def many_panels(self) -> bool:
-        """Whether panels of filters are enough tasks."""
-        return self.tiles > 0 and self.filters >= 8 * 2 * self.lanes
-
-    @functools.cached_property
-    def by_panels(self) -> bool:
-        """Whether a panel of filters meets all tiles, since the weight is larger than they are.
-
-        Of 4 images of 14 x 14, 512 -> 512: 15.9 ms by panels, 19.5 by tiles.
-        """
-        return self.many_panels and self.tiles < self.filters and not self.filters % self.lanes
-
-    @functools.cached_property
-    def gradient_by_panels(self) -> bool:
-        """Whether the weight gradient transforms all tiles first; see `PANEL_TILES`."""
-        return self.many_panels and self.tiles <= PANEL_TILES
-
-    @functools.cached_property
-    def whole_lines(self) -> bool:
-        """Whether each vector of the output is a cache line.
-
-        Of 16 pixels that are written in turn, halves of lines would leave the core one by one: 1.5
-        times as slow with AVX2's vectors.
-        """
-        return self.filters % self.lanes == 0 and self.lanes * self.itemsize == memory.ALIGNMENT
-
-    @functools.cached_property
-    def out_shape(self) -> tuple[int, int, int, int]:
-        return (self.images[0], *self.out_size, self.filters)
-
-    @functools.cached_property
-    def forward_sizes(self) -> tuple[int, int]:
-        """Elements of the transformed weight, or of all inputs by panels, and of a worker."""
-        home, tile, lanes = kernels.winograd.forward, self.tile, self.lanes
-        if self.by_panels:
-            v = self.points * home.matrix_stride(self.tiles, self.channels, lanes)
-            return v, home.panel_work(tile, self.tiles, self.channels, lanes)
-        u = home.filter_size(tile, *self.sizes, lanes)
-        return u, home.forward_work(tile, self.step, *self.sizes, lanes)
-
-    @functools.cached_property
-    def gradient_sizes(self) -> tuple[int, int]:
-        """Elements of a worker, and of the partial sums."""
-        home = kernels.winograd.weight
-        step = 0 if self.gradient_by_panels else self.deep_step
-        chunks = 1 if self.gradient_by_panels else max(1, -(-self.tiles // self.span))
-        size = self.filters * 9 * home.gradient_row(self.channels, self.lanes)
-        return home.gradient_work(self.tile, step, *self.sizes, self.lanes), chunks * size
-
-    @functools.cached_property
-    def matrices(self) -> tuple[int, int]:
-        """Elements of all transformed inputs, and of the gradients."""
-        stride = kernels.winograd.forward.matrix_stride
-        first, second = (self.points * stride(self.tiles, n, self.lanes) for n in self.sizes)
-        return first, second
-
-    @functools.cached_property
-    def work(self) -> float:
-        return self.tiles * self.points * self.channels * self.filters / 8
-
-
-@functools.lru_cache(maxsize=1024)
-def _plan(*arguments: Any) -> _Plan:
-    return _Plan(*arguments)
-
-
-@functools.lru_cache(maxsize=1024)
 def choose(
     images: int,
     out_size: Pair,
@@ -220,7 +67,7 @@ def choose(
 ) -> int:
     """The tile that is expected to be fastest for a pass: 4, 2, or 0 for direct convolution.
 
-    `out_size` is what is cut into tiles: forward's output, or the image of the input's gradient,
+    `out_size` is what is cut into tiles: forward's output, or the image of the input gradient,
     for which `channels` and `filters` change places. Counts vector operations: multiply-adds at
     0.9 of the peak, of which the tiles at the edges waste some; 5.5 a transformed vector on
     either side and 5 a pixel of a tile for its address; 12 a vector of the transformed weight.
@@ -239,139 +86,232 @@ def choose(
     return min((direct, 0), (cost(2), 2), (cost(4), 4))[1]
 
 
-def forward(
-    x: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray,
-    padding: Pair,
-    dilation: Pair = (1, 1),
-    relu: bool = False,
-    tile: int = 4,
-) -> np.ndarray:
-    """Convolution of x (N, H, W, C) with weight (M, C, 3, 3) and bias (M,), to (N, OH, OW, M)."""
-    down, across = (2 * (p - d) for p, d in zip(padding, dilation, strict=True))
-    out = (x.shape[1] + down, x.shape[2] + across)
-    plan = _plan(tile, x.shape, weight.shape[0], out, padding, dilation, x.itemsize)
-    return _run(plan, x, weight, bias, relu, transposed=False)
+class Winograd(Algorithm):
+    """A convolution that it `can` compute, by tiles of 4 x 4 or 2 x 2 outputs."""
+
+    name = "winograd"
+    exact = False
+    LEAST_CHANNELS = LEAST_CHANNELS
+
+    def __init__(self, shape: ConvShape) -> None:
+        super().__init__(shape)
+        # Outputs on a side of a tile; the weight gradient has those of forward.
+        self.tile = self._tile(shape, Pass.FORWARD)
+        self.input_tile = self._tile(shape, Pass.BACKWARD_INPUT)
+
+    @classmethod
+    def can(cls, shape: ConvShape) -> bool:
+        """Whether it can compute such a convolution, however slowly."""
+        steps = (shape.kernel, shape.stride, shape.groups)
+        least = min(shape.channels, shape.out_channels)
+        return steps == ((3, 3), (1, 1), 1) and least >= LEAST_CHANNELS
+
+    @classmethod
+    def accurate(cls, shape: ConvShape, which: Pass) -> bool:
+        """Whether the shortest sums of a pass have as many terms as its errors need."""
+        return shape.fewest[list(Pass).index(which)] >= LEAST_TERMS
+
+    @classmethod
+    def serves(cls, shape: ConvShape, which: Pass) -> bool:
+        """As `Algorithm.serves`."""
+        return cls.can(shape) and cls.accurate(shape, which) and cls._tile(shape, which) > 0
+
+    @classmethod
+    def _tile(cls, shape: ConvShape, which: Pass) -> int:
+        """The tile that `choose` takes for a pass."""
+        size, channels = shape.out_size, (shape.channels, shape.out_channels)
+        if which is Pass.BACKWARD_INPUT:
+            size, channels = (shape.images[1], shape.images[2]), channels[::-1]
+        return choose(shape.images[0], size, *channels, shape.itemsize, shape.dilation)
+
+    def describe(self, which: Pass) -> str:
+        """Tile, kernel and channels."""
+        tile = self.input_tile if which is Pass.BACKWARD_INPUT else self.tile
+        channels, out = self.shape.channels, self.shape.out_channels
+        sides = f"{channels}" if channels == out else f"{channels} -> {out}"
+        return f"winograd F({tile}x{tile}), 3x3 at stride 1, {sides} channels"
+
+    @functools.cached_property
+    def _forward(self) -> _Convolution:
+        return _Convolution(self.shape, self.tile)
+
+    @functools.cached_property
+    def _backward_input(self) -> _Convolution:
+        """It is a convolution with the filters rotated by 180 degrees and transposed."""
+        return _Convolution(self.shape, self.input_tile, transposed=True)
+
+    @functools.cached_property
+    def _backward_weight(self) -> _WeightGradient:
+        return _WeightGradient(self.shape, self.tile)
+
+    def forward(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool
+    ) -> np.ndarray:
+        """Output (N, OH, OW, M), or the greater of it and 0."""
+        return self._forward.run(to_channels_last(x), weight, bias, relu)
+
+    def backward_input(self, dy: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """Input gradient (N, H, W, C)."""
+        plan = self._backward_input
+        return plan.run(dy, weight, plan.no_bias, False)
+
+    def backward_weight(self, x: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, None]:
+        """Weight gradient, and None for that of the bias."""
+        return self._backward_weight.run(to_channels_last(x), dy), None
 
 
-def backward_input(
-    dy: np.ndarray,
-    weight: np.ndarray,
-    padding: Pair,
-    dilation: Pair = (1, 1),
-    tile: int = 4,
-) -> np.ndarray:
-    """Gradient (N, H, W, C) of dy (N, OH, OW, M) by the input of `forward`.
+class ForcedWinograd(Winograd):
+    """`Winograd` where the caller asked for it: with tiles of 4 x 4 if direct should be faster."""
 
-    It is the convolution with the rotated, transposed filters, padded by 2 * dilation - padding.
-    """
-    size = tuple(n + 2 * (d - p) for n, d, p in zip(dy.shape[1:3], dilation, padding, strict=True))
-    rest = tuple(2 * d - p for d, p in zip(dilation, padding, strict=True))
-    plan = _plan(tile, dy.shape, weight.shape[1], size, rest, dilation, dy.itemsize)
-    return _run(plan, dy, weight, None, relu=False, transposed=True)
+    @classmethod
+    def _tile(cls, shape: ConvShape, which: Pass) -> int:
+        return super()._tile(shape, which) or 4
 
 
-def _run(
-    plan: _Plan,
-    x: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
-    relu: bool,
-    transposed: bool,
-) -> np.ndarray:
-    home, dtype, workers = kernels.winograd.forward, x.dtype, threads.workers_for(plan.work)
-    y = memory.empty(plan.out_shape, dtype)
-    size, share = plan.forward_sizes
-    zeros, matrices, work = memory.scratch((plan.zeros, size, workers * share), dtype)
-    if plan.by_panels:
-        home.winograd_by_panels(
-            plan.tile,
-            x.reshape(-1),
-            weight.reshape(-1),
-            transposed,
-            zeros if bias is None else bias,
-            _FLOORS[dtype, relu],
-            plan.sizes,
-            plan.geometry,
-            plan.tiles,
-            plan.lanes,
-            workers,
-            zeros,
-            matrices,
-            work,
-            y.reshape(-1),
-        )
+def _tiles(shape: ConvShape, tile: int, transposed: bool = False) -> Tiles:
+    """How a convolution is cut, or the one that gives its input gradient."""
+    n, height, width, channels = shape.images
+    sizes = (height, width), shape.out_size
+    sides = channels, shape.out_channels
+    padding = shape.padding
+    if transposed:
+        sizes, sides = sizes[::-1], sides[::-1]
+        (top, left), (down, across) = padding, shape.dilation
+        padding = 2 * down - top, 2 * across - left
+    grid = _grid(tile, sizes[1], shape.dilation)
+    total, lanes = n * grid[0] * grid[1], cpu.lanes(shape.itemsize)
+    tiles: Tiles = kernels.winograd.tiles.Tiles(
+        tile, *sides, *sizes[0], *sizes[1], *padding, *shape.dilation, *grid, total, lanes
+    )
+    return tiles
+
+
+class _Plan:
+    """What the plans of all passes have: sizes that follow from the tiles."""
+
+    def __init__(self, shape: ConvShape, tile: int, transposed: bool = False) -> None:
+        tiles = self.tiles = _tiles(shape, tile, transposed)
+        points = (tile + 2) ** 2
+        self.dtype = np.dtype(np.float32 if shape.itemsize == 4 else np.float64)
+        # Both sides of one tile, transformed.
+        self.tile_bytes = points * (tiles.channels + tiles.filters) * shape.itemsize
+        # Of the longest row of pixels that is read, and of the first tile's left edge.
+        longest = max(tiles.width, tiles.out_width) + tile + 2
+        self.zeros = longest * max(tiles.channels, tiles.filters)
+        # Whether panels of filters are enough tasks.
+        self.many_panels = tiles.total > 0 and tiles.filters >= 8 * 2 * tiles.lanes
+        self.work = tiles.total * points * tiles.channels * tiles.filters / 8
+
+
+class _Convolution(_Plan):
+    """Plan of forward or, `transposed`, of the input gradient."""
+
+    def __init__(self, shape: ConvShape, tile: int, transposed: bool = False) -> None:
+        super().__init__(shape, tile, transposed)
+        home, tiles = kernels.winograd.forward, self.tiles
+        # A panel of filters meets all tiles where the weight is larger than they are. Of 4 images
+        # of 14 x 14, 512 -> 512: 15.9 ms by panels, 19.5 by tiles.
+        whole = tiles.filters % tiles.lanes == 0
+        self.by_panels = self.many_panels and tiles.total < tiles.filters and whole
+        if self.by_panels:
+            step, elements = 0, home.panel_elements(tiles)
+            self.transformed = (tile + 2) ** 2 * _stride(tiles.total, tiles.channels, tiles.lanes)
+        else:
+            step = self._step()
+            elements = home.block_elements(tiles, step)
+            self.transformed = home.filter_elements(tiles)
+        self.out_shape = (shape.images[0], tiles.out_height, tiles.out_width, tiles.filters)
+        # Each vector of the output must be a cache line: of 16 pixels that are written in turn,
+        # halves of lines would leave the core one by one, 1.5 times as slow with AVX2's vectors.
+        lines = whole and tiles.lanes * shape.itemsize == memory.ALIGNMENT
+        size = math.prod(self.out_shape) * shape.itemsize
+        large = size >= (STREAMED_GRADIENT if transposed else STREAMED)
+        stream = int(large and lines and not self.by_panels)
+        self.worker_elements = _whole_lines(elements)
+        facts = home.Facts(tiles, transposed, step, self.worker_elements, self.zeros, stream)
+        self.facts = plain(facts)
+        self.no_bias = np.zeros(tiles.filters, self.dtype)
+        self.floors = tuple(self.dtype.type(floor) for floor in (-np.inf, 0))
+
+    def _step(self) -> int:
+        """Tiles of a block: a multiple of 4, and blocks of one size, an even number of them."""
+        total = self.tiles.total
+        fits = max(BLOCK_BYTES // self.tile_bytes, LEAST_TILES)
+        fits = max(min(fits, WORK_BYTES // self.tile_bytes), 4)
+        blocks = max(-(-total // fits), min(8, total // 24), 2)
+        return -(-total // (blocks + blocks % 2) // 4) * 4 or 4
+
+    def run(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool) -> np.ndarray:
+        """Output of channels-last images."""
+        home, workers = kernels.winograd.forward, threads.workers_for(self.work)
+        y = memory.empty(self.out_shape, self.dtype)
+        sizes = (self.transformed, workers * self.worker_elements + self.zeros)
+        transformed, work = memory.scratch(sizes, self.dtype)
+        run = home.winograd_by_panels if self.by_panels else home.winograd
+        call = (self.floors[relu], workers)
+        x, weight, out = x.reshape(-1), weight.reshape(-1), y.reshape(-1)
+        run(x, weight, bias, self.facts, call, transformed, work, out)
         return y
-    large = y.nbytes >= (STREAMED_GRADIENT if transposed else STREAMED)
-    home.winograd(
-        plan.tile,
-        x.reshape(-1),
-        weight.reshape(-1),
-        transposed,
-        zeros if bias is None else bias,
-        _FLOORS[dtype, relu],
-        plan.sizes,
-        plan.geometry,
-        plan.tiles,
-        plan.step,
-        plan.lanes,
-        workers,
-        zeros,
-        matrices,
-        work,
-        y.reshape(-1),
-        int(large and plan.whole_lines),
-    )
-    return y
 
 
-def backward_weight(
-    x: np.ndarray,
-    dy: np.ndarray,
-    padding: Pair,
-    dilation: Pair = (1, 1),
-    tile: int = 4,
-) -> np.ndarray:
-    """Gradient (M, C, 3, 3) of dy (N, OH, OW, M) by the weight of `forward`."""
-    plan = _plan(tile, x.shape, dy.shape[3], dy.shape[1:3], padding, dilation, x.itemsize)
-    home, dtype, workers = kernels.winograd.weight, x.dtype, threads.workers_for(plan.work)
-    dw = memory.empty((plan.filters, plan.channels, 3, 3), dtype)
-    share, size = plan.gradient_sizes
-    buffers = (plan.zeros, workers * share, size)
-    if plan.gradient_by_panels:
-        zeros, work, sums, *matrices = memory.scratch((*buffers, *plan.matrices), dtype)
-        home.winograd_backward_weight_by_panels(
-            plan.tile,
-            x.reshape(-1),
-            dy.reshape(-1),
-            plan.sizes,
-            plan.geometry,
-            plan.tiles,
-            plan.lanes,
-            workers,
-            zeros,
-            *matrices,
-            work,
-            sums,
-            dw.reshape(-1),
-        )
+class _WeightGradient(_Plan):
+    """Plan of the weight gradient."""
+
+    def __init__(self, shape: ConvShape, tile: int) -> None:
+        super().__init__(shape, tile)
+        home, tiles = kernels.winograd.weight, self.tiles
+        self.by_panels = self.many_panels and tiles.total <= PANEL_TILES
+        self.sums = home.sum_elements(tiles)
+        self.transformed = step = span = 0
+        if self.by_panels:  # all tiles are transformed first
+            for side in (tiles.channels, tiles.filters):
+                self.transformed += (tile + 2) ** 2 * _stride(tiles.total, side, tiles.lanes)
+        else:
+            span = self._span()
+            step = self._step(span)
+            self.sums *= max(1, -(-tiles.total // span))
+        self.worker_elements = _whole_lines(home.worker_elements(tiles, step))
+        self.facts = plain(home.Facts(tiles, step, span, self.worker_elements, self.zeros))
+        self.shape = shape.weight
+
+    def _span(self) -> int:
+        """Tiles of a chunk."""
+        tiles = self.tiles
+        one = tiles.filters * 9 * tiles.channels * self.dtype.itemsize
+        most = max(tiles.total // 64, min(2, tiles.total // 16))
+        chunks = max(1, min(CHUNKS, CHUNK_BYTES // one, most))
+        chunks += chunks > 1 and chunks % 2  # 3 would take two threads as long as 4
+        return max(1, -(-tiles.total // chunks))
+
+    def _step(self, span: int) -> int:
+        """Tiles of a block: a chunk in equal parts."""
+        fits = max(min(WORK_BYTES // self.tile_bytes, 256), 4)
+        blocks = -(-span // fits)
+        return -(-span // blocks)
+
+    def run(self, x: np.ndarray, dy: np.ndarray) -> np.ndarray:
+        """Gradient (M, C, 3, 3) of channels-last images and outputs."""
+        home, workers = kernels.winograd.weight, threads.workers_for(self.work)
+        dw = memory.empty(self.shape, self.dtype)
+        sizes = (workers * self.worker_elements + self.zeros, self.sums)
+        x, dy, out = x.reshape(-1), dy.reshape(-1), dw.reshape(-1)
+        if self.by_panels:
+            work, sums, transformed = memory.scratch((*sizes, self.transformed), self.dtype)
+            home.winograd_backward_weight_by_panels(
+                x, dy, self.facts, workers, transformed, work, sums, out
+            )
+            return dw
+        work, parts = memory.scratch(sizes, self.dtype)
+        home.winograd_backward_weight(x, dy, self.facts, workers, work, parts, out)
         return dw
-    zeros, work, parts = memory.scratch(buffers, dtype)
-    home.winograd_backward_weight(
-        plan.tile,
-        x.reshape(-1),
-        dy.reshape(-1),
-        plan.sizes,
-        plan.geometry,
-        plan.tiles,
-        plan.deep_step,
-        plan.span,
-        plan.lanes,
-        workers,
-        zeros,
-        work,
-        parts,
-        dw.reshape(-1),
-    )
-    return dw
+
+
+def _whole_lines(elements: int) -> int:
+    """So many elements or a few more, which fill cache lines of any type."""
+    return -(-elements // 16) * 16
+
+
+def _stride(tiles: int, channels: int, lanes: int) -> int:
+    """Elements of a point's matrix of so many tiles."""
+    stride: int = kernels.winograd.tiles.matrix_stride(tiles, channels, lanes)
+    return stride

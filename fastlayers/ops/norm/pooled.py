@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,39 +13,64 @@ import numpy as np
 from fastlayers.kernels import norm as kernels
 from fastlayers.ops import check
 from fastlayers.ops.layout import from_channels_last, to_channels_last
-from fastlayers.ops.norm.batchnorm import Grads, Normalisation, batch_norm_apply, given
-from fastlayers.ops.norm.form import NOTHING, Form, elements, form_of, optional, vector
+from fastlayers.ops.norm.layout import EMPTY, STREAMED, Layout, flat_elements, layout_of
+from fastlayers.ops.norm.normalisation import Grads, Normalisation, prepare_with
 from fastlayers.ops.pool.max_pool import max_pool2d_backward, max_pool2d_forward
 from fastlayers.ops.pool.window import Window
 from fastlayers.ops.pool.window import window as checked_window
 from fastlayers.runtime import backend, memory, threads
+from fastlayers.runtime.facts import plain
 
-__all__ = ["batch_norm_max_pool2d", "batch_norm_max_pool2d_backward"]
+__all__ = ["batch_norm_max_pool2d", "batch_norm_max_pool2d_backward", "pooled_backward"]
 
 IntPair = int | Sequence[int]
 # Elements of a chunk of images, and chunks at most: the order of additions is fixed by the shape.
 SPAN, CHUNKS = 32768, 32
 
 
-def _images(op: str, input: Any) -> tuple[np.ndarray, Form]:
+def _images(op: str, input: Any) -> tuple[np.ndarray, Layout]:
     x = check.array(op, "input", input, (4,))
     if 0 in x.shape[1:]:
         raise ValueError(f"{op}: input must have pixels and channels, got shape {x.shape}")
-    return x, form_of(x.shape, x.itemsize)
+    return x, layout_of(x.shape, x.itemsize)
 
 
-def _tiles(shape: tuple[int, ...], window: Window, size: tuple[int, int]) -> tuple[int, ...] | None:
-    """The kernels' form of an image in whole windows that touch; None for all other windows."""
-    if backend.NUMPY:
+@dataclass(frozen=True)
+class _Tiles:
+    """How kernels go over images in windows that touch."""
+
+    facts: Any  # see `fastlayers.kernels.norm.window_loops.Facts`
+    chunks: int
+
+
+def _tiles(x: np.ndarray, window: Window, size: tuple[int, ...]) -> _Tiles | None:
+    """The tiles of whole windows that touch; None for all other windows."""
+    kh, kw = window.kernel
+    touching = (window.stride, window.padding, window.dilation) == (window.kernel, (0, 0), (1, 1))
+    whole = size == (x.shape[2] // kh, x.shape[3] // kw) and kh * kw <= 256
+    if backend.NUMPY or not (touching and whole):
         return None
+    return _tiles_of(x.shape, x.itemsize, kh, kw)
+
+
+@functools.lru_cache(maxsize=1024)
+def _tiles_of(shape: tuple[int, ...], itemsize: int, rows: int, columns: int) -> _Tiles:
     n, channels, height, width = shape
-    (kh, kw), touching = window.kernel, (window.kernel, (0, 0), (1, 1))
-    whole = size == (height // kh, width // kw) and kh * kw <= 256
-    if (window.stride, window.padding, window.dilation) != touching or not whole:
-        return None
-    per_image = height * width * channels
-    span = max(-(-n // CHUNKS), -(-SPAN // per_image))
-    return height, width, channels, kh, kw, span
+    span = max(-(-n // CHUNKS), -(-SPAN // (height * width * channels)))
+    facts = kernels.pooled.Facts(
+        images=n,
+        height=height,
+        width=width,
+        channels=channels,
+        window_rows=rows,
+        window_columns=columns,
+        span=span,
+        chunks=-(-n // span),
+        stream_gradient=(
+            math.prod(shape) * itemsize >= STREAMED and channels * itemsize % memory.ALIGNMENT == 0
+        ),
+    )
+    return _Tiles(plain(facts), facts.chunks)
 
 
 def batch_norm_max_pool2d(
@@ -81,31 +109,22 @@ def batch_norm_max_pool2d(
         For a wrong rank, dtype, size or option, or a window larger than the padded input.
     """
     op = "batch_norm_max_pool2d"
-    x, form = _images(op, input)
+    x, layout = _images(op, input)
     window = checked_window(op, kernel_size, stride, padding, dilation)
     size = window.out_size(op, x.shape[2:], ceil_mode)
-    vectors = (
-        vector(op, "mean", mean, form, x.dtype),
-        vector(op, "invstd", invstd, form, x.dtype),
-        optional(op, "weight", weight, form, x.dtype),
-        optional(op, "bias", bias, form, x.dtype),
-    )
+    norm = prepare_with(op, x, mean, invstd, weight, bias, False)
     relu = check.is_relu(op, activation)
-    tiles = _tiles(x.shape, window, size)
+    tiles = _tiles(x, window, size)
     if tiles is None:
-        y = batch_norm_apply(x, mean, invstd, weight, bias, activation=activation)
+        y = norm.forward(None, relu)
         return max_pool2d_forward(y, kernel_size, stride, padding, dilation, ceil_mode)
-    n, channels = x.shape[:2]
-    y = memory.empty((n, *size, channels), x.dtype)
+    y = memory.empty((len(x), *size, layout.channels), x.dtype)
     offsets = memory.empty(y.shape, np.uint8)
     kernels.pooled.batch_norm_max_pool2d(
-        form.flat(x),
-        tiles,
-        n,
-        *vectors,
-        relu,
-        threads.workers_for(form.size),
-        memory.empty(3 * channels, x.dtype),
+        norm.elements(),
+        norm.channels,
+        (tiles.facts, relu, threads.workers_for(layout.size)),
+        memory.scratch((3 * layout.channels,), x.dtype)[0],
         y.reshape(-1),
         offsets.reshape(-1),
     )
@@ -129,7 +148,7 @@ def batch_norm_max_pool2d_backward(
     *,
     activation: str | None = None,
 ) -> Grads:
-    """Gradients of `batch_norm_max_pool2d` by input, weight and bias, None where not needed.
+    """Input, weight and bias gradient of `batch_norm_max_pool2d`, None where not needed.
 
     What the pooling dropped takes no part in the weight's, also where it is NaN or infinite.
 
@@ -165,10 +184,9 @@ def batch_norm_max_pool2d_backward(
     dy = check.gradient(op, grad_output, y.shape, y.dtype)
     offsets = check.offsets(op, offsets, y.shape)
     relu, needs = check.is_relu(op, activation), check.needs(op, needs, 3)
-    norm = given(op, x, mean, invstd, weight, None, bool(training))
-    return pooled_backward(
-        norm, dy, y, offsets, (kernel_size, stride, padding, dilation), needs, relu
-    )
+    norm = prepare_with(op, x, mean, invstd, weight, None, bool(training))
+    options = (kernel_size, stride, padding, dilation)
+    return pooled_backward(norm, dy, y, offsets, options, needs, relu)
 
 
 def pooled_backward(
@@ -182,40 +200,41 @@ def pooled_backward(
 ) -> Grads:
     """`batch_norm_max_pool2d_backward` of a normalisation and checked arrays."""
     op = "batch_norm_max_pool2d_backward"
-    x, form, dtype = norm.x, norm.form, norm.x.dtype
-    window = checked_window(op, *options)
-    tiles = _tiles(x.shape, window, y.shape[2:])
-    if tiles is None or not norm.of_batch:  # the kernel's gradient is by the batch's statistics too
-        spread = max_pool2d_backward(dy, offsets, x.shape, *options, output=y if relu else None)
-        return norm.backward(form.flat(spread), needs)[:3]
+    tiles = _tiles(norm.x, checked_window(op, *options), y.shape[2:])
+    if tiles is None or not norm.of_batch:  # the kernel's gradient passes through the statistics
+        output = y if relu else None
+        spread = max_pool2d_backward(dy, offsets, norm.x.shape, *options, output=output)
+        return norm.backward(norm.layout.flat(spread), needs)[:3]
     if not any(needs):
         return None, None, None
-    small, n = form_of(y.shape, y.itemsize), x.shape[0]
-    nothing = NOTHING[dtype]
-    dx, flat = form.empty(dtype) if needs[0] else (None, nothing)
-    chunks = -(-n // tiles[-1])
-    grads = memory.empty((2, tiles[2]), dtype)
-    arguments = (
-        elements(op, "grad_output", dy, small, y),
-        small.flat(y),
-        to_channels_last(offsets).reshape(-1),
-        form.flat(x),
-        tiles,
-        n,
-        norm.mean,
-        norm.invstd,
-        norm.weight,
-        int(relu),
+    layout = layout_of(y.shape, y.itemsize)
+    flat_dy = flat_elements(op, "grad_output", dy, layout, y)
+    pooled = layout.flat(y), to_channels_last(offsets).reshape(-1)
+    run = functools.partial(_run_backward, norm, flat_dy, pooled, tiles, relu)
+    return norm.pooled_backward(run, needs)
+
+
+def _run_backward(
+    norm: Normalisation,
+    dy: np.ndarray,
+    pooled: tuple[np.ndarray, np.ndarray],
+    tiles: _Tiles,
+    relu: bool,
+    needs: tuple[bool, ...],
+    means: np.ndarray | None = None,
+) -> Grads:
+    """The gradients by the kernel; with `means` of a larger batch, the input's alone."""
+    layout, dtype = norm.layout, norm.x.dtype
+    dx, flat = layout.empty(dtype) if needs[0] else (None, EMPTY[dtype])
+    grads = np.empty((2, layout.channels), dtype) if means is None else means
+    kernels.pooled.batch_norm_max_pool2d_backward(
+        dy,
+        pooled,
+        norm.elements(),
+        norm.channels,
+        (tiles.facts, relu, means is not None, threads.workers_for(layout.size)),
+        memory.scratch(((5 + 2 * max(tiles.chunks, 1)) * layout.channels,), dtype)[0],
+        flat,
+        grads,
     )
-    rest = (
-        int(form.stream_back and tiles[2] * x.itemsize % memory.ALIGNMENT == 0),
-        threads.workers_for(form.size),
-        memory.empty((5 + 2 * max(chunks, 1)) * tiles[2], dtype),
-    )
-    run = kernels.pooled.batch_norm_max_pool2d_backward
-    if norm.exchange is None or dx is None:
-        run(*arguments, False, *rest, flat, grads)
-    else:
-        run(*arguments, False, *rest, nothing, grads)
-        run(*arguments, True, *rest, flat, norm.exchange(*grads))
     return dx, grads[0] if needs[1] else None, grads[1] if needs[2] else None

@@ -12,22 +12,24 @@ from fastlayers.ops import check
 from fastlayers.ops.layout import from_channels_last, to_channels_last
 
 __all__ = [
-    "SPAN",
+    "TASK_ELEMENTS",
     "IntPair",
+    "Sizes",
     "Window",
-    "gradient",
-    "images",
+    "cached",
+    "channels_last_gradient",
+    "channels_last_images",
+    "check_entries",
     "input_shape_of",
-    "planned",
     "restored",
-    "tabled",
     "window",
 ]
 
 IntPair = int | Sequence[int]
+Sizes = tuple[int, int, int, int]
 # Input elements of a task, 64 KiB in float32: both threads have work from 0.1 ms on.
-SPAN = 16384
-# Of the tables of a shape, which take some 20 s.
+TASK_ELEMENTS = 16384
+# At most, of the tables of a shape; so many take some 20 s to make.
 ENTRIES = 1 << 26
 
 
@@ -50,6 +52,14 @@ class Window:
         """Number of cells."""
         return self.kernel[0] * self.kernel[1]
 
+    def describe(self) -> str:
+        """Its size and how far apart windows are, in words."""
+        (height, width), (down, across) = self.kernel, self.stride
+        if self.stride == self.kernel:
+            return f"{height}x{width} windows side by side"
+        stride = str(down) if down == across else f"{down}x{across}"
+        return f"{height}x{width} windows at stride {stride}"
+
     def windows(self, size: tuple[int, int], ceil_mode: bool) -> tuple[int, int]:
         """How many fit images of `size`; below 1 there is no output."""
         found = []
@@ -58,7 +68,7 @@ class Window:
             extent = self.dilation[axis] * (self.kernel[axis] - 1) + 1
             room = given + 2 * self.padding[axis] - extent
             out = (room + (stride - 1 if ceil_mode else 0)) // stride + 1
-            # A last window that would start behind the image and its padding is left out.
+            # A last window that would start after the image and its padding is left out.
             if ceil_mode and (out - 1) * stride >= given + self.padding[axis]:
                 out -= 1
             found.append(out)
@@ -73,7 +83,7 @@ class Window:
                 f"the padded input, got images of {size[0]} x {size[1]} pixels"
             )
         cells = found[0] * self.kernel[0] + found[1] * self.kernel[1]
-        tabled(op, "kernel_size", self.kernel, size[0] + size[1] + cells)
+        check_entries(op, "kernel_size", self.kernel, size[0] + size[1] + cells)
         return found
 
 
@@ -85,21 +95,21 @@ def window(op: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any) 
     gap = check.pair(op, "dilation", dilation, 1)
     if any(2 * p > k for p, k in zip(pad, kernel, strict=True)):
         raise ValueError(f"{op}: padding must be at most half of kernel_size {kernel}, got {pad}")
-    if kernel[0] * kernel[1] >= 1 << 32:  # of which offsets have 32
+    if kernel[0] * kernel[1] >= 1 << 32:  # offsets have 32 bits
         raise ValueError(f"{op}: kernel_size must have fewer than 2**32 cells, got {kernel}")
     return Window(kernel, step, pad, gap)
 
 
-def tabled(op: str, name: str, given: tuple[int, int], entries: int) -> None:
+def check_entries(op: str, name: str, given: tuple[int, int], entries: int) -> None:
     """Refuse to make tables of too many entries."""
     if entries > ENTRIES:
         raise MemoryError(
-            f"{op}: {name} must need tables of at most {ENTRIES} entries for images of this size, "
-            f"got {given} and {entries}"
+            f"{op}: {name} must be small enough for tables of {ENTRIES} entries, "
+            f"got {given}, which takes {entries} for images of this size"
         )
 
 
-def images(op: str, input: Any) -> np.ndarray:
+def channels_last_images(op: str, input: Any) -> np.ndarray:
     """The input as an (N, H, W, C) array."""
     x = check.array(op, "input", input, (3, 4))
     if 0 in x.shape[-3:]:
@@ -107,7 +117,7 @@ def images(op: str, input: Any) -> np.ndarray:
     return to_channels_last(x if x.ndim == 4 else x[None])
 
 
-def input_shape_of(op: str, shape: Any) -> tuple[int, int, int, int]:
+def input_shape_of(op: str, shape: Any) -> Sizes:
     """The shape (N, H, W, C) of an input of shape (N, C, H, W) or (C, H, W)."""
     sizes = check.shape(op, shape)
     if len(sizes) not in (3, 4):
@@ -116,7 +126,7 @@ def input_shape_of(op: str, shape: Any) -> tuple[int, int, int, int]:
     return n, h, w, c
 
 
-def gradient(op: str, grad_output: Any, ndim: int) -> np.ndarray:
+def channels_last_gradient(op: str, grad_output: Any, ndim: int) -> np.ndarray:
     """The output's gradient as an (N, OH, OW, C) array."""
     dy = check.array(op, "grad_output", grad_output, (ndim,))
     if 0 in dy.shape[-3:]:
@@ -131,9 +141,9 @@ def restored(last: np.ndarray, ndim: int) -> np.ndarray:
     return from_channels_last(last) if ndim == 4 else from_channels_last(last)[0]
 
 
-def planned(plan: Any, *arguments: Any) -> Any:
-    """What a function that is cached by hashable arguments gives for any."""
+def cached(function: Any, *arguments: Any) -> Any:
+    """What a function under `functools.lru_cache` returns, also for arguments without a hash."""
     try:
-        return plan(*arguments)
+        return function(*arguments)
     except TypeError:  # a list cannot be hashed; or an error of the options, raised again
-        return plan.__wrapped__(*arguments)
+        return function.__wrapped__(*arguments)

@@ -1,21 +1,21 @@
 """Convolution with kernels 5 wide, by Winograd's transform along rows: lanes run over images.
 
-Few channels fill few lanes, but a batch fills all. F(4, 5) needs 8 products for 4 neighbours in a
-row instead of 20, and each of its points is a convolution down the columns: a matrix product whose
-rows are output channels, whose sums go over input channels and the kernel's rows, and whose columns
-are the vectors of (output row, tile of the row). They are contiguous, so no place is wasted.
+Eighth of the folder's files: passes by rows, apart from those by tiles; `rows_tiles` has what is
+done to vectors. Few channels fill few lanes, but a batch fills all. F(4, 5) needs 8 products for 4
+neighbours in a row instead of 20, and each of its points is a convolution down the columns: a
+matrix product whose rows are output channels, whose sums go over input channels and the kernel's
+rows, and whose columns are the vectors of (output row, tile of the row). They are contiguous, so no
+place is wasted.
 
 A block is as many images as a vector has lanes. Its transformed rows are
 ``v[point, channel, row, tile, lane]`` and ``z[point, filter, row of a piece, tile, lane]``; a piece
 is a few output rows that reach the same rows of the kernel, so that zeros above and below the image
-are left out. ``form = (sizes, left, tiles, strides, starts, pooled)`` has ``sizes = ((N, H, W, C),
-(OH, OW, M))``; the columns of zeros on the left; the tiles of a row; the elements from point to
-point of v, from point to point and from filter to filter of z; where in a worker's memory z begins,
-a row of inputs, rows of outputs, the filters' sums and the next worker's; and 2 for a max pooling
-of 2x2 that follows, or 1.
+are left out.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 from fastlayers.kernels.conv.winograd.rows_tiles import (
     FACTORS,
@@ -36,7 +36,8 @@ from fastlayers.kernels.conv.winograd.rows_tiles import (
     transform_outputs,
     write_cells,
 )
-from fastlayers.kernels.ir.runs import add_run, clear_run, copy_run, no_table, transpose_block
+from fastlayers.kernels.ir.named import named
+from fastlayers.kernels.ir.runs import add_run, clear_run, copy_run, no_table, transpose_block, view
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
@@ -46,10 +47,76 @@ __all__ = [
     "STEP",
     "TAPS",
     "VECTORS",
+    "Call",
+    "Facts",
+    "Places",
+    "Weight",
     "conv2d_winograd_rows",
     "conv2d_winograd_rows_backward_weight",
     "slots",
 ]
+
+
+class Weight(NamedTuple):
+    """Sizes of a weight, and where its elements are.
+
+    Those of the weight of the input gradient: rotated by 180 degrees and transposed.
+    """
+
+    filters: int
+    depth: int
+    rows: int
+    first: int  # offset of the first element, then steps
+    filter_step: int
+    channel_step: int
+    row_step: int
+    tap_step: int
+
+
+class Places(NamedTuple):
+    """Elements from point to point of v and z and from filter to filter of z; parts of the memory.
+
+    v is at the beginning of a worker's memory.
+    """
+
+    v_point: int
+    z_point: int
+    z_filter: int
+    z: int
+    in_row: int  # a row of inputs
+    out_row: int  # rows of outputs
+    totals: int  # the filters' sums
+
+
+class Facts(NamedTuple):
+    """A convolution of blocks of images."""
+
+    weight: Weight
+    images: int
+    height: int
+    width: int
+    channels: int
+    out_height: int
+    out_width: int
+    left: int  # columns of zeros
+    tiles: int  # of a row
+    pooled: int  # 2 for a max pooling of 2x2 that follows, or 1
+    chunks: int  # of blocks, in the weight gradient
+    worker_elements: int
+    weight_elements: int  # of u, the transformed weight
+    part_elements: int  # of a chunk's sums
+    places: Places
+    pieces: Any  # (output row, output rows, first entry, entries) of the tables
+    filter_table: Any  # offsets of (channel, kernel row) in u and in v
+    image_table: Any
+
+
+class Call(NamedTuple):
+    """What changes from call to call."""
+
+    channels_first: bool
+    floor: float
+    workers: int
 
 
 @kernel
@@ -63,84 +130,108 @@ def _gather_row(x, at, image, count, elements, row, row_at):
 
 
 @kernel
-def _transform_images(block, x, planar, form, work, at):
+def _transform_images(block, x, channels_first, facts, work, at):
     """The transformed rows of a block of images, v."""
-    ((images, height, width, channels), _), left, tiles, strides, starts, _ = form
+    height, width, channels, tiles = facts.height, facts.width, facts.channels, facts.tiles
     lanes = VECTOR_BYTES // x.itemsize
     first, image = block * lanes, height * width * channels
-    count = min(lanes, images - first)
-    row, depth = at + starts[1], 1 if planar else channels
+    count = min(lanes, facts.images - first)
+    row, depth = at + facts.places.in_row, 1 if channels_first else channels
     clear_run(work, row, (STEP * tiles + TAPS - 1) * depth * lanes)
     for line in range(height * channels // depth):
         start = first * image + line * width * depth
-        _gather_row(x, start, image, count, width * depth, work, row + left * depth * lanes)
+        _gather_row(x, start, image, count, width * depth, work, row + facts.left * depth * lanes)
         channel, i = divmod(line, height)
         for c in range(depth):
             source = (work, row + c * lanes, depth * lanes)
             to = at + ((channel + c) * height + i) * tiles * lanes
-            transform_inputs(tiles, source, (work, to, strides[0]))
+            transform_inputs(tiles, source, (work, to, facts.places.v_point))
 
 
 @kernel
-def _forward_block(
-    block, worker, x, planar, u, bias, floor, form, pieces, table_a, table_b, work, y, cells
-):
+def _multiply_piece(piece, u, facts, work, at):
+    """The products of v and the transformed weight for one piece, z."""
+    places = facts.places
+    lanes = VECTOR_BYTES // work.itemsize
+    row = facts.tiles * lanes
+    i, rows = facts.pieces[piece, 0], facts.pieces[piece, 1]
+    first, count = facts.pieces[piece, 2], facts.pieces[piece, 3]
+    tables = (facts.filter_table, facts.image_table, first, count)
+    groups = (facts.weight.filters + ROWS - 1) // ROWS
+    for p in range(POINTS):
+        for g in range(groups):
+            a = (u, (p * groups + g) * (u.size // (POINTS * groups)))
+            for j in range(0, rows * row, VECTORS * lanes):
+                b = (work, at + p * places.v_point + i * row + j)
+                z = at + places.z + p * places.z_point + g * ROWS * places.z_filter + j
+                product_tile(a, b, tables, (work, z, places.z_filter))
+
+
+@kernel
+def _untransform_rows(r, bias, floor, facts, work, at):
+    """Row r of a piece's outputs, or r and the one below pooled to one and to its cells."""
+    places, m, tiles = facts.places, facts.weight.filters, facts.tiles
+    lanes = VECTOR_BYTES // work.itemsize
+    row, wide = at + places.out_row, STEP * tiles * lanes
+    pair, step = at + places.totals - 2 * wide, m * lanes  # two rows of one channel
+    for channel in range(m):
+        to = row + channel * lanes
+        for half in range(facts.pooled):
+            z = at + places.z + channel * places.z_filter + (r + half) * tiles * lanes
+            target = (work, pair + half * wide, lanes)
+            if facts.pooled == 1:
+                target = (work, to, step)
+            transform_outputs(tiles, (work, z, places.z_point), target, bias[channel], floor)
+        if facts.pooled == 2:
+            cell = (work, to + wide * m, step)
+            pool_rows(facts.out_width // 2, (work, pair, wide), (work, to, step), cell)
+
+
+@kernel
+def _write_row(i, first, facts, work, at, outputs):
+    """Write row i of the outputs, or what was pooled to it, of the images from `first`."""
+    y, cells = outputs
+    pooled, m = facts.pooled, facts.weight.filters
+    lanes = VECTOR_BYTES // y.itemsize
+    row, wide = at + facts.places.out_row, STEP * facts.tiles * lanes
+    count = min(lanes, facts.images - first)
+    length = facts.out_width // pooled * m
+    image = facts.out_height // pooled * length
+    out = first * image + i // pooled * length
+    for e in range(0, length, lanes):
+        some = min(lanes, length - e)
+        target = (y, out + e, image, some, no_table())
+        transpose_block(some, count, (work, row + e * lanes, lanes), target)
+        if pooled == 2:
+            source = (work, row + wide * m + e * lanes)
+            write_cells(some, count, source, cells, out + e, image)
+
+
+@kernel
+def _forward_block(block, worker, inputs, facts, call, work, outputs):
     """The output of one block of images."""
-    ((images, _, _, _), (oh, ow, m)), _, tiles, (point, z_point, z_row), starts, pooled = form
-    lanes = VECTOR_BYTES // x.itemsize
-    at = worker * starts[4]
-    z, row = at + starts[0], at + starts[2]
-    wide = STEP * tiles * lanes
-    pair = at + starts[3] - 2 * wide  # two rows of one channel
-    _transform_images(block, x, planar, form, work, at)
-    groups = (m + ROWS - 1) // ROWS
-    first = block * lanes
-    count = min(lanes, images - first)
-    for piece in range(pieces.shape[0]):
-        i, rows = pieces[piece, 0], pieces[piece, 1]
-        tables = (table_a, table_b, pieces[piece, 2], pieces[piece, 3])
-        for p in range(POINTS):
-            for g in range(groups):
-                a = (u, (p * groups + g) * (u.size // (POINTS * groups)))
-                for j in range(0, rows * tiles * lanes, VECTORS * lanes):
-                    b = (work, at + p * point + i * tiles * lanes + j)
-                    c = (work, z + p * z_point + g * ROWS * z_row + j, z_row)
-                    product_tile(a, b, tables, c)
-        for r in range(0, rows - pooled + 1, pooled):
-            for channel in range(m):
-                to, step = row + channel * lanes, m * lanes
-                for half in range(pooled):
-                    at_row = z + channel * z_row + (r + half) * tiles * lanes
-                    target = (work, to, step) if pooled == 1 else (work, pair + half * wide, lanes)
-                    transform_outputs(tiles, (work, at_row, z_point), target, bias[channel], floor)
-                if pooled == 2:
-                    cell = (work, to + wide * m, step)
-                    pool_rows(ow // 2, (work, pair, wide), (work, to, step), cell)
-            length, image = ow // pooled * m, oh // pooled * (ow // pooled) * m
-            out = first * image + (i + r) // pooled * length
-            for e in range(0, length, lanes):
-                some = min(lanes, length - e)
-                target = (y, out + e, image, some, no_table())
-                transpose_block(some, count, (work, row + e * lanes, lanes), target)
-                if pooled == 2:
-                    source = (work, row + wide * m + e * lanes)
-                    write_cells(some, count, source, cells, out + e, image)
+    x, u, bias = inputs
+    at = worker * facts.worker_elements
+    _transform_images(block, x, call.channels_first, facts, work, at)
+    first = block * (VECTOR_BYTES // x.itemsize)
+    for piece in range(facts.pieces.shape[0]):
+        i, rows = facts.pieces[piece, 0], facts.pieces[piece, 1]
+        _multiply_piece(piece, u, facts, work, at)
+        for r in range(0, rows - facts.pooled + 1, facts.pooled):
+            _untransform_rows(r, bias, call.floor, facts, work, at)
+            _write_row(i + r, first, facts, work, at, outputs)
 
 
 @kernel
-def _transform_weight(weight, shape, strides, u):
-    """``u[point, group of filters, depth * kernel row, filter]`` of ``G w`` along the rows.
-
-    ``shape = (filters, depth, kernel rows)``, and `strides` of weight are the first element's
-    place, then from filter to filter, channel to channel, row to row and tap to tap.
-    """
-    filters, depth, rows = shape
-    start, of_filter, of_channel, of_row, tap = strides
+def _transform_weight(weight, facts, u):
+    """``u[point, group of filters, depth * kernel row, filter]`` of ``G w`` along the rows."""
+    depth, rows, tap = facts.depth, facts.rows, facts.tap_step
     point = u.size // POINTS
     clear_run(u, 0, u.size)
-    for f in range(filters):
+    for f in range(facts.filters):
         for k in range(depth * rows):
-            at = start + f * of_filter + k // rows * of_channel + k % rows * of_row
+            at = facts.first + f * facts.filter_step
+            at += k // rows * facts.channel_step + k % rows * facts.row_step
             to = (f // ROWS * depth * rows + k) * ROWS + f % ROWS
             w0, w1, w2 = weight[at], weight[at + tap], weight[at + 2 * tap]
             w3, w4 = weight[at + 3 * tap], weight[at + 4 * tap]
@@ -155,71 +246,84 @@ def _transform_weight(weight, shape, strides, u):
 
 
 @kernel
-def conv2d_winograd_rows(
-    x,
-    planar,
-    weight,
-    shape,
-    strides,
-    bias,
-    floor,
-    form,
-    pieces,
-    tables,
-    workers,
-    u,
-    work,
-    y,
-    cells,
-):
-    """``y = max(floor, bias + x * weight)``, x of either memory layout, y channels-last, all flat.
+def conv2d_winograd_rows(x, weight, bias, facts, call, work, y, cells):
+    """``y = max(floor, bias + x * weight)``, pooled with its `cells`; all arrays are flat.
 
-    Where it is pooled, `cells` are those of the maxima.
-    The integers are those of a `ops.conv.winograd_rows.Plan`; `shape` and `strides` say what a
-    weight's elements are, so that turned and transposed ones give the gradient by the input.
+    x is of either memory layout, y channels-last. Behind the workers' memory in `work` is the
+    transformed weight.
     """
-    _transform_weight(weight, shape, strides, u)
+    facts, call = named(Facts, facts), named(Call, call)
+    u = view(work, call.workers * facts.worker_elements, facts.weight_elements)
+    _transform_weight(weight, facts.weight, u)
     lanes = VECTOR_BYTES // x.itemsize
-    arguments = (x, planar, u, bias, floor, form, pieces, *tables, work, y, cells)
-    parallel_for(_forward_block, (form[0][0][0] + lanes - 1) // lanes, workers, arguments)
+    blocks = (facts.images + lanes - 1) // lanes
+    arguments = ((x, u, bias), facts, call, work, (y, cells))
+    parallel_for(_forward_block, blocks, call.workers, arguments)
 
 
 @kernel
-def _weight_chunk(chunk, worker, x, planar, dy, form, pieces, table, chunks, work, parts):
+def _transform_piece(piece, first, dy, facts, work, at):
+    """Transform the gradients of one piece, of images from `first`, to z, and add up their sums."""
+    places, m, tiles = facts.places, facts.weight.filters, facts.tiles
+    oh, ow = facts.out_height, facts.out_width
+    lanes = VECTOR_BYTES // dy.itemsize
+    row, totals = at + places.out_row, at + places.totals
+    i, count = facts.pieces[piece, 0], min(lanes, facts.images - first)
+    for r in range(facts.pieces[piece, 1]):
+        start = (first * oh + i + r) * ow * m
+        _gather_row(dy, start, oh * ow * m, count, ow * m, work, row)
+        for channel in range(m):
+            source = (work, row + channel * lanes, m * lanes)
+            z = at + places.z + channel * places.z_filter + r * tiles * lanes
+            to = (work, z, places.z_point)
+            transform_gradients(tiles, source, to, (work, totals + channel * lanes))
+
+
+@kernel
+def _columns(facts):
+    """Groups of filters, and tiles of the tables' entries, of a part's sums."""
+    groups = (facts.weight.filters + ROWS - 1) // ROWS
+    return groups, facts.filter_table.size // VECTORS
+
+
+@kernel
+def _add_piece(piece, facts, work, at, parts, part):
+    """Add the products of v and z of one piece to a chunk's sums."""
+    places, table = facts.places, facts.image_table
+    lanes = VECTOR_BYTES // work.itemsize
+    row = facts.tiles * lanes
+    i, rows = facts.pieces[piece, 0], facts.pieces[piece, 1]
+    first, count = facts.pieces[piece, 2], facts.pieces[piece, 3]
+    groups, columns = _columns(facts)
+    tile = (facts.part_elements - facts.weight.filters) // (POINTS * groups * columns)
+    for p in range(POINTS):
+        b = (work, at + p * places.v_point + i * row)
+        for g in range(groups):
+            z = at + places.z + p * places.z_point + g * ROWS * places.z_filter
+            a = (work, z, places.z_filter)
+            for k in range(first, first + count, VECTORS):
+                column = (p * groups + g) * columns + k // VECTORS
+                c = (parts, part + column * tile)
+                dot_tile(rows * row, a, b, (table, k), c)
+
+
+@kernel
+def _weight_chunk(chunk, worker, images, facts, channels_first, work, parts):
     """Sums of products of a chunk of blocks, for all points."""
-    ((images, _, _, _), (oh, ow, m)), _, tiles, (point, z_point, z_row), starts, _ = form
+    x, dy = images
+    m, chunks, size = facts.weight.filters, facts.chunks, facts.part_elements
     lanes = VECTOR_BYTES // x.itemsize
-    at = worker * starts[4]
-    z, row = at + starts[0], at + starts[2]
-    totals = at + starts[3]
-    groups = (m + ROWS - 1) // ROWS
-    blocks = (images + lanes - 1) // lanes
-    size = parts.size // chunks
-    tile = (size - m) // (POINTS * groups * (table.size // VECTORS))
+    at = worker * facts.worker_elements
+    totals = at + facts.places.totals
+    blocks = (facts.images + lanes - 1) // lanes
     clear_run(parts, chunk * size, size)
     clear_run(work, totals, m * lanes)
-    clear_run(work, row, STEP * tiles * m * lanes)
+    clear_run(work, at + facts.places.out_row, STEP * facts.tiles * m * lanes)
     for block in range(blocks * chunk // chunks, blocks * (chunk + 1) // chunks):
-        _transform_images(block, x, planar, form, work, at)
-        first = block * lanes
-        count = min(lanes, images - first)
-        for piece in range(pieces.shape[0]):
-            i, rows = pieces[piece, 0], pieces[piece, 1]
-            for r in range(rows):
-                start = (first * oh + i + r) * ow * m
-                _gather_row(dy, start, oh * ow * m, count, ow * m, work, row)
-                for channel in range(m):
-                    source = (work, row + channel * lanes, m * lanes)
-                    to = (work, z + channel * z_row + r * tiles * lanes, z_point)
-                    transform_gradients(tiles, source, to, (work, totals + channel * lanes))
-            for p in range(POINTS):
-                b = (work, at + p * point + i * tiles * lanes)
-                for g in range(groups):
-                    a = (work, z + p * z_point + g * ROWS * z_row, z_row)
-                    for k in range(pieces[piece, 2], pieces[piece, 2] + pieces[piece, 3], VECTORS):
-                        column = (p * groups + g) * (table.size // VECTORS) + k // VECTORS
-                        c = (parts, chunk * size + column * tile)
-                        dot_tile(rows * tiles * lanes, a, b, (table, k), c)
+        _transform_images(block, x, channels_first, facts, work, at)
+        for piece in range(facts.pieces.shape[0]):
+            _transform_piece(piece, block * lanes, dy, facts, work, at)
+            _add_piece(piece, facts, work, at, parts, chunk * size)
     for channel in range(m):
         for lane in range(lanes):
             total = work[totals + channel * lanes + lane]
@@ -227,20 +331,20 @@ def _weight_chunk(chunk, worker, x, planar, dy, form, pieces, table, chunks, wor
 
 
 @kernel
-def _untransform_weight(parts, shape, table, tile, dw):
+def _untransform_weight(parts, facts, dw):
     """``dw[filter, channel, row] += G^T u`` of the sums in the first chunk of `parts`."""
-    filters, depth, rows = shape
-    groups = (filters + ROWS - 1) // ROWS
-    columns = table.size // VECTORS
+    rows, table = facts.weight.rows, facts.filter_table
+    groups, columns = _columns(facts)
+    tile = (facts.part_elements - facts.weight.filters) // (POINTS * groups * columns)
     clear_run(dw, 0, dw.size)
-    for f in range(filters):
+    for f in range(facts.weight.filters):
         for k in range(table.size):
             if table[k] < 0:
                 continue
             at = (f // ROWS * columns + k // VECTORS) * tile
             at += f % ROWS * VECTORS + k % VECTORS
             point = groups * columns * tile
-            to = (f * depth * rows + table[k] // ROWS) * TAPS
+            to = (f * facts.weight.depth * rows + table[k] // ROWS) * TAPS
             dw[to] += ORIGIN * parts[at]
             for i in range(3):
                 p, q = PAIRS[i], PAIRS[i] * PAIRS[i]
@@ -255,20 +359,17 @@ def _untransform_weight(parts, shape, table, tile, dw):
 
 
 @kernel
-def conv2d_winograd_rows_backward_weight(
-    x, planar, dy, shape, form, pieces, tables, chunks, workers, work, parts, dw, db
-):
+def conv2d_winograd_rows_backward_weight(x, dy, facts, call, work, parts, dw, db):
     """Gradients of dy by weight and bias, dw and db; arguments as in `conv2d_winograd_rows`.
 
-    Each of the `chunks` of blocks has its sums in `parts`, so that the order of additions does not
+    Each of the chunks of blocks has its sums in `parts`, so that the order of additions does not
     depend on the number of threads.
     """
-    arguments = (x, planar, dy, form, pieces, tables[1], chunks, work, parts)
-    parallel_for(_weight_chunk, chunks, workers, arguments)
-    size = parts.size // chunks
-    for chunk in range(1, chunks):
+    facts, call = named(Facts, facts), named(Call, call)
+    size = facts.part_elements
+    arguments = ((x, dy), facts, call.channels_first, work, parts)
+    parallel_for(_weight_chunk, facts.chunks, call.workers, arguments)
+    for chunk in range(1, facts.chunks):
         add_run(parts, 0, parts, chunk * size, size)
-    groups = (shape[0] + ROWS - 1) // ROWS
-    tile = (size - db.size) // (POINTS * groups * (tables[0].size // VECTORS))
     copy_run(db, 0, parts, size - db.size, db.size)
-    _untransform_weight(parts, shape, tables[0], tile, dw)
+    _untransform_weight(parts, facts, dw)

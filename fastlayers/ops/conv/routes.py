@@ -1,0 +1,74 @@
+"""Which algorithm computes a pass of a convolution: one ordered table.
+
+A new algorithm is a file with the methods of `algorithm.Algorithm`, and a row here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fastlayers.ops.conv.algorithm import Algorithm, Pass
+from fastlayers.ops.conv.depthwise import Depthwise
+from fastlayers.ops.conv.direct import Direct
+from fastlayers.ops.conv.planar import Planar
+from fastlayers.ops.conv.shape import ConvShape
+from fastlayers.ops.conv.winograd import ForcedWinograd, Winograd
+from fastlayers.ops.conv.winograd_rows import WinogradRows
+
+__all__ = ["ALGORITHMS", "ROUTES", "Algorithms", "Route", "algorithms", "check", "route"]
+
+ALGORITHMS = ("auto", "direct", "winograd")
+
+
+class Route(NamedTuple):
+    """An algorithm, and why it takes the shapes that it serves."""
+
+    algorithm: type[Algorithm]
+    reason: str
+
+
+class Algorithms(NamedTuple):
+    """What serves each `Pass`."""
+
+    forward: Algorithm
+    backward_input: Algorithm
+    backward_weight: Algorithm
+
+
+# The first that serves a pass computes it.
+ROUTES = (
+    Route(WinogradRows, "kernels 5 wide and few channels: lanes are images, rows are transformed"),
+    Route(Winograd, "3x3 kernels at stride 1: transformed tiles need fewer products"),
+    Route(Planar, "few output channels: lanes are pixels"),
+    Route(Depthwise, "few channels a group: lanes are groups"),
+    Route(Direct, "any shape: a GEMM that reads the images in place"),
+)
+# Those of ``algorithm="direct"``, which sum the products as they stand.
+_EXACT = tuple(row for row in ROUTES if row.algorithm.exact)
+_CHOICES = {
+    "auto": ROUTES,
+    "direct": _EXACT,
+    "winograd": (Route(ForcedWinograd, "the caller's choice"), *_EXACT),
+}
+
+
+def check(op: str, shape: ConvShape, algorithm: str) -> None:
+    """Raise ValueError where the algorithm that was named cannot compute the convolution."""
+    if algorithm == "winograd" and not Winograd.can(shape):
+        raise ValueError(
+            f"{op}: algorithm 'winograd' needs a 3x3 kernel, a stride and groups of 1 and at "
+            f"least {Winograd.LEAST_CHANNELS} channels of input and output, got a weight of "
+            f"shape {shape.weight}, stride {shape.stride} and groups {shape.groups}"
+        )
+
+
+def route(shape: ConvShape, which: Pass, algorithm: str = "auto") -> Route:
+    """The row of the table that computes a pass."""
+    return next(row for row in _CHOICES[algorithm] if row.algorithm.serves(shape, which))
+
+
+def algorithms(shape: ConvShape, algorithm: str = "auto") -> Algorithms:
+    """What computes each pass; one object for passes of the same algorithm."""
+    kinds = [route(shape, which, algorithm).algorithm for which in Pass]
+    made = {kind: kind(shape) for kind in kinds}
+    return Algorithms(*(made[kind] for kind in kinds))
