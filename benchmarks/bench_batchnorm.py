@@ -1,4 +1,4 @@
-"""Batch normalisation, alone and with max pooling behind it."""
+"""Batch normalisation, alone and followed by max pooling."""
 
 from benchmarks.suite import Pass
 

@@ -1,4 +1,4 @@
-"""Convolution, alone and with ReLU and max pooling behind it."""
+"""Convolution, alone and followed by ReLU and max pooling."""
 
 from benchmarks.suite import Pass
 

@@ -1,6 +1,6 @@
-"""Most memory of a process that trains, beside one that has only imported.
+"""Peak memory of a process that trains, beside one that only imports.
 
-Compilers take more than most networks, so kernels are compiled by another process.
+Compilation takes more memory than most networks, so kernels are compiled in another process.
 """
 
 import functools
@@ -25,7 +25,7 @@ def _compile(name):
 
 
 def train(name):
-    """Some steps, after which a network of the library takes no new memory."""
+    """A few steps, after which the library's networks take no new memory."""
     import fastlayers as fl
     from benchmarks.compare.contestants import prepare_fastlayers
 

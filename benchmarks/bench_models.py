@@ -5,7 +5,7 @@ import functools
 from benchmarks.compare.cases import CASES
 from benchmarks.suite import Attributes
 
-# The comparison's models by name; those of 224x224 pixels take gigabytes at more than its batch.
+# The comparison's models by name; those for 224x224 pixels take gigabytes at larger batches.
 MODELS = {case.name: case for case in CASES if case.shape[-1] < 224}
 LARGE = {case.name: case for case in CASES if case.shape[-1] >= 224}
 

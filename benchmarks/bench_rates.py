@@ -1,7 +1,7 @@
-"""GFLOP/s of products beside the CPU's peak, and GB/s of all other ops beside a copy's.
+"""GFLOP/s of products compared with the CPU's peak, GB/s of all other ops with a copy's.
 
-The marked layers of the table. Op and yardstick alternate in one process, which asv runs once for
-all of them, since the host's speed changes from one minute to the next.
+The marked layers of the table. Op and reference alternate in one process, which asv runs once for
+all of them, since the host's speed varies from minute to minute.
 """
 
 import functools
@@ -12,7 +12,7 @@ import time
 from benchmarks.cases import CASES, marked, tracked
 from benchmarks.suite import Attributes, prepared
 
-# Turns of an op and its yardstick, and seconds of a turn.
+# Turns of an op and its reference, and seconds per turn.
 ROUNDS, TURN = 5, 0.01
 
 
@@ -52,7 +52,7 @@ def _work(op, which, layer):
 
 
 class Products(Attributes):
-    """Shares above 1 are Winograd's, whose operations are counted as those of direct arithmetic."""
+    """Shares above 1 use Winograd, whose operations are counted as those of direct arithmetic."""
 
     params = [list(PRODUCTS)]
     param_names = ("layer",)
@@ -83,7 +83,7 @@ class Products(Attributes):
 
 
 class Moves(Attributes):
-    """Bytes that have to be moved at least, beside a copy of as many on the same threads."""
+    """The least bytes that must be moved, compared with a copy of as many on the same threads."""
 
     params = [list(MOVES)]
     param_names = ("layer",)

@@ -27,7 +27,7 @@ CALLS = {
         optimizer.step()
     """,
 }
-# Before the clock starts; `exit` leaves nothing behind.
+# Before the clock starts; `exit` removes everything.
 EMPTY_FOLDER = """
     import atexit, os, shutil, tempfile
     folder = tempfile.mkdtemp()
@@ -54,7 +54,7 @@ def _fill_cache(call):
 
 
 class Start(Attributes):
-    """Each sample is a process of its own."""
+    """Each sample is a new process."""
 
     number = 1
     warmup_time = 0

@@ -1,21 +1,23 @@
-"""The ops at the layers of real networks: one table for tests, asv and the comparisons.
+"""The ops with the layers of real networks: one table for tests, asv and the comparisons.
 
 A case is a layer of a network without its batch: `arrays` draws its arguments, `forward` and
 `backward` bind the ops of `fastlayers` to them. Nothing here imports fastlayers before it is
-called, so that a contestant of a comparison may read the table and import another library alone.
+called, so that a contestant in a comparison can read the table and import only another library.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 __all__ = [
+    "ACTIVATIONS",
     "CASES",
     "IMAGES",
     "NETWORKS",
@@ -32,28 +34,55 @@ Arrays = dict[str, np.ndarray]
 Shape = tuple[int, ...]
 Work = Callable[[], Any]
 
-# Whose layers asv follows; those of other networks are in the comparisons.
+# Networks whose layers asv tracks; those of others are in the comparisons.
 NETWORKS = ("CIFAR CNN", "MLP", "VGG-16", "ResNet-18", "ResNet-20", "MobileNet")
 PRODUCTS = ("conv2d", "linear", "conv2d_max_pool2d")
 LOSSES = ("cross_entropy", "nll_loss", "mse_loss", "binary_cross_entropy_with_logits")
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "Adadelta")
-# Gradients by input, weight and bias that a pass asks for.
+# Input, weight and bias gradients that a pass requests.
 NEEDS = {
     "backward": (True, True, True),
     "backward_input": (True, False, False),
     "backward_weight": (False, True, True),
 }
-# Bytes to move for an element of the input and of the output, forward and backward, in float32.
-# Batch statistics are another pass over the input; the gradient's sums one over input and dy. The
-# gradient of a maximum reads dy and a byte, that of ReLU dy and y.
+
+
+class Activation(NamedTuple):
+    """An activation's row: its layer's name, as benchmarks have it, and where it is measured."""
+
+    layer: str
+    layers: tuple[tuple[str, Shape, int], ...]
+    options: Mapping[str, Any] = {}
+
+
+# Inputs of ops without a weight: images after a convolution, rows after a linear layer, logits.
+_CIFAR = "CIFAR CNN", (6, 28, 28), 128
+_RESNET20 = "ResNet-20", (16, 32, 32), 128
+_RESNET18 = "ResNet-18", (64, 56, 56), 32
+_MLP = "MLP", (256,), 128
+_LOGITS = ("ResNet-18", (1000,), 128), ("CIFAR CNN", (10,), 128)
+
+ACTIVATIONS = {
+    "relu": Activation("ReLU", (_RESNET20, _CIFAR, _RESNET18, _MLP)),
+    "leaky_relu": Activation("LeakyReLU", (_RESNET20, _RESNET18)),
+    "sigmoid": Activation("Sigmoid", (_RESNET20, _MLP)),
+    "silu": Activation("SiLU", (_RESNET20, _MLP)),
+    "tanh": Activation("Tanh", (_RESNET20, _MLP)),
+    "gelu": Activation("GELU", (_RESNET20, _MLP)),
+    "hardswish": Activation("Hardswish", (_RESNET20, _MLP)),
+    "softmax": Activation("Softmax", _LOGITS, {"dim": 1}),
+    "log_softmax": Activation("LogSoftmax", _LOGITS, {"dim": 1}),
+}
+# Bytes to move per element of the input and of the output, forward and backward, in float32.
+# Batch statistics take another pass over the input, the gradient's sums one over input and dy. The
+# gradient of a maximum reads dy and one byte, that of ReLU dy and y.
 TRAFFIC: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "batch_norm": ((8, 4), (16, 4)),
     "batch_norm_max_pool2d": ((4, 5), (12, 18)),
     "max_pool2d": ((4, 5), (4, 5)),
     "avg_pool2d": ((4, 4), (4, 4)),
     "adaptive_avg_pool2d": ((4, 4), (4, 4)),
-    **dict.fromkeys(("relu", "leaky_relu", "sigmoid", "tanh", "gelu"), ((4, 4), (8, 4))),
-    **dict.fromkeys(("softmax", "log_softmax"), ((4, 4), (8, 4))),
+    **dict.fromkeys(ACTIVATIONS, ((4, 4), (8, 4))),
     **dict.fromkeys(("dropout", "feature_dropout", "flatten"), ((4, 4), (4, 4))),
     "add": ((8, 4), (0, 0)),
     "cross_entropy": ((4, 0), (8, 0)),
@@ -67,7 +96,7 @@ UPDATE_TRAFFIC = {"SGD": 20, "Adam": 28, "AdamW": 28, "Adadelta": 28}
 
 @dataclass(frozen=True)
 class Case:
-    """An op at a layer of a network.
+    """An op with the shape of a layer of a network.
 
     Attributes
     ----------
@@ -84,7 +113,7 @@ class Case:
     group : str
         The set of `benchmarks.compare.ops` that it belongs to, if any.
     marked : bool
-        Whether the quick subset has it, at the last of its batches.
+        Whether it is in the quick subset, with the last of its batches.
     """
 
     network: str
@@ -98,7 +127,7 @@ class Case:
 
     @property
     def passes(self) -> tuple[str, ...]:
-        """What is measured apart."""
+        """The passes that are measured separately."""
         if self.op in OPTIMIZERS:
             return ("step",)
         if self.op in ("conv2d", "linear"):
@@ -156,7 +185,7 @@ class Case:
         return 2 * once if which == "backward" else once
 
     def bytes(self, batch: int, which: str) -> int:
-        """What a pass has to read and write, each array once, if nothing stays in a cache."""
+        """Bytes that a pass must read and write, each array once, if nothing stays in a cache."""
         if self.op in OPTIMIZERS:
             return UPDATE_TRAFFIC[self.op] * sum(map(math.prod, self._parameters().values()))
         x, y = batch * math.prod(self.input), math.prod(self.output(batch))
@@ -176,7 +205,7 @@ class Case:
         return replace(self, input=(c, *(min(s, max(12, least)) for s in size)) if c else ())
 
     def arrays(self, batch: int) -> Arrays:
-        """Normal numbers by the names of the op's arguments; images have channels-last memory.
+        """Normal numbers, by the names of the op's arguments; images have channels-last memory.
 
         Images of three channels are the user's, whose memory is channels-first.
         """
@@ -229,9 +258,9 @@ class Case:
     def backward(
         self, arrays: Arrays, which: str = "backward", dy: np.ndarray | None = None
     ) -> Work:
-        """The backward pass, or one of `passes` of it, after one forward.
+        """The backward pass, or one of its `passes`, after one forward.
 
-        `dy` is the gradient by the output; by default a copy of the output.
+        `dy` is the output gradient; by default a copy of the output.
         """
         from fastlayers import ops
 
@@ -258,12 +287,12 @@ class Case:
             case "dropout" | "feature_dropout":
                 last = o["p"] if self.op == "dropout" else o["channel_axis"]
                 return partial(function, *saved, last)
-            case "relu" | "sigmoid" | "tanh" | "softmax" | "log_softmax":
-                return partial(function, y, **o)
+        if "output" in inspect.signature(function).parameters:
+            return partial(function, y, **o)
         return partial(function, **arrays, **o)
 
     def work(self, batch: int, which: str) -> Work:
-        """One of the `passes` on arrays of its own, as the layers beside it would give them."""
+        """One of the `passes` on its own arrays, as neighbouring layers would give them."""
         arrays = self.arrays(batch)
         if self.input and self.input[0] != 3:
             arrays["input"] = _own(arrays["input"])
@@ -297,7 +326,7 @@ def images(shape: Shape, seed: int = 0) -> np.ndarray:
 
 
 def _own(values: np.ndarray) -> np.ndarray:
-    """A copy in memory of the library's own, which is aligned; images are channels-last."""
+    """A copy in the library's own memory, which is aligned; images are channels-last."""
     from fastlayers.runtime import memory
 
     last = np.moveaxis(values, 1, -1) if values.ndim > 2 else values
@@ -350,19 +379,13 @@ def _linear(
 
 
 def _same(op: str, *layers: tuple[str, Shape, int], **options: Any) -> list[Case]:
-    """An op at layers of networks; the first is marked."""
+    """An op with the layers of networks; the first is marked."""
     return [
         Case(network, op, shape, (batch,), options=options, marked=place == 0)
         for place, (network, shape, batch) in enumerate(layers)
     ]
 
 
-# What ops without a weight see: images behind a convolution, rows behind a linear layer, logits.
-_CIFAR = "CIFAR CNN", (6, 28, 28), 128
-_RESNET20 = "ResNet-20", (16, 32, 32), 128
-_RESNET18 = "ResNet-18", (64, 56, 56), 32
-_MLP = "MLP", (256,), 128
-_LOGITS = ("CIFAR CNN", (10,), 128), ("ResNet-18", (1000,), 128)
 _POOL = (2, None, 0, 1, False)
 
 CASES: tuple[Case, ...] = (
@@ -436,19 +459,14 @@ CASES: tuple[Case, ...] = (
         ("ResNet-18", (512, 7, 7), 32),
         output_size=1,
     ),
-    *_same("relu", _RESNET20, _CIFAR, _RESNET18, _MLP),
-    *_same("leaky_relu", _RESNET20, _RESNET18),
-    *_same("sigmoid", _RESNET20, _MLP),
-    *_same("tanh", _RESNET20, _MLP),
-    *_same("gelu", _RESNET20, _MLP),
+    *(case for op, row in ACTIVATIONS.items() for case in _same(op, *row.layers, **row.options)),
     *_same("gelu", _RESNET20, approximate="tanh"),
-    *(case for op in ("softmax", "log_softmax") for case in _same(op, *reversed(_LOGITS), dim=1)),
     *_same("dropout", _RESNET20, ("MLP", (256,), 128), ("VGG-16", (4096,), 32), p=0.5),
     *_same(
         "feature_dropout", _RESNET20, _CIFAR, ("CIFAR CNN", (16, 25), 128), p=0.5, channel_axis=1
     ),
     *_same("flatten", ("CIFAR CNN", (16, 5, 5), 128), ("VGG-16", (512, 7, 7), 4), start_dim=1),
-    *(case for op in LOSSES for case in _same(op, *reversed(_LOGITS))),
+    *(case for op in LOSSES for case in _same(op, *_LOGITS)),
     *_same("add", _RESNET20, _RESNET18),
     *(case for op in OPTIMIZERS for case in _same(op, ("ResNet-20", (), 1), model="resnet20")),
     *(case for op in OPTIMIZERS for case in _same(op, ("MLP", (), 1), model="MLP")),
@@ -467,7 +485,7 @@ def of(op: str) -> list[Case]:
 
 
 def tracked(op: str, which: str) -> dict[str, tuple[Case, int]]:
-    """The cases and batches of a pass that asv follows, by the name of its parameter."""
+    """The cases and batches of a pass that asv tracks, by the name of its parameter."""
     return {
         case.name(batch): (case, batch)
         for case in of(op)

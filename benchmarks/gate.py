@@ -5,19 +5,19 @@
 Exits with 1 if a benchmark of the asv suite is slower in HEAD, with 0 if none is, and with 2 if the
 machine is too busy to tell. The marked layers are measured, or all whose name `--bench` matches.
 
-Of both commits only the library is taken, the benchmarks are those of the working tree, and both
-run in the present environment: a virtual environment a commit, as `asv continuous` makes it, takes
-minutes to build and alternates once in a round of the whole suite, in which time the host's speed
+Only the library is taken from both commits; the benchmarks are those of the working tree, and both
+run in the current environment. A virtual environment per commit, as made by `asv continuous`, takes
+minutes to build and alternates once per round of the whole suite, during which the host's speed
 changes. Here two processes of BASE and two of HEAD take turns of 20 ms at one benchmark, and a
-ratio is the median of the turns' ratios. Compiled kernels are kept by a hash of the sources,
-so no commit can run another's.
+ratio is the median of the turns' ratios. Compiled kernels are kept under a hash of the sources, so
+no commit can run another's.
 
-What the two processes of BASE differ by is the noise. The factor is 1 and six times its median
-over the benchmarks, which are four standard deviations of a normal distribution, and at least 1.1.
-Some kernels take one of two times from process to process, sigmoid 5.1 or 5.9 ms by its addresses.
-So HEAD's faster process is compared with the slower one of BASE. What is slower by the factor is
-measured again in new processes, and reported if it is slower in three groups of them; a measurement
-counts neither way if the processes of BASE are apart by the factor themselves.
+The noise is the difference between the two processes of BASE. The factor is 1 plus six times its
+median over the benchmarks, which is four standard deviations of a normal distribution, and at least
+1.1. Some kernels take one of two times in different processes, sigmoid 5.1 or 5.9 ms depending on
+its addresses. So HEAD's faster process is compared with the slower one of BASE. What is slower by
+the factor is measured again in new processes, and reported if it is slower in three groups of them;
+a measurement is ignored if the processes of BASE themselves differ by the factor.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ __all__ = ["Benchmark", "Result", "Verdict", "factor_of", "find", "main", "measu
 ROOT = Path(__file__).resolve().parent
 # Seconds of a turn, and of the turn before the first.
 TURN, WARM_UP = 0.02, 0.05
-# Least factor, and multiple of the median noise.
+# Minimum factor, and multiple of the median noise.
 LEAST, MEDIANS = 1.1, 6
-# Above it nothing is told of a commit.
+# Above this noise there is no verdict.
 MOST = 1.3
-# Groups of processes in which a benchmark has to be slower, and that are started at most.
+# Groups of processes in which a benchmark has to be slower, and the most that are started.
 TIMES, GROUPS = 3, 6
 
 
@@ -114,7 +114,7 @@ def _of_asv(name: str) -> Any:
 
 
 def prepare(threads: int, folder: str, name: str, index: int) -> tuple[Callable[[], Any], str]:
-    """The benchmark in a process of its own with the library of `folder`, and why it failed."""
+    """The benchmark in a new process with the library in `folder`, and why it failed."""
     if folder not in sys.path:
         sys.path.insert(0, folder)
     import fastlayers as fl
@@ -136,14 +136,14 @@ def prepare(threads: int, folder: str, name: str, index: int) -> tuple[Callable[
 
 
 def _turn(contestant: Contestant) -> float:
-    """Median time of a turn, without its first call, before which others used the caches."""
+    """Median time of a turn, without its first call, as others used the caches before it."""
     before = len(contestant.times)
     contestant.run(2, TURN)
     return statistics.median(contestant.times[before + 1 :])
 
 
 def measure(contestants: list[Contestant], benchmark: Benchmark, rounds: int) -> Result | str:
-    """Alternate processes of BASE, HEAD, BASE, HEAD; or what HEAD fails in, or BASE has not."""
+    """Alternate processes of BASE, HEAD, BASE, HEAD; or what HEAD fails in, or BASE lacks."""
     for contestant in contestants:
         contestant.prepare(benchmark.name, benchmark.index)
     base, head = (contestant.value for contestant in contestants[:2])
@@ -165,7 +165,7 @@ def measure(contestants: list[Contestant], benchmark: Benchmark, rounds: int) ->
 
 
 def factor_of(results: Iterable[Result]) -> float:
-    """What a ratio has to be above, by the noise of all benchmarks."""
+    """The threshold for ratios, from the noise of all benchmarks."""
     noises = [result.noise for result in results]
     return max(LEAST, 1 + MEDIANS * statistics.median(noises)) if noises else LEAST
 
@@ -176,7 +176,7 @@ class Verdict:
     Parameters
     ----------
     factor : float
-        What a ratio has to be above to be a suspicion.
+        The threshold above which a ratio is suspect.
 
     Attributes
     ----------
@@ -193,7 +193,7 @@ class Verdict:
         self._times: Counter[Benchmark] = Counter()
 
     def add(self, results: list[Result]) -> None:
-        """Take in a group's measurements of the suspects, or at first of all."""
+        """Process a group's measurements of the suspects, or initially of all."""
         self.suspects = []
         for result in results:
             settled = 1 + result.noise <= self.factor

@@ -1,9 +1,9 @@
 """What the classes of the asv suite share: their parameters, set-up and attributes.
 
-asv starts a process for each benchmark and parameter, and calls `setup` before each sample; what
-`prepared` returns is kept, so that only the first call draws arrays and warms up. There are no
-samples of more than one call: a call of 10 us is timed to 1 %. With FASTLAYERS_BENCHMARKS=marked
-the passes have but the layers of the quick subset.
+asv starts a process for each benchmark and parameter, and calls `setup` before each sample; the
+result of `prepared` is kept, so that only the first call draws arrays and warms up. A sample is one
+call: a call of 10 us is timed to 1 %. With FASTLAYERS_BENCHMARKS=marked only the layers of the
+quick subset are measured.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ __all__ = ["Attributes", "Pass", "prepared"]
 
 
 class Attributes:
-    """How asv measures: 100 calls or 0.4 s a process, and two processes."""
+    """How asv measures: 100 calls or 0.4 s per process, and two processes."""
 
     timeout = 300
     rounds = 2
     repeat = (5, 100, 0.4)
     warmup_time = 0.05
-    # Pinned, so that other code for the same work keeps its history.
+    # Pinned, so that the history survives changes of code for the same work.
     version = "1"
 
 
 @functools.lru_cache(maxsize=1)
 def prepared(op: str, which: str, layer: str) -> Work:
-    """The pass, warm: compiled on a small input, and called once on arrays of its own."""
+    """The pass, warmed up: compiled on a small input, and called once on its own arrays."""
     case, batch = tracked(op, which)[layer]
     case.small().work(2, which)()
     work = case.work(batch, which)
@@ -40,12 +40,12 @@ def prepared(op: str, which: str, layer: str) -> Work:
 
 
 class Pass(ABC, Attributes):
-    """One pass of an op at the layers of the table; subclasses name both.
+    """One pass of an op with the layers of the table; subclasses name both.
 
     Attributes
     ----------
     marked : list of str
-        The parameters that the quick subset has.
+        The parameters in the quick subset.
     """
 
     which = "forward"

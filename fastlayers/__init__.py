@@ -1,8 +1,8 @@
 """Train convolutional networks on a CPU, fast and without torch.
 
-``import fastlayers as fl``, or ``as torch``, gives tensors and the functions of them that PyTorch
-has (`fl.exp`, `fl.cat`), layers (`fl.nn`), optimisers (`fl.optim`), data sets, transforms and
-models (`fl.vision`), loaders (`fl.data`) and training (`fl.training`), also on several processes
+``import fastlayers as fl``, or ``as torch``, provides tensors and PyTorch's functions on them
+(`fl.exp`, `fl.cat`), layers (`fl.nn`), optimisers (`fl.optim`), datasets, transforms and models
+(`fl.vision`), loaders (`fl.data`) and training (`fl.training`), also on several processes
 (`fl.distributed`), and below them the ops on NumPy arrays (`fl.ops`) and the compiled kernels
 (`fl.kernels`).
 
@@ -143,7 +143,7 @@ def __getattr__(name: str) -> Any:
 def _shared(name: str) -> Any:
     import importlib.util
 
-    # A module that is being imported, `from fastlayers import lazy`, is asked for here first.
+    # A module that is being imported, `from fastlayers import lazy`, is looked up here first.
     other = name.startswith("_") or importlib.util.find_spec(f"{__name__}.{name}") is not None
     for home in () if other else _SHARED:
         module = importlib.import_module(f"{__name__}.{home}")

@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(reason: str, status: int) -> int:
-    """Say once why this process ends; other ranks, which would wait for it, end too."""
-    distributed.end_all(reason, status)  # of several it says which failed, and does not return
+    """Print once why this process ends; other ranks, which would wait for it, end too."""
+    distributed.end_all(reason, status)  # with several ranks: says which failed, never returns
     print(f"fastlayers: {reason}", file=sys.stderr)
     return status
 
@@ -62,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--threads", type=_positive, help="default: all cores that this process may use")
     add("--out", type=Path, help="folder of the results (default: runs/<data>-<model>-<time>)")
-    add("--resume", action="store_true", help="keep all in <out>/last.*, and go on from there")
-    warmup = commands.add_parser("warmup", help="compile kernels ahead, such as for an image")
+    add("--resume", action="store_true", help="keep the state in <out>/last.*, and resume from it")
+    warmup = commands.add_parser("warmup", help="compile kernels in advance, e.g. for an image")
     warmup.set_defaults(run=_warmup)
     add = warmup.add_argument
     what = warmup.add_mutually_exclusive_group(required=True)
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--all", action="store_true", help="the kernels of all layers and models")
     add("--input-shape", type=_positive, nargs=4, metavar=("N", "C", "H", "W"))
     add("--dtype", choices=("float32", "float64"), default="float32")
-    add("--cpu", choices=cpu.FLEETS, help="for all machines of this level, run with FASTLAYERS_CPU")
+    add("--cpu", choices=cpu.FLEETS, help="for machines of this level, run with FASTLAYERS_CPU")
     info = commands.add_parser("info", help="print versions, CPU, threads and cache folder")
     info.add_argument("--json", action="store_true", help="as a JSON object")
     info.set_defaults(run=_info)
@@ -96,7 +96,7 @@ MODELS: dict[str, Callable[[int, int], fl.nn.Module]] = {
     "resnet20": lambda channels, _: fl.vision.models.resnet20(10, channels),
     "vgg": lambda channels, size: fl.vision.models.vgg_small(10, channels, size),
 }
-# The only size that the network with fixed linear layers takes.
+# The only size that the network with fixed linear layers accepts.
 CIFAR_SIZE = 32
 
 
@@ -119,7 +119,7 @@ def _datasets(options: argparse.Namespace) -> tuple[MapStyle, MapStyle]:
 
 
 def _say(text: str) -> None:
-    """Print on rank 0 alone."""
+    """Print on rank 0 only."""
     if distributed.rank() == 0:
         print(text, flush=True)
 
@@ -180,17 +180,17 @@ def _train(options: argparse.Namespace) -> int:
 def _print_best(folder: Path, history: fl.training.History) -> None:
     print(
         f"best: epoch {history.best_epoch} with {history.best['valid_accuracy']:.2%} of the "
-        f"held-out images right\nresults: {folder.resolve()}: "
+        f"held-out images correct\nresults: {folder.resolve()}: "
         + ", ".join(sorted(path.name for path in folder.iterdir()))
     )
 
 
 def _last(folder: Path) -> Path:
-    """The training's state; an earlier release wrote npz where safetensors was not installed."""
+    """The training's state; an earlier release wrote npz if safetensors was not installed."""
     paths = [folder / f"last{suffix}" for suffix in (SUFFIX, ".npz")]
     found = [path for path in paths if path.exists()]
     if found:
-        _say(f"going on from {found[0]}")
+        _say(f"resuming from {found[0]}")
     return found[0] if found else folder / f"last{SUFFIX}"
 
 

@@ -1,4 +1,4 @@
-"""Accelerators, of which there are none: for programs that ask before they choose a device.
+"""Accelerators: there are none. For programs that ask before they choose a device.
 
 https://docs.pytorch.org/docs/stable/accelerator.html
 """

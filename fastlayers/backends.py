@@ -1,6 +1,6 @@
 """Settings of PyTorch's backends: the kernels here have none, and programs may set them.
 
-What cuDNN's switches ask for holds anyway: results repeat to the bit.
+What cuDNN's switches ask for holds anyway: results are bitwise reproducible.
 https://docs.pytorch.org/docs/stable/backends.html
 """
 
@@ -8,7 +8,7 @@ __all__ = ["cuda", "cudnn", "mkldnn", "mps"]
 
 
 class _Backend:
-    """A backend that is not there."""
+    """A backend that is not available."""
 
     benchmark = deterministic = enabled = allow_tf32 = False
 

@@ -1,4 +1,4 @@
-"""What programs ask about CUDA: there is none.
+"""Answers to what programs ask about CUDA: there is none.
 
 Seeds are accepted, so that a program that sets all of them runs.
 """
@@ -48,19 +48,19 @@ def device_count() -> int:
 
 
 def manual_seed(seed: int) -> None:
-    """Do nothing: there are no random numbers of CUDA."""
+    """Do nothing: there is no CUDA random state."""
 
 
 def manual_seed_all(seed: int) -> None:
-    """Do nothing: there are no random numbers of CUDA."""
+    """Do nothing: there is no CUDA random state."""
 
 
 def empty_cache() -> None:
-    """Do nothing: there is no memory of CUDA."""
+    """Do nothing: there is no CUDA memory."""
 
 
 def reset_peak_memory_stats(device: Any = None) -> None:
-    """Do nothing: there is no memory of CUDA."""
+    """Do nothing: there is no CUDA memory."""
 
 
 def memory_allocated(device: Any = None) -> int:
@@ -81,7 +81,7 @@ def _none(name: str) -> NoReturn:
 
 
 def current_device() -> int:
-    """Refused: there is no device.
+    """Not supported: there is no device.
 
     Raises
     ------
@@ -92,25 +92,25 @@ def current_device() -> int:
 
 
 def set_device(device: Any) -> None:
-    """Refused, as `current_device`."""
+    """Not supported, as `current_device`."""
     _none("set_device")
 
 
 def get_device_name(device: Any = None) -> str:
-    """Refused, as `current_device`."""
+    """Not supported, as `current_device`."""
     _none("get_device_name")
 
 
 def get_device_properties(device: Any = None) -> Any:
-    """Refused, as `current_device`."""
+    """Not supported, as `current_device`."""
     _none("get_device_properties")
 
 
 def current_stream(device: Any = None) -> Any:
-    """Refused, as `current_device`."""
+    """Not supported, as `current_device`."""
     _none("current_stream")
 
 
 def synchronize(device: Any = None) -> None:
-    """Refused, as `current_device`."""
+    """Not supported, as `current_device`."""
     _none("synchronize")

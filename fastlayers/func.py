@@ -23,10 +23,10 @@ def functional_call(
     tie_weights: bool = True,
     strict: bool = False,
 ) -> Any:
-    """Call a module with other tensors in the places of its parameters and buffers.
+    """Call a module with other tensors in place of its parameters and buffers.
 
-    Gradients reach the tensors given, which need not be leaves. The module has its own values
-    again afterwards; it must not be called by another thread meanwhile.
+    Gradients reach the tensors given, which need not be leaves. Afterwards the module has its own
+    values again; no other thread may call it meanwhile.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def functional_call(
         The positional arguments, or the only one.
     kwargs : mapping, optional
     tie_weights : bool
-        Whether a value also takes the other places of the parameter or buffer whose name it has.
+        Whether a value also replaces other occurrences of the same parameter or buffer.
     strict : bool
         Whether the names must be exactly those of all parameters and buffers.
 
@@ -50,7 +50,7 @@ def functional_call(
     AttributeError
         If a name is not that of a parameter or buffer.
     TypeError
-        If a value is no tensor, nor an array for a buffer.
+        If a value is not a tensor, nor an array for a buffer.
 
     References
     ----------
@@ -89,7 +89,7 @@ def _joined(given: Any) -> dict[str, Any]:
 
 
 def _places(module: Module) -> Any:
-    """Name and place of each parameter and buffer, also of those that are there before."""
+    """Name and place of each parameter and buffer, including repeated ones."""
     for path, part in module.named_modules(remove_duplicate=False):
         for table in (part._parameters, part._buffers):
             for name, value in table.items():

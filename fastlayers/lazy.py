@@ -40,7 +40,7 @@ class Deferred(Protocol):
     requires_grad: bool
 
     def run(self) -> Recording:
-        """Compute the output, and give it with what the tape records of it."""
+        """Compute the output, and return it with what the tape records."""
 
     def add(self, output: Tensor, other: Tensor, in_place: bool = False) -> Tensor | None:
         """``output + other`` as a part of the call of `output`, where it can be one."""
@@ -64,26 +64,24 @@ class Watcher(Protocol):
     def recorded(
         self, output: np.ndarray, inputs: tuple[Tensor | None, ...], backward: Backward
     ) -> Backward:
-        """An op ran; returns the backward function that the tape keeps."""
+        """An op ran; returns what the tape is to keep as its backward function."""
 
     def summed(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """``a + b`` of two gradients."""
 
 
 class _State(threading.local):
-    """This thread's outputs that wait, and the number of the outermost module's call that runs."""
+    """This thread's outputs that wait, and whether a module's call is in progress."""
 
     def __init__(self) -> None:
         self.waiting: list[weakref.ref[Tensor]] = []
-        self.call = (
-            0  # 0 outside of modules; otherwise from `calls`, so that no two threads share a number
-        )
+        self.call = 0  # outside of modules; else from `calls`, so that no two threads share one
 
 
 state = _State()
 calls = itertools.count(1)
-# Read wherever an op runs, which takes 7 ns where it is None; once in each place, as another thread
-# may set it.
+# Checked wherever an op runs, which takes 7 ns if it is None. Each place reads it only once, as
+# another thread may set it.
 watcher: Watcher | None = None
 # Whether ops wait.
 fuses = os.environ.get("FASTLAYERS_FUSION", "1") != "0"
@@ -95,7 +93,7 @@ def is_fusion_enabled() -> bool:
 
 
 def set_fusion_enabled(enabled: bool) -> None:
-    """Choose whether ops wait for what follows and run as one, the default, or each by itself.
+    """Let ops wait for what follows and run as one (the default), or run each separately.
 
     The environment variable ``FASTLAYERS_FUSION=0`` turns it off from the start. Values and
     gradients are the same within rounding.
@@ -112,13 +110,13 @@ def prune(waiting: list[weakref.ref[Tensor]]) -> None:
 
 
 def run_waiting() -> None:
-    """Run what this thread has called and not used yet, in the order of the calls."""
+    """Run what this thread has called but not used yet, in the order of the calls."""
     waiting, state.waiting = state.waiting, []
     try:
         for reference in waiting:
             output = reference()
             if output is not None:
                 output.array()
-    except BaseException:  # no memory, or Ctrl-C: what has not run stays deferred
+    except BaseException:  # no memory, or Ctrl-C: what has not run keeps waiting
         state.waiting = waiting + state.waiting
         raise

@@ -1,4 +1,4 @@
-"""Norms under the names of PyTorch's `linalg`.
+"""Norms, under their names in PyTorch's `linalg`.
 
 References
 ----------
@@ -33,7 +33,7 @@ def norm(
     Raises
     ------
     NotImplementedError
-        If another norm of matrices is asked for.
+        If another matrix norm is requested.
     """
     if ord is not None and ord != "fro":
         axes = len(dim) if isinstance(dim, (tuple, list)) else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,19 +18,19 @@ __all__ = ["Compiled", "any_loss", "everything", "warmup"]
 
 
 class Compiled(NamedTuple):
-    """What `warmup` had to compile; what an earlier call has left in the cache is not counted."""
+    """What `warmup` had to compile; kernels already in the cache are not counted."""
 
     kernels: int
     seconds: float
 
 
 def warmup(model: nn.Module, input_shape: Sequence[int]) -> Compiled:
-    """Compile the kernels with which a model is trained and evaluated on inputs of one shape.
+    """Compile the kernels that training and evaluating a model on inputs of one shape need.
 
-    A copy of the model takes a training step by each optimiser (`SGD`, `Adam`, `AdamW`) of its
-    loss, cross-entropy for outputs (N, classes, ...), and is evaluated; model and random state stay
-    as they are. A kernel serves all sizes, but other sizes may take other kernels: give the batch
-    size that will be used. Where ops run on NumPy alone nothing is compiled or run.
+    A copy of the model takes a training step with each optimiser (`SGD`, `Adam`, `AdamW`), with
+    cross-entropy for outputs (N, classes, ...), and is evaluated; model and random state do not
+    change. A kernel serves all sizes, but other sizes may need other kernels: give the batch size
+    that will be used. If ops run on NumPy alone, nothing is compiled or run.
 
     Parameters
     ----------
@@ -40,12 +41,12 @@ def warmup(model: nn.Module, input_shape: Sequence[int]) -> Compiled:
     Returns
     -------
     Compiled
-        Number of the kernels, and the seconds that their compilation took.
+        Number of kernels, and the seconds that their compilation took.
 
     Raises
     ------
     TypeError, ValueError
-        If `model` is no module, `input_shape` holds other than positive integers, or the model
+        If `model` is not a module, `input_shape` holds anything but positive integers, or the model
         does not take such inputs.
     """
     if not isinstance(model, nn.Module):
@@ -82,7 +83,7 @@ def _use(model: nn.Module, shape: tuple[int, ...]) -> None:
 
 
 def any_loss(output: Tensor) -> Tensor:
-    """Cross-entropy of the first class for outputs (N, classes, ...), the sum of others."""
+    """Cross-entropy with the first class for outputs (N, classes, ...), else their sum."""
     if output.ndim < 2:
         total: Tensor = output.sum()
         return total
@@ -91,7 +92,7 @@ def any_loss(output: Tensor) -> Tensor:
 
 
 def everything(dtype: type | np.dtype = np.float32) -> list[tuple[nn.Module, tuple[int, ...]]]:
-    """Models and input shapes that together take every kernel, in one dtype."""
+    """Models and input shapes that together need every kernel, in one dtype."""
     images, few, pool = (8, 32, 16, 16), (8, 3, 20, 20), nn.MaxPool2d
     layers: list[tuple[list[nn.Module], tuple[int, ...]]] = [
         ([nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()], images),
@@ -105,8 +106,13 @@ def everything(dtype: type | np.dtype = np.float32) -> list[tuple[nn.Module, tup
         ([nn.Conv2d(32, 32, 1), nn.Dropout2d(), pool(3, 2, 1), nn.AvgPool2d(3, 2, 1)], images),
         ([nn.Conv2d(512, 512, 3, padding=1), nn.Conv2d(512, 512, 3)], (8, 512, 8, 8)),
         ([nn.Linear(40, 30), nn.BatchNorm1d(30), nn.ReLU(), nn.Dropout()], (32, 40)),
-        ([nn.Linear(2000, 1000), nn.LeakyReLU(), nn.Sigmoid(), nn.Linear(1000, 500)], (64, 2000)),
-        ([nn.Linear(2000, 1000), nn.Tanh(), nn.GELU(), nn.Linear(1000, 500)], (4, 2000)),
-        ([nn.Linear(8, 64), nn.Softmax(1), nn.Linear(64, 64), nn.LogSoftmax(1)], (64, 8)),
+        ([nn.Linear(2000, 1000), *_activations(), nn.Linear(1000, 500)], (64, 2000)),
+        ([nn.Linear(2000, 1000), nn.Linear(1000, 500)], (4, 2000)),
     ]
     return [(nn.Sequential(*some).to(dtype), shape) for some, shape in layers]
+
+
+def _activations() -> list[nn.Module]:
+    """One layer of each kind; those along an axis take the last of rows."""
+    kinds = [getattr(nn, name) for name in nn.activation.__all__]
+    return [kind(1) if "dim" in inspect.signature(kind).parameters else kind() for kind in kinds]

@@ -1,8 +1,8 @@
 """The library's random state: one seed for initialisation, shuffling and dropout.
 
-All threads share one state. What they draw is never torn and no number is drawn twice, but which
-thread gets which depends on who comes first. A thread inside `fork_rng` has a state of its own:
-there a seed gives the same numbers whatever other threads do.
+All threads share one state. Draws are atomic and no number is drawn twice, but which thread gets
+which number depends on timing. A thread inside `fork_rng` has its own state: there a seed gives the
+same numbers whatever other threads do.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ = [
 
 
 class _State:
-    """A generator, and the key of the dropout masks with the number of those drawn.
+    """A generator, the key of the dropout masks, and the number of masks drawn.
 
-    `seeded` is the key of rank 0, which all ranks have in common, `key` that of this rank.
+    `seeded` is the key of rank 0, common to all ranks, `key` that of this rank.
     """
 
     __slots__ = ("calls", "generator", "key", "rank", "seeded")
@@ -44,7 +44,7 @@ class _State:
 
     def set(self, generator: np.random.Generator, seeded: int, calls: int) -> None:
         key = _hash((seeded, self.rank)) if self.rank else seeded
-        # One line without a call, which no KeyboardInterrupt divides.
+        # One line without a call, which a KeyboardInterrupt can't split.
         self.generator, self.seeded, self.key, self.calls = generator, seeded, key, calls
 
 
@@ -54,21 +54,21 @@ def _hash(numbers: tuple[int, ...]) -> int:
 
 _lock = threading.Lock()
 if hasattr(os, "register_at_fork"):
-    # A process that is forked while another thread has the lock would wait for it for ever.
+    # A process forked while another thread holds the lock would wait for it forever.
     os.register_at_fork(
         before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
     )
 _shared = _State(
     np.random.default_rng(), int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
 )
-# A variable of the context, so that a loader can hand it on to its thread.
+# A context variable, so that a loader can pass it on to its thread.
 _own: ContextVar[_State | None] = ContextVar("fastlayers.random", default=None)
 
 
 def manual_seed(seed: int) -> None:
     """Seed initialisation, shuffling and dropout masks.
 
-    Inside of `fork_rng` those of the block alone, otherwise those of all threads outside of one.
+    Inside `fork_rng` only those of the block, otherwise those of all threads outside of one.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def manual_seed(seed: int) -> None:
     """
     seed = _whole_number("manual_seed", "seed", seed)
     generator = np.random.default_rng(seed)
-    # A hash of the seed: Philox keys that differ in few bits are fine, but equal to no number that
+    # A hash of the seed: Philox keys may differ in few bits, but must not equal a number that
     # NumPy's generator draws.
     key = _hash((seed, 1))
     state = _own.get() or _shared
@@ -91,11 +91,11 @@ def manual_seed(seed: int) -> None:
 
 
 def set_rank(rank: int) -> None:
-    """Give the dropout masks of one of several processes that train together.
+    """Use the dropout masks of one of several processes that train together.
 
-    They are those of the seed and the rank, for seeds before and after this call; rank 0, which
-    every process has at first, draws those of the seed alone. Initialisation and shuffling don't
-    depend on it. Inside of `fork_rng` it holds for the block.
+    They depend on the seed and the rank, for seeds set before and after this call; rank 0, the
+    initial rank of every process, draws those of the seed alone. Initialisation and shuffling don't
+    depend on the rank. Inside `fork_rng` the rank is that of the block.
 
     Parameters
     ----------
@@ -115,15 +115,15 @@ def set_rank(rank: int) -> None:
 
 
 def get_rng_state() -> dict[str, Any]:
-    """The random state, by which `set_rng_state` has the same numbers drawn again.
+    """The random state; after `set_rng_state` the same numbers are drawn again.
 
-    Inside of `fork_rng` that of the block.
+    Inside `fork_rng` that of the block.
 
     Returns
     -------
     dict
-        Of text and integers, which JSON can hold: the ``generator`` as NumPy gives it, the ``key``
-        of the dropout masks, the same for all ranks, and the number of ``calls`` that drew one.
+        JSON-compatible text and integers: the ``generator`` in NumPy's form, the ``key`` of the
+        dropout masks, the same for all ranks, and the number of ``calls`` that drew one.
     """
     state = _own.get() or _shared
     with _lock:
@@ -132,7 +132,7 @@ def get_rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Set the random state; the rank stays, so that a state of rank 0 gives each its own masks.
+    """Set the random state; the rank stays, so a state of rank 0 gives each rank its own masks.
 
     Parameters
     ----------
@@ -142,13 +142,13 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     Raises
     ------
     ValueError
-        If it is another one; nothing is changed then.
+        If it is invalid; then nothing is changed.
     """
     generator = np.random.default_rng(0)
     try:
         generator.bit_generator.state = state["generator"]
         key, calls = (operator.index(state[name]) for name in ("key", "calls"))
-        # NumPy takes what it is given modulo its width.
+        # NumPy takes numbers modulo their width.
         known = generator.bit_generator.state == state["generator"]
         if not (known and 0 <= key < 2**64 and 0 <= calls < 2**64):
             raise ValueError("a number is out of its range")
@@ -167,10 +167,9 @@ def numpy_generator() -> np.random.Generator:
 
 
 class Generator:
-    """A random state of its own, for functions and loaders that take a `generator`.
+    """A separate random state, for functions and loaders that take a `generator`.
 
-    Its numbers are NumPy's, not PyTorch's: the same seed gives the same numbers again, and others
-    than in PyTorch.
+    Its numbers are NumPy's: the same seed gives the same numbers again, but not PyTorch's.
 
     Parameters
     ----------
@@ -193,11 +192,11 @@ class Generator:
 
         check.device("Generator", device)
         self.device = Device(device)
-        # PyTorch's: a new generator is not random until `seed`.
+        # PyTorch's: a new generator has a fixed seed until `seed` is called.
         self.manual_seed(67280421310721)
 
     def manual_seed(self, seed: int) -> Generator:
-        """Begin the numbers of a seed; a negative one is counted from 2**64."""
+        """Start from a seed; a negative one counts from 2**64."""
         number = int(operator.index(seed))
         if not -(2**63) <= number < 2**64:
             raise RuntimeError(f"manual_seed: seed must be a 64-bit integer, got {seed}")
@@ -206,7 +205,7 @@ class Generator:
         return self
 
     def seed(self) -> int:
-        """Begin the numbers of a seed that the operating system draws, and give it."""
+        """Start from a seed drawn by the operating system, and return it."""
         self.manual_seed(int(np.random.SeedSequence().generate_state(1, np.uint64)[0]))
         return self._seed
 
@@ -220,18 +219,18 @@ class Generator:
         return self._draws
 
     def get_state(self) -> dict[str, Any]:
-        """The state, by which `set_state` has the same numbers drawn again."""
+        """The state; after `set_state` the same numbers are drawn again."""
         return {"generator": self._draws.bit_generator.state, "seed": self._seed}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Set the state that `get_state` gave."""
+        """Set a state from `get_state`."""
         draws = np.random.default_rng(0)
         draws.bit_generator.state = state["generator"]
         self._draws, self._seed = draws, operator.index(state["seed"])
 
 
 def as_numpy(op: str, generator: Any) -> np.random.Generator:
-    """NumPy's generator for an argument ``generator``, where None stands for the library's own.
+    """NumPy's generator for an argument ``generator``; None stands for the library's own.
 
     Raises
     ------
@@ -260,11 +259,11 @@ def dropout_stream() -> tuple[np.uint64, np.uint64]:
 
 @contextlib.contextmanager
 def fork_rng() -> Iterator[None]:
-    """A block with a random state of its own, which begins as a copy of that before it.
+    """A block with its own random state, initially a copy of the one outside.
 
-    Other threads don't see it, and afterwards the state is what it was, as with
-    `torch.random.fork_rng`. Models that are trained in threads, each in a block with a seed, get
-    the same bits as one after the other::
+    Other threads don't see it, and afterwards the previous state is restored, as with
+    `torch.random.fork_rng`. Models trained in parallel threads, each in a block with a seed, are
+    bitwise the same as when trained one after the other::
 
         def work(seed):
             with fastlayers.random.fork_rng():

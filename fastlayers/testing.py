@@ -1,4 +1,4 @@
-"""Checks for code that defines ops of its own."""
+"""Checks for code that defines its own ops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Arrays = list[np.ndarray]
 
 
 class GradcheckError(AssertionError):
-    """A function's gradient is wrong, or the function gives something else in each call."""
+    """A function's gradient is wrong, or the function is not deterministic."""
 
 
 def numerical_gradient(
@@ -33,9 +33,9 @@ def numerical_gradient(
     x : ndarray
         float64.
     dy : ndarray or float
-        Gradient by the function's value.
+        Gradient with respect to the function's value.
     eps : float
-        Half of the difference's width.
+        Half the width of the difference.
 
     Returns
     -------
@@ -62,22 +62,22 @@ def gradcheck(
 ) -> bool:
     """Compare a function's gradients with central differences.
 
-    Each output that is floating point is differentiated by each input that requires a gradient;
-    an output that requires none must not depend on them.
+    Each floating-point output is differentiated with respect to each input that requires a
+    gradient; an output that requires none must not depend on them.
 
     Parameters
     ----------
     function : callable
         From the inputs to a tensor, or a sequence of tensors; the same values for the same inputs.
     inputs : Tensor or sequence
-        Tensors that require a gradient are checked, and must be float64. All others, of any
-        type, are handed on as they are. The function gets tensors in the place of those checked,
-        with the same memory and strides, so the ones given need not be leaves and keep their
-        `grad`; one that is given twice is one in the function too.
+        Tensors that require a gradient are checked, and must be float64. All others, of any type,
+        are passed on unchanged. The function gets tensors in place of those checked, with the same
+        memory and strides, so the ones given need not be leaves and keep their `grad`; one that is
+        given twice is a single tensor in the function too.
     eps, atol, rtol : float
         Half width of the differences, and the tolerances.
     raise_exception : bool
-        Otherwise give False where the function fails.
+        Otherwise return False if the check fails.
     nondet_tol : float
         How much outputs and gradients of two equal calls may differ.
     fast_mode : bool
@@ -87,17 +87,17 @@ def gradcheck(
     Returns
     -------
     bool
-        Whether the gradients are right.
+        Whether the gradients are correct.
 
     Raises
     ------
     TypeError
-        If an input to check is not float64, or the function returns something else than tensors.
+        If an input to check is not float64, or the function returns anything but tensors.
     ValueError
         If no input requires a gradient, or no output is floating point.
     GradcheckError
-        An AssertionError: a gradient differs, which it names with the element that differs most,
-        or two calls do.
+        An AssertionError: a gradient differs (the message names it, and the element that differs
+        most), or two calls do.
 
     References
     ----------
@@ -171,7 +171,7 @@ def _check(
 def _call(
     function: Callable[..., Any], given: tuple[Any, ...], replaced: Mapping[int, Tensor]
 ) -> Sequence[Tensor]:
-    """What the function returns with other tensors in the place of some, by identity."""
+    """What the function returns with other tensors in place of some, by identity."""
     outputs = function(*(replaced.get(id(t), t) for t in given))
     outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
     if not isinstance(outputs, Sequence) or not all(isinstance(y, Tensor) for y in outputs):

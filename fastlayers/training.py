@@ -45,10 +45,11 @@ class History:
     epochs : list of dict
         For each epoch ``epoch`` (from 1), ``lr``, ``train_loss``, ``train_accuracy``,
         ``images_per_second``, ``seconds`` and, with validation data, ``valid_loss`` and
-        ``valid_accuracy``. Accuracies are shares in [0, 1].
+        ``valid_accuracy``. Accuracies are in [0, 1].
     best_epoch : int
-        Epoch of the best checkpoint: the highest validation accuracy, or with equal ones the
-        lowest validation loss; without validation data by the training's. 0 before the first.
+        Epoch of the best checkpoint: the one with the highest validation accuracy, or among equal
+        ones the lowest validation loss; without validation data, training figures. 0 before the
+        first.
     best_state : dict
         The model's state after that epoch, copied.
     """
@@ -66,7 +67,7 @@ class History:
 
 
 class _Meter:
-    """Mean loss and share of right answers over the samples so far."""
+    """Mean loss and accuracy over the samples so far."""
 
     def __init__(self) -> None:
         self.samples, self._right, self._loss = 0, 0, 0.0
@@ -103,14 +104,14 @@ class _Meter:
 
 
 def _right_answers(output: np.ndarray, target: np.ndarray) -> int:
-    """Samples whose largest output is the target; 0 where the target is no class index."""
+    """Samples whose largest output is the target; 0 if targets are not class indices."""
     if output.ndim != 2 or target.ndim != 1 or target.dtype.kind not in "iu":
         return 0
     return int(np.count_nonzero(output.argmax(axis=1) == target))
 
 
 def _is_of_no_target(output: np.ndarray, target: np.ndarray) -> bool:
-    """Whether a mean that is NaN can only be 0/0, as where all class indices are ignored."""
+    """Whether a NaN mean can only be 0/0, as when all class indices are ignored."""
     return target.dtype.kind in "iu" and bool(np.isfinite(output).all())
 
 
@@ -120,16 +121,16 @@ def evaluate(model: Module, loss: Loss, batches: Batches) -> tuple[float, float]
     Parameters
     ----------
     model : Module
-        It and all modules below are left in the mode that they were in.
+        It and all modules below keep their mode.
     loss : callable
         ``loss(model(input), target)`` is the batch's mean.
     batches : iterable of (input, target)
-        One whose targets the loss ignores, all of them, does not count.
+        A batch whose targets are all ignored by the loss does not count.
 
     Returns
     -------
     (float, float)
-        The loss, and the share in [0, 1] of samples whose largest output is the target.
+        The loss, and the fraction of samples whose largest output is the target.
 
     Raises
     ------
@@ -177,27 +178,27 @@ def fit(
 ) -> History:
     """Train a model, validate it after each epoch and keep its best state.
 
-    A KeyboardInterrupt, as any other exception, ends the training and passes through: the model is
-    as the last step left it, `checkpoint` holds the best state so far, and no thread of a loader
-    is left.
+    A KeyboardInterrupt, like any other exception, ends the training and propagates: the model is as
+    the last step left it, `checkpoint` holds the best state so far, and no loader thread remains.
 
-    Started by ``mpiexec`` it trains on all ranks together, with the results of one process but for
-    rounding and the masks of dropout: `model` is wrapped in `distributed.DistributedDataParallel`,
-    its batch norms become `distributed.SyncBatchNorm`, and each rank takes its part of each batch,
-    training and validation. All ranks must make the same batches, as loaders with equal seeds do;
-    those of a loader with a `data.DistributedSampler` are parts already. Rank 0 alone writes files,
-    shows progress and calls `on_epoch`; `resume` is a file that all ranks can read.
+    Started by ``mpiexec``, it trains on all ranks together, with the same results as one process
+    except for rounding and dropout masks: `model` is wrapped in
+    `distributed.DistributedDataParallel`, its batch norms become `distributed.SyncBatchNorm`, and
+    each rank takes its part of each batch, training and validation. All ranks must make the same
+    batches, as loaders with equal seeds do; those of a loader with a `data.DistributedSampler` are
+    parts already. Only rank 0 writes files, shows progress and calls `on_epoch`; `resume` is a file
+    that all ranks can read.
 
     Parameters
     ----------
     model : Module
-        A `DistributedDataParallel` is trained as it is.
+        A `DistributedDataParallel` is not wrapped again.
     loss : callable
         ``loss(model(input), target)`` is the batch's mean.
     optimizer : Optimizer
     train, valid : iterable of (input, target)
-        Such as a `data.DataLoader`; iterated once an epoch. A batch whose targets the loss ignores,
-        all of them, has a mean of NaN and no gradient: its step is made, and it does not count.
+        Such as a `data.DataLoader`; iterated once per epoch. A batch whose targets are all ignored
+        by the loss has a mean of NaN and no gradient: its step is taken, but it does not count.
     epochs : int
     scheduler : scheduler, optional
         Its ``step()`` is called after each epoch, or after each batch.
@@ -205,13 +206,13 @@ def fit(
     checkpoint : path-like, optional
         File for the best state, written whenever it improves; see `fastlayers.save`.
     resume : path-like, optional
-        File for the state of the whole training, written when it begins and after each epoch. If
-        there is one already, the training goes on after the epochs that it has, and ends with the
-        bits of one that was not stopped: parameters, buffers, optimiser, schedule, random state
-        and history, but for the times in it. The arguments are made as they were at first, and
-        take over the file's state, options of the optimiser too; `epochs` may be larger. A
-        training that has its epochs is over at once. The epoch in which it was stopped is done
-        again, so `on_epoch` may get its figures twice.
+        File for the state of the whole training, written when it begins and after each epoch. If it
+        exists already, training continues after the epochs in it, and gives bitwise the same result
+        as an uninterrupted run: parameters, buffers, optimiser, schedule, random state and history,
+        except for the times in it. Create the arguments as in the first call; they are set to the
+        file's state, including the optimiser's options. `epochs` may be larger. If all epochs are
+        done, `fit` returns immediately. The interrupted epoch is repeated, so `on_epoch` may get
+        its figures twice.
     progress : bool
         Show a progress bar with loss, accuracy and images/s, if tqdm is installed.
     on_epoch : callable, optional
@@ -225,12 +226,12 @@ def fit(
     ------
     ValueError
         For less than one epoch, an unknown `schedule_every`, no training batch that counts, or a
-        training loss that is not finite; if `resume` is damaged, or the state of another training
-        or of more epochs, and then nothing is changed.
+        training loss that is not finite; if `resume` is damaged, or from another training or more
+        epochs, in which case nothing is changed.
     TypeError
         With `resume`, if the optimiser or the scheduler cannot save its state.
     OSError
-        If the checkpoint or `resume` cannot be written; the one before is kept.
+        If the checkpoint or `resume` cannot be written; the previous one is kept.
     """
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"fit: epochs must be a positive integer, got {epochs!r}")
@@ -277,7 +278,7 @@ def fit(
 
 
 def _begin(snapshot: Snapshot, epochs: int, checkpoint: str | os.PathLike[str] | None) -> History:
-    """Go back to the file's state, or write the first; rank 0 tells which."""
+    """Restore the file's state, or write the first one; rank 0 decides which."""
     is_first = distributed.rank() == 0
     if not any(distributed.total([is_first and snapshot.exists()])):
         if is_first:
@@ -328,9 +329,9 @@ def _train_epoch(
 
 
 def _check_loss(mean: float, model: Module, optimizer: _Optimizer, samples: int) -> None:
-    """Raise if the training has failed, before the step that would spoil the parameters.
+    """Raise if the training has diverged, before the step that would spoil the parameters.
 
-    The mean over no target, as where all of a batch are ignored, is NaN, and its gradients are 0.
+    The mean over no targets, as when all of a batch are ignored, is NaN, and its gradients are 0.
     """
     if math.isfinite(mean):
         return

@@ -18,26 +18,20 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import cases
 import numpy as np
-from cases import CASES, Arrays, Case, conv, like, pool
-from exact_cases import CONVOLUTIONS
+from specs import SPECS
+from specs.spec import Arrays, Place, Watched, guarded, named, normals
 
-from fastlayers import kernels, nn, ops, optim
+from fastlayers import kernels, nn, optim
 from fastlayers.ops import arithmetic, layout
 from fastlayers.ops.conv import winograd
 from fastlayers.ops.conv.shape import conv_shape
-from fastlayers.ops.linear import large as large_linear
-from fastlayers.ops.linear import small as small_linear
-from fastlayers.ops.linear.routes import algorithms
 from fastlayers.runtime import memory, threads
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.compiler import Kernel
 from fastlayers.runtime.parallel import parallel_for
 
 Empty = Callable[[Any, Any], np.ndarray]
-Place = Callable[[np.ndarray], np.ndarray]
-Call = Callable[[Place, type], Arrays]
 
 # On either side of an array: eight of the widest vectors.
 GUARD = 512
@@ -181,100 +175,7 @@ def _tables(stem: str) -> ModuleType:
     return module
 
 
-def _case(case: Case) -> Call:
-    def run(place: Place, dtype: type) -> Arrays:
-        arrays = {name: place(a) for name, a in case.arrays(dtype).items()}
-        with mock.patch.object(cases, "like", lambda *args: place(like(*args))):
-            return case.run(ops, arrays)
-
-    return run
-
-
-def _draw(place: Place, dtype: type, *shapes: tuple[int, ...]) -> list[np.ndarray]:
-    rng = np.random.default_rng(math.prod(map(sum, shapes)))
-    return [place(rng.standard_normal(shape).astype(dtype)) for shape in shapes]
-
-
-def _named(*values: Any) -> Arrays:
-    flat = itertools.chain.from_iterable(v if isinstance(v, tuple) else (v,) for v in values)
-    return {str(i): np.asarray(v) for i, v in enumerate(flat) if v is not None}
-
-
-def _conv_pool(x: Any, weight: Any, options: Any, pool: Any) -> Call:
-    def run(place: Place, dtype: type) -> Arrays:
-        arrays = _draw(place, dtype, x, weight, weight[:1])
-        fused = options | {"pool": pool, "activation": "relu"}
-        y, cells = ops.conv2d_max_pool2d(*arrays, **fused)
-        saved = (y, cells, *arrays[:2])
-        return _named(y, cells, ops.conv2d_max_pool2d_backward(place(like(y)), *saved, **fused))
-
-    return run
-
-
-def _norm_pool(shape: Any, *window: Any) -> Call:
-    def run(place: Place, dtype: type) -> Arrays:
-        x, weight, bias = _draw(place, dtype, shape, shape[1:2], shape[1:2])
-        statistics = ops.batch_norm_statistics(x, training=True)
-        y, cells = ops.batch_norm_max_pool2d(
-            *(x, *statistics, weight, bias, *window), activation="relu"
-        )
-        grads = ops.batch_norm_max_pool2d_backward(
-            *(place(like(y)), y, cells, x, weight, *statistics, True, (True,) * 3, *window[:-1]),
-            activation="relu",
-        )
-        return _named(*statistics, y, cells, grads)
-
-    return run
-
-
-def _norm_sum(shape: Any) -> Call:
-    def run(place: Place, dtype: type) -> Arrays:
-        x, other, dy = _draw(place, dtype, *(shape,) * 3)
-        weight, bias = _draw(place, dtype, shape[1:2], shape[1:2])
-        running = _draw(place, dtype, shape[1:2], shape[1:2])
-        fused = {"residual": other, "activation": "relu"}
-        y, *saved = ops.batch_norm_forward(x, *running, weight, bias, True, **fused)
-        relu = {"bias": bias, "activation": "relu", "output": y}
-        grads = ops.batch_norm_backward(dy, x, weight, *saved, True, **relu)
-        plain = ops.batch_norm_backward(dy, x, weight, *saved, False)
-        return _named(y, *saved, *running, grads, plain)
-
-    return run
-
-
-def _relu_linear(batch: int, k: int, n: int, large: bool = False) -> Call:
-    """With a ReLU; as for a weight that is `large`, or by its size."""
-
-    def run(place: Place, dtype: type) -> Arrays:
-        x, weight, bias, dy = _draw(place, dtype, (batch, k), (n, k), (n,), (batch, n))
-        y = ops.linear(x, weight, bias, activation="relu")
-        if not large:
-            return _named(y, ops.linear_backward(dy, x, weight, activation="relu", output=y))
-        algorithms.cache_clear()
-        cut = mock.patch.object(large_linear, "STREAMED", 1 << 15)
-        with mock.patch.object(small_linear, "SMALL", 0), cut:
-            grads = ops.linear_backward(dy, x, weight, activation="relu", output=y)
-        algorithms.cache_clear()
-        return _named(y, grads)
-
-    return run
-
-
-def _relu_pool(shape: Any, *window: Any) -> Call:
-    def run(place: Place, dtype: type) -> Arrays:
-        (x,) = _draw(place, dtype, shape)
-        y, cells = ops.max_pool2d_forward(x, *window, activation="relu")
-        dy = place(like(y))
-        before, plain = ops.max_pool2d_forward(x, *window)
-        grads = ops.max_pool2d_backward(dy, cells, shape, *window)
-        return _named(
-            *(y, cells, grads), ops.max_pool2d_backward(dy, plain, shape, *window, output=before)
-        )
-
-    return run
-
-
-def _winograd(row: Any, tile: int, streamed: bool = False) -> Call:
+def _winograd(row: Any, tile: int, streamed: bool = False) -> Watched:
     tables = _tables("test_winograd")
 
     def run(place: Place, dtype: type) -> Arrays:
@@ -282,22 +183,22 @@ def _winograd(row: Any, tile: int, streamed: bool = False) -> Call:
         arrays = [place(a) for a in tables.draw(shape, padding, dtype, dilation)]
         limits = {"STREAMED": 1 << 15, "STREAMED_GRADIENT": 1 << 15} if streamed else {}
         with mock.patch.multiple(winograd, **limits) if limits else contextlib.nullcontext():
-            return _named(*tables.run(*arrays, padding, tile, dilation))
+            return named(*tables.run(*arrays, padding, tile, dilation))
 
     return run
 
 
-def _add(shape: Any) -> Call:
+def _add(shape: Any) -> Watched:
     def run(place: Place, dtype: type) -> Arrays:
-        a, b = _draw(place, dtype, shape, shape)
-        return _named(arithmetic.add(a, b), layout.contiguous(a), layout.raveled(a))
+        a, b = normals(place, dtype, shape, shape)
+        return named(arithmetic.add(a, b), layout.contiguous(a), layout.raveled(a))
 
     return run
 
 
-def _im2col(n: int, c: int, size: tuple[int, int], kernel: Any, step: int, gap: int) -> Call:
+def _im2col(n: int, c: int, size: tuple[int, int], kernel: Any, step: int, gap: int) -> Watched:
     def run(place: Place, dtype: type) -> Arrays:
-        (x,) = _draw(place, dtype, (n, *size, c))
+        (x,) = normals(place, dtype, (n, *size, c))
         shape = conv_shape(
             "im2col", (n, c, *size), (1, c, *kernel), (step,) * 2, (1, 1), (gap,) * 2, 1, 4
         )
@@ -306,57 +207,32 @@ def _im2col(n: int, c: int, size: tuple[int, int], kernel: Any, step: int, gap: 
         kernels.im2col(x, shape.geometry, (0, c), 0, rows, out, 0, cells)
         back = memory.zeros(x.shape, dtype)
         kernels.col2im(out, 0, cells, shape.geometry, (0, c), 0, rows, back)
-        return _named(out, back)
+        return named(out, back)
 
     return run
 
 
-def _optimiser(kind: Any, sizes: tuple[int, ...], **options: Any) -> Call:
+def _optimiser(kind: Any, sizes: tuple[int, ...], **options: Any) -> Watched:
     def run(place: Place, dtype: type) -> Arrays:
         shapes = [(size,) for size in sizes]
-        params = [nn.Parameter(a) for a in _draw(place, dtype, *shapes)]
-        for p, values in zip(params, _draw(place, dtype, *shapes), strict=True):
+        params = [nn.Parameter(a) for a in normals(place, dtype, *shapes)]
+        for p, values in zip(params, normals(place, dtype, *shapes), strict=True):
             p.data, p.grad = place(p.array()), place(values)
         update = kind(params, lr=0.1, **options)
         for _ in range(2):
             update.step()
-        return _named(*(p.array() for p in params))
+        return named(*(p.array() for p in params))
 
     return run
 
 
-def _all() -> Iterator[tuple[str, Call]]:
-    rows = _tables("test_winograd_rows")
-    sizes = ((2, 33, 1), (1, 9, 2), (3, 64, 1))
-    groups = [conv((n, c, 7, 30), (c * e, 1, 3, 3), groups=c, padding=1) for n, c, e in sizes]
-    # No tap of the kernel meets the one pixel.
-    groups += [conv((1, 3, 1, 1), (45, 1, 3, 1), groups=3, stride=(2, 5), padding=(6, 3))]
-    for case in {case.id: case for case in (*CASES, *rows.CASES, *groups, *CONVOLUTIONS)}.values():
-        yield case.id, _case(case)
-    for row in _tables("test_conv_pool").CASES:
-        yield f"conv-pool {row}", _conv_pool(*row)
-    for shape, *window in _tables("test_batchnorm_pool").CASES:
-        yield f"norm-pool {(shape, *window)}", _norm_pool(shape, *window)
-    for shape in (
-        (5, 3),
-        (3, 17, 4, 5),
-        (2, 64, 9, 7),
-        (1, 130, 3, 3),
-        (17, 5, 31),
-        (8, 6, 40, 40),
-    ):
-        yield f"norm-sum {shape}", _norm_sum(shape)
-    linear = _tables("test_linear")
-    for size in (*linear.LARGE, *linear.RELU):
-        yield f"linear-relu {size}", _relu_linear(*size)
-        yield f"linear-large {size}", _relu_linear(*size, large=True)
-    for shape, *window in (((2, 3, 9, 7), 2), ((1, 33, 9, 8), 3, 2, 1), ((2, 5, 8, 9), (1, 4), 3)):
-        yield f"relu-pool {(shape, *window)}", _relu_pool(shape, *window)
-    # Many tasks, whose vectors spill over into the next pixel.
-    tasks = (64, 6, 28, 28)
-    yield f"relu-pool {(tasks, 2)}", _relu_pool(tasks, 2)
-    for op in ("max_pool2d", "avg_pool2d"):
-        yield f"{op} {(tasks, 2)}", _case(pool(op, tasks, kernel_size=2))
+def _all() -> Iterator[tuple[str, Watched]]:
+    for spec in SPECS.values():
+        for case in spec.samples:
+            yield case.id, guarded(case)
+        yield from spec.watched.items()
+    for case in _tables("test_winograd_rows").CASES:
+        yield case.id, guarded(case)
     for row, tile in itertools.product(_tables("test_winograd").SHAPES, (2, 4)):
         yield f"winograd {row} {tile}", _winograd(row, tile)
     for row in (((4, 15, 21, 32, 48), (0, 2), (1, 1)), ((4, 16, 16, 32, 33), (1, 1), (1, 1))):
@@ -377,7 +253,7 @@ def _all() -> Iterator[tuple[str, Call]]:
     yield "Adadelta", _optimiser(optim.Adadelta, sizes)
 
 
-CALLS: dict[str, Call] = dict(_all())
+CALLS: dict[str, Watched] = dict(_all())
 
 
 # Kernels that are wrong: an inner one, and a task of a parallel loop.

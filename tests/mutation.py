@@ -38,10 +38,14 @@ from queue import SimpleQueue
 __all__ = ["Mutant", "main", "mutants"]
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests"))
+
+from specs import STEMS  # noqa: E402 - beside the tests
+
 PACKAGES = ("kernels", "ops")
 # Seconds after which a mutant that does not come to an end is killed, as one that loops: with the
 # tests of its module, and with all the others, which no slow machine should fail.
-TIMEOUTS = (400, 1200, 1200)
+TIMEOUTS = (400, 400, 1200, 1200)
 # Operators that need a configuration, and one that changes nothing.
 NOT_USED = ("variable", "no-op")
 
@@ -123,7 +127,7 @@ TESTS = {
     "ops/loss/nll.py": "ops/test_loss.py nn/test_loss.py",
     "ops/pool/avg_routes.py": "ops/test_pool.py",
     "ops/pool/max_routes.py": "ops/test_pool.py",
-    "ops/pool/route.py": "ops/test_pool.py",
+    "ops/pool/algorithm.py": "ops/test_pool.py",
     "ops/pool/window.py": "ops/test_pool.py",
 }
 # What passes those meets these, and then the tests in trust/ that name the module's op.
@@ -133,19 +137,20 @@ SHARED = {
 }
 # Of the many tests of convolutions, those that find most.
 EXACT = "trust/test_exactness.py trust/test_memory_safety.py"
-# By the stem of a module, what its tests in trust/ are named by, as `pytest -k` takes it.
+# By a part of a module's path, what its tests in trust/ and ops/test_specs.py are named by, as
+# `pytest -k` takes it; "activation" stands for the ops of its specs.
 NAMES = (
-    ("act", "relu or sigmoid or tanh or gelu or softmax"),
-    ("arithmetic", "arithmetic"),
-    ("batchnorm", "norm or any_order"),
-    ("conv_pool", "conv-pool or pooled"),
-    ("dropout|philox", "dropout"),
-    ("flatten", "flatten"),
-    ("linear", "linear or any_order"),
-    ("loss|.*entropy|common|mse|nll", "loss or entropy"),
-    ("optimizer|speed", "SGD or Adam"),
-    ("avg_|max_|pool|route|window", "pool or any_order"),
-    ("_check|layout|reduce|runs|vectors", "linear or pool or norm or bounds or any_order"),
+    ("/activation", "activation"),
+    ("/arithmetic", "arithmetic"),
+    ("/norm/", "norm or any_order"),
+    ("/conv/pooled", "conv-pool or pooled"),
+    ("/dropout", "dropout"),
+    ("/flatten", "flatten"),
+    ("/linear", "linear or any_order"),
+    ("/loss", "loss or entropy"),
+    ("/optimizer|/speed", "SGD or Adam"),
+    ("/pool/", "pool or any_order"),
+    ("/check|/layout|/reduce|/ir/", "linear or pool or norm or bounds or any_order"),
     ("", "conv or im2col or winograd"),
 )
 
@@ -310,13 +315,15 @@ def tests_of(module: str) -> list[list[str]]:
     """Arguments of pytest: for the tests of the module, then for those that it shares."""
     stem = Path(module).stem
     named = TESTS.get(module, f"kernels/test_{stem}.py ops/test_{stem}.py")
-    names = next(names for pattern, names in NAMES if re.match(pattern, stem))
+    names = next(names for pattern, names in NAMES if re.search(pattern, module))
     trust = EXACT if names == NAMES[-1][1] else "trust"
+    if names == "activation":
+        names = " or ".join(spec.op for spec in STEMS[names])
     rows = [
         [str(Path("tests", name)) for name in text.split() if (ROOT / "tests" / name).exists()]
-        for text in (named, SHARED[module.partition("/")[0]], trust)
+        for text in (named, "ops/test_specs.py", SHARED[module.partition("/")[0]], trust)
     ]
-    return [*rows[:2], [*rows[2], "-k", names]]
+    return [rows[0], [*rows[1], "-k", names], rows[2], [*rows[3], "-k", names]]
 
 
 def _equivalent(module: str, diff: str) -> bool:

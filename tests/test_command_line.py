@@ -62,7 +62,7 @@ def test_resume(whole, suffix, tmp_path, monkeypatch, capsys):
     for told in ([1, 2, 2, 3], [1, 2, 2, 3]):
         assert train(tmp_path, "--resume") == 0
         assert shown == told
-        assert f"going on from {tmp_path / f'last{suffix}'}" in capsys.readouterr().out
+        assert f"resuming from {tmp_path / f'last{suffix}'}" in capsys.readouterr().out
         assert results(tmp_path) == results(whole)
 
 

@@ -38,6 +38,18 @@ def test_passes_of_convolutions():
     assert "winograd F(" in line and "3x3 at stride 1, 64 channels" in line
 
 
+def test_linear_maps_and_pools():
+    model = nn.Sequential(
+        nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 7)
+    )
+    passes = {}
+    for row in explained(model, (4, 3, 16, 16)):
+        passes.setdefault(row.layers, []).append(row.direction)
+        assert row.algorithm and row.reason
+    pools = {name: ["forward", "backward"] for name in "012"}
+    assert passes == pools | {"4": ["forward", "backward_input", "backward_weight"]}
+
+
 def test_model_stays_as_it_is():
     model = Net().eval()
     state = {name: np.array(value) for name, value in model.state_dict().items()}

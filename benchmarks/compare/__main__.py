@@ -3,7 +3,7 @@
     python -m benchmarks.compare [ops] [models] [start] [memory] [--threads N ...] [--quick]
         [--results FOLDER] [--render] [--publish]
 
-Without a section all are measured. Each writes a JSON record with the machine and the versions, a
+Without sections, all are measured. Each writes a JSON record with the machine and the versions, a
 Markdown report and its PNG charts into the folder of results. ``--publish`` puts the tables into
 README.md, between the comments that name them, and its charts into docs/figures; ``--render`` does
 so, or writes reports and charts, from the records without measuring.
@@ -38,7 +38,7 @@ def publish(page: str, parts: dict[str, str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure the chosen sections, then write what they gave."""
+    """Measure the chosen sections, then write the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument

@@ -1,10 +1,10 @@
-"""Where a training step's time goes: arithmetic over its rate, bytes over theirs, and the rest.
+"""Where a training step's time goes: arithmetic, memory traffic, and the rest.
 
     python -m benchmarks.compare.account [--models NAMES] [--threads 2] [--markdown FILE]
 
 Convolutions and linear maps count the multiply-adds of direct arithmetic, so that Winograd's rate
-may be above the peak. Memory-bound ops count each array that a call reads or writes once. What is
-left of the step, the tape, the layers and the dispatch, is "calls".
+may be above the peak. Memory-bound ops count each array that a call reads or writes once. The rest
+of the step, that is the tape, the layers and the dispatch, is "calls".
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _row(case: Case, threads: int) -> list[str]:
 
 
 def main() -> None:
-    """Print a row a model, each in a process of its own."""
+    """Print a row per model, each in a new process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=None, metavar="NAME")
     parser.add_argument("--threads", nargs="+", type=int, default=[2])

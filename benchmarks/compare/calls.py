@@ -1,4 +1,4 @@
-"""What a call costs beside its arithmetic: layers on arrays of a few elements, in microseconds.
+"""What a call costs besides its arithmetic: layers on arrays of a few elements, in microseconds.
 
     python -m benchmarks.compare.calls
 
@@ -58,7 +58,7 @@ def measure(name: str, rounds: int = 2000) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print a row a layer."""
+    """Print a row per layer."""
     fl.set_num_threads(1)
     print("| layer | forward us | backward us |")
     print("|---|---|---|")

@@ -1,6 +1,6 @@
 """The models of the comparisons, and their initial values and batches, the same in every library.
 
-Nothing here imports a library of layers, so that a contestant's memory is its own.
+Nothing here imports a library of layers, so that it does not count as a contestant's memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 
 __all__ = ["CASES", "LR", "MOMENTUM", "Batches", "Case", "initial_value"]
 
-# Of SGD in all comparisons of a step; at 0.001 VGG-16 already overshoots, to a loss of 55.
+# Learning rate of SGD in all comparisons of a step; at 0.001 VGG-16 already overshoots, to a loss
+# of 55.
 LR = 1e-4
 MOMENTUM = 0.9
 
@@ -66,7 +67,7 @@ CASES = [
 def initial_value(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The value of a parameter or buffer by its name in a state dict, the same in every process.
 
-    Weights are uniform with He's variance, so that a deep network's loss tells of all its layers.
+    Weights are uniform with He's variance, so that a deep network's loss depends on all its layers.
     """
     kind = name.rpartition(".")[2]
     if kind == "num_batches_tracked":

@@ -32,7 +32,7 @@ def _save(pyplot: Any, figure: Any, path: Path) -> None:
 def _ratio_bars(
     axes: Any, names: list[str], ratios: list[float], ends: list[float] | None = None
 ) -> None:
-    """Bars with their numbers, which stand right of `ends` where something is drawn up to there."""
+    """Bars with their numbers, to the right of `ends` if something is drawn up to there."""
     places = range(len(names))
     axes.barh(places, ratios, color=OURS, height=0.7)
     axes.axvline(1, color=LEVEL, linewidth=1)
@@ -43,7 +43,7 @@ def _ratio_bars(
 
 
 def model_chart(rows: Rows, ratio: Any, path: Path) -> None:
-    """Bars: PyTorch's fastest time of a training step over fastlayers', model by model."""
+    """Bars: PyTorch's fastest time of a training step over that of fastlayers, model by model."""
     rows = [row for row in rows if row["threads"] == max(r["threads"] for r in rows)]
     names = [f"{row['model']}, batch {row['batch']}" for row in rows]
     pyplot, figure, axes = _figure(7, 0.8 + 0.32 * len(rows))
@@ -72,7 +72,7 @@ def op_chart(rows: Rows, path: Path) -> None:
 
 
 def roofline(rows: Rows, bandwidths: dict[str, float], path: Path) -> None:
-    """Operations a second over operations a byte, below the measured peak and bandwidths."""
+    """Operations per second over operations per byte, below the measured peak and bandwidths."""
     rows = [r for r in rows if r.get("flops") and r["threads"] == max(s["threads"] for s in rows)]
     peak = statistics.median(row["peak"] for row in rows) / 1e9
     pyplot, figure, axes = _figure(7, 4.5)

@@ -1,8 +1,8 @@
 """The training step of a case in each library: forward, cross-entropy, backward, SGD momentum.
 
 A preparation runs in the contestant's process. It returns the step and a `Start`: the losses of
-the first steps on one batch without dropout, which tell whether all do the same work. After them
-dropout is on, and one step of it has been made, so that all compilation is behind.
+the first steps on one batch without dropout, which show whether all do the same work. After them
+dropout is on, and one more step has been made, so that everything is compiled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHECKED_STEPS = 3
 
 @dataclass(frozen=True)
 class Start:
-    """What a contestant tells of itself when it is prepared.
+    """What a contestant reports when it is prepared.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ def prepare_torch(threads: int, mode: str, case: Case) -> tuple[Step, Start]:
 
 
 def _stepper(model: Any, loss: Any, optimizer: Any) -> Callable[[Any, Any], float]:
-    """The training step, word for word the same in torch and in fastlayers."""
+    """The training step, literally the same code for torch and fastlayers."""
 
     def step(inputs: Any, targets: Any) -> float:
         optimizer.zero_grad()
@@ -116,7 +116,7 @@ def _started(
 
 
 def _cycle(step: Callable[[Any, Any], float], batches: Batches) -> Step:
-    """A function that steps through the batches again and again; one step is made."""
+    """A function that steps through the batches repeatedly; one step is made."""
     count = 0
 
     def next_step() -> float:
@@ -129,7 +129,7 @@ def _cycle(step: Callable[[Any, Any], float], batches: Batches) -> Step:
 
 
 def prepare_jax(threads: int, case: Case) -> tuple[Step, Start]:
-    """JAX's pool has as many threads as the process has CPUs, so the process is held to so many."""
+    """JAX's pool has as many threads as the process has CPUs, so those are limited."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     os.environ["JAX_PLATFORMS"] = "cpu"

@@ -1,10 +1,10 @@
-"""The loss of ResNet-20's first steps in fastlayers beside torch's in both memory formats.
+"""The loss in ResNet-20's first steps, in fastlayers and in both of torch's memory formats.
 
     python -m benchmarks.compare.curve [--steps 200] [--seeds 0 1 2] [--lr 0.02] [--data digits]
 
-All runs start from the same state and take the same batches. Training magnifies rounding, so the
-gap between two of torch's own runs (memory formats, numbers of threads) tells how far a run of
-the same mathematics goes astray; fastlayers follows torch if its gap is no larger.
+All runs start from the same state and take the same batches. Training amplifies rounding errors, so
+the gap between two of torch's own runs (memory formats, numbers of threads) shows how far runs of
+the same mathematics diverge; fastlayers follows torch if its gap is no larger.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def prepare_torch(
 
 
 def _value(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """An initial value, another for each seed; the kind is that of the name's end."""
+    """An initial value, different for each seed; the end of the name gives the kind."""
     return initial_value(f"{seed}.{name}", shape)
 
 
@@ -115,7 +115,7 @@ def curves(data: str, steps: int, seed: int, lr: float) -> Curves:
 
 
 def agreement(one: np.ndarray, other: np.ndarray) -> int:
-    """Steps before the curves are 0.001 apart."""
+    """Steps until the curves differ by 0.001."""
     return int(np.argmax([*(np.abs(one - other) > 1e-3), True]))
 
 
@@ -126,10 +126,10 @@ def gap(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
 
 
 def judge(found: Curves) -> tuple[list[list[str]], bool]:
-    """Lines of all pairs that count, and whether fastlayers is as near to torch as torch itself.
+    """Lines for all relevant pairs, and whether fastlayers is as close to torch as torch itself.
 
-    It is if, of every run of fastlayers, largest and mean gap to torch's nearest run are no larger
-    than those between the two of torch's runs that are farthest apart.
+    It is if, for every run of fastlayers, the largest and mean gap to torch's closest run are no
+    larger than those between torch's two most distant runs.
     """
     theirs = [name for name in found if name.startswith("torch")]
     ours = [name for name in found if name not in theirs]
@@ -144,7 +144,7 @@ def judge(found: Curves) -> tuple[list[list[str]], bool]:
 
 
 def main() -> None:
-    """Print a table a seed and the verdict."""
+    """Print a table per seed and the verdict."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--steps", type=int, default=200)

@@ -1,7 +1,7 @@
-"""Contestants in processes of their own, timed in turn.
+"""Contestants in separate processes, timed in turn.
 
-The machine's speed drifts, so that only what alternates in one run can be compared: each round
-asks every contestant for a few repetitions, and the medians over the rounds are what counts.
+The machine's speed drifts, so only what alternates in one run can be compared: each round asks
+every contestant for a few repetitions, and the medians over the rounds count.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WARM_UP = 2.0
 
 
 class Contestant:
-    """A process of its own that prepares pieces of work, one at a time, and runs them on demand.
+    """A separate process that prepares pieces of work, one at a time, and runs them on demand.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class Contestant:
         self.value = self._ask("prepare", *work)
 
     def run(self, repetitions: int = 1, seconds: float = 0.0) -> None:
-        """Repeat the work at least so often and so long, and keep the times (seconds each)."""
+        """Repeat the work at least this often and this long, and keep the times (seconds each)."""
         self.times += self._ask("run", repetitions, seconds)
 
     def call(self, *arguments: Any) -> Any:
@@ -70,7 +70,7 @@ class Contestant:
         return self._ask("call", *arguments)
 
     def peak_memory(self) -> int:
-        """Most bytes that were ever resident in the process."""
+        """Peak resident bytes of the process."""
         return int(self._ask("memory"))
 
     def forget(self) -> None:
@@ -84,12 +84,12 @@ class Contestant:
 
     @property
     def spread(self) -> float:
-        """Distance of the quartiles of the times, as a share of the median."""
+        """Interquartile range of the times, as a share of the median."""
         return spread(self.times)
 
     def close(self) -> None:
         """End the process."""
-        with contextlib.suppress(BrokenPipeError):  # it ended by an error of its own
+        with contextlib.suppress(BrokenPipeError):  # it ended with its own error
             self._pipe.send(None)
         self._process.join(30)
 
@@ -97,7 +97,7 @@ class Contestant:
         try:
             self._pipe.send(order)
             answer = self._pipe.recv()
-        except (EOFError, ConnectionError) as error:  # killed, for want of memory perhaps
+        except (EOFError, ConnectionError) as error:  # killed, perhaps for lack of memory
             self._process.join(5)
             code = self._process.exitcode
             raise RuntimeError(f"{self.name} failed: its process ended, code {code}") from error
@@ -107,7 +107,7 @@ class Contestant:
 
 
 def _set_environment(threads: int) -> None:
-    """Set what a child inherits: its libraries read it as they load, before `_serve` runs."""
+    """Set what a child inherits: its libraries read it when they load, before `_serve` runs."""
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
     # They name an older kernel than the CPU has, and slow NumPy down.
@@ -134,7 +134,7 @@ def _serve(
                     pipe.send(peak_memory())
     except EOFError:  # the parent was stopped
         return
-    except Exception as error:  # told to the parent, which raises it
+    except Exception as error:  # sent to the parent, which raises it
         pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
@@ -151,7 +151,7 @@ def _times(work: Callable[[], Any], repetitions: int, seconds: float) -> list[fl
 def alternate(
     contestants: list[Contestant], rounds: int, repetitions: int = 1, seconds: float = 0.0
 ) -> None:
-    """Warm up, then let all take turns of so many repetitions and so many seconds or more."""
+    """Warm up, then let all take turns of at least so many repetitions and seconds."""
     for contestant in contestants:
         contestant.run(repetitions)
         contestant.forget()
@@ -168,8 +168,8 @@ def alternate_for(
     Each turn takes `turn` seconds and at least one repetition.
     """
     for contestant in contestants:
-        # A process that has begun to spin may have all its threads on one CPU at first: torch's
-        # steps of 3 ms were seen to take 480 ms for two seconds.
+        # A process that starts to spin may have all its threads on one CPU at first: torch's steps
+        # of 3 ms took 480 ms for two seconds.
         contestant.run(1, WARM_UP)
     round_seconds = sum(max(turn, contestant.times[-1]) for contestant in contestants)
     count = int(min(max(seconds / round_seconds, rounds[0]), rounds[1])) if contestants else 0
@@ -187,7 +187,7 @@ def table(header: list[str], lines: list[list[str]]) -> str:
 
 
 def spread(times: list[float]) -> float:
-    """Distance of the quartiles, as a share of the median."""
+    """Interquartile range, as a share of the median."""
     if len(times) < 2:
         return 0.0
     low, _, high = statistics.quantiles(times, n=4, method="inclusive")
@@ -201,7 +201,7 @@ def _status(field: str) -> int:
 
 
 def resident_memory() -> int:
-    """Bytes of this process that are resident now; 0 where the system does not tell."""
+    """Resident bytes of this process; 0 if the system does not report them."""
     try:
         return _status("VmRSS:")
     except OSError:
@@ -209,8 +209,8 @@ def resident_memory() -> int:
 
 
 def peak_memory() -> int:
-    """Most bytes of this process that were ever resident."""
-    try:  # ru_maxrss would count what the parent had at the fork
+    """Peak resident bytes of this process."""
+    try:  # ru_maxrss would include the parent's at the fork
         return _status("VmHWM:")
     except OSError:
         import resource

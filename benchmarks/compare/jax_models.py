@@ -1,7 +1,7 @@
 """The networks of `fastlayers.vision.models` as functions of their parameters, for JAX.
 
-Images are (N, H, W, C), weights of convolutions (R, S, C, M) and of linear maps (in, out), as JAX
-has them; names and declared shapes are those of a state dict of `fastlayers`.
+Images are (N, H, W, C), weights of convolutions (R, S, C, M) and of linear maps (in, out), as usual
+in JAX; names and declared shapes are those of a state dict of `fastlayers`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-with contextlib.suppress(ModuleNotFoundError):  # asv imports all of this folder, without JAX too
+with contextlib.suppress(ModuleNotFoundError):  # asv imports all of this folder, even without JAX
     import jax
     import jax.numpy as jnp
     from jax import lax
@@ -28,7 +28,7 @@ class Network:
     values : dict, optional
         Parameters and buffers; without them the pass only declares what it would look up.
     key : array, optional
-        Of the dropout masks; without it nothing is dropped.
+        For the dropout masks; without it nothing is dropped.
     """
 
     def __init__(self, values: dict[str, Any] | None = None, key: Any = None) -> None:

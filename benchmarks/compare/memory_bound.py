@@ -3,10 +3,10 @@
     python -m benchmarks.compare.memory_bound [--threads 1 2] [--rounds N] [--only SUBSTRING]
         [--markdown FILE]
 
-A copy moves as many bytes as the operation has to read and write, half of them each way, with a
+A copy moves as many bytes as the operation must read and write, half of them each way, with a
 kernel on the same threads. `ratio` is the time of torch's faster memory format over fastlayers',
-`copies` is fastlayers' time over the copy's. Arrays of fastlayers have channels-last memory, as
-its operations return them.
+`copies` is fastlayers' time over the copy's. Arrays of fastlayers have channels-last memory, as its
+operations return them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["OPS", "SHAPES", "Op", "compare", "main", "measure"]
 
 # Seconds of a contestant's turn; it holds at least one repetition.
 TURN = 0.04
-# Results differ by at most so much of their largest value.
+# Results may differ by this fraction of their largest value.
 GAP = 1e-4
 
 SHAPES = IMAGES
@@ -38,7 +38,7 @@ BATCH_NORM = (None, None, "weight", "bias", True)
 
 @dataclass(frozen=True)
 class Op:
-    """An operation: its arguments, and the bytes to move for an element of input and of output."""
+    """An operation: its arguments, and the bytes to move per element of input and of output."""
 
     name: str
     options: dict[str, Any]
@@ -71,7 +71,7 @@ OPS = (
 
 
 def _aligned(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """Images in memory of the library's own, as layers before would give them."""
+    """Images in the library's own memory, as previous layers would give them."""
     values = np.moveaxis(images(shape, seed), 1, -1)
     out = memory.empty(values.shape, values.dtype)
     out[...] = values

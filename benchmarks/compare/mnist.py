@@ -1,11 +1,11 @@
-"""Training on MNIST in fastlayers and in torch: wall time of an epoch, and to 99 % of the tests.
+"""Training on MNIST in fastlayers and in torch: wall time of an epoch, and to 99 % accuracy.
 
     python -m benchmarks.compare.mnist --data-dir FOLDER [--epochs 3] [--threads 1 2] [--seed 0]
 
 The network, loss, optimiser and schedule are those of `python -m fastlayers train --data mnist`,
 with the same initial weights; batches and their random shifts come from the same loader. The
 contestants take turns of a quarter of an epoch each, after which they are tested; the times are
-those of training, batches included, and both begin warm.
+those of training, including the making of batches, and both start warm.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Run:
         return {"seconds": time.perf_counter() - begin, "loss": float(np.mean(losses))}
 
     def accuracy(self, batches: Iterable[Any]) -> float:
-        """Share of right answers in evaluation mode."""
+        """Accuracy in evaluation mode."""
         self.model.eval()
         right = count = 0
         with self.library.root.no_grad():
@@ -182,7 +182,7 @@ def compare(
 
 
 def lines(history: dict[str, list[dict[str, Any]]], threads: int, epochs: int) -> list[list[str]]:
-    """For each contestant its epochs' seconds, its way to 99 % and its last accuracy."""
+    """For each contestant the seconds of its epochs and to 99 %, and its accuracies."""
     found = []
     for name, turns in history.items():
         times = [

@@ -3,9 +3,9 @@
     python -m benchmarks.compare.models [--models NAMES] [--batch N] [--threads 1 2]
         [--contestants NAMES] [--bfloat16] [--quick] [--markdown FILE] [--json FILE]
 
-A step is forward, cross-entropy, backward and SGD with momentum. Every contestant has a process
-of its own and starts from the same weights and batches; the losses of the first steps must agree.
-The ratio is the fastest float32 mode of torch over fastlayers.
+A step is forward, cross-entropy, backward and SGD with momentum. Every contestant has its own
+process and starts from the same weights and batches; the losses of the first steps must agree. The
+ratio is the fastest float32 mode of torch over fastlayers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.compare.harness import Contestant, alternate_for, table
 
 __all__ = ["compare", "main", "size_table", "step_table"]
 
-# The first loss agrees to rounding; how far the next ones are from it tells of the gradients.
+# The first loss agrees to rounding; the next ones show whether the gradients do.
 LOSS_GAP = 1e-4
 MOVE_GAP = 0.02
 SECONDS = 12.0
@@ -76,7 +76,7 @@ def _check(contestants: list[Contestant], errors: dict[str, str]) -> None:
             abs(a - b) <= LOSS_GAP + MOVE_GAP * abs(a - first.losses[0])
             for a, b in zip(first.losses, other.losses, strict=True)
         )
-        # bfloat16 rounds at 4e-3, and is no part of the ratio
+        # bfloat16 rounds at 4e-3, and is not part of the ratio
         if contestant.name != "bfloat16" and not agree:
             errors[contestant.name] = (
                 f"other work: the first losses are {other.losses}, "
@@ -91,7 +91,7 @@ def _check(contestants: list[Contestant], errors: dict[str, str]) -> None:
 
 
 def ratio(row: dict[str, Any], others: tuple[str, ...] = TORCH_FLOAT32) -> float:
-    """The least time of the others over fastlayers', NaN if one of the two is missing."""
+    """The least time of the others over that of fastlayers; NaN if either is missing."""
     found = {name: record["seconds"] for name, record in row["contestants"].items()}
     times = [found[name] for name in others if name in found]
     return min(times) / found["fastlayers"] if times and "fastlayers" in found else math.nan
@@ -102,7 +102,7 @@ def _start_of_line(row: dict[str, Any]) -> list[str]:
 
 
 def step_table(rows: list[dict[str, Any]], names: list[str]) -> str:
-    """Median milliseconds with the distance of the quartiles, images a second and the ratio."""
+    """Median milliseconds with the interquartile range, images per second and the ratio."""
     lines = []
     for row in rows:
         line = _start_of_line(row)
@@ -125,7 +125,7 @@ def step_table(rows: list[dict[str, Any]], names: list[str]) -> str:
 
 
 def size_table(rows: list[dict[str, Any]], names: list[str]) -> str:
-    """Peak resident memory of each process in MB, and what of it came after the imports."""
+    """Peak resident memory of each process in MB, and its growth after the imports."""
     lines = []
     for row in rows:
         line = _start_of_line(row)
@@ -148,7 +148,7 @@ def report(rows: list[dict[str, Any]], names: list[str]) -> str:
         for name, error in row["errors"].items()
     ]
     parts = [
-        "Median milliseconds of a step (distance of the quartiles), images/s of fastlayers, and "
+        "Median milliseconds of a step (interquartile range), images/s of fastlayers, and "
         "the fastest float32 mode of torch over fastlayers:",
         step_table(rows, names),
         "Peak resident memory of the process, compilation included (of it since the imports):",

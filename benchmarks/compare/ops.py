@@ -29,7 +29,7 @@ __all__ = ["SETS", "TITLES", "Case", "compare", "conv", "linear", "main", "measu
 
 # Seconds of a contestant's turn; it holds at least one repetition.
 TURN = 0.08
-# Results differ by at most so much of their largest value.
+# Results may differ by this fraction of their largest value.
 GAP = 1e-4
 # Elements of each result that are compared.
 SAMPLE = 1 << 18
@@ -48,7 +48,7 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """Bytes of input, weight and output, once each, as the forward pass moves them at least."""
+        """Bytes of input, weight and output, once each: the least that the forward pass moves."""
         return 4 * sum(math.prod(shape) for shape in (self.input, self.weight, self.output))
 
     @property
@@ -132,7 +132,7 @@ Samples = list[tuple[np.ndarray, float]]
 
 
 def _samples(results: tuple[np.ndarray, ...]) -> Samples:
-    """Of each array elements that are the same in every contestant, and the largest value."""
+    """Elements of each array, the same ones for every contestant, and the largest value."""
     found = []
     for array in results:
         chosen: Any = ...
@@ -197,9 +197,9 @@ def prepare_torch(
 
 
 def prepare_jax(threads: int, case: Case, step: bool) -> tuple[Callable[[], Any], Samples]:
-    """A function that runs the case once in JAX, compiled, and samples of its results.
+    """A function that runs the case once in jitted JAX, and samples of its results.
 
-    Images are (N, H, W, C) and weights (R, S, C, M), as XLA has them on a CPU.
+    Images are (N, H, W, C) and weights (R, S, C, M), as XLA prefers on a CPU.
     """
     import jax
     from jax import lax
@@ -273,7 +273,7 @@ class Row:
 def compare(case: Case, step: bool, contestants: list[Contestant], rounds: int) -> Row:
     """Time one case and pass; the contestants are fastlayers, the FMA peak and torch's formats."""
     ours, peak, *theirs = contestants
-    if case.op == "linear":  # there is but one memory format of matrices
+    if case.op == "linear":  # there is only one memory format for matrices
         theirs = [c for c in theirs if c.name != "torch channels_last"]
     for contestant in contestants:
         contestant.times.clear()
@@ -375,7 +375,7 @@ def _report(
 
 
 def main() -> None:
-    """Print a line a shape, pass and number of threads, and the ratios' mean for each set."""
+    """Print a line per shape, pass and number of threads, and the ratios' mean for each set."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--set", choices=[*SETS, "all"], default="all")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])

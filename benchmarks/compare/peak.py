@@ -1,4 +1,4 @@
-"""The FMA peak as a contestant, by the work with which `fastlayers.profile` measures it."""
+"""The FMA peak as a contestant, with the same work as in `fastlayers.profile`."""
 
 from __future__ import annotations
 

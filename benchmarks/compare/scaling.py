@@ -2,8 +2,8 @@
 
     python -m benchmarks.compare.scaling [--models NAMES] [--batch 128] [--large 512] [--quick]
 
-A step with 1 and with 2 threads, and the time per image of a large batch beside that of a small
-one, alternating in one run, each in a process of its own.
+A step with 1 and with 2 threads, and the time per image in a large and in a small batch,
+alternating in one run, each in its own process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SECONDS = 15.0
 
 
 def measure(work: list[tuple[Case, int]], quick: bool) -> list[Contestant]:
-    """Contestants of fastlayers, timed in turn on a case each, with a number of threads each."""
+    """Contestants of fastlayers, timed in turn, each with its case and number of threads."""
     with ExitStack() as stack:
         contestants = []
         for case, threads in work:

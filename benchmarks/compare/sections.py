@@ -21,7 +21,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Section:
-    """What one word of the command measures and shows.
+    """What one section of the command measures and shows.
 
     Attributes
     ----------
@@ -129,7 +129,7 @@ def _draw_ops(record: Record, folder: Path) -> None:
 
 
 def _bandwidths(copied: dict[float, float]) -> dict[str, float]:
-    """Bytes a second of the fastest copy, and of those of at least half of the most bytes."""
+    """Bytes per second of the fastest copy, and of copies of at least half the largest size."""
     if not copied:
         return {}
     large = [rate for size, rate in copied.items() if 2 * size >= max(copied)]
@@ -177,7 +177,7 @@ def _draw_models(record: Record, folder: Path) -> None:
 
 
 def _measure_memory(threads: list[int], quick: bool) -> Rows:
-    """Few steps, since the peak is in the first ones; of the larger batches alone."""
+    """Few steps, since the peak is in the first ones; only the larger batches."""
     names = [name for name in CONTESTANTS if name != "bfloat16"]
     largest = list({case.name: case for case in models.CASES}.values())
     cases = largest[:2] if quick else largest

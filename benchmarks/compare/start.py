@@ -3,11 +3,10 @@
     python -m benchmarks.compare.start [--processes N] [--python INTERPRETERS] [--quick]
         [--markdown FILE] [--json FILE]
 
-Whole processes, from their start to their end, in turn: each imports one library, or trains the
-CIFAR CNN with batch norm for one step of 32 images, or calls one op. Every process has been there
-once before, unmeasured, so that byte code is written and files are in memory. fastlayers has its
-kernels on disk, or an empty folder for them, a new one in each process; torch and JAX keep nothing
-between processes.
+Wall time of whole processes, in turn: each imports one library, or trains the CIFAR CNN with batch
+norm for one step of 32 images, or calls one op. Every program has run once before, unmeasured, so
+that bytecode is written and files are in memory. fastlayers has its kernels on disk, or a new,
+empty folder in each process; torch and JAX keep nothing between processes.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ __all__ = ["Probe", "environment", "facts", "main", "measure", "read", "record",
 ROOT = Path(__file__).parents[2]
 LIBRARIES = ("fastlayers", "numpy", "numba", "torch", "jax")
 IMPORT, WARM, COLD = "import", "first training step", "the same, empty cache"
-CONVOLUTIONS = {  # the second is Winograd's
+CONVOLUTIONS = {  # the second uses Winograd
     "conv2d 8x3x32x32 -> 16, empty cache": ((8, 3, 32, 32), (16, 3, 3, 3)),
     "conv2d 32x64x16x16 -> 64, empty cache": ((32, 64, 16, 16), (64, 64, 3, 3)),
 }
 
-# What would slow Python, NumPy or one of the libraries down, or leave it without byte code.
+# Variables that would slow Python, NumPy or a library down, or leave it without bytecode.
 DROPPED = (
     "OPENBLAS_CORETYPE",
     "OPENBLAS_L2_SIZE",
@@ -51,10 +50,10 @@ DROPPED = (
     "PYTHONPROFILEIMPORTTIME",
 )
 
-# What a library asks for that runs from its source.
+# Dependencies of a library that runs from its source.
 _UNINSTALLED = {"fastlayers": ["numba", "numpy"]}
 
-# Word for word the same program, but for the imports and the arrays.
+# Literally the same program, except for the imports and the arrays.
 _STEP = """
 optimizer = optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
 optimizer.zero_grad()
@@ -190,7 +189,7 @@ def environment(cache: str) -> dict[str, str]:
 
 
 def facts(libraries: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Of each library that this interpreter has: version, bytes, bytes with its dependencies."""
+    """For each library of this interpreter: version, bytes, bytes with its dependencies."""
     found = {}
     for name in libraries:
         if importlib.util.find_spec(name):
@@ -211,7 +210,7 @@ def _distribution(name: str) -> metadata.Distribution | None:
 
 
 def _with_dependencies(name: str) -> set[str]:
-    """Names of a distribution and of all that it asks for on this platform, without extras."""
+    """Names of a distribution and of all its dependencies on this platform, without extras."""
     try:
         from packaging.requirements import Requirement
     except ModuleNotFoundError:
@@ -232,7 +231,7 @@ def _with_dependencies(name: str) -> set[str]:
 
 
 def _bytes(name: str) -> int:
-    """Size of a distribution's files, or of the package's folder where it runs from its source."""
+    """Size of a distribution's files, or of the package's folder if it runs from its source."""
     distribution = _distribution(name)
     recorded = (distribution and distribution.files) or []
     files = {Path(str(file.locate())).resolve() for file in recorded}
@@ -258,7 +257,7 @@ def _ask(python: str) -> dict[str, dict[str, Any]]:
 
 
 def _probes(homes: dict[str, str]) -> list[Probe]:
-    """All programs of the libraries that there are."""
+    """All programs of the available libraries."""
     probes = [Probe(IMPORT, "python", "", sys.executable)]
     probes += [Probe(IMPORT, n, f"import {n}\n", homes[n]) for n in LIBRARIES if n in homes]
     probes += [Probe(WARM, n, code, homes[n]) for n, code in STEPS.items() if n in homes]
@@ -301,7 +300,7 @@ def _cell(probe: Probe | None) -> str:
 
 
 def report(probes: list[Probe], found: dict[str, dict[str, Any]]) -> str:
-    """The table, the ratios that count, and why programs failed."""
+    """The table, the main ratios, and why programs failed."""
     by_place = {(probe.row, probe.library): probe for probe in probes}
     lines = []
     for row in dict.fromkeys(probe.row for probe in probes):
@@ -314,7 +313,7 @@ def report(probes: list[Probe], found: dict[str, dict[str, Any]]) -> str:
     sizes = [f"{found[name]['all'] / 1e6:.0f}" if name in found else "-" for name in LIBRARIES]
     lines.append(["installed with dependencies, MB", "-", *sizes])
     own = [f"{found[name]['bytes'] / 1e6:.1f}" if name in found else "-" for name in LIBRARIES]
-    lines.append(["of it its own", "-", *own])
+    lines.append(["own size, MB", "-", *own])
     names = [f"{n} {found[n]['version']}".strip() if n in found else n for n in LIBRARIES]
     header = ["", "python", *names]
     ratios = [
@@ -329,7 +328,7 @@ def report(probes: list[Probe], found: dict[str, dict[str, Any]]) -> str:
     errors = [f"- {p.row}: {p.library}: {p.error}" for p in probes if p.error]
     count = max((len(probe.times) for probe in probes), default=0)
     parts = [
-        f"Median milliseconds of {count} processes each (distance of the quartiles), Python "
+        f"Median milliseconds of {count} processes each (interquartile range), Python "
         f"{platform.python_version()}:",
         table(header, lines),
         "\n".join(ratios),

@@ -1,4 +1,4 @@
-"""The models of `fastlayers.vision.models` on torch, from the same sources with other imports."""
+"""The models of `fastlayers.vision.models` in torch, from the same sources with other imports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["torch_models", "torch_source"]
 _CHANGES = [
     (r"from fastlayers\.autograd import", "from torch import"),
     (r"from fastlayers(\S*) import", r"from torch\1 import"),
-    (r"\.view\(", ".reshape("),  # torch's view refuses channels-last memory
+    (r"\.view\(", ".reshape("),  # torch's view rejects channels-last memory
 ]
 
 
@@ -26,7 +26,7 @@ def _folder() -> Path:
 
 
 def torch_source(stem: str) -> str:
-    """A module of `fastlayers.vision.models` as a source that imports torch alone."""
+    """A module of `fastlayers.vision.models`, from its source, importing only torch."""
     source = (_folder() / f"{stem}.py").read_text()
     for pattern, replacement in _CHANGES:
         source = re.sub(pattern, replacement, source)

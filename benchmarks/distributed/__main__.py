@@ -1,4 +1,4 @@
-"""What more ranks give: the cost model, calibrated here, at 2 to 1024 ranks on two networks.
+"""The gain from more ranks: the cost model, calibrated here, at 2 to 1024 ranks on two networks.
 
     python -m benchmarks.distributed [--render] [--publish] [--quick] [--results FOLDER]
         [--speed 16] [--algorithm tree]
@@ -36,7 +36,7 @@ COLUMNS = (2, 8, 32, 128, 1024)
 CURVE = tuple(2**i for i in range(11))
 # The published steps are of hosts with two cores.
 THREADS = 2
-# Of TCP over Ethernet, 1448 of 1538 bytes are the user's; of RDMA's packets 4096 of 4154.
+# TCP over Ethernet carries 1448 bytes of data per 1538; RDMA 4096 per 4154.
 ETHERNET, RDMA = 1448 / 1538, 4096 / 4154
 FASTER = 16
 
@@ -61,7 +61,7 @@ def measure(quick: bool, command: str) -> Record:
 
 
 def local(found: Record) -> dict[str, tuple[Network, Host]]:
-    """How two ranks of this machine are joined: lines through their sums.
+    """How two ranks of this machine are connected: lines fitted to their sums.
 
     The slow link's is TCP's, with the rate that was set.
     """
@@ -79,7 +79,7 @@ def local(found: Record) -> dict[str, tuple[Network, Host]]:
 
 
 def networks(found: Record) -> list[Network]:
-    """Those of the prediction; a byte through TCP takes the cores as long as it did here."""
+    """The networks of the prediction; a byte through TCP takes the cores as long as it did here."""
     tcp, _ = local(found)["TCP loopback"]
     return [
         Network("10 Gbit/s", 30e-6, ETHERNET * 10e9 / 8, tcp.handling),
@@ -162,7 +162,7 @@ def norms(found: Record, steps: Record) -> str:
 
 
 def validation(found: Record) -> str:
-    """Steps of two ranks of this machine beside the model's."""
+    """Steps of two ranks of this machine compared with the model's."""
     lines, ways = [], local(found)
     for pair in found["pairs"]:
         network, host = ways[pair["transport"]]
@@ -180,7 +180,7 @@ def validation(found: Record) -> str:
 
 
 def calibration(found: Record) -> str:
-    """The constants, and how well they give the sums that were measured."""
+    """The constants, and how well they fit the measured sums."""
     lines, ways = [], local(found)
     for pair in found["pairs"]:
         network, host = ways[pair["transport"]]
@@ -220,7 +220,7 @@ def parts(found: Record, steps: Record) -> dict[str, str]:
 
 
 def draw(found: Record, steps: Record, path: Path) -> None:
-    """Efficiency over ranks: bands from steps that wait for no sum to those that wait for all."""
+    """Efficiency over ranks: bands from steps that wait for no sum to steps that wait for all."""
     import matplotlib
 
     matplotlib.use("agg")

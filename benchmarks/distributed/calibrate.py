@@ -1,4 +1,4 @@
-"""Measures what the cost model is made of: steps layer by layer, and sums of two MPI processes.
+"""Measures the inputs of the cost model: steps layer by layer, and sums of two MPI processes.
 
     mpiexec -n 2 python -m benchmarks.distributed.calibrate FILE [--quick]
 
@@ -31,18 +31,18 @@ from benchmarks.distributed.cost import MIB
 __all__ = ["TRANSPORTS", "line", "measure_pair", "measure_work", "work_of"]
 
 _TCP = {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,tcp", "OMPI_MCA_btl_tcp_if_include": "lo"}
-# How Open MPI's processes of one host are made to talk; other libraries ignore the variables.
+# How Open MPI's processes on one host communicate; other libraries ignore the variables.
 TRANSPORTS: dict[str, dict[str, str]] = {
     "shared memory": {},
     "TCP loopback": _TCP,
     "1 Gbit/s": _TCP,
 }
-# A loopback of 1 Gbit/s each way, in a namespace of its own, which takes Linux and root. A network
-# so slow has the cores idle while they wait for it, as they are with a real one.
+# A loopback of 1 Gbit/s each way, in its own namespace, which requires Linux and root. With such a
+# slow network the cores are idle while they wait, as with a real one.
 SLOW = """ip link set lo up mtu 1500 &&
 tc qdisc add dev lo root tbf rate 2gbit burst 128kb latency 50ms && exec "$@" """
 SIZES = [8 << 2 * i for i in range(12)] + [64 * MIB]
-# Of what is validated: models, with batches of a rank that has one thread.
+# For the validation: models, with the batch of a rank with one thread.
 VALIDATED = [("CIFAR CNN", 4), ("MLP, batch norm, dropout", 64), ("VGG-small", 32)]
 VALIDATED += [("ResNet-20", 32), ("ResNet-18", 4)]
 
@@ -67,7 +67,7 @@ def _model(case: Case) -> Any:
 
 
 def work_of(threads: int, case: Case) -> tuple[None, dict[str, Any]]:
-    """`Contestant`'s preparation: the fields of `cost.Work`, as JSON has them."""
+    """`Contestant`'s preparation: the fields of `cost.Work`, in JSON types."""
     import fastlayers as fl
     from fastlayers import nn
 
@@ -104,7 +104,7 @@ def work_of(threads: int, case: Case) -> tuple[None, dict[str, Any]]:
 
 
 def measure_work(threads: int, quick: bool) -> list[dict[str, Any]]:
-    """The work of each case of the comparison, each in a process of its own."""
+    """The work of each case of the comparison, each in its own process."""
     rows = []
     for case in CASES:
         if quick and case.shape[-1] > 100:
@@ -120,14 +120,14 @@ def measure_work(threads: int, quick: bool) -> list[dict[str, Any]]:
 
 
 def line(times: dict[int, float]) -> tuple[float, float]:
-    """Latency and seconds a byte, with the least squares of relative errors."""
+    """Latency and seconds per byte, by least squares of relative errors."""
     n, t = np.array(list(times), float), np.array(list(times.values()))
     (latency, slope), *_ = np.linalg.lstsq(np.stack([1 / t, n / t], 1), np.ones(len(n)), rcond=None)
     return float(latency), float(slope)
 
 
 def measure_pair(transport: str, quick: bool) -> dict[str, Any]:
-    """What two ranks with one thread each find, with this transport between them."""
+    """Measurements of two ranks with one thread each, with this transport between them."""
     beside = Path(sys.executable).with_name("mpiexec")
     mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
     if mpiexec is None:
@@ -198,7 +198,7 @@ def _host(channel: Any) -> dict[str, float]:
 
 
 def _steps(case: Case, seconds: float) -> dict[str, Any]:
-    """Steps of this rank beside the other's, without and with DistributedDataParallel, in turn."""
+    """Steps of this rank alongside the other's, with and without DistributedDataParallel."""
     import fastlayers as fl
     from fastlayers import distributed
 
@@ -220,7 +220,7 @@ def _steps(case: Case, seconds: float) -> dict[str, Any]:
     begin = time.perf_counter()
     step(0, 1)
     count = np.array([seconds / 2 / (time.perf_counter() - begin)])
-    distributed.group.Channel().sum(count)  # both ranks make as many steps
+    distributed.group.Channel().sum(count)  # both ranks make the same number of steps
     for number in range(int(max(10, min(400, count[0] / 2)))):
         for which in range(2):
             distributed.barrier()

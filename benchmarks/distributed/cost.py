@@ -37,13 +37,13 @@ __all__ = [
 ]
 
 MIB = 1 << 20
-# Of batch norm over all ranks, for each layer: two sums of its channels forward, one backward.
+# Sums of batch norm over all ranks, per layer: two over its channels forward, one backward.
 SYNC_SUMS = 3
 
 
 @dataclass(frozen=True)
 class Network:
-    """What joins the ranks; all of them send and receive at once.
+    """The connection between ranks; all of them send and receive at the same time.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class Network:
     bandwidth : float
         Bytes a second, each way.
     handling : float
-        Seconds that a host's cores spend on a byte that is sent and one that is received.
+        Seconds that a host's cores spend per byte sent and byte received.
     """
 
     name: str
@@ -63,16 +63,16 @@ class Network:
 
 @dataclass(frozen=True)
 class Host:
-    """Seconds that a rank's cores spend on a byte of a gradient.
+    """Seconds that a rank's cores spend per byte of a gradient.
 
     Attributes
     ----------
     pack, unpack : float
-        To put it into its bucket, and to make a mean of the sum.
+        To put it into its bucket, and to turn the sum into a mean.
     add : float
         To add what another rank sent.
     call : float
-        Seconds of the calls for a parameter, however small.
+        Seconds of the calls per parameter, however small.
     """
 
     pack: float = 0.0
@@ -108,7 +108,7 @@ def _doubling(n: float, ranks: int) -> Sum:
 
 
 def _halving(n: float, ranks: int) -> Sum:
-    """Rabenseifner's, of halves, quarters and so on: `fastlayers.distributed`'s."""
+    """Rabenseifner's, in halves, quarters and so on, as in `fastlayers.distributed`."""
     share = (ranks - 1) / ranks * n
     return Sum(2 * _rounds(ranks), 2 * share, 2 * share, share)
 
@@ -128,7 +128,7 @@ ALGORITHMS: dict[str, Callable[[float, int], Sum]] = {
 def sum_cost(
     nbytes: float, ranks: int, network: Network, add: float = 0.0, algorithm: str = "halving"
 ) -> tuple[float, float]:
-    """Seconds of a sum on the network, and of a host's cores meanwhile."""
+    """Seconds of a sum on the network, and on a host's cores meanwhile."""
     s = ALGORITHMS[algorithm](nbytes, ranks)
     wire = s.messages * network.latency + s.moved / network.bandwidth
     return wire, s.handled * network.handling + s.added * add
@@ -144,7 +144,7 @@ class Work:
         Seconds.
     gradients : sequence of tuple
         For each parameter, in the model's order, the bytes of its gradient and the share of
-        backward after which it is there.
+        backward after which it is complete.
     buffers : sequence of int
         Bytes of each broadcast of buffers, before forward.
     norms : sequence of int
@@ -164,7 +164,7 @@ class Work:
         return self.forward + self.backward + self.update
 
     def taking(self, seconds: float) -> Work:
-        """The same step in this time."""
+        """The same step, scaled to take this time."""
         factor = seconds / self.seconds
         parts = {name: factor * getattr(self, name) for name in ("forward", "backward", "update")}
         return replace(self, **parts)
@@ -194,11 +194,11 @@ def step(
     algorithm: str = "halving",
     sync_norms: bool = False,
 ) -> float:
-    """Seconds of a step of `ranks` ranks, each with `work` of its own.
+    """Seconds of a step of `ranks` ranks, each with its own `work`.
 
-    The host's cores either compute or handle messages. With `overlap` the network works beside
-    them; without, they wait for each sum. MPI works on a sum when it is called, once a layer, so
-    that a step is between the two.
+    The host's cores either compute or handle messages. With `overlap` the network works meanwhile;
+    without, the cores wait for each sum. MPI works on a sum only when it is called, once per layer,
+    so the real step is between the two.
     """
     if ranks == 1:
         return work.seconds

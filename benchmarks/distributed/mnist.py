@@ -1,12 +1,12 @@
-"""MNIST on several ranks of few threads, and on one rank of all: wall time, and images told right.
+"""MNIST on several ranks with few threads, and on one rank with all: wall time and accuracy.
 
     pip install -e ".[mpi,train]"
     python -m benchmarks.distributed.mnist --data-dir FOLDER [--ranks 2] [--threads 1] [--epochs 3]
         [--rounds 3]
 
-Both are `python -m fastlayers train` with the same batches over all ranks, as processes of their
-own that take turns. The wall time is that of the epochs, training and validation, after a first
-run of either that compiles; that of the whole command is told beside it.
+Both are `python -m fastlayers train` with the same batches over all ranks, as separate processes
+that take turns. The wall time is that of the epochs, training and validation, after a first run of
+each that compiles; that of the whole command is given beside it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from benchmarks.compare.harness import table
 
 __all__ = ["main"]
 
-# Of Open MPI, which other launchers ignore: a container's user is root.
+# For Open MPI, ignored by other launchers: a container's user is root.
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 Run = tuple[float, float, float]
 
 
 def run(ranks: int, threads: int, options: argparse.Namespace, epochs: int) -> Run:
-    """Seconds of training, of the whole command, and the best share of right answers."""
+    """Seconds of training and of the whole command, and the best accuracy."""
     command = [sys.executable, "-m", "fastlayers", "train", "--data", "mnist"]
     command += ["--data-dir", str(options.data_dir), "--epochs", str(epochs)]
     if ranks > 1:

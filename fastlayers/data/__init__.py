@@ -63,7 +63,7 @@ __all__ = [
     "read_idx",
 ]
 
-# Former names of data sets of `fastlayers.vision.datasets`, kept for one version.
+# Former names of datasets of `fastlayers.vision.datasets`, kept for one version.
 _MOVED = ("CIFAR10", "FashionMNIST", "MNIST")
 
 

@@ -18,8 +18,8 @@ __all__ = ["RandomShift"]
 class RandomShift:
     """The batches of a loader, with each image moved by a random number of pixels.
 
-    The edge that comes into the picture is 0. Shifts are drawn as batches are taken, so that they
-    do not depend on what workers make ahead.
+    The uncovered edge is 0. Shifts are drawn when batches are taken, so that they do not depend on
+    what workers prepare in advance.
 
     Parameters
     ----------
@@ -51,13 +51,13 @@ class RandomShift:
         return self.loader.is_distributed
 
     def __iter__(self) -> Iterator[list[Any]]:
-        """Give the batches of one epoch."""
+        """Return the batches of one epoch."""
         return self.part(0, 1)
 
     def part(self, rank: int, ranks: int) -> Iterator[list[Any]]:
-        """Begin an epoch of which this is given a part of each batch; see `DataLoader.part`.
+        """Begin an epoch in which only a part of each batch is returned; see `DataLoader.part`.
 
-        The images of all parts together move as those of the batch do.
+        The images of all parts together move as those of the whole batch would.
         """
         if self.seed is None:
             generator = random.numpy_generator()

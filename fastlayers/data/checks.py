@@ -11,7 +11,7 @@ Indices = SupportsIndex | slice | Sequence[int] | NDArray[np.integer[Any]]
 
 
 def whole_number(function: str, argument: str, value: int, minimum: int) -> int:
-    """Give `value` as an int, with ValueError if it is none or below `minimum`, 0 or 1."""
+    """Return `value` as an int; ValueError if it is not one, or below `minimum`, 0 or 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
         kind = "positive" if minimum else "non-negative"
         raise ValueError(f"{function}: {argument} must be a {kind} integer, got {value!r}")
@@ -19,7 +19,7 @@ def whole_number(function: str, argument: str, value: int, minimum: int) -> int:
 
 
 def as_indices(function: str, argument: str, indices: Iterable[int]) -> NDArray[np.int64]:
-    """Turn an iterable of ints into an int64 array (M,), with TypeError for anything else."""
+    """Turn an iterable of ints into an int64 array (M,); TypeError for anything else."""
     array = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise TypeError(
@@ -30,7 +30,7 @@ def as_indices(function: str, argument: str, indices: Iterable[int]) -> NDArray[
 
 
 def first_axis_index(function: str, index: Indices, length: int) -> int | slice | NDArray[Any]:
-    """Give `index` in a form that NumPy applies to the first axis only, of the given length."""
+    """Return `index` in a form that NumPy applies to the first axis only, of the given length."""
     if isinstance(index, slice):
         return index
     array = np.asarray(index)
@@ -48,14 +48,14 @@ def first_axis_index(function: str, index: Indices, length: int) -> int | slice 
 
 
 def true_or_false(function: str, argument: str, value: bool) -> bool:
-    """Give `value`, with TypeError if it is no bool."""
+    """Return `value`; TypeError if it is not a bool."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{function}: {argument} must be True or False, got {value!r}")
     return bool(value)
 
 
 def callable_or_none(function: str, argument: str, value: T) -> T:
-    """Give `value`, with TypeError if it can neither be called nor is None."""
+    """Return `value`; TypeError if it is neither callable nor None."""
     if value is not None and not callable(value):
         raise TypeError(f"{function}: {argument} must be a function or None, got {value!r}")
     return value

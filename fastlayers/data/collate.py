@@ -17,7 +17,7 @@ def default_collate(batch: Sequence[Any]) -> Any:
     """Stack the fields of several samples along a new first axis, into Tensors.
 
     Follows `torch.utils.data.default_collate
-    <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.default_collate>`_, save that
+    <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.default_collate>`_, except that
     Python floats become float32, the default dtype of a float tensor.
 
     Parameters
@@ -36,7 +36,7 @@ def default_collate(batch: Sequence[Any]) -> Any:
     Raises
     ------
     TypeError
-        A field is neither numeric nor a text nor a container, such as None.
+        A field is neither numeric nor text nor a container, for example None.
     ValueError
         The samples differ in structure or in shape.
     """
@@ -89,7 +89,7 @@ def cut(batch: Any, choose: Callable[[int], slice]) -> Any:
 
 
 def _of_fields(data: Any, function: Callable[[Any], Any]) -> Any:
-    """A container of what a function gives for each field, or `data` itself if it is none."""
+    """A container of a function's result for each field; `data` itself if it is not a container."""
     if isinstance(data, Mapping):
         return _like_mapping(data, {key: function(field) for key, field in data.items()})
     if isinstance(data, Sequence) and not isinstance(data, _TEXT):
@@ -139,7 +139,7 @@ def _stack(values: Sequence[Any]) -> NDArray[Any]:
 
 
 def _is_python_number(value: Any) -> bool:
-    # NumPy's float64 is a subclass of float, but its dtype was chosen and stays.
+    # NumPy's float64 is a subclass of float, but its dtype was chosen deliberately and is kept.
     return isinstance(value, int | float) and not isinstance(value, np.generic)
 
 

@@ -1,4 +1,4 @@
-"""Datasets: samples found by their index, or given one after the other."""
+"""Datasets: samples found by index, or produced one after the other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class MapStyle(Protocol):
-    """What `DataLoader` and `Subset` need of a dataset; lists and arrays will do."""
+    """What `DataLoader` and `Subset` require of a dataset; lists and arrays qualify."""
 
     def __len__(self) -> int: ...
 
@@ -36,7 +36,7 @@ class MapStyle(Protocol):
 
 
 class Dataset:
-    """A dataset of samples found by their index; subclasses give `__getitem__` and `__len__`.
+    """A dataset of samples found by index; subclasses define `__getitem__` and `__len__`.
 
     As `torch.utils.data.Dataset
     <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.Dataset>`_. ``a + b`` is the
@@ -67,7 +67,7 @@ class Dataset:
 
 
 class IterableDataset(Dataset):
-    """A dataset whose samples come one after the other; subclasses give `__iter__`.
+    """A dataset whose samples come one after the other; subclasses define `__iter__`.
 
     As `torch.utils.data.IterableDataset
     <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.IterableDataset>`_. Each
@@ -98,7 +98,7 @@ class ChainDataset(IterableDataset):
     Raises
     ------
     TypeError
-        One is no `IterableDataset`.
+        One is not an `IterableDataset`.
     """
 
     def __init__(self, datasets: Iterable[Dataset]) -> None:
@@ -130,7 +130,7 @@ class ConcatDataset(Dataset):
     Attributes
     ----------
     cumulative_sizes : list of int
-        For each dataset how many samples it and those before it have.
+        For each dataset, the number of samples in it and all before it.
 
     Raises
     ------
@@ -179,7 +179,7 @@ class Subset(Dataset):
     dataset : Dataset, or any object with ``__len__`` and ``__getitem__``
         Where the samples come from.
     indices : iterable of int
-        Indices into `dataset`, kept as a list, so that those of two add up to one.
+        Indices into `dataset`, kept as a list, so that the indices of two subsets can be added.
 
     Raises
     ------
@@ -202,13 +202,13 @@ class Subset(Dataset):
         return f"{type(self).__name__}({len(self)} samples of {describe(self.dataset)})"
 
     def __getitem__(self, index: Indices) -> Any:
-        """Give the sample at an int; a slice or integer array is passed on to the dataset."""
+        """Return the sample at an int; a slice or integer array is passed on to the dataset."""
         chosen = self._indices[first_axis_index("Subset", index, len(self))]
-        # A list, say, knows plain ints only.
+        # A list, for example, accepts plain ints only.
         return self.dataset[int(chosen) if chosen.ndim == 0 else chosen]
 
     def fetch_batch(self, indices: NDArray[np.int64]) -> Any:
-        """Give the batch of samples at `indices`, int64 of shape (B,), as the dataset does."""
+        """Return the batch of samples at `indices`, int64 of shape (B,), as the dataset does."""
         # An overridden __getitem__ (augmentation, say) was written for one sample at a time.
         if type(self).__getitem__ is not Subset.__getitem__:
             return super().fetch_batch(indices)
@@ -233,7 +233,7 @@ def fetch_samples(dataset: MapStyle, keys: Sequence[Any]) -> list[Any]:
 
 
 def describe(dataset: Any) -> str:
-    """A dataset in a line: as it tells itself, or its type and length."""
+    """A dataset in one line: its own representation, or its type and length."""
     told = repr(dataset) if isinstance(dataset, Dataset) else ""
     if told and "\n" not in told and not told.startswith("<"):
         return told

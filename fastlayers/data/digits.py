@@ -11,7 +11,7 @@ _TRAIN_COUNT = 1437
 
 
 class Digits(ImageDataset):
-    """1,797 handwritten digits of 8x8 pixels, part of the library: nothing to download.
+    """1,797 handwritten digits of 8x8 pixels, bundled with the library: nothing to download.
 
     The test set of "Optical Recognition of Handwritten Digits" by E. Alpaydin and C. Kaynak, UCI
     Machine Learning Repository, CC BY 4.0, as it is in scikit-learn's ``load_digits``:

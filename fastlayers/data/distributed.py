@@ -1,4 +1,4 @@
-"""Which samples of an epoch are a rank's."""
+"""Which samples of an epoch belong to a rank."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class DistributedSampler:
 
     As `torch.utils.data.DistributedSampler
     <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.distributed.DistributedSampler>`_,
-    but no sample is given twice in an epoch unless `pad` asks for it: ranks may have one sample
-    less than others, and then a `DataLoader` ends with an empty batch where others have one more.
+    but no sample is used twice in an epoch unless `pad` is true: some ranks may have one sample
+    fewer, and their `DataLoader` may then end with an empty batch where others have one more.
 
     Parameters
     ----------
@@ -27,13 +27,13 @@ class DistributedSampler:
     rank : int, optional
         By default `distributed.rank`.
     shuffle : bool
-        Whether the order is drawn again for each epoch, by `seed` and the epoch's number.
+        Whether to draw a new order for each epoch, from `seed` and the epoch's number.
     seed : int
         The same on all ranks.
     drop_last : bool
-        Leave out the last samples, so that all ranks have equally many.
+        Leave out the last samples, so that all ranks have the same number.
     pad : bool
-        Begin the order again for that, as PyTorch's does by default.
+        Repeat samples from the beginning for that, as PyTorch does by default.
 
     Attributes
     ----------
@@ -92,17 +92,17 @@ class DistributedSampler:
         return len(self.dataset) // self.num_replicas
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of this epoch from now on."""
+        """Use the order of this epoch from now on."""
         self.epoch = whole_number(type(self).__name__, "epoch", epoch, 0)
 
     def __len__(self) -> int:
-        """Give the number of this rank's samples."""
+        """Return the number of this rank's samples."""
         if self.shortest == self.longest:
             return self.longest
         return self._whole + (self.rank < len(self.dataset) % self.num_replicas)
 
     def __iter__(self) -> Iterator[int]:
-        """Give this rank's indices of the epoch."""
+        """Return this rank's indices of the epoch."""
         order = np.arange(len(self.dataset))
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(len(order))

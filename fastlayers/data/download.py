@@ -19,12 +19,12 @@ _new_md5 = functools.partial(hashlib.md5, usedforsecurity=False)
 
 
 def data_folder(root: str | os.PathLike[str] | None = None) -> Path:
-    """Give the folder of the datasets.
+    """Return the folder of the datasets.
 
     Parameters
     ----------
     root : path, optional
-        Taken as it is. By default ``$FASTLAYERS_DATA_DIR``, or else ``fastlayers`` in the user's
+        Used as it is. By default ``$FASTLAYERS_DATA_DIR``, or else ``fastlayers`` in the user's
         data folder of the `XDG Base Directory Specification
         <https://specifications.freedesktop.org/basedir-spec/latest/>`_.
     """
@@ -39,7 +39,7 @@ def data_folder(root: str | os.PathLike[str] | None = None) -> Path:
 
 
 def find_file(folders: Iterable[Path], names: Sequence[str]) -> Path | None:
-    """Give the first file that exists under one of `names` in one of `folders`."""
+    """Return the first file that exists under one of `names` in one of `folders`."""
     candidates = (folder / name for folder in folders for name in names)
     return next((path for path in candidates if path.is_file()), None)
 
@@ -62,12 +62,12 @@ def fetch(name: str, urls: str | Sequence[str], md5: str, folder: str | os.PathL
     Returns
     -------
     Path
-        The file, whole and verified.
+        The file, complete and verified.
 
     Raises
     ------
     FileNotFoundError
-        No address gave the file; the message says why, and how to get it by hand.
+        No address provided the file; the message says why, and how to get it by hand.
     ValueError
         `name` is not a plain file name.
     """
@@ -100,7 +100,7 @@ def fetch(name: str, urls: str | Sequence[str], md5: str, folder: str | os.PathL
 
 @contextmanager
 def atomic_write(target: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that appears as `target` if the block succeeds, and else not."""
+    """Open a file for writing that appears as `target` only if the block succeeds."""
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         with partial.open("xb") as stream:
@@ -133,7 +133,7 @@ def _md5_of(path: Path) -> str:
 
 @contextmanager
 def _progress(name: str, total: str | None) -> Iterator[Callable[[int], object]]:
-    """Give a function to report the number of new bytes to, shown on a terminal by tqdm."""
+    """Return a function to report the number of new bytes to, shown on a terminal by tqdm."""
     try:
         tqdm = importlib.import_module("tqdm").tqdm
     except ImportError:  # an optional dependency

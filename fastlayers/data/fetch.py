@@ -1,4 +1,4 @@
-"""How the batches of a loader are made of its dataset."""
+"""How the batches of a loader are made from its dataset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Mark(enum.Enum):  # which is the same object in another process
     END = enum.auto()
 
 
-END = _Mark.END  # in place of a batch: the iterable dataset has no more samples
+END = _Mark.END  # instead of a batch: the iterable dataset is exhausted
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Plan:
     batch_size : int, optional
         Samples of a batch of an iterable dataset.
     drop_last : bool
-        Leave out a last batch of fewer.
+        Leave out a smaller last batch.
     is_iterable, is_batched : bool
-        Whether the dataset is an `IterableDataset`, and whether samples are put together.
+        Whether the dataset is an `IterableDataset`, and whether samples are batched.
     """
 
     dataset: Any
@@ -47,7 +47,7 @@ class Plan:
     def begin(self) -> Callable[[Any], Any]:
         """Begin an epoch: a function that makes the batch of some indices, or of one index.
 
-        That of an iterable dataset takes None, and gives `END` at the end.
+        For an iterable dataset it takes None, and returns `END` at the end.
         """
         if self.is_iterable:
             return self._next()

@@ -26,7 +26,7 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[Any]:
     Parameters
     ----------
     path : path
-        The file. What it begins with, not its name, tells whether it is compressed.
+        The file. Whether it is compressed is told by its first bytes, not by its name.
 
     Returns
     -------
@@ -39,7 +39,7 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[Any]:
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is too short or too long, its header is no IDX header, or its compression is
+        The file is too short or too long, its header is not an IDX header, or its compression is
         damaged.
     """
     path = Path(path)

@@ -14,7 +14,7 @@ __all__ = ["Channel", "Team", "made_by_workers", "made_here"]
 
 
 class Channel(Protocol):
-    """A way to a worker, which answers each task but `BEGIN` by one result, in order."""
+    """A connection to a worker, which gives one result for each task except `BEGIN`, in order."""
 
     pending: int
     user: object  # the iteration that its results are for
@@ -42,10 +42,10 @@ def made_here(plan: Plan, tasks: Iterator[Any]) -> Iterator[Any]:
 def made_by_workers(
     hire: Callable[[], Team], tasks: Iterator[Any], ahead: int, timeout: float
 ) -> Iterator[Any]:
-    """The batches of an epoch in order, made ahead by workers that take turns.
+    """The batches of an epoch in order, prepared in advance by workers that take turns.
 
-    The workers start with the first batch requested; those of this iteration alone end, each
-    after the batch that it is at, as soon as this generator is closed or collected.
+    The workers start with the first batch requested; those that serve only this iteration end, each
+    after its current batch, as soon as this generator is closed or collected.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class _Turns:
         self.token = object()
         for channel in channels:
             channel.user = self.token
-            while channel.pending:  # of an epoch that was not taken to its end
+            while channel.pending:  # of an epoch that was abandoned
                 channel.get(None)
                 channel.pending -= 1
             channel.put(BEGIN)

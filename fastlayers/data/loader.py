@@ -1,4 +1,4 @@
-"""DataLoader: batches of a dataset, in order or shuffled, made as they are used or ahead."""
+"""DataLoader: batches of a dataset, in order or shuffled, made on demand or in advance."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class DataLoader:
     """Iterate over a dataset in batches of Tensors.
 
     As `torch.utils.data.DataLoader
-    <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.DataLoader>`_, with threads as
-    workers unless processes are asked for. Each iteration is an epoch and gives, per batch, a list
-    with one Tensor ``(B, ...)`` per field (a single Tensor if samples are no tuples, a dict if they
-    are mappings). Dtypes are kept; Python ints become int64 and Python floats float32.
+    <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.DataLoader>`_, whose workers
+    are threads unless processes are requested. Each iteration is an epoch and gives, per batch, a
+    list with one Tensor ``(B, ...)`` per field (a single Tensor if samples are not tuples, a dict
+    if they are mappings). Dtypes are kept; Python ints become int64 and Python floats float32.
 
     Parameters
     ----------
@@ -52,44 +52,44 @@ class DataLoader:
         Whether to draw a new order for each epoch, when its iteration begins.
     sampler : iterable, optional
         The indices of an epoch, in place of ``shuffle``. With a `DistributedSampler` all ranks get
-        equally many batches, of which the last may be empty.
+        the same number of batches, the last of which may be empty.
     batch_sampler : iterable, optional
         The lists of indices of an epoch, in place of the other options of batches.
     num_workers : int
-        How many workers make batches ahead. With 0 samples are drawn where the program asks for a
-        batch, and never before.
+        How many workers prepare batches in advance. With 0, samples are drawn when the program
+        requests a batch, never before.
     collate_fn : callable, optional
-        Makes a batch of a list of samples; by default `default_collate`. With ``batch_size=None``
-        it is called with each sample, and is `default_convert` by default.
+        Makes a batch from a list of samples; by default `default_collate`. With ``batch_size=None``
+        it is called with each sample, and the default is `default_convert`.
     pin_memory, pin_memory_device
-        Without effect on a CPU.
+        No effect on a CPU.
     drop_last : bool
-        Whether to leave out a last batch of less than `batch_size` samples.
+        Whether to leave out a last batch of fewer than `batch_size` samples.
     timeout : float
-        Seconds to wait for a batch of a worker; 0 for as long as it takes.
+        Seconds to wait for a batch from a worker; 0 waits as long as it takes.
     worker_init_fn : callable, optional
-        Called in each worker with its number, before it makes a batch.
+        Called in each worker with its number, before its first batch.
     multiprocessing_context : str or context of multiprocessing, optional
         "fork", "forkserver" or "spawn": workers are processes, with copies of the dataset, so that
         Python code runs on several cores. By default they are threads, which start at once and
         share the dataset; NumPy and the kernels of this library run on several cores there too.
         The functions of ``random`` and ``numpy.random`` have one state for all threads; use
-        `fastlayers.random.numpy_generator`, or the seed that `get_worker_info` tells.
+        `fastlayers.random.numpy_generator`, or the seed from `get_worker_info`.
     generator : Generator or numpy.random.Generator, optional
         Draws orders and the seeds of workers; by default that of `fastlayers.manual_seed`. A seed
         is drawn for each epoch, whatever the number of workers, so that orders don't depend on it.
     prefetch_factor : int, optional
-        How many batches each worker prepares ahead; 2 by default.
+        How many batches each worker prepares in advance; 2 by default.
     persistent_workers : bool
-        Keep the workers, and their random states, from epoch to epoch.
+        Keep the workers and their random states from epoch to epoch.
     in_order : bool
-        Batches come in order, also if False.
+        Batches come in order even if False.
     seed : int, optional
-        In place of a generator: makes orders and seeds a function of it and the number of the
+        Instead of a generator: orders and seeds become a function of it and the number of the
         epoch.
     prefetch : int, optional
-        Has no effect, and warns: the name of an older version, for one more. Samples are drawn
-        ahead by workers, and by nothing else.
+        Has no effect, and warns; an option of an older version, kept for one more. Only workers
+        draw samples in advance.
 
     Attributes
     ----------
@@ -103,8 +103,8 @@ class DataLoader:
     ValueError
         A number is out of range, or options exclude each other.
     RuntimeError
-        In an iteration, if a worker took too long or has ended; other exceptions in a worker have
-        their own type, and its traceback as a part of the message.
+        In an iteration, if a worker took too long or has ended; other exceptions in a worker keep
+        their type, with the worker's traceback in the message.
     """
 
     __class_getitem__ = classmethod(GenericAlias)  # type: ignore[var-annotated]
@@ -163,7 +163,7 @@ class DataLoader:
         self.persistent_workers = options.persistent_workers(num_workers, persistent_workers)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # The last to be set: the samplers are made of the others.
+        # Set last: the samplers are made from the others.
         if name in _FIXED and "persistent_workers" in vars(self):
             raise ValueError(
                 f"DataLoader: {name} must not be set after the loader is made, got {value!r}"
@@ -181,7 +181,7 @@ class DataLoader:
         )
 
     def __len__(self) -> int:
-        """Give the number of batches in an epoch; TypeError if what decides it has no length."""
+        """Return the number of batches in an epoch; TypeError if its source has no length."""
         if isinstance(self.sampler, DistributedSampler) and self.batch_size is not None:
             return self._batches_of_ranks(self.sampler)
         source: Any = self.batch_sampler if self.batch_sampler is not None else self.sampler
@@ -202,14 +202,14 @@ class DataLoader:
         return self.part(0, 1)
 
     def part(self, rank: int, ranks: int) -> Iterator[Any]:
-        """Begin an epoch of which this is given a part of each batch.
+        """Begin an epoch in which only a part of each batch is returned.
 
         Parameters
         ----------
         rank : int
             Which part, from 0.
         ranks : int
-            How many parts there are, of equal lengths but for one sample; they may be empty.
+            Number of parts. Their lengths differ by at most one sample; they may be empty.
         """
 
         def choose(length: int) -> slice:
@@ -226,7 +226,7 @@ class DataLoader:
         return batches
 
     def samples(self, number: int) -> int:
-        """How many samples a batch of an epoch has, of all parts together."""
+        """Number of samples in a batch of an epoch, of all parts together."""
         if self.batch_size is None or not isinstance(self.sampler, Sized):
             raise TypeError(
                 "DataLoader: batch_size must be given, and the sampler have a length, for batches "
@@ -254,7 +254,7 @@ class DataLoader:
         return count_batches(samples, self.batch_size or 1, self.drop_last)
 
     def _tasks(self) -> Iterator[Any]:
-        """What to make each batch of."""
+        """What to make each batch from."""
         if self._is_iterable:
             return itertools.repeat(None)
         if isinstance(self.sampler, SeededSampler):
@@ -301,7 +301,7 @@ class DataLoader:
 
 
 def part_of(samples: int, rank: int, ranks: int) -> slice:
-    """Which samples of a batch are a rank's."""
+    """Which samples of a batch belong to a rank."""
     return slice(samples * rank // ranks, samples * (rank + 1) // ranks)
 
 

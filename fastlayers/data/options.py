@@ -17,7 +17,7 @@ _OP = "DataLoader"
 
 
 def check_dataset(dataset: Any, shuffle: Any, sampler: Any, batch_sampler: Any) -> None:
-    """Raise TypeError for what is no dataset, ValueError for what an iterable one excludes."""
+    """Raise TypeError for anything but a dataset, ValueError for what an iterable one excludes."""
     if not isinstance(dataset, IterableDataset):
         if not hasattr(dataset, "__getitem__"):
             raise TypeError(f"{_OP}: dataset must have __getitem__, got {type(dataset).__name__}")
@@ -49,7 +49,7 @@ def check_batches(
 
 
 def tell_of_prefetch(value: Any) -> None:
-    """Warn of an argument of an older version."""
+    """Warn about an argument of an older version."""
     whole_number(_OP, "prefetch", value, 0)
     warnings.warn(
         f"{_OP}: prefetch has no effect and will be removed; num_workers=1 prepares batches ahead",
@@ -59,7 +59,7 @@ def tell_of_prefetch(value: Any) -> None:
 
 
 def prefetch_factor(num_workers: int, factor: int | None) -> int | None:
-    """Give the number of batches that each worker makes ahead, 2 by default."""
+    """Return the number of batches that each worker prepares in advance, 2 by default."""
     if num_workers == 0:
         if factor is not None:
             raise ValueError(f"{_OP}: prefetch_factor must be None without workers, got {factor!r}")
@@ -68,7 +68,7 @@ def prefetch_factor(num_workers: int, factor: int | None) -> int | None:
 
 
 def timeout(seconds: float) -> float:
-    """Give the seconds."""
+    """Return the timeout in seconds; ValueError if it is negative or not a number."""
     if (
         not isinstance(seconds, numbers.Real)
         or isinstance(seconds, bool)
@@ -79,14 +79,14 @@ def timeout(seconds: float) -> float:
 
 
 def persistent_workers(num_workers: int, wanted: bool) -> bool:
-    """Give whether workers are kept."""
+    """Return whether workers are kept."""
     if true_or_false(_OP, "persistent_workers", wanted) and not num_workers:
         raise ValueError(f"{_OP}: persistent_workers option needs num_workers > 0, got 0")
     return bool(wanted)
 
 
 def context(num_workers: int, given: Any) -> BaseContext | None:
-    """Give the context of multiprocessing, of which "fork", "spawn" and such are the names."""
+    """Return the multiprocessing context, which may be given by name, such as "fork"."""
     if given is None:
         return None
     if not num_workers:
@@ -109,7 +109,7 @@ def context(num_workers: int, given: Any) -> BaseContext | None:
 
 
 def check_generator(generator: Any, seed: int | None) -> None:
-    """Raise TypeError for another object, ValueError for a generator beside a seed."""
+    """Raise TypeError for another object, ValueError for a generator together with a seed."""
     random.as_numpy(_OP, generator)
     if generator is not None and seed is not None:
         raise ValueError(f"{_OP}: seed must be None if a generator is given, got {seed!r}")

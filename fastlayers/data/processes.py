@@ -26,8 +26,8 @@ from fastlayers.runtime.threads import set_num_threads
 
 __all__ = ["start_processes"]
 
-_PARENT_CHECK = 5.0  # seconds between two looks at whether the program is still there
-_PATIENCE = 5.0  # seconds that workers have to end by themselves
+_PARENT_CHECK = 5.0  # seconds between checks whether the program still exists
+_PATIENCE = 5.0  # seconds in which workers may end by themselves
 
 
 def _reduced(tensor: Tensor) -> tuple[Any, ...]:
@@ -40,13 +40,13 @@ ForkingPickler.register(Tensor, _reduced)
 class ProcessChannel:
     """What goes to a worker process, and what comes back."""
 
-    # Tasks go through a queue, whose thread waits where a pipe is full: a program and a worker that
-    # both wait for room in a pipe would do so for ever.
+    # Tasks go through a queue, whose thread waits when a pipe is full: a program and a worker that
+    # both wait for room in a pipe would wait forever.
     def __init__(self, context: Any) -> None:
         self.tasks = context.Queue()
         self.results, self.replies = context.Pipe(duplex=False)
         self.process: Any = None
-        self.pending = 0  # results that nobody has taken
+        self.pending = 0  # results not taken yet
         self.user: object = None
 
     def put(self, task: Any) -> None:
@@ -75,7 +75,7 @@ def start_processes(
     owner, forks = Owner(), context.get_start_method() == "fork"
     weakref.finalize(owner, _end, channels, os.getpid())
     for number in range(count):
-        # Made just before its process: one that was started earlier would have the pipe open, too.
+        # Made just before its process: a process started earlier would have the pipe open, too.
         channel = ProcessChannel(context)
         channels.append(channel)
         inherited = channel.results if forks else None
@@ -116,7 +116,7 @@ def _run(
     replies: Connection,
     inherited: Connection | None,
 ) -> None:
-    if inherited is not None:  # open, it would have sending wait for ever once the program is gone
+    if inherited is not None:  # open, it would make sending wait forever without the program
         inherited.close()
     program = multiprocessing.parent_process()
 
@@ -131,13 +131,13 @@ def _run(
     info = WorkerInfo(number, count, seed + number, plan.dataset)
     _seed(seed, number)
     set_num_threads(1)  # the cores are shared with the program and with other workers
-    # The program has ended, or is told of the interrupt as well.
+    # The program has ended, or receives the interrupt as well.
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         serve(plan, info, init, f"process {number}", receive, _Replies(replies, number))
 
 
 class _Replies:
-    """Sends results, and in place of one that can't be pickled the reason."""
+    """Sends results; instead of one that can't be pickled, the reason."""
 
     def __init__(self, connection: Connection, number: int) -> None:
         self.connection, self.where = connection, f"process {number}"
@@ -145,7 +145,7 @@ class _Replies:
     def __call__(self, result: Any) -> None:
         try:
             content = ForkingPickler.dumps(result)
-        except Exception as error:  # whatever the pickling of a user's object raises
+        except Exception as error:  # whatever pickling a user's object raises
             text = result.message if isinstance(result, Failure) else None
             message = text or Failure.of(error, self.where).message
             content = ForkingPickler.dumps(Failure(RuntimeError, message))

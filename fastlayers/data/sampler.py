@@ -1,4 +1,4 @@
-"""In which order, and in which groups, a loader takes the samples of a dataset."""
+"""The order and the groups in which a loader takes the samples of a dataset."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Sampler:
-    """What gives the indices of an epoch; subclasses give `__iter__`, and `__len__` if they can.
+    """Yields the indices of an epoch; subclasses define `__iter__`, and `__len__` if they can.
 
     As `torch.utils.data.Sampler
     <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.Sampler>`_.
@@ -72,17 +72,18 @@ class RandomSampler(Sampler):
     ----------
     data_source : object with ``__len__``
     replacement : bool
-        Draw each index from all, so that some come several times.
+        Draw with replacement, so that some indices come several times.
     num_samples : int, optional
-        How many indices to give; by default as many as there are samples. Without replacement one
-        order follows another where there are more.
+        How many indices to give; by default as many as there are samples. Without replacement, one
+        order follows another if there are more than samples.
     generator : Generator or numpy.random.Generator, optional
         By default that of `fastlayers.manual_seed`.
 
     Raises
     ------
     TypeError, ValueError
-        `replacement` is no bool, `num_samples` no positive integer, `generator` another object.
+        `replacement` is not a bool, `num_samples` not a positive integer, `generator` another
+        object.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class RandomSampler(Sampler):
 
 
 class SeededSampler(Sampler):
-    """The indices of a dataset in a random order that a seed and a number decide.
+    """The indices of a dataset in a random order that follows from a seed and a number.
 
     Parameters
     ----------
@@ -181,15 +182,15 @@ class WeightedRandomSampler(Sampler):
     num_samples : int
         How many indices to give.
     replacement : bool
-        Whether an index may be given again.
+        Whether an index may be drawn again.
     generator : Generator or numpy.random.Generator, optional
         By default that of `fastlayers.manual_seed`.
 
     Raises
     ------
     TypeError, ValueError
-        An argument is out of its range, or there are fewer weights above 0 than indices to give
-        without replacement.
+        An argument is out of range, or there are fewer weights above 0 than indices to draw without
+        replacement.
     """
 
     def __init__(
@@ -237,14 +238,14 @@ class BatchSampler(Sampler):
     ----------
     sampler : iterable
     batch_size : int
-        Indices in a list.
+        Indices per list.
     drop_last : bool
-        Leave out a last list of fewer.
+        Leave out a shorter last list.
 
     Raises
     ------
     TypeError, ValueError
-        `batch_size` is no positive integer, or `drop_last` no bool.
+        `batch_size` is not a positive integer, or `drop_last` not a bool.
     """
 
     def __init__(self, sampler: Iterable[Any], batch_size: int, drop_last: bool) -> None:
@@ -271,5 +272,5 @@ def batched(items: Iterator[T], size: int, drop_last: bool) -> Iterator[list[T]]
 
 
 def count_batches(samples: int, size: int, drop_last: bool) -> int:
-    """How many lists `batched` gives."""
+    """Number of lists that `batched` yields."""
     return samples // size if drop_last else -(-samples // size)

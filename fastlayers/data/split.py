@@ -34,19 +34,19 @@ def random_split(
         What to split.
     lengths : sequence of int or float
         Lengths that add up to ``len(dataset)``, or fractions that add up to 1: these are rounded
-        down, and what is left over goes to the first subsets, one sample each.
+        down, and the remaining samples go to the first subsets, one each.
     generator : Generator or numpy.random.Generator, optional
         By default that of `fastlayers.manual_seed`.
     seed : int, optional
-        In place of a generator, one of this seed.
+        Instead of a generator: use a new one with this seed.
 
     Raises
     ------
     TypeError
         `generator` is another object.
     ValueError
-        The lengths do not add up, one of them is negative or no whole number, or both `generator`
-        and `seed` are given.
+        The lengths do not add up, one of them is negative or not a whole number, or both
+        `generator` and `seed` are given.
     """
     op, total = "random_split", len(dataset)
     fractions = math.isclose(sum(lengths), 1)

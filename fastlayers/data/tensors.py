@@ -18,8 +18,8 @@ class TensorDataset(Dataset):
     """A dataset of arrays whose first dimension runs over the samples.
 
     As `torch.utils.data.TensorDataset
-    <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.TensorDataset>`_; of an
-    ndarray the samples are ndarrays. `DataLoader` gives Tensors of both.
+    <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.TensorDataset>`_; samples of an
+    ndarray are ndarrays. `DataLoader` makes Tensors of both.
 
     Parameters
     ----------
@@ -69,14 +69,14 @@ class TensorDataset(Dataset):
         return f"{type(self).__name__}({held})"
 
     def __getitem__(self, index: Indices) -> tuple[Any, ...]:
-        """Give the sample at an int, or the batch at a slice or a 1-d integer array."""
+        """Return the sample at an int, or the batch at a slice or a 1-d integer array."""
         key = first_axis_index(type(self).__name__, index, len(self))
         return tuple(
             Tensor(t.array()[key]) if isinstance(t, Tensor) else t[key] for t in self.tensors
         )
 
     def fetch_batch(self, indices: NDArray[np.int64]) -> Any:
-        """Give the samples at `indices`, int64 of shape (B,), by one fancy index per array."""
+        """Return the samples at `indices`, int64 of shape (B,), by one fancy index per array."""
         # An overridden __getitem__ (augmentation, say) was written for one sample at a time.
         if type(self).__getitem__ is not TensorDataset.__getitem__:
             return super().fetch_batch(indices)

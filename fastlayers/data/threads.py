@@ -20,24 +20,25 @@ THREAD_NAME = "fastlayers-DataLoader"
 
 
 class Owner:
-    """Lives as long as somebody may ask the workers for a batch; they end after it."""
+    """Lives as long as batches may be requested from the workers; they end after it."""
 
     __slots__ = ("__weakref__",)
 
 
 class TimedOut:
-    """In place of a batch that did not come in time."""
+    """Returned instead of a batch that did not come in time."""
 
 
 class ThreadChannel:
     """What goes to a worker thread, and what comes back."""
 
     # The queues are SimpleQueues since their user may be collected at any moment, even in the
-    # worker itself or at interpreter exit: their put() never waits for a lock another one holds.
+    # worker itself or at interpreter exit: their put() never waits for a lock that another thread
+    # holds.
     def __init__(self) -> None:
         self.tasks: SimpleQueue[Any] = SimpleQueue()
         self.results: SimpleQueue[Any] = SimpleQueue()
-        self.pending = 0  # results that nobody has taken
+        self.pending = 0  # results not taken yet
         self.user: object = None
 
     def put(self, task: Any) -> None:
@@ -59,12 +60,12 @@ def start_threads(
 ) -> tuple[Owner, list[ThreadChannel]]:
     """Start daemon threads, each in a copy of the caller's context with a random state of its own.
 
-    They end as soon as the `Owner` is gone, each after the batch that it is at.
+    They end as soon as the `Owner` is gone, each after its current batch.
     """
     owner, channels = Owner(), [ThreadChannel() for _ in range(count)]
     for number, channel in enumerate(channels):
         # The owner's death wakes a worker that waits for a task. No Python code runs for that, so
-        # there is no line at which a KeyboardInterrupt could leave the worker waiting.
+        # there is no line where a KeyboardInterrupt could leave the worker waiting.
         gone = weakref.ref(owner, channel.tasks.put)
         info = WorkerInfo(number, count, seed + number, plan.dataset)
         arguments = (_run, plan, info, init, channel.tasks, channel.results, gone)

@@ -1,4 +1,4 @@
-"""What one worker of a loader does, in a thread or in a process of its own."""
+"""What one worker of a loader does, in its own thread or process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Task(enum.Enum):  # which is the same object in another process
     BEGIN = enum.auto()
 
 
-BEGIN = _Task.BEGIN  # in place of indices: an epoch begins
+BEGIN = _Task.BEGIN  # instead of indices: an epoch begins
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ _info: ContextVar[WorkerInfo | None] = ContextVar("fastlayers.data.worker", defa
 
 
 def get_worker_info() -> WorkerInfo | None:
-    """Which worker of a loader runs this code, or None outside of one.
+    """The worker of a loader that runs this code, or None outside of workers.
 
     As `torch.utils.data.get_worker_info
     <https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.get_worker_info>`_.
@@ -65,7 +65,7 @@ class _Text(str):
 
 
 class Failure:
-    """An exception of a worker, in place of a batch.
+    """An exception of a worker, sent instead of a batch.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception, where: str) -> Failure:
-        """The failure by an exception, told with its traceback in PyTorch's words."""
+        """The failure for an exception, with its traceback, in PyTorch's wording."""
         text = "".join(traceback.format_exception(error))
         message = f"Caught {type(error).__name__} in DataLoader worker {where}.\nOriginal {text}"
         return cls(type(error), message, error)
@@ -107,7 +107,7 @@ def serve(
     receive: Callable[[], Any],
     reply: Callable[[Any], None],
 ) -> None:
-    """Answer every task but `BEGIN` by its batch or a `Failure`, until there is none (None)."""
+    """Answer every task except `BEGIN` with its batch or a `Failure`, until the task is None."""
     _info.set(info)
     fetch: Any = None
     broken: Failure | None = None

@@ -1,4 +1,4 @@
-"""Batch normalisation by the statistics of all ranks' batches."""
+"""Batch normalisation with the statistics of all ranks' batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["SyncBatchNorm", "convert_sync_batchnorm"]
 
 @functools.cache
 def _channel() -> Channel:
-    """That of all layers, which all ranks call in the same order; made by the first call."""
+    """The channel of all layers, which all ranks call in the same order; made by the first call."""
     return Channel()
 
 
@@ -41,8 +41,8 @@ class _SyncNormalisation(Normalisation):
     __slots__ = ("_count",)
 
     def __init__(self, part: Part, mean: np.ndarray, invstd: np.ndarray) -> None:
-        known = (mean, invstd, part.weight, part.bias, True, part.elements)
-        super().__init__(part.x, part.layout, *known)
+        channels = (mean, invstd, part.weight, part.bias)
+        super().__init__(part.x, part.layout, channels, True, part.elements)
         self._count = part.count
 
     def backward(
@@ -100,7 +100,7 @@ def _batch_norm(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """As `functional.batch_norm`, in training of all ranks' batches together."""
+    """As `functional.batch_norm`; in training over all ranks' batches together."""
     if not training or world_size() == 1:
         options = (training, momentum, eps)
         return functional.batch_norm(input, running_mean, running_var, weight, bias, *options)
@@ -115,17 +115,18 @@ def _batch_norm(
 
 
 class SyncBatchNorm(BatchNorm):
-    """Batch normalisation whose batch in training is those of all ranks together.
+    """Batch normalisation over the batches of all ranks together, in training.
 
     Mean and variance are those of all values of all ranks, exactly, and gradients pass through them
-    to all ranks. Running statistics are the same on all ranks, to the bit. A rank's batch may have
-    any size, or none. In evaluation, and with one rank, it is `nn.BatchNorm2d`, for inputs (N, C),
-    (N, C, L) or (N, C, H, W).
+    to all ranks. Running statistics are bitwise the same on all ranks. A rank's batch may have any
+    size, even none. In evaluation, and with one rank, the layer does the same as `nn.BatchNorm2d`,
+    for inputs (N, C), (N, C, L) or (N, C, H, W).
 
-    All ranks must call the layer, and `backward`, alike: a forward pass in training takes two sums
-    over the ranks, and a backward pass one. Gradients are those of the mean of the ranks' losses,
-    weighed by their samples, where each rank's loss is a mean over its samples; with
-    `DistributedDataParallel`, which averages those of the parameters so, they are one process's.
+    All ranks must call the layer, and `backward`, the same number of times: a forward pass in
+    training takes two sums over the ranks, a backward pass one. Gradients are those of the mean of
+    the ranks' losses, weighted by their numbers of samples, where each rank's loss is a mean over
+    its samples; with `DistributedDataParallel`, which averages parameter gradients in the same way,
+    they are those of a single process.
 
     Parameters
     ----------
@@ -153,10 +154,10 @@ class SyncBatchNorm(BatchNorm):
 
 
 def convert_sync_batchnorm(module: Module) -> Module:
-    """Make every `nn.BatchNorm1d` and `nn.BatchNorm2d` of a model a `SyncBatchNorm`.
+    """Replace every `nn.BatchNorm1d` and `nn.BatchNorm2d` of a model by a `SyncBatchNorm`.
 
-    They keep their parameters, which an optimiser may hold, buffers, options and mode; a layer that
-    is used in several places still is one.
+    They keep their parameters, which an optimiser may hold, their buffers, options and mode; a
+    layer that is used in several places stays a single layer.
 
     Parameters
     ----------
@@ -166,7 +167,7 @@ def convert_sync_batchnorm(module: Module) -> Module:
     Returns
     -------
     Module
-        The model itself; for such a layer the new one.
+        The model itself; if it is such a layer, the new one.
     """
     new: dict[int, Module] = {}
 
@@ -185,8 +186,8 @@ def convert_sync_batchnorm(module: Module) -> Module:
 
 
 def _synchronised(layer: Module) -> SyncBatchNorm:
-    """A layer of the same attributes; of the tables of parameters and buffers it has its own."""
+    """A layer with the same attributes, but its own tables of parameters and buffers."""
     out = SyncBatchNorm.__new__(SyncBatchNorm)
     kept = {name: set(v) if type(v) is set else v for name, v in vars(layer).items()}
-    out.__setstate__(kept)  # with tables of its own
+    out.__setstate__(kept)  # with its own tables
     return out

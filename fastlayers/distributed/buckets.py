@@ -1,4 +1,4 @@
-"""Gradients in flat buckets, which are summed over all ranks while backward goes on."""
+"""Gradients in flat buckets, which are summed over all ranks while backward continues."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ __all__ = ["Bucket", "Reducer"]
 class Bucket:
     """Parameters of one dtype, whose gradients travel together.
 
-    Behind the gradients, each times the rank's samples, are for each parameter whether it got one,
-    and the samples: so that the mean, and a parameter that no rank has used, come of one sum.
+    The gradients, each times the rank's number of samples, are followed by a flag for each
+    parameter that got one, and by the number of samples, so that one sum gives the means, and tells
+    which parameters no rank has used.
     """
 
     def __init__(self, params: Sequence[Parameter]) -> None:
@@ -32,14 +33,14 @@ class Bucket:
         self.request: Request | None = None
 
     def put(self, index: int, gradient: np.ndarray, samples: int) -> None:
-        """Take the gradient of one parameter; that of no samples may be NaN."""
+        """Take the gradient of one parameter; that over no samples may be NaN."""
         if samples:
             np.multiply(gradient, gradient.dtype.type(samples), out=self.parts[index])
             self.used[index] = 1
         self.missing -= 1
 
     def means(self) -> Iterator[tuple[Parameter, np.ndarray | None]]:
-        """Of the sums, the mean gradients; None for parameters without."""
+        """The mean gradients, from the sums; None for parameters without one."""
         samples = self.flat[-1]
         for p, part, used in zip(self.params, self.parts, self.used, strict=True):
             yield p, np.divide(part, samples, out=memory.empty(p.shape, p.dtype)) if used else None
@@ -56,7 +57,7 @@ class Reducer:
     Parameters
     ----------
     params : sequence of Parameter
-        In the order of their layers; their gradients come in about the reverse one.
+        In the order of their layers; their gradients come in roughly the reverse order.
     capacity : int
         Bytes of a bucket.
     channel : Channel
@@ -72,7 +73,7 @@ class Reducer:
         self._samples, self._syncs, self._started = 0, True, 0
 
     def expect(self, samples: int, syncs: bool) -> None:
-        """A forward pass of so many samples begins, whose gradients are averaged if it `syncs`."""
+        """A forward pass of so many samples begins; its gradients are averaged if it `syncs`."""
         self._samples += samples
         self._syncs = syncs
 
@@ -94,7 +95,7 @@ class Reducer:
         for bucket in self._buckets[self._started :]:
             for index, p in enumerate(bucket.params if bucket.missing else ()):
                 gradient = p.grad_array()
-                if not bucket.used[index] and gradient is not None:  # of passes without averages
+                if not bucket.used[index] and gradient is not None:  # not averaged before
                     bucket.put(index, gradient, self._samples)
             bucket.missing = 0
         self._start_full()
@@ -106,7 +107,7 @@ class Reducer:
         self._samples = self._started = 0
 
     def _start_full(self) -> None:
-        """Begin the sums in the order of the buckets, which is the same on all ranks."""
+        """Start the sums in the order of the buckets, which is the same on all ranks."""
         for bucket in self._buckets[: self._started]:
             bucket.request.test()  # type: ignore[union-attr]  # MPI works when it is called
         for bucket in self._buckets[self._started :]:

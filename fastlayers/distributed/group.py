@@ -1,8 +1,8 @@
-"""The processes that ``mpiexec`` started: who they are, how they talk, and how they end.
+"""The processes that ``mpiexec`` started: which they are, how they communicate, how they end.
 
-All that is sent goes through a `Channel`. Its calls wait by asking MPI again and again, and sleep
-between the questions once an answer takes long: so an interrupt gets through, ranks that share a
-core make way for each other, and a rank that has ended is seen by those who wait for it.
+All communication goes through a `Channel`. Its calls wait by polling MPI, and sleep between polls
+if that takes long: so an interrupt gets through, ranks that share a core yield to each other, and
+those that wait for a rank notice if it has ended.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ __all__ = [
     "world_size",
 ]
 
-# Each launcher's variable of its own: Open MPI's mpiexec, MPICH's and Intel's, and Slurm's srun
-# with PMIx. Slurm's own are set in batch scripts too, which are one process.
+# The variable that each launcher sets: Open MPI's mpiexec, MPICH's and Intel's, and Slurm's srun
+# with PMIx. Slurm's own variables are set in batch scripts too, which are single processes.
 _LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
-# Seconds: a wait asks without a pause, about 1 us a question, for longer than a sum of 4 MiB takes
-# between two processes of a machine; then every `PAUSE`, and every `LOOK` whether a rank has ended,
-# whose last call may still be on its way for `GRACE`.
+# Seconds: a wait polls without a pause, about 1 us per poll, for longer than a sum of 4 MiB takes
+# between two processes of a machine; then every `PAUSE`. Every `LOOK` it checks whether a rank has
+# ended, whose last call may still be in transit for `GRACE`.
 PATIENCE, PAUSE, LOOK, GRACE = 5e-3, 5e-5, 0.2, 5.0
 _GOODBYE = 1
 MOST_CORES = 8192  # that Linux has numbers for
@@ -53,7 +53,7 @@ class _World:
 
     def __init__(self) -> None:
         self.mpi: Any = None
-        self.control: Any = None  # a communicator for what is said outside of collective calls
+        self.control: Any = None  # a communicator for messages outside of collective calls
         self.channel: Any = None  # for sums
         self.rank, self.size, self.local_rank = 0, 1, 0
         self.initialized = False
@@ -70,9 +70,9 @@ def is_launched() -> bool:
 def init() -> None:
     """Join the other processes of this program, once; alone where no launcher started it.
 
-    Every rank gets its share of the host's cores as kernel threads, unless ``set_num_threads``
-    or a variable that `get_num_threads` follows has said how many; rank 0's random state,
-    with masks of dropout of its own; and an exception that nobody catches ends all ranks.
+    Every rank gets its share of the host's cores as kernel threads, unless ``set_num_threads`` or a
+    variable that `get_num_threads` follows sets the number, and rank 0's random state, but its own
+    dropout masks. From then on an uncaught exception ends all ranks.
 
     Raises
     ------
@@ -89,12 +89,12 @@ def init() -> None:
         _world.initialized = True
         return
     _unbind()
-    # Read as MPI begins; other libraries choose as well by themselves. By default Open MPI sums an
-    # array in place along a tree, 2 log2(P) times all bytes, not 2: 0.97 ms, not 0.34, for 4 MiB of
-    # 2 processes of a machine.
+    # Read when MPI starts; other MPI libraries choose well by themselves. By default Open MPI sums
+    # an array in place along a tree, 2 log2(P) times all bytes, not 2: 0.97 ms, not 0.34, for 4 MiB
+    # of 2 processes of a machine.
     os.environ.setdefault("OMPI_MCA_coll_libnbc_iallreduce_algorithm", "rabenseifner")
-    # Open MPI aborts a rank whose connection is closed, and calls it the cause: it shall wait these
-    # seconds for the launcher to say which rank was killed at the other end.
+    # Open MPI aborts a rank whose connection is closed, and reports it as the cause: let it wait
+    # these seconds for the launcher to report which rank was killed at the other end.
     os.environ.setdefault("OMPI_MCA_opal_abort_delay", "1")
     try:
         from mpi4py import MPI
@@ -132,7 +132,7 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """Number of this process among those of its host, from 0."""
+    """Number of this process among those on its host, from 0."""
     return _world.local_rank
 
 
@@ -148,7 +148,7 @@ def barrier() -> None:
 
 
 def total(values: Sequence[float]) -> list[float]:
-    """Sums of a few numbers over all ranks, the same on each to the bit."""
+    """Sums of a few numbers over all ranks, bitwise the same on each."""
     sums = np.array(values, np.float64)
     if _world.size > 1:
         _world.channel.sum(sums)
@@ -156,9 +156,9 @@ def total(values: Sequence[float]) -> list[float]:
 
 
 class Request:
-    """A call that goes on in the background.
+    """A call that runs in the background.
 
-    When it is done, `target` gets the beginning of `source`.
+    When it is done, the beginning of `source` is copied to `target`.
     """
 
     __slots__ = ("_request", "_source", "_target")
@@ -169,7 +169,7 @@ class Request:
         self._request, self._target, self._source = request, target, source
 
     def test(self) -> bool:
-        """Whether it is done; MPI works on it meanwhile."""
+        """Whether it is done; also lets MPI work on it."""
         if not self._request.Test():
             return False
         if self._target is not None and self._source is not None:
@@ -183,7 +183,7 @@ class Request:
         Raises
         ------
         RuntimeError
-            If another rank has ended, for which it would wait for ever.
+            If another rank has ended, for which it would wait forever.
         """
         begin = looked = time.perf_counter()
         ended: int | None = None
@@ -202,16 +202,16 @@ class Request:
 
 
 class Channel:
-    """A way to all other ranks: calls on it are matched with theirs on the same one alone.
+    """A connection to all other ranks; calls match only calls on the same channel.
 
-    Channels are made, and their calls are made, in the same order on all ranks.
+    Channels must be created, and called, in the same order on all ranks.
     """
 
     def __init__(self) -> None:
         self._comm: Any = _world.control.Dup() if _world.size > 1 else None
 
     def start_sum(self, array: np.ndarray) -> Request:
-        """Begin to replace a contiguous array by the sum of all ranks' arrays, equal to the bit."""
+        """Start to replace a contiguous array by the sum of all ranks' arrays, bitwise equal."""
         whole = array
         if array.size < _world.size:  # too few to halve: Open MPI would send 2 (P - 1) messages
             whole = np.zeros(_world.size, array.dtype)
@@ -240,9 +240,9 @@ class Channel:
 
 
 def _unbind() -> None:
-    """Take a share of the host's cores where Open MPI's mpiexec binds a rank to a single one.
+    """Take a share of the host's cores if Open MPI's mpiexec has bound the rank to a single one.
 
-    It does so with one or two ranks, unless it is told otherwise; its own process is not bound.
+    It does so with one or two ranks by default; its own process is not bound.
     """
     found = [os.environ.get(f"OMPI_COMM_WORLD_LOCAL_{name}", "") for name in ("RANK", "SIZE")]
     if not all(map(str.isdecimal, found)) or not hasattr(os, "sched_setaffinity"):
@@ -255,15 +255,15 @@ def _unbind() -> None:
 
 
 def _share_cores(neighbours: Any) -> None:
-    """Give this rank its share of the cores that the ranks of its host may run on together."""
+    """Assign this rank its share of the cores that the ranks of its host may use together."""
     if threads.is_chosen():
         return
-    mine = np.zeros(MOST_CORES, np.uint8)  # as long on all ranks, whichever cores they have
+    mine = np.zeros(MOST_CORES, np.uint8)  # equally long on all ranks, whichever cores they have
     mine[list(cores.affinity())] = 1
     together = mine.copy()
     neighbours.Allreduce(mine, together, op=_world.mpi.MAX)
     available = int(together.sum())
-    if (quota := cores.quota()) is not None:  # of a container that the host's ranks are in
+    if (quota := cores.quota()) is not None:  # of a container that holds the host's ranks
         available = min(available, quota)
     share = available // neighbours.Get_size()
     threads.share(max(1, min(int(mine.sum()), share)), "share of the host's cores")
@@ -273,7 +273,7 @@ Hook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
 
 
 def _ending_all(before: Hook) -> Hook:
-    """A hook for uncaught exceptions that ends the other ranks too, which would wait for ever."""
+    """A hook for uncaught exceptions that also ends the other ranks, which would wait forever."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         before(kind, error, trace)
@@ -285,20 +285,20 @@ def _ending_all(before: Hook) -> Hook:
 
 
 def end_all(reason: str, status: int) -> None:
-    """End all ranks, of which this one says why; returns where it is alone."""
+    """End all ranks, after this one has printed why; returns if there is only one."""
     if _world.size == 1:
         return
     notice.tell(
         f"fastlayers: rank {_world.rank} of {_world.size} on {socket.gethostname()} failed, "
-        f"so all are ended: {reason}"
+        f"so all ranks end: {reason}"
     )
-    with contextlib.suppress(Exception):  # the others wait, whatever becomes of this output
+    with contextlib.suppress(Exception):  # the others wait, even if this output fails
         sys.stdout.flush()
     _world.control.Abort(status)
 
 
 def _say_goodbye() -> None:
-    """Tell the others that this rank makes no more calls, and wait asleep until they end too."""
+    """Tell the others that this rank makes no more calls, and sleep until they end too."""
     others = [r for r in range(_world.size) if r != _world.rank]
     nothing = np.empty(0, np.uint8)
     sent = [_world.control.Isend(nothing, dest=r, tag=_GOODBYE) for r in others]

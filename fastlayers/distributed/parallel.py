@@ -25,30 +25,30 @@ MEBIBYTE = 1 << 20
 class DistributedDataParallel(Module):
     """A model that is the same on all ranks, each of which trains it on its part of the batches.
 
-    ``grad = sum_r(n_r * grad_r) / sum_r(n_r)``, with rank r's gradient ``grad_r`` of its mean loss
-    over ``n_r`` samples, the length of the model's first argument: that of the mean loss over all
-    samples, for batches of any lengths, also of 0. Gradients are copied into flat buckets, in the
-    reverse order of the parameters, and a bucket's sum begins when all of it is there, while
-    backward goes on with earlier layers.
+    ``grad = sum_r(n_r * grad_r) / sum_r(n_r)``, where ``grad_r`` is rank r's gradient of its mean
+    loss over ``n_r`` samples, the length of the model's first argument. This is the gradient of the
+    mean loss over all samples, for batches of any length, even 0. Gradients are copied into flat
+    buckets, in the reverse order of the parameters, and a bucket is summed as soon as it is full,
+    while backward continues with earlier layers.
 
-    The state is rank 0's when this is made, and so are buffers in each forward pass in training,
-    but for those of `SyncBatchNorm`, which are equal. A rank with an empty batch takes part;
-    its `BatchNorm1d` and `BatchNorm2d` normalise by the running statistics there.
+    Rank 0's state is copied to all ranks at construction, and its buffers in each forward pass in
+    training, except those of `SyncBatchNorm`, which are equal anyway. A rank with an empty batch
+    takes part; its `BatchNorm1d` and `BatchNorm2d` then normalise by the running statistics.
 
     Parameters
     ----------
     module : Module
-        Of the same structure on all ranks. Which parameters require a gradient does not change
-        later on.
+        Of the same structure on all ranks. Which parameters require a gradient must not change
+        later.
     bucket_cap_mb : float
-        Size of a bucket in MiB, that of one parameter at least.
+        Size of a bucket in MiB, but at least that of one parameter.
     broadcast_buffers : bool
-        Whether the buffers are made rank 0's in each forward pass in training.
+        Whether to copy rank 0's buffers in each forward pass in training.
 
     Raises
     ------
     TypeError
-        If `module` is no Module.
+        If `module` is not a Module.
     ValueError
         On all ranks, if the structures differ; if `bucket_cap_mb` is not positive.
 
@@ -81,7 +81,7 @@ class DistributedDataParallel(Module):
         listen(self._reducer)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model gives for this rank's batch."""
+        """The model's output for this rank's batch."""
         if self._reducer is None or not (self.training and is_grad_enabled()):
             return self.module(*args, **kwargs)
         samples = _length(args, kwargs)
@@ -93,9 +93,9 @@ class DistributedDataParallel(Module):
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
-        """A block whose forward passes leave the gradients of their backward on this rank.
+        """A block; the gradients of its forward passes stay on this rank.
 
-        They are added up, and averaged with those of the first forward pass behind the block.
+        They accumulate, and are averaged with those of the first forward pass after the block.
         """
         before, self._syncs = self._syncs, False
         try:
@@ -104,7 +104,7 @@ class DistributedDataParallel(Module):
             self._syncs = before
 
     def sync_buffers(self) -> None:
-        """Make the buffers rank 0's, but for those that are equal."""
+        """Copy rank 0's buffers, except those that are equal anyway."""
         if self._reducer is not None:
             self._take_over(
                 [
@@ -117,7 +117,7 @@ class DistributedDataParallel(Module):
             )
 
     def _take_over(self, tensors: list[Tensor]) -> None:
-        """Replace the values of tensors by rank 0's, those of one dtype in one message."""
+        """Replace the values of tensors by rank 0's, with one message per dtype."""
         for dtype in sorted({t.dtype.str for t in tensors}):
             some = [t for t in tensors if t.dtype.str == dtype]
             flat = np.concatenate([t.settled().reshape(-1) for t in some])
@@ -142,7 +142,7 @@ class DistributedDataParallel(Module):
 
 
 def _length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Samples in the first argument that is an array; 1 without one."""
+    """Number of samples in the first array argument; 1 without one."""
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor | np.ndarray) and value.ndim:
             return int(value.shape[0])
@@ -150,7 +150,7 @@ def _length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
 
 
 def _check_structure(op: str, module: Module, channel: group.Channel) -> None:
-    """Compare names, classes, shapes and dtypes with rank 0's; an error is one on all ranks."""
+    """Compare names, classes, shapes and dtypes with rank 0's; an error is raised on all ranks."""
     own = [f"{name or 'the model'}: {type(m).__name__}" for name, m in module.named_modules()]
     own += [
         f"{name}: {p.dtype} {tuple(p.shape)}, requires_grad={p.requires_grad}"

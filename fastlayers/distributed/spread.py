@@ -16,14 +16,14 @@ __all__ = ["model_of_all", "parts", "set_epoch"]
 
 
 def model_of_all(model: Module) -> DistributedDataParallel | Module:
-    """The model to train: with more than one rank one whose gradients and statistics are of all."""
+    """The model to train; with several ranks, its gradients and statistics are those of all."""
     if group.world_size() == 1 or isinstance(model, DistributedDataParallel):
         return model
     return DistributedDataParallel(convert_sync_batchnorm(model))
 
 
 def parts(batches: Iterable[Any]) -> Iterable[Any]:
-    """This rank's part of each batch, of batches that are the same on all ranks.
+    """This rank's part of each batch; the batches are the same on all ranks.
 
     A loader with a `DistributedSampler` gives it already.
     """
@@ -33,7 +33,7 @@ def parts(batches: Iterable[Any]) -> Iterable[Any]:
 
 
 def set_epoch(batches: Iterable[Any], epoch: int) -> None:
-    """Tell the sampler of a loader which epoch begins, if it wants to know."""
+    """Tell the sampler of a loader which epoch begins, if it has `set_epoch`."""
     sampler: Any = getattr(getattr(batches, "loader", batches), "sampler", None)
     if hasattr(sampler, "set_epoch"):
         sampler.set_epoch(epoch)
@@ -45,7 +45,7 @@ class _Parts:
 
     def __iter__(self) -> Iterator[Any]:
         place = group.rank(), group.world_size()
-        if hasattr(self._batches, "part"):  # only that is loaded
+        if hasattr(self._batches, "part"):  # only that part is loaded
             return iter(self._batches.part(*place))
         return (cut(batch, lambda length: part_of(length, *place)) for batch in self._batches)
 

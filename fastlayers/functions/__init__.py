@@ -1,4 +1,4 @@
-"""The functions of tensors that PyTorch has in its own namespace, and its tensors as methods.
+"""The tensor functions that PyTorch has in its own namespace, and its tensors as methods.
 
 NumPy computes them; convolutions, pooling and the like, which need more, are in
 `fastlayers.nn.functional`. They are the names of `fastlayers` itself.

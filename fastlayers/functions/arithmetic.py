@@ -75,7 +75,7 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     Raises
     ------
     ValueError
-        If `rounding_mode` is another one.
+        If `rounding_mode` is unknown.
     """
     if rounding_mode is None:
         return _quotient(input, other)
@@ -87,7 +87,7 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
 
 
 def _add_in_place(self: Tensor, other: Any) -> Tensor:
-    """``self += other``; a sum with a residual waits, as ``self + other`` does."""
+    """``self += other``; a residual sum waits, as ``self + other`` does."""
     if isinstance(other, Tensor) and self.deferred is not None:
         out = self.deferred.add(self, other, in_place=True)
         if out is not None:

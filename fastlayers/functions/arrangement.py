@@ -27,7 +27,7 @@ __all__ = [
 
 
 def add_at(like: np.ndarray, at: int, index: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """The gradient of ``like.take(index, at)``: what was taken twice counts twice."""
+    """The gradient of ``like.take(index, at)``: elements taken twice count twice."""
     dx = np.zeros_like(like, dy.dtype)
     np.add.at(np.moveaxis(dx, at, 0), index, np.moveaxis(dy, at, 0))
     return dx
@@ -59,12 +59,12 @@ def flipud(input: Tensor) -> Tensor:
 
 @recorded()
 def roll(x: np.ndarray, shifts: Any, dims: Any = None) -> Any:
-    """The elements moved along axes; those beyond the end come first. Flat without axes.
+    """The elements shifted along axes; those beyond the end wrap around. Flat without axes.
 
     Raises
     ------
     RuntimeError
-        If there are not as many shifts as axes.
+        If the numbers of shifts and axes differ.
     """
     by = sizes("roll", (shifts,), "shifts") if isinstance(shifts, (tuple, list)) else (int(shifts),)
     flat = dims is None or (isinstance(dims, (tuple, list)) and not dims)
@@ -97,7 +97,7 @@ def rot90(x: np.ndarray, k: int = 1, dims: Any = (0, 1)) -> Any:
 
 
 def _repeat(self: Tensor, *repeats: Any) -> Tensor:
-    """The tensor so many times along each axis; more numbers than axes make new ones in front.
+    """The tensor repeated along each axis; additional numbers make new axes in front.
 
     Raises
     ------
@@ -125,7 +125,7 @@ _tiled.__name__ = _tiled.__qualname__ = "repeat"
 
 
 def tile(input: Tensor, *dims: Any) -> Tensor:
-    """`Tensor.repeat`, where fewer numbers than axes are for the last ones."""
+    """`Tensor.repeat`, but fewer numbers than axes apply to the last ones."""
     times, x = sizes("tile", dims, "dims"), tensor(input)
     return _repeat(x, (1,) * (x.ndim - len(times)) + times)
 
@@ -134,15 +134,15 @@ def tile(input: Tensor, *dims: Any) -> Tensor:
 def repeat_interleave(
     input: Tensor, repeats: Any = None, dim: int | None = None, *, output_size: int | None = None
 ) -> Tensor:
-    """Each element so many times, one after the other, along an axis or of all in C order.
+    """Each element repeated in place, along an axis or over all elements in C order.
 
-    Of `repeats` alone, as the only argument, the indices so many times each.
+    With `repeats` as the only argument, the indices, each repeated so often.
 
     Raises
     ------
     TypeError, RuntimeError
-        If `repeats` is no integer or integer tensor of one axis, is negative, or has another
-        number than there are elements; if `output_size` is not the length of the result.
+        If `repeats` is not an integer or an integer tensor of one axis, is negative, or has another
+        length than the axis; if `output_size` is not the length of the result.
     """
     if repeats is None:
         return repeat_interleave(Tensor(np.arange(input.numel())), input, 0)
@@ -179,7 +179,7 @@ def taken(op: str, input: Tensor, at: int, index: np.ndarray) -> Tensor:
 
 
 def meshgrid(*tensors: Any, indexing: str | None = None) -> tuple[Tensor, ...]:
-    """Coordinates of a grid: each tensor of one axis along an axis of its own, as views.
+    """Coordinates of a grid: each 1-d tensor along its own axis, as views.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def meshgrid(*tensors: Any, indexing: str | None = None) -> tuple[Tensor, ...]:
     Raises
     ------
     RuntimeError
-        If the tensors have more axes or several dtypes, or `indexing` is another.
+        If the tensors have more axes or several dtypes, or `indexing` is unknown.
     """
     if len(tensors) == 1 and isinstance(tensors[0], (tuple, list)):
         tensors = tuple(tensors[0])

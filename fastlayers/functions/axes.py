@@ -47,7 +47,7 @@ def transpose(x: np.ndarray, dim0: int, dim1: int) -> Any:
 
 @view
 def t(x: np.ndarray) -> Any:
-    """The transpose of a matrix; tensors of fewer axes as they are.
+    """The transpose of a matrix; tensors with fewer axes unchanged.
 
     Raises
     ------
@@ -79,12 +79,12 @@ def _matrices(self: Tensor) -> Tensor:
 
 @view
 def movedim(x: np.ndarray, source: Any, destination: Any) -> Any:
-    """Move axes to other places; the rest keep their order.
+    """Move axes to other positions; the rest keep their order.
 
     Raises
     ------
     RuntimeError
-        If an axis is named twice, or not as many places as axes.
+        If an axis is named twice, or the numbers of positions and axes differ.
     """
     pair = [list(d) if isinstance(d, (tuple, list)) else [d] for d in (source, destination)]
     old, new = ([axis("movedim", x.ndim, d) for d in dims] for dims in pair)

@@ -1,4 +1,4 @@
-"""Comparisons of pairs of elements, and what is true of them."""
+"""Element-wise comparisons, and tests of truth."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ register("logical_not", logical_not, np.logical_not)
 
 
 def _bits(name: str, ufunc: Any, doc: str, symbol: str) -> Callable[..., Tensor]:
-    """A function of the bits of integers and booleans."""
+    """A bitwise function of integers and booleans."""
 
     def forward(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         if a.dtype.kind == "f":
@@ -85,7 +85,7 @@ bitwise_right_shift = _bits("bitwise_right_shift", np.right_shift, "``input >> o
 
 
 def bitwise_not(input: Any) -> Tensor:
-    """``~input``, of booleans their opposite."""
+    """``~input``; for booleans the logical negation."""
     x = tensor(input)
     if x.dtype.kind == "f":
         raise RuntimeError(f"bitwise_not: input must be integers or booleans, got {x.dtype}")

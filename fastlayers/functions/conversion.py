@@ -36,7 +36,7 @@ __all__ = [
 
 
 class memory_format:  # noqa: N801  PyTorch's name
-    """An order of elements in memory, as an option has it."""
+    """An order of elements in memory, as given by an option."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -52,12 +52,12 @@ channels_last_3d = memory_format("channels_last_3d")
 
 
 def _kept(array: np.ndarray) -> np.ndarray:
-    """A copy in the same order of axes in memory."""
+    """A copy with the same order of axes in memory."""
     return array.copy(order="K")
 
 
 def _cast(x: Tensor, dtype: np.dtype, copy: bool = False) -> Tensor:
-    """`x` in another dtype; itself if it has it already and `copy` is false."""
+    """`x` in another dtype; `x` itself if it has that dtype and `copy` is false."""
     if x.dtype == dtype:
         return clone(x) if copy else x
     with np.errstate(all="ignore"):
@@ -68,7 +68,7 @@ def _cast(x: Tensor, dtype: np.dtype, copy: bool = False) -> Tensor:
 
 
 def _wrapped(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The values in another dtype; what small integers can't hold wraps, as PyTorch has it."""
+    """The values in another dtype; values that small integers can't hold wrap, as in PyTorch."""
     if array.dtype.kind == "f" and dtype.kind in "iu" and dtype.itemsize < 8:
         array = array.astype(np.int64)
     return array.astype(dtype)
@@ -90,7 +90,7 @@ def _to(
     memory_format: Any = None,
     other: Tensor | None = None,
 ) -> Tensor:
-    """The tensor in the dtype, and on the device, that are given or another tensor has.
+    """The tensor in the given dtype and on the given device, or those of another tensor.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def _to(
     device : str or device
         Must be the CPU.
     copy : bool
-        Give a copy also where nothing would change.
+        Return a copy even if nothing would change.
     memory_format : memory_format
         With `channels_last`, the memory of the result has that order.
 
@@ -139,7 +139,7 @@ def _to(
 
 
 def given_dtype(op: str, value: Any) -> np.dtype:
-    """A dtype, given as such or as a class of tensors."""
+    """A dtype, given as such or as a tensor class."""
     return value.dtype if isinstance(value, _TensorType) else dtype_of(op, value)
 
 
@@ -159,7 +159,7 @@ method(clone, "copy")  # NumPy's name
 
 
 class _TensorType(type):
-    """The class of `FloatTensor` and its like, which know tensors by their dtype."""
+    """The class of `FloatTensor` and similar ones; `isinstance` compares the dtype."""
 
     dtype: np.dtype
 
@@ -215,7 +215,7 @@ def _type(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
     Raises
     ------
     ValueError
-        If there is no type of the name.
+        If there is no type of that name.
     """
     if dtype is None:
         known = (name for name, kind in _TYPES.items() if kind.dtype == self.dtype)
@@ -228,7 +228,7 @@ def _type(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
 
 
 def _cuda(self: Tensor, device: Any = None, non_blocking: bool = False, **options: Any) -> Tensor:
-    """Refused: there is only the CPU.
+    """Rejected: there is only the CPU.
 
     Raises
     ------

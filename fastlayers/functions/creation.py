@@ -1,7 +1,7 @@
-"""Tensors of given values.
+"""Tensors with given values.
 
-`device` must be the CPU; `layout`, `pin_memory` and `memory_format` are taken as PyTorch has them
-and change nothing.
+`device` must be the CPU; `layout`, `pin_memory` and `memory_format` are accepted as in PyTorch and
+have no effect.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def tensor(
     requires_grad: bool = False,
     pin_memory: bool = False,
 ) -> Tensor:
-    """A tensor of a copy of `data`; Python's floats become float32, its integers int64.
+    """A tensor with a copy of `data`; Python floats become float32, integers int64.
 
     Parameters
     ----------
@@ -67,8 +67,8 @@ def tensor(
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        If the data are no numbers, lists of several lengths, or don't fit the dtype; if gradients
-        for values that are not floating point, or another device, are requested.
+        If the data are not numbers, or lists of different lengths, or don't fit the dtype; if
+        gradients for values that are not floating point, or another device, are requested.
 
     References
     ----------
@@ -78,7 +78,7 @@ def tensor(
 
 
 def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
-    """`data` itself if it is a tensor of the dtype, or a tensor of the memory of an array."""
+    """`data` itself if it is a tensor of the dtype, or a tensor on the memory of an array."""
     check.device("as_tensor", device)
     if isinstance(data, Tensor):
         return data if dtype is None else data.to(dtype_of("as_tensor", dtype))
@@ -93,7 +93,7 @@ def asarray(
     copy: bool | None = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    """A tensor of the memory of `obj` where it has the dtype, else of a copy.
+    """A tensor on the memory of `obj` if that has the dtype, else on a copy.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def asarray(
 
 
 def from_numpy(array: np.ndarray) -> Tensor:
-    """A tensor of the memory of an array.
+    """A tensor on the memory of an array.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def full(
     layout: Any = None,
     pin_memory: bool = False,
 ) -> Tensor:
-    """A tensor of one number, whose dtype is int64, bool or float32 by the number.
+    """A tensor filled with a number; the dtype is int64, bool or float32, as the number's.
 
     Raises
     ------
@@ -167,7 +167,7 @@ def full_like(
     layout: Any = None,
     memory_format: Any = None,
 ) -> Tensor:
-    """A tensor of one number, of the shape and dtype of another."""
+    """A tensor filled with a number, of the shape and dtype of another."""
     kind = dtype_of("full_like", dtype, input.dtype)
     out = np.full(input.shape, scalar("full_like", fill_value, kind))
     return made("full_like", out, device, requires_grad)
@@ -183,13 +183,13 @@ def eye(
     layout: Any = None,
     pin_memory: bool = False,
 ) -> Tensor:
-    """The identity matrix of `n` rows and `m` or as many columns."""
+    """The identity matrix with `n` rows and `m` columns, by default `n`."""
     rows, columns = size_of("eye", (n, n if m is None else m))
     return made("eye", np.eye(rows, columns, dtype=dtype_of("eye", dtype)), device, requires_grad)
 
 
 def _new(name: str, function: Callable[..., Tensor]) -> None:
-    """The method ``new_<name>``, which has the tensor's dtype if none is given."""
+    """The method ``new_<name>``, with the tensor's dtype if none is given."""
 
     def new(self: Tensor, *args: Any, dtype: Any = None, **options: Any) -> Tensor:
         return function(*args, dtype=self.dtype if dtype is None else dtype, **options)

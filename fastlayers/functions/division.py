@@ -1,4 +1,4 @@
-"""Quotients rounded to whole numbers, and what they leave."""
+"""Quotients rounded to whole numbers, and their remainders."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _fmod(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _truncated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``a / b`` rounded towards 0, of integers without rounding errors."""
+    """``a / b`` rounded towards 0, exact for integers."""
     if a.dtype.kind == "f":
         return np.asarray(np.trunc(a / b))
     _divisor("div", b)

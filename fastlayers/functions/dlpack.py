@@ -1,4 +1,4 @@
-"""Tensors of other libraries' memory, and theirs of ours, by DLPack.
+"""Memory shared with other libraries' tensors, by DLPack.
 
 https://dmlc.github.io/dlpack/latest/python_spec.html
 """
@@ -26,14 +26,14 @@ def _dlpack(
 ) -> Any:
     """The capsule of the tensor's memory, for another library's `from_dlpack`.
 
-    A copy is exported where the strides are negative, which many libraries can't read, and of
-    read-only memory to those that know no read-only flag, before DLPack 1.0.
+    A copy is exported for negative strides, which many libraries can't read, and for read-only
+    memory if the library knows no read-only flag (before DLPack 1.0).
 
     Raises
     ------
     BufferError
-        If the tensor requires a gradient; if a copy is needed and `copy` is False, or another
-        device is asked for.
+        If the tensor requires a gradient; if a copy is needed but `copy` is False, or another
+        device is requested.
     """
     if self.requires_grad:
         raise BufferError(
@@ -59,12 +59,12 @@ def _dlpack_device(self: Tensor) -> tuple[int, int]:
 
 
 def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None) -> Tensor:
-    """A tensor of the memory of another library's tensor or array.
+    """A tensor on the memory of another library's tensor or array.
 
     Parameters
     ----------
     ext_tensor : object with ``__dlpack__``
-        On the CPU. If its memory is read-only, or it does not say, the tensor can't be changed.
+        On the CPU. If its memory is read-only, or this is unknown, the tensor can't be changed.
     device : str or device, optional
         Must be the CPU.
     copy : bool, optional

@@ -27,7 +27,7 @@ def einsum(*args: Any) -> Tensor:
         result lacks is summed over; a letter twice in one tensor takes its diagonal; "..." is for
         any axes. Without "->" the result has the letters that occur once, in their order.
     *operands : Tensor
-        Also as one list; or, without equation, tensors and lists of integers in turn.
+        Or a single list; or, without an equation, alternating tensors and lists of integers.
 
     Returns
     -------
@@ -76,8 +76,8 @@ def _one_gradient(
     once = "".join(dict.fromkeys(terms[i]))
     found = "".join(letter for letter in once if any(letter in source for source in sources))
     part = _product(sources, [dy, *(arrays[j] for j in others)], found)
-    # Of letters that are summed over and nowhere else, each element has the same gradient; where
-    # the operand has a single element for many, it gets the sum of theirs.
+    # Along letters that are only summed over, each element has the same gradient; where the operand
+    # has a single element for many, it gets their sum.
     part = part.reshape([part.shape[found.index(a)] if a in found else 1 for a in once])
     lengths = dict(zip(terms[i], arrays[i].shape, strict=True))
     summed = tuple(k for k, a in enumerate(once) if lengths[a] == 1 and part.shape[k] > 1)
@@ -114,7 +114,7 @@ def _letters(axes: Any) -> str:
 
 
 def _terms(equation: str, ndims: list[int]) -> tuple[list[str], str]:
-    """The letters of the operands and of the result, with letters in the place of "..."."""
+    """The letters of the operands and of the result, with letters in place of "..."."""
     left, arrow, output = equation.partition("->")
     terms = left.split(",")
     plain = equation.replace("...", "").replace("->", "").replace(",", "")
@@ -153,7 +153,7 @@ def _terms(equation: str, ndims: list[int]) -> tuple[list[str], str]:
 
 
 def _check_sizes(terms: list[str], operands: list[Tensor]) -> None:
-    """Refuse letters of several lengths, where 1 is repeated but within one operand."""
+    """Reject letters of several lengths; 1 broadcasts, except within one operand."""
     sizes: dict[str, int] = {}
     for i, (term, x) in enumerate(zip(terms, operands, strict=True)):
         within: dict[str, int] = {}

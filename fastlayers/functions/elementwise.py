@@ -73,13 +73,13 @@ _LN2, _LN10 = math.log(2), math.log(10)
 
 
 def _each(function: Callable[[float], float]) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of Python numbers, of each element."""
+    """A function of Python numbers, applied to each element."""
     of_objects = np.frompyfunc(function, 1, 1)
     return lambda x: np.asarray(of_objects(x), x.dtype)
 
 
 def _step(ufunc: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """A function to whole numbers, of which integers are some already."""
+    """A rounding function, which leaves integers as they are."""
     return lambda x: np.asarray(ufunc(x)) if x.dtype.kind == "f" else x.copy()
 
 
@@ -96,9 +96,9 @@ def _gaussian(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _compiled(op: str, doc: str, numpy: Any = None) -> Callable[..., Tensor]:
-    """A function and its gradient from the output, by kernels, in the memory layout of the input.
+    """A function, and its gradient from the output, by kernels, in the input's memory layout.
 
-    Of arrays with channels kernels would give channels-last memory.
+    For arrays with channels, kernels would return channels-last memory.
     """
     forward, backward = getattr(activation, op), getattr(activation, f"{op}_backward")
 

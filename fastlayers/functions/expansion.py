@@ -16,12 +16,12 @@ __all__ = ["broadcast_tensors", "broadcast_to"]
 
 
 def expanded(op: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """`array` repeated along axes of length 1 and new ones, in the memory that it has.
+    """`array` repeated along new axes and those of length 1, without a copy.
 
     Raises
     ------
     RuntimeError
-        If it has other lengths.
+        If other lengths differ.
     """
     extra = len(shape) - array.ndim
     fits = extra >= 0 and -1 not in shape[:extra] and min(shape, default=0) >= -1
@@ -62,7 +62,7 @@ def broadcast_to(input: Tensor, size: Any) -> Tensor:
 
 
 def broadcast_tensors(*tensors: Any) -> tuple[Tensor, ...]:
-    """All tensors, each expanded to the shape that they have together.
+    """All tensors, each expanded to their common shape.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def together(op: str, *tensors: Any) -> tuple[int, ...]:
 
 @view
 def unfold(x: np.ndarray, dimension: int, size: int, step: int) -> Any:
-    """Windows of a size along an axis, `step` apart, as a last axis: a view of its memory.
+    """Windows along an axis, `step` apart, as a new last axis: a view.
 
     Raises
     ------

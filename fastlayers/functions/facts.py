@@ -41,7 +41,7 @@ def numel(input: Tensor) -> int:
 
 
 def get_default_dtype() -> np.dtype:
-    """The dtype of Python's floating point numbers in tensors: float32."""
+    """The dtype of Python floats in tensors: float32."""
     return np.dtype(np.float32)
 
 
@@ -53,7 +53,7 @@ def set_default_dtype(d: Any) -> None:
     TypeError
         If it is not floating point.
     NotImplementedError
-        If it is another one.
+        If it is any other dtype.
     """
     kind = given_dtype("set_default_dtype", d)
     if kind.kind != "f":

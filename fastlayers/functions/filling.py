@@ -20,7 +20,7 @@ __all__: list[str] = []
 
 
 def _filled(op: str, self: Tensor, values: np.ndarray, source: Tensor | None = None) -> Tensor:
-    """Give a tensor other values; the gradient of what it was is 0."""
+    """Give a tensor other values; the gradient of the old ones is 0."""
 
     def function(before: Tensor) -> Tensor:
         def gradient(dy: np.ndarray) -> Any:
@@ -35,7 +35,7 @@ def _filled(op: str, self: Tensor, values: np.ndarray, source: Tensor | None = N
 
 
 def _fill_(self: Tensor, value: Any) -> Tensor:
-    """Give all elements one value, a number or a tensor of no axes.
+    """Set all elements to one value, a number or a tensor without axes.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def _zero_(self: Tensor) -> Tensor:
 
 
 def _copy_(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
-    """Give the elements the values of another tensor, broadcast and cast."""
+    """Set the elements to the values of another tensor, broadcast and cast."""
     source = tensor(src)
     return _filled("copy_", self, source.array(), source)
 
@@ -91,16 +91,16 @@ def _exponential_(self: Tensor, lambd: float = 1.0, *, generator: Any = None) ->
 
 
 def _bernoulli_(self: Tensor, p: Any = 0.5, *, generator: Any = None) -> Tensor:
-    """Set each element to 1 with the probability `p`, a number or a tensor, else to 0."""
+    """Set each element to 1 with probability `p`, a number or a tensor, else to 0."""
     odds = p.array() if isinstance(p, Tensor) else np.asarray(p)
     odds = expanded("bernoulli_", odds, tuple(self.shape))
     return _filled("bernoulli_", self, hits("bernoulli_", odds, odds.shape, generator))
 
 
 def _random_(self: Tensor, *bounds: int, generator: Any = None) -> Tensor:
-    """Draw integers: below a number, from one on below another, or of all that the dtype has.
+    """Draw integers below a number, in a range, or from all that the dtype has.
 
-    Of floating point dtypes all up to which it holds each integer.
+    For floating point dtypes, from 0 up to the largest below which each integer is exact.
     """
     kind = self.dtype
     if not bounds:

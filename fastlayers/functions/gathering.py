@@ -1,4 +1,4 @@
-"""Elements chosen by an index for each along an axis, and values put to such places."""
+"""Elements chosen by one index each along an axis, and values written to such positions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False)
     input : Tensor
     dim : int
     index : Tensor
-        int64 or int32, of as many axes as `input` and no larger but along `dim`.
+        int64 or int32, with as many axes as `input`, and no larger except along `dim`.
     sparse_grad : bool
         Without effect.
 
@@ -79,7 +79,7 @@ def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False)
 
 
 def _scattered(op: str, input: Any, dim: int, index: Any, src: Any, how: str) -> Tensor:
-    """Put, add or multiply `src` at the places of `index`."""
+    """Put, add or multiply `src` at the positions in `index`."""
     x, array = tensor(input), tensor(input).array()
     source = src if isinstance(src, Tensor) else None
     if source is not None and source.dtype != array.dtype:
@@ -130,14 +130,15 @@ def scatter(
     """A copy with `src`, a tensor or a number, at each index along an axis.
 
     ``out[index[i, j], j] = src[i, j]`` for dim 0; with `reduce` "add" or "multiply" it is added or
-    multiplied, where the second has no gradient.
+    multiplied; the latter has no gradient.
 
     Raises
     ------
     RuntimeError
-        As `gather`; if `src` is smaller than `index` or of another dtype, or `reduce` is another.
+        As for `gather`; if `src` is smaller than `index` or of another dtype, or `reduce` is
+        unknown.
     TypeError
-        If there is not one of `src` and `value`.
+        Unless exactly one of `src` and `value` is given.
     """
     if (src is None) == (value is None):
         raise TypeError("scatter: one of src and value must be given, got both or none")
@@ -163,7 +164,7 @@ def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
 
 @numpy_names
 def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
-    """`gather`, where the other axes are broadcast; of all elements in C order without `dim`."""
+    """`gather` with broadcasting of the other axes; without `dim`, over all elements in C order."""
     if dim is None:
         return gather(reshape(input, -1), 0, reshape(indices, -1))
     at = axis("take_along_dim", input.ndim, dim)

@@ -1,8 +1,8 @@
-"""Elements by their index.
+"""Indexing.
 
 Integers, slices, None and ... come first and give a view; tensors, arrays, lists and masks then
-choose among the axes that are left, as PyTorch has it. (NumPy counts integers beside arrays as
-arrays, and so orders the axes of ``x[0, :, [0, 1]]`` otherwise.)
+choose among the remaining axes, as in PyTorch. (NumPy treats integers next to arrays as arrays, and
+so orders the axes of ``x[0, :, [0, 1]]`` differently.)
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _part(part: Any) -> Any:
     Raises
     ------
     IndexError
-        If it is of another kind, or of a dtype that is no index.
+        If it is of another kind, or its dtype is not valid for an index.
     """
     if part is None or part is ... or type(part) is int:
         return part
@@ -80,15 +80,15 @@ def _part(part: Any) -> Any:
 
 
 def _is_several(index: Any) -> bool:
-    """Whether a list stands for a tuple, as PyTorch has it: it holds a sequence, slice or None."""
+    """Whether a list stands for a tuple, as in PyTorch: if it holds a sequence, slice or None."""
     kinds = (list, tuple, slice, Tensor, np.ndarray, type(None), type(...))
     return isinstance(index, list) and len(index) < 32 and any(isinstance(p, kinds) for p in index)
 
 
 def resolved(index: Any, ndim: int) -> tuple[Index, Index | None]:
-    """The part of an index that gives a view, and what then chooses among its axes.
+    """The part of an index that gives a view, and the part that chooses among its axes.
 
-    The second is None if the first is all, so that the result is a view.
+    The second is None if there is none, so that the result is a view.
     """
     given = tuple(index) if isinstance(index, tuple) or _is_several(index) else (index,)
     parts = [_part(part) for part in given]
@@ -103,7 +103,7 @@ def resolved(index: Any, ndim: int) -> tuple[Index, Index | None]:
     choice: list[Any] = []
     for part in (*parts, ...):
         if part is ...:
-            # The first stands for all other axes, more of them for none.
+            # The first stands for all other axes, further ones for none.
             view += [slice(None)] * (ndim - taken)
             choice += [slice(None)] * (ndim - taken)
             taken = ndim
@@ -133,7 +133,7 @@ def _choose(part: np.ndarray, choice: Index) -> np.ndarray:
 
 
 def getitem(self: Tensor, index: Any) -> Tensor:
-    """``x[index]``: a view for integers and slices; what is chosen twice counts twice in dx.
+    """``x[index]``: a view for integers and slices; elements chosen twice count twice in dx.
 
     Raises
     ------
@@ -227,7 +227,7 @@ def index_put(
 ) -> Tensor:
     """A copy with `values` at the indices, one tensor or None for each axis.
 
-    With `accumulate` they are added, also where an index occurs twice.
+    With `accumulate` they are added, repeatedly where an index occurs twice.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Tensors joined to one."""
+"""Joining of tensors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def _given(op: str, tensors: Any) -> list[Tensor]:
-    """The tensors to join; other values than tensors are refused, as PyTorch does."""
+    """The tensors to join; anything else is rejected, as in PyTorch."""
     if isinstance(tensors, Tensor) or not isinstance(tensors, (list, tuple)):
         raise TypeError(
             f"{op}: tensors must be a list or tuple of tensors, got {type(tensors).__name__}"
@@ -47,7 +47,7 @@ def _given(op: str, tensors: Any) -> list[Tensor]:
 
 @numpy_names
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Join tensors along an axis that they have; empty ones of shape (0,) are left out.
+    """Join tensors along an existing axis; empty ones of shape (0,) are skipped.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If they are no tensors, or none.
+        If they are not tensors, or there are none.
     RuntimeError
         If they have other lengths, or no axis.
     """
@@ -110,12 +110,12 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def _with_axes(x: Tensor, ndim: int) -> Tensor:
-    """The tensor with axes of length 1 in front, so that there are `ndim`."""
+    """The tensor with axes of length 1 in front, up to `ndim` axes."""
     return x if x.ndim >= ndim else reshape(x, *(1,) * (ndim - x.ndim), *x.shape)
 
 
 def hstack(tensors: Sequence[Tensor]) -> Tensor:
-    """Join tensors along their second axis, those of one axis along that."""
+    """Join tensors along their second axis; 1-d tensors along their only one."""
     given = [_with_axes(x, 1) for x in _given("hstack", tensors)]
     return cat(given, 0 if given[0].ndim == 1 else 1)
 

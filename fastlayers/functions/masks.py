@@ -28,7 +28,7 @@ def _mask(op: str, mask: Any) -> Tensor:
 
 
 def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
-    """A copy with a number, or a tensor of no axes, where the mask is true.
+    """A copy with a number, or a tensor without axes, where the mask is true.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
 
 
 def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
-    """The indices of the elements that are not 0: a row for each, or a tensor for each axis."""
+    """The indices of the elements that are not 0: one row per element, or one tensor per axis."""
     array = tensor(input).array()
     if not as_tuple:
         return Tensor(np.argwhere(array))
@@ -97,7 +97,7 @@ def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
 
 
 def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """A last axis that is 1 at the class of each element, which is int64, else 0.
+    """A new last axis that is 1 at the class of each element, an int64, and 0 elsewhere.
 
     Raises
     ------
@@ -125,7 +125,8 @@ def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -
     Raises
     ------
     RuntimeError
-        If the input is not of one axis and non-negative integers, or the weights are not as many.
+        If the input is not a 1-d tensor of non-negative integers, or the weights have another
+        length.
     """
     array = tensor(input).array()
     if array.ndim != 1 or array.dtype.kind not in "iu" or (array.size and array.min() < 0):

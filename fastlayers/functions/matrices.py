@@ -77,12 +77,12 @@ def diagonal(x: np.ndarray, offset: int = 0, dim1: int = 0, dim2: int = 1) -> An
 
 @recorded()
 def diag(x: np.ndarray, diagonal: int = 0) -> Any:
-    """The matrix of a diagonal, or a copy of the diagonal of a matrix.
+    """A matrix with a given diagonal, or a copy of the diagonal of a matrix.
 
     Raises
     ------
     RuntimeError
-        If the input has other than one or two axes.
+        If the input does not have one or two axes.
     """
     if x.ndim not in (1, 2):
         raise RuntimeError(f"diag: input must have 1 or 2 axes, got shape {x.shape}")
@@ -100,7 +100,7 @@ def diag(x: np.ndarray, diagonal: int = 0) -> Any:
 
 
 def diag_embed(input: Tensor, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
-    """Matrices along two new axes whose diagonals the last axis holds; 0 elsewhere.
+    """Matrices along two new axes, whose diagonals are the last axis; 0 elsewhere.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Norms of vectors, of which a tensor's elements or its axes are taken as some."""
+"""Vector norms of all elements, or along axes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _total(x: np.ndarray, p: float, over: tuple[int, ...]) -> np.ndarray:
 
 
 def _part(dy: np.ndarray, x: np.ndarray, y: np.ndarray, p: float, over: tuple[int, ...]) -> Any:
-    """The gradient; 0 where the norm is."""
+    """The gradient; 0 where the norm is 0."""
     if p == 0:
         return np.zeros_like(x)
     if p == 1:
@@ -54,11 +54,12 @@ def norm(
     x : Tensor
         Floating point.
     p : float or str
-        "fro", the default, is 2; inf and -inf give the largest and smallest size; 0 counts.
+        "fro", the default, is 2; inf and -inf give the largest and smallest magnitude; 0 counts
+        nonzeros.
     dim : int or sequence, optional
     keepdim : bool
     dtype : dtype, optional
-        What it is computed in.
+        The dtype of the computation.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""NumPy's functions on tensors: recorded where there is a function for them, else an error.
+"""NumPy's functions on tensors: recorded if this library has such a function, else an error.
 
-`NUMPY` says which these are. Other functions of NumPy compute with the arrays, unless a gradient is
-required; so do those that are known with arguments that the library's have not got.
+`NUMPY` lists these. Other NumPy functions compute with the arrays, unless a gradient is required;
+so do listed ones if called with arguments that this library's function does not have.
 
 References
 ----------
@@ -32,12 +32,12 @@ from fastlayers.functions.registry import NUMPY, method
 
 __all__: list[str] = []
 
-# What tells about a tensor, or makes another one of its shape.
+# Functions that inspect a tensor, or make another one of its shape.
 _FACTS = (
     *(np.shape, np.ndim, np.size, np.result_type, np.can_cast, np.may_share_memory),
     *(np.shares_memory, np.zeros_like, np.ones_like, np.empty_like, np.full_like),
 )
-# What writes into its first argument.
+# Functions that write into their first argument.
 _WRITERS: tuple[Any, ...] = (np.copyto, np.put, np.place, np.putmask, np.fill_diagonal)
 _WRITERS += (np.put_along_axis, np.nan_to_num)
 _NAMES = {"axis": "dim", "keepdims": "keepdim", "ddof": "correction", "a2": "other"}
@@ -55,7 +55,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def _arrays(values: Any) -> Any:
-    """The arguments with arrays in the place of tensors."""
+    """The arguments, with arrays in place of tensors."""
     if isinstance(values, Tensor):
         return values.settled()
     if isinstance(values, dict):
@@ -115,18 +115,18 @@ def adapted(
     Parameters
     ----------
     function : callable
-        The library's, called with its own names; the first argument by its place.
+        The library's, called with its own argument names; the first one by position.
     names : str
-        NumPy's arguments in their order; those in brackets the function hasn't got.
+        NumPy's arguments in order; the function does not have those in brackets.
     real : bool
-        Whether NumPy shall compute with integers, of which the function has other results.
+        Whether NumPy should handle integers, for which the function has other results.
     defaults : object
-        NumPy's defaults, where they are others.
+        NumPy's defaults, where they differ.
 
     Returns
     -------
     callable
-        It gives NotImplemented where the function can't do what NumPy's does.
+        Returns NotImplemented where the function can't do what NumPy's does.
     """
     listed = names.split()
     known = {_NAMES.get(name, name) for name in listed if not name.startswith("[")}
@@ -146,7 +146,7 @@ def adapted(
 
 
 def _along(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Of one axis: NumPy's functions flatten an array for None."""
+    """For functions of one axis: NumPy's flatten the array for None."""
 
     def call(x: Tensor, dim: Any = None, **options: Any) -> Any:
         return NotImplemented if dim is None else function(x, dim, **options)

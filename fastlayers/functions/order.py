@@ -1,4 +1,4 @@
-"""The largest, the smallest, those in the middle, and all of them in order, with their indices.
+"""Maxima, minima, medians and sorted values, with their indices.
 
 References
 ----------
@@ -44,7 +44,7 @@ _TYPES = {name: _results(name) for name in ("kthvalue", "max", "median", "min", 
 
 
 def _lanes(op: str, x: Tensor, dim: Any) -> tuple[np.ndarray, int]:
-    """The values with one axis at least, and the axis `dim`."""
+    """The values with at least one axis, and the axis `dim`."""
     array = x.array()
     return np.atleast_1d(array), axis(op, array.ndim, dim)
 
@@ -66,7 +66,7 @@ def _picked(op: str, x: Tensor, index: np.ndarray, along: int, keepdim: bool = T
 
 
 def _shared(op: str, x: Tensor, y: Any) -> Tensor:
-    """One of all values, those equal to which share its gradient."""
+    """One of all values; elements equal to it share the gradient."""
     array, y = x.array(), np.asarray(y)
 
     def backward(dy: np.ndarray) -> Any:
@@ -106,7 +106,7 @@ min = _extreme("min", np.min, np.argmin, minimum)
 
 
 def _ordered(array: np.ndarray, along: int, descending: bool) -> np.ndarray:
-    """Indices in the order of the values, equal ones in theirs; NaN is the largest."""
+    """Indices that sort the values, stably; NaN is the largest."""
     if not descending:
         return np.argsort(array, along, kind="stable")
     index = np.argsort(np.flip(array, along), along, kind="stable")
@@ -115,7 +115,7 @@ def _ordered(array: np.ndarray, along: int, descending: bool) -> np.ndarray:
 
 @numpy_names
 def sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
-    """Values in order along an axis, and their indices; equal ones keep theirs."""
+    """Sorted values along an axis, and their indices; equal values keep their order."""
     x = tensor(input)
     array, along = _lanes("sort", x, dim)
     return _picked("sort", x, _ordered(array, along, descending), along)
@@ -134,7 +134,7 @@ def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool =
     Raises
     ------
     RuntimeError
-        If there are not as many.
+        If there are fewer.
     """
     x = tensor(input)
     array, along = _lanes("topk", x, dim)
@@ -158,7 +158,7 @@ def kthvalue(input: Any, k: int, dim: int = -1, keepdim: bool = False) -> Any:
     Raises
     ------
     RuntimeError
-        If there are not as many.
+        If there are fewer.
     """
     x = tensor(input)
     array, along = _lanes("kthvalue", x, dim)
@@ -169,7 +169,7 @@ def kthvalue(input: Any, k: int, dim: int = -1, keepdim: bool = False) -> Any:
 
 @numpy_names
 def median(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    """The value in the middle, of two the lower one; with `dim` along an axis, and its index.
+    """The median, the lower of two; with `dim` along an axis, with its index.
 
     NaN if there is one.
     """
@@ -200,19 +200,19 @@ def unique(
     return_counts: bool = False,
     dim: Any = None,
 ) -> Any:
-    """The different values, in order; `backward` through them is an error, as in PyTorch.
+    """The distinct values, sorted; `backward` through them is an error, as in PyTorch.
 
     Parameters
     ----------
     input : Tensor
     sorted : bool
-        They are in any case.
+        The result is always sorted.
     return_inverse : bool
-        Also give the index of each element among them.
+        Also return the index of each element among them.
     return_counts : bool
-        Also give how often each occurs.
+        Also return how often each occurs.
     dim : int, optional
-        Of the different slices along this axis.
+        Find distinct slices along this axis.
 
     Returns
     -------

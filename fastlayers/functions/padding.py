@@ -1,4 +1,4 @@
-"""Tensors with a margin."""
+"""Padding."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def pad(
     Raises
     ------
     NotImplementedError
-        If the mode is another, or does not pad an input of so many axes.
+        If the mode is unknown, or does not support the number of axes.
     RuntimeError
-        If there is no pair for each of the axes, or the input is too small.
+        If there is not one pair per axis, or the input is too small.
 
     References
     ----------
@@ -97,7 +97,7 @@ def _check_mode(x: Tensor, pairs: list[tuple[int, int]], mode: str, value: Any) 
 
 
 def _source(size: int, before: int, after: int, mode: str) -> np.ndarray:
-    """Which elements of an axis the padded one holds."""
+    """The indices along an axis that the padded axis holds."""
     kept = np.arange(size)
     cut = slice(max(-before, 0), -max(-after, 0) or None)
     if mode == "circular":  # goes round what is left

@@ -1,4 +1,4 @@
-"""Functions of two or three tensors, element by element, but for sums and products.
+"""Element-wise functions of two or three tensors, except sums and products.
 
 References
 ----------
@@ -39,7 +39,7 @@ __all__ = [
 
 
 def _halved(dy: np.ndarray, a: np.ndarray, b: np.ndarray, lost: np.ndarray) -> np.ndarray:
-    """The gradient of an input of `maximum`: half where both are equal, none where it lost."""
+    """The gradient of an input of `maximum`: half where both are equal, 0 where it is smaller."""
     return np.where(a == b, dy / 2, np.where(lost, 0, dy)).astype(dy.dtype)
 
 
@@ -177,7 +177,7 @@ def where(condition: Any, input: Any = None, other: Any = None) -> Any:
     TypeError
         If only one of `input` and `other` is given.
     RuntimeError
-        If the condition holds other than booleans.
+        If the condition is not boolean.
     """
     chosen = tensor(condition).array()
     if input is None and other is None:
@@ -204,13 +204,13 @@ method(lambda self, condition, other: where(condition, self, other), "where")
 
 
 def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
-    """``minimum(maximum(input, min), max)``; the gradient passes where nothing was cut off.
+    """``minimum(maximum(input, min), max)``; the gradient passes where nothing was clipped.
 
     Parameters
     ----------
     input : Tensor
     min, max : Tensor or number, optional
-        One of them at least.
+        At least one of them.
 
     Raises
     ------

@@ -21,7 +21,7 @@ __all__ = ["addmm", "baddbmm", "bmm", "dot", "einsum", "mm", "mv", "outer", "ten
 
 
 def _check(op: str, wanted: dict[str, tuple[Tensor, int]]) -> None:
-    """Refuse tensors with other numbers of axes, and of several dtypes."""
+    """Reject tensors with other numbers of axes, or different dtypes."""
     for name, (x, ndim) in wanted.items():
         if x.ndim != ndim:
             raise RuntimeError(f"{op}: {name} must have {ndim} axes, got shape {tuple(x.shape)}")
@@ -71,7 +71,7 @@ def mm(input: Tensor, mat2: Tensor) -> Tensor:
 
 
 def bmm(input: Tensor, mat2: Tensor) -> Tensor:
-    """The products of as many pairs of matrices, along the first axis."""
+    """The products of pairs of matrices, along the first axis."""
     _check("bmm", {"input": (input, 3), "mat2": (mat2, 3)})
     _meets("bmm", input, mat2, 1)
     if len(input) != len(mat2):
@@ -116,12 +116,12 @@ def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     ----------
     a, b : Tensor
     dims : int, or pair of sequences of int
-        How many of the last axes of `a` and the first of `b`, or which of both.
+        The number of last axes of `a` and first axes of `b`, or the axes of both.
 
     Raises
     ------
     RuntimeError
-        If the axes have other lengths.
+        If the lengths of the axes differ.
     """
     a, b = tensor(a), tensor(b)
     dims = dims.tolist() if isinstance(dims, Tensor) else dims

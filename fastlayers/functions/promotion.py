@@ -1,7 +1,7 @@
 """The dtype of a result of several operands, by PyTorch's rules.
 
-Kinds rank bool < int < float. A tensor with axes decides alone but for a higher kind of a 0-d
-tensor or a number; a 0-d tensor but for a higher kind of a number.
+Kinds rank bool < int < float. A tensor with axes decides alone, unless a 0-d tensor or a number is
+of a higher kind; a 0-d tensor decides unless a number is of a higher kind.
 https://docs.pytorch.org/docs/stable/tensor_attributes.html#type-promotion-doc
 """
 
@@ -47,7 +47,7 @@ def operand(op: str, name: str, value: Any) -> Any:
     Raises
     ------
     TypeError
-        If it is none of these, or no number.
+        If it is none of these, or not numeric.
     """
     if isinstance(value, Tensor):
         return value

@@ -1,4 +1,4 @@
-"""Tensors of numbers in a row."""
+"""Tensors of regularly spaced numbers."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def arange(
     layout: Any = None,
     pin_memory: bool = False,
 ) -> Tensor:
-    """Numbers from `start` on, below `end`, `step` apart: ``arange(start, end, step)``.
+    """Numbers from `start`, below `end`, `step` apart: ``arange(start, end, step)``.
 
-    Of integers int64, otherwise float32, if `dtype` is not given. Computed in float64, or int64.
+    int64 for integers, otherwise float32, if `dtype` is not given. Computed in float64 or int64.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def linspace(
     layout: Any = None,
     pin_memory: bool = False,
 ) -> Tensor:
-    """`steps` numbers, equally far apart, from `start` to `end`."""
+    """`steps` equally spaced numbers from `start` to `end`."""
     out = _spaced("linspace", start, end, steps, dtype, None)
     return made("linspace", out, device, requires_grad)
 

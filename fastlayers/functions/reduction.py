@@ -1,4 +1,4 @@
-"""Sums, means, extremes and the like over axes.
+"""Sums, means, extrema and other reductions over axes.
 
 References
 ----------
@@ -40,7 +40,7 @@ def axis(op: str, ndim: int, dim: Any) -> int:
     Raises
     ------
     TypeError, IndexError
-        If `dim` is no integer, or no axis.
+        If `dim` is not an integer, or not an axis.
     """
     try:
         at = operator.index(dim)  # of tensors and arrays without axes too
@@ -73,7 +73,7 @@ def spread(
 
 
 def summand(x: np.ndarray, dtype: Any) -> np.ndarray:
-    """What sums and products are made of: integers and booleans become int64."""
+    """The terms of sums and products: integers and booleans become int64."""
     if dtype is None:
         dtype = x.dtype if x.dtype.kind == "f" else np.int64
     return x.astype(dtype, copy=False)
@@ -81,7 +81,7 @@ def summand(x: np.ndarray, dtype: Any) -> np.ndarray:
 
 @recorded()
 def sum(x: np.ndarray, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """Sum over one, several or all axes; of integers and booleans in int64."""
+    """Sum over one, several or all axes; int64 for integers and booleans."""
     over = axes("sum", x.ndim, dim)
     a = summand(x, dtype)
     y = a.sum(over, a.dtype, keepdims=keepdim)
@@ -126,7 +126,7 @@ def mean(x: np.ndarray, dim: Any = None, keepdim: bool = False, *, dtype: Any = 
 
 @numpy_names
 def nanmean(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
-    """Mean of what is not NaN."""
+    """Mean of the elements that are not NaN."""
     counts = ~np.isnan(tensor(input).array())
     number = counts.sum(axes("nanmean", counts.ndim, dim), keepdims=keepdim)
     total = nansum(input, dim, keepdim, dtype=dtype)
@@ -198,7 +198,7 @@ argmin = _position("argmin", np.argmin)
 
 @numpy_names
 def count_nonzero(input: Any, dim: Any = None) -> Tensor:
-    """How many elements are not 0."""
+    """The number of elements that are not 0."""
     x = tensor(input).array()
     return Tensor(np.asarray(np.count_nonzero(x, axes("count_nonzero", x.ndim, dim)), np.int64))
 
@@ -214,14 +214,14 @@ def bincount(input: Any, weights: Any = None, minlength: int = 0) -> Tensor:
     input : Tensor
         Integers, not negative, along one axis.
     weights : Tensor, optional
-        One for each, of which there is no gradient.
+        One for each, without a gradient.
     minlength : int
-        Counts that there are at least.
+        Minimum length of the result.
 
     Raises
     ------
     RuntimeError
-        If the input is other than that, or a gradient of the weights is required.
+        If the input is anything else, or a gradient of the weights is required.
     """
     x = tensor(input).array()
     if x.dtype.kind not in "iu" or x.ndim != 1 or (x.size and x.min() < 0) or minlength < 0:

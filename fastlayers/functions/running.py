@@ -15,7 +15,7 @@ __all__ = ["cumprod", "cumsum", "prod"]
 
 @recorded()
 def prod(x: np.ndarray, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """Product over one or all axes; of integers and booleans in int64."""
+    """Product over one or all axes; int64 for integers and booleans."""
     over = None if dim is None else axis("prod", x.ndim, dim)
     a = summand(x, dtype)
     flat = a.reshape(-1, 1) if over is None or not x.ndim else np.moveaxis(a, over, 0)
@@ -23,7 +23,7 @@ def prod(x: np.ndarray, dim: Any = None, keepdim: bool = False, *, dtype: Any = 
     y = np.expand_dims(y, over) if keepdim and over is not None and x.ndim else y
 
     def gradient(dy: np.ndarray) -> Any:
-        others = np.ones_like(flat)  # the product of all others, also where one is 0
+        others = np.ones_like(flat)  # the product of all others, even where one is 0
         others[1:] = np.cumprod(flat[:-1], 0)
         others[:-1] *= np.cumprod(flat[:0:-1], 0)[::-1]
         dx = others * dy.reshape(flat.shape[1:])
@@ -34,7 +34,7 @@ def prod(x: np.ndarray, dim: Any = None, keepdim: bool = False, *, dtype: Any = 
 
 @recorded()
 def cumsum(x: np.ndarray, dim: Any, *, dtype: Any = None) -> Any:
-    """Running sum along an axis; of integers and booleans in int64."""
+    """Cumulative sum along an axis; int64 for integers and booleans."""
     along = axis("cumsum", x.ndim, dim)
     a = np.atleast_1d(summand(x, dtype))
 
@@ -47,7 +47,7 @@ def cumsum(x: np.ndarray, dim: Any, *, dtype: Any = None) -> Any:
 
 @recorded(saves=(0,))
 def cumprod(x: np.ndarray, dim: Any, *, dtype: Any = None) -> Any:
-    """Running product along an axis; of integers and booleans in int64."""
+    """Cumulative product along an axis; int64 for integers and booleans."""
     along = axis("cumprod", x.ndim, dim)
     a = np.moveaxis(np.atleast_1d(summand(x, dtype)), along, 0)
     y = np.cumprod(a, 0, a.dtype)

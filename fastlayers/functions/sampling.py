@@ -1,7 +1,7 @@
 """Tensors of random numbers.
 
-They are drawn by `fastlayers.random`, which `fastlayers.manual_seed` seeds, or by a `generator`;
-PyTorch has the same distributions, not the same numbers.
+They are drawn from `fastlayers.random`, which `fastlayers.manual_seed` seeds, or from a
+`generator`; the distributions are PyTorch's, the numbers are not.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def draw(how: str, draws: np.random.Generator, shape: tuple[int, ...], dtype: np
     if kind == dtype:
         return out
     out = out.astype(dtype)
-    # What is rounded to 1 is not in [0, 1).
+    # Numbers rounded to 1 are not in [0, 1).
     return np.minimum(out, np.nextafter(dtype.type(1), dtype.type(0))) if how == "random" else out
 
 
@@ -84,7 +84,7 @@ def randint(
     layout: Any = None,
     pin_memory: bool = False,
 ) -> Tensor:
-    """Integers from `low` on, below `high`, int64: ``randint(high, size)``, ``(low, high, size)``.
+    """Integers in [`low`, `high`), int64: ``randint(high, size)``, ``(low, high, size)``.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def randint(
 
 
 def randint_like(input: Tensor, *bounds: int, dtype: Any = None, **options: Any) -> Tensor:
-    """`randint` of the shape and dtype of a tensor."""
+    """`randint` with the shape and dtype of a tensor."""
     kind = input.dtype if dtype is None else dtype
     return randint(*bounds, size=tuple(input.shape), dtype=kind, **options)
 
@@ -144,7 +144,7 @@ def normal(
     device: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    """Normal numbers with a mean and a standard deviation each, or the same for all of a size.
+    """Normal numbers, each with its mean and standard deviation, or with the same for a given size.
 
     Raises
     ------
@@ -177,7 +177,7 @@ def hits(op: str, p: np.ndarray, shape: tuple[int, ...], generator: Any) -> np.n
 
 
 def bernoulli(input: Tensor, p: float | None = None, *, generator: Any = None) -> Tensor:
-    """1 with the probability that `input` holds, or with `p`; else 0. Of the input's dtype.
+    """1 with the probability given by `input`, or `p`; else 0. In the input's dtype.
 
     Raises
     ------
@@ -202,8 +202,8 @@ def multinomial(
     Raises
     ------
     RuntimeError
-        If the input is not floating point of one or two axes, holds a negative number, infinity or
-        NaN, or no positive one; if more are drawn than there are without replacement.
+        If the input is not floating point with one or two axes, holds a negative number, infinity
+        or NaN, or no positive number; if more are drawn than exist, without replacement.
     """
     p = input.array()
     if p.ndim not in (1, 2) or p.dtype.kind != "f":
@@ -228,7 +228,7 @@ def multinomial(
         pairs = zip(ends, points, strict=True)
         out = np.stack([np.searchsorted(end, at, side="right") for end, at in pairs])
     else:
-        # The first of exponential clocks that go off at these rates; 0 never does.
+        # The first of exponential clocks with these rates to ring; rate 0 never does.
         with np.errstate(divide="ignore"):
             times = draws.standard_exponential(rows.shape) / rows
         out = np.argsort(times, 1, kind="stable")[:, :num_samples]

@@ -1,4 +1,4 @@
-"""Elements chosen by tensors of indices, and values put to such places."""
+"""Elements chosen by tensors of indices, and values written to such positions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def checked(
     dtype_error: type[Exception] = RuntimeError,
     error: type[Exception] = RuntimeError,
 ) -> np.ndarray:
-    """Indices of an axis of a length, checked; errors are of the classes that PyTorch has there."""
+    """Checked indices into an axis of a given length; errors are of PyTorch's classes."""
     array = tensor(index).array()
     if array.dtype not in dtypes:
         named = " or ".join(str(dtype) for dtype in dtypes)
@@ -162,7 +162,7 @@ def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor
 
 @numpy_names
 def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
-    """A copy with a number, or a tensor of no axes, in all parts at `index`, int64.
+    """A copy with a number, or a tensor without axes, in all parts at `index`, int64.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Other shapes of the same elements: views where the memory allows."""
+"""Reshaping: views where the memory layout allows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sizes(op: str, given: tuple[Any, ...], name: str = "shape") -> tuple[int, ..
     Raises
     ------
     TypeError
-        If it holds other than integers.
+        If it holds anything but integers.
     """
     several: Any = given
     if len(given) > 1 and type(given[0]) is type(given[-1]) is int:  # nearly always
@@ -63,9 +63,9 @@ def reshape(x: np.ndarray, *shape: Any) -> Any:
 
 
 def _whole_shape(x: np.ndarray, wanted: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape, with a length in the place of -1."""
+    """The shape, with a length in place of -1."""
     known, free, fits = 1, -1, True
-    for i, size in enumerate(wanted):  # a loop: comprehensions took 1 of 570 us of a training step
+    for i, size in enumerate(wanted):  # a loop: comprehensions took 1 us of a training step of 570
         if size >= 0:
             known *= size
         elif size == -1 and free < 0:
@@ -80,15 +80,15 @@ def _whole_shape(x: np.ndarray, wanted: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _reshaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """`array` in another shape: a view where strides can say it, else a copy by a fast kernel."""
+    """`array` in another shape: a view if strides can express it, else a copy by a fast kernel."""
     if not (array.flags.c_contiguous or _is_dense(array, shape)):
         array = layout.contiguous(array)
     return array.reshape(shape)
 
 
 def _is_dense(array: np.ndarray, shape: tuple[int, ...]) -> bool:
-    """Whether axes that `shape` joins or divides lie in memory as one."""
-    # Images with their channels last, to rows: known at once, as it is in every step of training.
+    """Whether axes that `shape` joins or splits are contiguous in memory."""
+    # Channels-last images to rows: decided immediately, as this happens in every training step.
     if (
         len(shape) == 2
         and array.ndim == 4
@@ -119,9 +119,9 @@ def _is_dense(array: np.ndarray, shape: tuple[int, ...]) -> bool:
 def _view(self: Tensor, *shape: Any, dtype: Any = None) -> Tensor:
     """The elements in another shape, as `reshape`; or the memory read as another dtype.
 
-    PyTorch's refuses a shape that the memory does not allow without a copy. Here images lie in
-    memory with their channels last, so it copies them instead; a later change in place of the copy
-    does not reach the tensor then.
+    PyTorch's rejects a shape that the memory layout does not allow without a copy. Here images are
+    channels-last in memory, so it copies them instead; a later in-place change of the copy does not
+    reach the tensor then.
 
     Raises
     ------
@@ -169,7 +169,7 @@ def ravel(input: Tensor) -> Tensor:
 
 @numpy_names
 def unflatten(input: Tensor, dim: int, sizes: Any) -> Tensor:
-    """One axis as several of these lengths; one length may be -1.
+    """Split an axis into several of these lengths; one length may be -1.
 
     Raises
     ------
@@ -190,7 +190,7 @@ def unflatten(input: Tensor, dim: int, sizes: Any) -> Tensor:
 
 @view
 def squeeze(x: np.ndarray, dim: Any = None) -> Any:
-    """Drop axes of length 1: all, or those of them in `dim`."""
+    """Drop axes of length 1: all, or those in `dim`."""
     dims = range(x.ndim) if dim is None else axes("squeeze", x.ndim, dim)
     if isinstance(dim, (tuple, list)) and not dim:
         dims = ()
@@ -228,7 +228,7 @@ def _contiguous(self: Tensor, memory_format: Any = None) -> Tensor:
 
 
 def in_place(function: Any, *names: str) -> None:
-    """The form of a function that gives the tensor itself another shape."""
+    """The in-place form of a function that changes the shape."""
 
     def reshaped(self: Tensor, *args: Any, **options: Any) -> Tensor:
         return inplace.reshape(names[0], self, lambda whole: function(whole, *args, **options))

@@ -17,7 +17,7 @@ __all__ = ["chunk", "narrow", "select", "split", "tensor_split", "unbind"]
 
 @view
 def narrow(x: np.ndarray, dim: int, start: Any, length: int) -> Any:
-    """The elements from `start` on along an axis, `length` of them.
+    """`length` elements along an axis, from `start` on.
 
     Raises
     ------
@@ -74,7 +74,8 @@ def _length(op: str, x: Tensor, dim: int) -> tuple[int, int]:
 
 @numpy_names
 def split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
-    """Views of parts along an axis: of one size, where the last may be smaller, or of several.
+    """Views of parts along an axis: of equal size, except that the last may be smaller, or of
+    several.
 
     Raises
     ------
@@ -103,7 +104,7 @@ def split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[Te
 
 @numpy_names
 def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
-    """Views of at most `chunks` parts along an axis, of one size but for the last.
+    """Views of at most `chunks` parts along an axis, of equal size except for the last.
 
     Raises
     ------
@@ -120,7 +121,7 @@ def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
 
 @numpy_names
 def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
-    """Views of parts along an axis: so many of nearly one size, or divided at indices.
+    """Views of parts along an axis: a number of nearly equal ones, or split at indices.
 
     Raises
     ------

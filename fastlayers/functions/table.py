@@ -1,7 +1,8 @@
-"""How a function of tensors is made from one of arrays and its gradient, in a line or a few.
+"""Makes tensor functions from array functions and their gradients, in one or a few lines each.
 
-`unary` and `binary` make functions of elements, `recorded` any other. Each becomes a function of
-`fastlayers`, a method of `Tensor` and, where NumPy has it, what NumPy's function does to tensors.
+`unary` and `binary` make element-wise functions, `recorded` any other. Each becomes a function of
+`fastlayers`, a method of `Tensor` and, if NumPy has such a function, its implementation for
+tensors.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ __all__ = [
 
 
 def _asks(gradient: Callable[..., Any]) -> tuple[str, ...]:
-    """What a gradient needs: the names of its parameters but for the first, dy."""
+    """What a gradient needs: the names of its parameters except the first, dy."""
     return tuple(inspect.signature(gradient).parameters)[1:]
 
 
@@ -60,14 +61,14 @@ def unary(
     ----------
     name : str
     forward : callable
-        From an array to one of its shape; a ufunc is taken for NumPy's function of this name.
+        From an array to one of its shape; a ufunc is taken to be NumPy's counterpart.
     gradient : callable or None
         From dy, and the input if it has a parameter x, and the output if it has one y, to dx;
-        None where the function has steps alone: the gradient is 0.
+        None if the function is piecewise constant: the gradient is 0.
     doc : str
         The docstring: a sentence or a formula.
     keeps_integers : bool
-        Otherwise integers are computed with as float32.
+        Otherwise integers are converted to float32.
     in_place : bool
         Whether there is a method `name_` too.
     numpy : ufunc, optional
@@ -111,7 +112,7 @@ def unbroadcast(dy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if dy.shape == shape:
         return dy
     extra = dy.ndim - len(shape)
-    if extra < 0:  # what is assigned may have more axes of length 1 than where it goes
+    if extra < 0:  # an assigned value may have more axes of length 1 than its target
         dy, extra = dy.reshape((1,) * -extra + dy.shape), 0
     dy = dy.sum(axis=tuple(range(extra))) if extra else dy
     repeated = tuple(i for i, size in enumerate(shape) if size == 1 and dy.shape[i] != 1)
@@ -161,7 +162,7 @@ def binary(
     numpy: Any = None,
     in_place: bool = True,
 ) -> Function:
-    """A function of pairs of elements, broadcast.
+    """An element-wise function of two tensors, with broadcasting.
 
     Parameters
     ----------
@@ -175,7 +176,7 @@ def binary(
     symbol : str
         The operator's method without underscores, such as "add".
     real : bool
-        Whether integers are computed with as float32.
+        Whether integers are converted to float32.
     numpy : ufunc, optional
         NumPy's function; `forward` by default, if that is a ufunc.
     in_place : bool
@@ -224,7 +225,7 @@ def _part(
 
 
 def comparison(name: str, forward: Any, doc: str, symbol: str = "") -> Function:
-    """A function of pairs of elements that is true or false."""
+    """An element-wise comparison of two tensors."""
 
     def function(input: Any, other: Any) -> Tensor:
         *_, x, y = operands(name, input, other)
@@ -248,7 +249,7 @@ def recorded(
     numpy: Any = None,
     in_place: bool = False,
 ) -> Callable[[Callable[..., Any]], Function]:
-    """Make a function of tensors of one of arrays.
+    """Make a tensor function from an array function.
 
     Parameters
     ----------
@@ -259,7 +260,7 @@ def recorded(
     saves_output : bool
         Whether the gradient reads the output.
     numpy : callable, optional
-        NumPy's function that is this one.
+        NumPy's counterpart.
     in_place : bool
         Whether there is a method `name_` too.
 
@@ -311,7 +312,7 @@ def result(
 def _by_name(
     function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any], tensors: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments in their places that were given by names, the first one also as `input`."""
+    """Positional arguments, including those given by name; the first one also as `input`."""
     names = list(inspect.signature(function).parameters)[:tensors]
     options = dict(options)
     for name in names[len(args) :]:
@@ -325,7 +326,7 @@ def _by_name(
 def view(
     function: Callable[..., tuple[Callable[[np.ndarray], np.ndarray], Callable[..., Any]]],
 ) -> Function:
-    """Make a function that gives another view of a tensor's memory, or a copy where none can.
+    """Make a function that returns a view of a tensor's memory, or a copy if that is impossible.
 
     The function gets the array and the options, and returns what makes the view of an array, and
     a function from dy to dx.
@@ -346,7 +347,7 @@ def view(
 
         backward.__qualname__ = name
         result = record(out, (x,), backward, saved=())
-        # Most of NumPy's views have the array for their base; to ask for the memory takes 0.3 us.
+        # Most of NumPy's views have the array as their base; comparing the memory takes 0.3 us.
         if out.base is array or np.may_share_memory(out, array):
             inplace.make_view(result, x, look)
         return result

@@ -1,4 +1,4 @@
-"""The arrays of which new tensors are made, and checks of their options."""
+"""The arrays from which new tensors are made, and checks of their options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def dtype_of(op: str, dtype: Any, default: Any = np.float32) -> np.dtype:
     Raises
     ------
     TypeError
-        If it is none of numbers or booleans.
+        If it is not a dtype of numbers or booleans.
     """
     found: np.dtype
     try:
@@ -42,12 +42,12 @@ def made(
     device: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    """The tensor of an array of its own.
+    """The tensor of a new array.
 
     Raises
     ------
     RuntimeError
-        For another device, or gradients of values that are not floating point.
+        For another device, or if gradients of values that are not floating point are requested.
     """
     check.device(op, device)
     if requires_grad and array.dtype.kind != "f":
@@ -60,7 +60,7 @@ def made(
 
 
 def scalar(op: str, value: Any, dtype: np.dtype) -> np.ndarray:
-    """A number as an array of a dtype.
+    """A number as an array of a given dtype.
 
     Raises
     ------
@@ -82,21 +82,21 @@ def scalar(op: str, value: Any, dtype: np.dtype) -> np.ndarray:
 
 
 def _leaf(data: Any) -> Any:
-    """What nested lists hold first."""
+    """The first element of nested lists."""
     while isinstance(data, (list, tuple)) and data:
         data = data[0]
     return data
 
 
 def _is_pythons(data: Any) -> bool:
-    """Whether nested lists hold Python's numbers alone."""
+    """Whether nested lists hold only Python numbers."""
     if isinstance(data, (list, tuple)):
         return all(_is_pythons(part) for part in data)
     return not isinstance(data, (Tensor, np.ndarray, np.generic))
 
 
 def _bare(data: Any) -> Any:
-    """Nested lists with arrays in the place of tensors."""
+    """Nested lists, with arrays in place of tensors."""
     if isinstance(data, (list, tuple)):
         return [_bare(part) for part in data]
     return data.array() if isinstance(data, Tensor) else data
@@ -108,7 +108,7 @@ def array_of(op: str, data: Any, dtype: Any, *, copy: bool | None) -> np.ndarray
     Raises
     ------
     TypeError, ValueError
-        If they are no numbers, or lists of several lengths.
+        If they are not numbers, or lists of different lengths.
     RuntimeError
         If an integer is too large.
     """
@@ -159,7 +159,7 @@ def size_of(op: str, given: tuple[Any, ...], size: Any = None) -> tuple[int, ...
     Raises
     ------
     TypeError, RuntimeError
-        If there is none, it holds other than integers, or a negative one.
+        If there is none, or it holds anything but non-negative integers.
     """
     if (not given) == (size is None):
         raise TypeError(f"{op}: size must be given once, as integers or a sequence, got {given!r}")
@@ -177,7 +177,7 @@ def number(value: Any) -> Any:
 def of_size(
     name: str, fill: Callable[..., np.ndarray], what: str, *options: str
 ) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """A function that makes a tensor of a size, and `name_like`, of another tensor's size.
+    """A function that makes a tensor of a given size, and `name_like`, of another tensor's size.
 
     Parameters
     ----------

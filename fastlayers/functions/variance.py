@@ -15,14 +15,14 @@ __all__ = ["std", "std_mean", "var", "var_mean"]
 
 
 def _deviations(x: np.ndarray, over: tuple[int, ...], correction: float) -> tuple[Any, Any]:
-    """Deviations from the mean, and what the sum of their squares is divided by, if above 0."""
+    """Deviations from the mean, and the divisor for the sum of their squares, if above 0."""
     count = count_of(x, over)
     centred = x - x.sum(over, keepdims=True) / x.dtype.type(count)
     return centred, x.dtype.type(count - correction)
 
 
 def _correction(dim: Any, unbiased: bool | None, correction: float | None) -> tuple[Any, float]:
-    """The axes, and what is taken off the number of elements; `unbiased` may come first."""
+    """The axes, and what is subtracted from the number of elements; `unbiased` may come first."""
     if isinstance(dim, bool):
         dim, unbiased = None, dim
     if correction is None:
@@ -48,7 +48,7 @@ def var(
     dim : int or sequence, optional
         The axes, all by default.
     unbiased : bool
-        The older name of `correction`: True for 1, False for 0; may stand in the place of `dim`.
+        The older name of `correction`: True for 1, False for 0; may be passed in place of `dim`.
     keepdim : bool
     correction : float
     """

@@ -15,6 +15,8 @@ __all__ = [
     "SPAN",
     "gelu",
     "gelu_backward",
+    "hardswish",
+    "hardswish_backward",
     "leaky_relu",
     "leaky_relu_backward",
     "log_softmax",
@@ -23,6 +25,8 @@ __all__ = [
     "relu_backward",
     "sigmoid",
     "sigmoid_backward",
+    "silu",
+    "silu_backward",
     "softmax",
     "softmax_backward",
     "tanh",
@@ -134,6 +138,40 @@ def sigmoid_backward(dy, y, workers, dx):
 
 
 @kernel
+def _silu_chunk(chunk, worker, x, y):
+    here = _span(chunk)
+    x, y = x[here], y[here]
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    for i in range(x.size):
+        small = math.exp(-abs(x[i]))
+        y[i] = x[i] * ((one if x[i] >= zero else small) / (one + small))
+
+
+@kernel
+def silu(x, workers, y):
+    """``y = x / (1 + exp(-x))``."""
+    parallel_for(_silu_chunk, _chunks(x.size), workers, (x, y))
+
+
+@kernel
+def _silu_backward_chunk(chunk, worker, dy, x, dx):
+    here = _span(chunk)
+    dy, x, dx = dy[here], x[here], dx[here]
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    for i in range(dy.size):
+        small = math.exp(-abs(x[i]))
+        near, far = one / (one + small), small / (one + small)
+        p, rest = (near, far) if x[i] >= zero else (far, near)  # the rest is 1 - p, not rounded
+        dx[i] = dy[i] * p * (one + x[i] * rest)
+
+
+@kernel
+def silu_backward(dy, x, workers, dx):
+    """``dx = dy * p * (1 + x * (1 - p))``, p the logistic function of x."""
+    parallel_for(_silu_backward_chunk, _chunks(x.size), workers, (dy, x, dx))
+
+
+@kernel
 def _tanh_chunk(chunk, worker, x, y):
     here = _span(chunk)
     x, y = x[here], y[here]
@@ -159,6 +197,40 @@ def _tanh_backward_chunk(chunk, worker, dy, y, dx):
 def tanh_backward(dy, y, workers, dx):
     """``dx = dy * (1 - y^2)``."""
     parallel_for(_tanh_backward_chunk, _chunks(y.size), workers, (dy, y, dx))
+
+
+@kernel
+def _hardswish_chunk(chunk, worker, x, y):
+    here = _span(chunk)
+    x, y = x[here], y[here]
+    zero, three, six = x.dtype.type(0), x.dtype.type(3), x.dtype.type(6)
+    for i in range(x.size):
+        ramp = x[i] + three
+        ramp = zero if ramp < zero else ramp  # of NaN neither holds
+        ramp = six if ramp > six else ramp
+        y[i] = x[i] * (ramp / six)
+
+
+@kernel
+def hardswish(x, workers, y):
+    """``y = x * min(max(x + 3, 0), 6) / 6``; NaN stays NaN."""
+    parallel_for(_hardswish_chunk, _chunks(x.size), workers, (x, y))
+
+
+@kernel
+def _hardswish_backward_chunk(chunk, worker, dy, x, dx):
+    here = _span(chunk)
+    dy, x, dx = dy[here], x[here], dx[here]
+    zero, half, three = x.dtype.type(0), x.dtype.type(0.5), x.dtype.type(3)
+    for i in range(dy.size):
+        inner = dy[i] * (x[i] / three + half)
+        dx[i] = zero if x[i] <= -three else dy[i] if x[i] >= three else inner
+
+
+@kernel
+def hardswish_backward(dy, x, workers, dx):
+    """``dx = 0`` up to -3, ``dy`` from 3 on, else ``dy * (x / 3 + 1 / 2)``."""
+    parallel_for(_hardswish_backward_chunk, _chunks(x.size), workers, (dy, x, dx))
 
 
 SQRT_HALF = math.sqrt(0.5)

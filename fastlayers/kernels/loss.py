@@ -44,7 +44,7 @@ class _Targets(NamedTuple):
     scale: Any  # of the gradient
 
 
-def _emit_exp(vectors: Vectors, x: Any) -> Any:
+def _emit_exp(vectors: Vectors, x):
     """Emit exp(x) for x <= 0 or NaN, within 1 ulp; exact at 0 and minus infinity.
 
     ``exp(x) = 2^n exp(r)`` with ``n = round(x / log 2)`` and Taylor's series of exp(r), whose
@@ -55,10 +55,10 @@ def _emit_exp(vectors: Vectors, x: Any) -> Any:
     integers = ir.VectorType(integer, vectors.lanes)
     mantissa, bias = (23, 127) if single else (52, 1023)
 
-    def splat(value: float) -> Any:
+    def splat(value: float):
         return ir.Constant(vectors.vector, [value] * vectors.lanes)
 
-    def whole(value: int) -> Any:
+    def whole(value: int):
         return ir.Constant(integers, [value] * vectors.lanes)
 
     # Below this the result is 0; NaN stays.
@@ -105,7 +105,7 @@ def _exp_row(typingctx, x, x_at, count, out, out_at):
         builder.store(least, tops)
         builder.store(zero, sums)
 
-        def loop() -> Any:
+        def loop():
             return cgutils.for_range_slice(builder, _i64(0), count, _i64(vectors.lanes), _i64)
 
         with loop() as (at, _):

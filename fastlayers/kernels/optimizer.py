@@ -9,7 +9,7 @@ depend on the number of threads.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -104,7 +104,7 @@ class _Adadelta(NamedTuple):
     eps: float
 
 
-def _peek(integer: types.Integer) -> Any:
+def _peek(integer: types.Integer):
     def codegen(cgctx, builder, sig, values):
         pointer = ir.IntType(integer.bitwidth).as_pointer()
         return builder.sext(builder.load(builder.inttoptr(values[0], pointer)), ir.IntType(64))

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from fastlayers.names import absent
-from fastlayers.nn import functional, init, utils
-from fastlayers.nn.activation import GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, Softmax, Tanh
+from fastlayers.nn import activation, functional, init, utils
+from fastlayers.nn.activation import *
 from fastlayers.nn.batchnorm import BatchNorm1d, BatchNorm2d
 from fastlayers.nn.container import Identity, ModuleDict, ModuleList, Sequential
 from fastlayers.nn.conv import Conv2d
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from fastlayers.distributed import SyncBatchNorm  # noqa: F401
 
 __all__ = [
-    "GELU",
     "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BCEWithLogitsLoss",
@@ -32,9 +31,7 @@ __all__ = [
     "Dropout2d",
     "Flatten",
     "Identity",
-    "LeakyReLU",
     "Linear",
-    "LogSoftmax",
     "MSELoss",
     "MaxPool2d",
     "Module",
@@ -43,15 +40,12 @@ __all__ = [
     "NLLLoss",
     "Parameter",
     "ParameterList",
-    "ReLU",
     "Sequential",
-    "Sigmoid",
-    "Softmax",
-    "Tanh",
     "functional",
     "init",
     "utils",
 ]
+__all__ += activation.__all__
 
 
 def __getattr__(name: str) -> Any:

@@ -9,23 +9,37 @@ from fastlayers.nn import functional
 from fastlayers.nn.module import Module
 from fastlayers.ops import check
 
-__all__ = ["GELU", "LeakyReLU", "LogSoftmax", "ReLU", "Sigmoid", "Softmax", "Tanh"]
+__all__ = [
+    "GELU",
+    "Hardswish",
+    "LeakyReLU",
+    "LogSoftmax",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+]
 
 
-class ReLU(Module):
-    """``max(x, 0)``; with `inplace`, a tensor that is given gets the result."""
+class _InPlace(Module):
+    """With `inplace`, a tensor that is given gets the result."""
 
     def __init__(self, inplace: bool = False) -> None:
         super().__init__()
         self.inplace = inplace
 
-    def forward(self, input: Any) -> Tensor:
-        """Apply the function."""
-        return functional.relu(input, self.inplace)
-
     def extra_repr(self) -> str:
         """The option, where it is given."""
         return "inplace=True" if self.inplace else ""
+
+
+class ReLU(_InPlace):
+    """``max(x, 0)``; with `inplace`, a tensor that is given gets the result."""
+
+    def forward(self, input: Any) -> Tensor:
+        """Apply the function."""
+        return functional.relu(input, self.inplace)
 
 
 class LeakyReLU(Module):
@@ -42,6 +56,14 @@ class LeakyReLU(Module):
     def extra_repr(self) -> str:
         """The options."""
         return f"negative_slope={self.negative_slope}" + ", inplace=True" * self.inplace
+
+
+class SiLU(_InPlace):
+    """``x / (1 + exp(-x))``; `inplace` as for `ReLU`."""
+
+    def forward(self, input: Any) -> Tensor:
+        """Apply the function."""
+        return functional.silu(input, self.inplace)
 
 
 class Sigmoid(Module):
@@ -75,6 +97,14 @@ class GELU(Module):
     def extra_repr(self) -> str:
         """The approximation."""
         return f"approximate={self.approximate!r}"
+
+
+class Hardswish(_InPlace):
+    """``x * min(max(x + 3, 0), 6) / 6``; `inplace` as for `ReLU`."""
+
+    def forward(self, input: Any) -> Tensor:
+        """Apply the function."""
+        return functional.hardswish(input, self.inplace)
 
 
 class _AlongAxis(Module):

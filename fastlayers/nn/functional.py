@@ -38,6 +38,7 @@ __all__ = [
     "dropout2d",
     "flatten",
     "gelu",
+    "hardswish",
     "leaky_relu",
     "linear",
     "log_softmax",
@@ -48,6 +49,7 @@ __all__ = [
     "pad",
     "relu",
     "sigmoid",
+    "silu",
     "softmax",
     "tanh",
 ]
@@ -299,6 +301,13 @@ def sigmoid(input: Input) -> Tensor:
     return _of_output(input, ops.sigmoid, ops.sigmoid_backward)
 
 
+def silu(input: Input, inplace: bool = False) -> Tensor:
+    """``x / (1 + exp(-x))``."""
+    if inplace and isinstance(input, Tensor):
+        return autograd.inplace.apply("silu_", silu, input)
+    return _of_input(input, ops.silu, ops.silu_backward)
+
+
 def tanh(input: Input) -> Tensor:
     """Hyperbolic tangent."""
     return _of_output(input, ops.tanh, ops.tanh_backward)
@@ -307,6 +316,13 @@ def tanh(input: Input) -> Tensor:
 def gelu(input: Input, approximate: str = "none") -> Tensor:
     """``x * Phi(x)``; see `fastlayers.ops.gelu`."""
     return _of_input(input, ops.gelu, ops.gelu_backward, approximate)
+
+
+def hardswish(input: Input, inplace: bool = False) -> Tensor:
+    """``x * min(max(x + 3, 0), 6) / 6``."""
+    if inplace and isinstance(input, Tensor):
+        return autograd.inplace.apply("hardswish_", hardswish, input)
+    return _of_input(input, ops.hardswish, ops.hardswish_backward)
 
 
 def softmax(input: Input, dim: int) -> Tensor:

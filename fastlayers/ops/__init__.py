@@ -17,22 +17,8 @@ NaN and infinity go through as they do in PyTorch, without warnings; where an op
 reaches further than one would expect, its docstring says so.
 """
 
-from fastlayers.ops.activation import (
-    gelu,
-    gelu_backward,
-    leaky_relu,
-    leaky_relu_backward,
-    log_softmax,
-    log_softmax_backward,
-    relu,
-    relu_backward,
-    sigmoid,
-    sigmoid_backward,
-    softmax,
-    softmax_backward,
-    tanh,
-    tanh_backward,
-)
+from fastlayers.ops import activation
+from fastlayers.ops.activation import *
 from fastlayers.ops.conv import conv2d, conv2d_backward
 from fastlayers.ops.conv.pooled import conv2d_max_pool2d, conv2d_max_pool2d_backward
 from fastlayers.ops.dropout import (
@@ -111,14 +97,8 @@ __all__ = [
     "feature_dropout_forward",
     "flatten",
     "flatten_backward",
-    "gelu",
-    "gelu_backward",
-    "leaky_relu",
-    "leaky_relu_backward",
     "linear",
     "linear_backward",
-    "log_softmax",
-    "log_softmax_backward",
     "max_pool2d",
     "max_pool2d_backward",
     "max_pool2d_forward",
@@ -128,12 +108,5 @@ __all__ = [
     "mse_loss_backward",
     "nll_loss",
     "nll_loss_backward",
-    "relu",
-    "relu_backward",
-    "sigmoid",
-    "sigmoid_backward",
-    "softmax",
-    "softmax_backward",
-    "tanh",
-    "tanh_backward",
 ]
+__all__ += activation.__all__

@@ -14,6 +14,8 @@ from fastlayers.runtime import backend, memory, threads
 __all__ = [
     "gelu",
     "gelu_backward",
+    "hardswish",
+    "hardswish_backward",
     "leaky_relu",
     "leaky_relu_backward",
     "log_softmax",
@@ -22,6 +24,8 @@ __all__ = [
     "relu_backward",
     "sigmoid",
     "sigmoid_backward",
+    "silu",
+    "silu_backward",
     "softmax",
     "softmax_backward",
     "tanh",
@@ -32,25 +36,27 @@ __all__ = [
 EXP_WORK = 10
 
 
-def _forward(op: str, input: Any, *options: Any) -> np.ndarray:
-    """What the kernel of the op's name gives, or the reference."""
+def _forward(op: str, input: Any, *options: Any, work: int = 1) -> np.ndarray:
+    """What the kernel of the op's name gives, or the reference; `work` is that of an element."""
     x = check.array(op, "input", input)
     if backend.NUMPY:
         return np.asarray(backend.reference(op, x, *options), x.dtype)
     y, flat = like(x)
-    work = x.size if op.endswith("relu") else EXP_WORK * x.size
-    getattr(kernels.activation, op)(raveled(x), *options, threads.workers_for(work), flat)
+    workers = threads.workers_for(work * x.size)
+    getattr(kernels.activation, op)(raveled(x), *options, workers, flat)
     return y
 
 
-def _backward(op: str, grad_output: Any, name: str, saved: Any, *options: Any) -> np.ndarray:
-    """Gradient by the input, of the input or the output that was saved."""
+def _backward(
+    op: str, grad_output: Any, name: str, saved: Any, *options: Any, work: int = 1
+) -> np.ndarray:
+    """Input gradient, of the input or the output that was saved."""
     saved = check.array(op, name, saved)
     dy = check.gradient(op, grad_output, saved.shape, saved.dtype)
     if backend.NUMPY:
         return np.asarray(backend.reference(op, dy, saved, *options), saved.dtype)
     dx, flat = like(saved)
-    workers = threads.workers_for(saved.size if options == () else EXP_WORK * saved.size)
+    workers = threads.workers_for(work * saved.size)
     getattr(kernels.activation, op)(raveled(dy), raveled(saved), *options, workers, flat)
     return dx
 
@@ -66,7 +72,7 @@ def relu(input: np.ndarray) -> np.ndarray:
 
 
 def relu_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
-    """Gradient of `relu` by its input: `grad_output` where the output is not 0."""
+    """Input gradient of `relu`: `grad_output` where the output is not 0."""
     return _backward("relu_backward", grad_output, "output", output)
 
 
@@ -89,7 +95,7 @@ def leaky_relu(input: np.ndarray, negative_slope: float = 0.01) -> np.ndarray:
 def leaky_relu_backward(
     grad_output: np.ndarray, input: np.ndarray, negative_slope: float = 0.01
 ) -> np.ndarray:
-    """Gradient of `leaky_relu` by its input."""
+    """Input gradient of `leaky_relu`."""
     op = "leaky_relu_backward"
     x = check.array(op, "input", input)
     slope = _slope(op, x, negative_slope)
@@ -103,12 +109,29 @@ def sigmoid(input: np.ndarray) -> np.ndarray:
     ----------
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.sigmoid.html
     """
-    return _forward("sigmoid", input)
+    return _forward("sigmoid", input, work=EXP_WORK)
 
 
 def sigmoid_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
-    """Gradient of `sigmoid` by its input: ``grad_output * y * (1 - y)``."""
+    """Input gradient of `sigmoid`: ``grad_output * y * (1 - y)``."""
     return _backward("sigmoid_backward", grad_output, "output", output)
+
+
+def silu(input: np.ndarray) -> np.ndarray:
+    """Sigmoid linear unit, ``y = x / (1 + exp(-x))``, of a float array of any shape.
+
+    Minus infinity gives NaN, and so do the gradients at both infinities.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.silu.html
+    """
+    return _forward("silu", input, work=EXP_WORK)
+
+
+def silu_backward(grad_output: np.ndarray, input: np.ndarray) -> np.ndarray:
+    """Input gradient of `silu`: ``grad_output * p * (1 + x * (1 - p))``, p its sigmoid."""
+    return _backward("silu_backward", grad_output, "input", input, work=EXP_WORK)
 
 
 def tanh(input: np.ndarray) -> np.ndarray:
@@ -118,12 +141,32 @@ def tanh(input: np.ndarray) -> np.ndarray:
     ----------
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.tanh.html
     """
-    return _forward("tanh", input)
+    return _forward("tanh", input, work=EXP_WORK)
 
 
 def tanh_backward(grad_output: np.ndarray, output: np.ndarray) -> np.ndarray:
-    """Gradient of `tanh` by its input: ``grad_output * (1 - y^2)``."""
+    """Input gradient of `tanh`: ``grad_output * (1 - y^2)``."""
     return _backward("tanh_backward", grad_output, "output", output)
+
+
+def hardswish(input: np.ndarray) -> np.ndarray:
+    """Hard swish, ``y = x * min(max(x + 3, 0), 6) / 6``, of a float array of any shape.
+
+    Minus infinity gives NaN.
+
+    References
+    ----------
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.hardswish.html
+    """
+    return _forward("hardswish", input)
+
+
+def hardswish_backward(grad_output: np.ndarray, input: np.ndarray) -> np.ndarray:
+    """Input gradient of `hardswish`: ``grad_output * (x / 3 + 1 / 2)``.
+
+    It is 0 for -3 and below, and `grad_output` for 3 and above.
+    """
+    return _backward("hardswish_backward", grad_output, "input", input)
 
 
 def _approximation(op: str, approximate: Any) -> Any:
@@ -148,15 +191,16 @@ def gelu(input: np.ndarray, approximate: str = "none") -> np.ndarray:
     ----------
     Hendrycks and Gimpel, 2016, https://arxiv.org/abs/1606.08415
     """
-    return _forward("gelu", input, _approximation("gelu", approximate))
+    return _forward("gelu", input, _approximation("gelu", approximate), work=EXP_WORK)
 
 
 def gelu_backward(
     grad_output: np.ndarray, input: np.ndarray, approximate: str = "none"
 ) -> np.ndarray:
-    """Gradient of `gelu` by its input: ``grad_output * (Phi(x) + x * Phi'(x))``."""
+    """Input gradient of `gelu`: ``grad_output * (Phi(x) + x * Phi'(x))``."""
     op = "gelu_backward"
-    return _backward(op, grad_output, "input", input, _approximation(op, approximate))
+    how = _approximation(op, approximate)
+    return _backward(op, grad_output, "input", input, how, work=EXP_WORK)
 
 
 def _axis(op: str, x: np.ndarray, dim: Any) -> int:
@@ -181,10 +225,10 @@ def _along(op: str, dim: int, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
 
 
 def softmax(input: np.ndarray, dim: int) -> np.ndarray:
-    """Shares that sum to 1 along an axis: ``y = exp(x) / sum(exp(x))``, without overflow.
+    """Probabilities along an axis, ``y = exp(x) / sum(exp(x))``, without overflow.
 
-    Minus infinity has no share. All is NaN along an axis that holds NaN or infinity, or nothing
-    but minus infinity.
+    They sum to 1, and that of minus infinity is 0. All is NaN along an axis that holds NaN or
+    infinity, or nothing but minus infinity.
 
     Parameters
     ----------
@@ -212,7 +256,7 @@ def softmax(input: np.ndarray, dim: int) -> np.ndarray:
 
 
 def softmax_backward(grad_output: np.ndarray, output: np.ndarray, dim: int) -> np.ndarray:
-    """Gradient of `softmax` by its input: ``y * (dy - sum(dy * y))`` along the axis."""
+    """Input gradient of `softmax`: ``y * (dy - sum(dy * y))`` along the axis."""
     op = "softmax_backward"
     y = check.array(op, "output", output)
     dy = check.gradient(op, grad_output, y.shape, y.dtype)
@@ -229,7 +273,7 @@ def log_softmax(input: np.ndarray, dim: int) -> np.ndarray:
 
 
 def log_softmax_backward(grad_output: np.ndarray, output: np.ndarray, dim: int) -> np.ndarray:
-    """Gradient of `log_softmax` by its input: ``dy - exp(y) * sum(dy)`` along the axis."""
+    """Input gradient of `log_softmax`: ``dy - exp(y) * sum(dy)`` along the axis."""
     op = "log_softmax_backward"
     y = check.array(op, "output", output)
     dy = check.gradient(op, grad_output, y.shape, y.dtype)

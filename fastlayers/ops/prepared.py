@@ -13,6 +13,7 @@ from fastlayers.ops.conv.pooled import prepare_pooled as conv2d_max_pool2d_call
 from fastlayers.ops.layout import kernel_ready
 from fastlayers.ops.linear import linear_rows, linear_rows_backward
 from fastlayers.ops.linear import prepare as linear_call
+from fastlayers.ops.linear.routes import reasons as linear_reasons
 from fastlayers.ops.loss import binary_cross_entropy_with_logits_by_target
 from fastlayers.ops.norm.layout import flat_elements
 from fastlayers.ops.norm.normalisation import Normalisation, check_vectors, running_statistics
@@ -36,6 +37,7 @@ __all__ = [
     "flat_elements",
     "kernel_ready",
     "linear_call",
+    "linear_reasons",
     "linear_rows",
     "linear_rows_backward",
     "running_statistics",

@@ -15,10 +15,10 @@ __all__ = ["Adadelta"]
 class Adadelta(Optimizer):
     """Adadelta: steps of the size of earlier ones, scaled by the gradient over its running size.
 
-    With ``d = grad + weight_decay * p``, or ``-grad`` there to `maximize`, a step does
+    With ``d = grad + weight_decay * p`` (``-grad`` in place of ``grad`` to `maximize`), a step does
     ``v = rho * v + (1 - rho) * d^2``, ``delta = sqrt(u + eps) / sqrt(v + eps) * d``,
     ``u = rho * u + (1 - rho) * delta^2`` and ``p -= lr * delta``. An element whose gradient is NaN
-    or infinite is NaN from then on; others are as they would be without it.
+    or infinite becomes NaN for good; others are not affected.
 
     Raises
     ------

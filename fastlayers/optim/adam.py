@@ -16,13 +16,12 @@ __all__ = ["Adam", "AdamW"]
 class Adam(Optimizer):
     """Adam: steps scaled by running means of the gradient and of its square.
 
-    With ``d = grad + weight_decay * p``, or ``-grad`` there to `maximize`, step number t does
-    ``m = beta1 * m + (1 - beta1) * d``, ``v = beta2 * v + (1 - beta2) * d^2`` and
-    ``p -= lr * m_hat / (sqrt(v_hat) + eps)``, where ``m_hat = m / (1 - beta1^t)`` and
-    ``v_hat = v / (1 - beta2^t)``. With `amsgrad`, the largest v so far takes v's place. An element
-    whose gradient is NaN or infinite is NaN from then on; others are as they would be without it.
-    With `decoupled_weight_decay` this is `AdamW`. `foreach` and `fused`, which choose one of
-    PyTorch's loops, change nothing.
+    With ``d = grad + weight_decay * p`` (``-grad`` in place of ``grad`` to `maximize`), step number
+    t does ``m = beta1 * m + (1 - beta1) * d``, ``v = beta2 * v + (1 - beta2) * d^2`` and ``p -= lr
+    * m_hat / (sqrt(v_hat) + eps)``, where ``m_hat = m / (1 - beta1^t)`` and ``v_hat = v / (1 -
+    beta2^t)``. With `amsgrad`, the largest v so far takes v's place. An element whose gradient is
+    NaN or infinite becomes NaN for good; others are not affected. With `decoupled_weight_decay`
+    this is `AdamW`. `foreach` and `fused`, which choose one of PyTorch's loops, change nothing.
 
     Raises
     ------
@@ -84,7 +83,7 @@ class Adam(Optimizer):
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 if group["amsgrad"] else 2]
 
     def _parts(self, group: Group, params: list[Parameter]) -> list[tuple[Any, list[Parameter]]]:
-        """Apart by the number of their step."""
+        """Separated by the number of their step."""
         steps = [self.state[p]["step"] + 1 if p in self.state else 1 for p in params]
         if steps.count(steps[0]) == len(steps):
             return [(steps[0], params)]
@@ -121,9 +120,9 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with weight decay apart from the gradient: ``p *= 1 - lr * weight_decay`` before a step.
+    """Adam with decoupled weight decay: ``p *= 1 - lr * weight_decay`` before a step.
 
-    Here d is the gradient alone; all else is as for `Adam`.
+    Here d is just the gradient; everything else is as for `Adam`.
 
     Raises
     ------

@@ -34,7 +34,7 @@ def scalar(value: Any) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value`, or the only element of it, is a finite real number >= 0; a bool is none."""
+    """Whether `value`, or its only element, is a finite real number >= 0, not a bool."""
     if type(value) is float:  # an ABC check takes 0.5 us
         return 0 <= value < math.inf
     value = scalar(value)
@@ -61,7 +61,7 @@ def fraction(op: str, name: str, value: Any) -> None:
 
 
 def hint(op: str, name: str, value: Any) -> None:
-    """Raise ValueError unless an option of PyTorch's asks for nothing but what is done here."""
+    """Raise ValueError if an option of PyTorch's asks for anything that is not done here."""
     if name in ("foreach", "fused"):  # which of its loops PyTorch takes
         if value is not None and not isinstance(value, bool):
             raise ValueError(f"{op}: {name} must be a bool or None, got {value!r}")
@@ -81,7 +81,7 @@ def is_parameter(item: Any) -> bool:
 
 
 def parameter(op: str, item: Any) -> None:
-    """Raise TypeError unless `item` is a parameter of floats, ValueError if an op made it."""
+    """Raise TypeError unless `item` is a floating-point parameter, ValueError if an op made it."""
     if not is_parameter(item):
         raise TypeError(f"{op}: params must hold parameters, got {type(item).__name__}")
     if item.dtype not in (np.float32, np.float64):
@@ -91,7 +91,7 @@ def parameter(op: str, item: Any) -> None:
 
 
 def arrays(op: str, p: Any, state: Mapping[str, Any]) -> None:
-    """Raise an error unless `p` can be updated by its gradient and the arrays of its state."""
+    """Raise an error unless `p` can be updated with its gradient and the arrays of its state."""
     data = p.array()
     for name, array in ({"params": data, "grad": p.grad_array()} | dict(state)).items():
         if name == "step":

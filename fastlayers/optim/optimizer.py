@@ -21,20 +21,20 @@ T = TypeVar("T")
 Group = dict[str, Any]
 Table = tuple[np.ndarray, Any, int]
 
-# For each dtype what the kernels are told of it: the object's address, and an array.
+# What the kernels need to know of each dtype: the object's address, and an array.
 _LIKE = {
     dtype: (id(dtype), np.empty(0, dtype)) for dtype in map(np.dtype, (np.float32, np.float64))
 }
 _ARRAY_TYPE = id(np.ndarray)
 _NOTHING: dict[str, Any] = {}
-# Options of PyTorch's groups that say how a step is computed, and not what.
+# Options of PyTorch's groups that change how a step is computed, not its result.
 _HINTS = frozenset({"capturable", "differentiable", "foreach", "fused"})
-# Multiply-adds and loads that an element costs.
+# Multiply-adds and loads per element.
 ELEMENT_WORK = 4
 
 
 def updates() -> Any:
-    """The module of the updates: kernels, or references that take arrays for their addresses."""
+    """The module with the updates: kernels, or references, which take arrays, not addresses."""
     if backend.NUMPY:
         from fastlayers.reference import optimizer
 
@@ -49,8 +49,8 @@ Params = Iterable[Parameter] | Iterable[Group] | Iterable[tuple[str, Parameter]]
 class Optimizer:
     """Base of the optimisers, with PyTorch's interface.
 
-    A subclass defines `step`, which changes the parameters of `param_groups` within `no_grad` and
-    may keep what it likes in `state`.
+    A subclass defines `step`, which changes the parameters of `param_groups` inside `no_grad` and
+    may keep anything in `state`.
 
     Parameters
     ----------
@@ -66,18 +66,18 @@ class Optimizer:
         Each group's "params", "param_names" if they have names, and options; a change takes
         effect at the next step.
     state : dict
-        For each parameter that was updated, what the algorithm keeps from step to step.
+        What the algorithm keeps from step to step for each updated parameter.
 
     Raises
     ------
     TypeError
-        If `params` is no ordered iterable, or an item of it no floating-point parameter.
+        If `params` is not an ordered iterable, or one of its items not a floating-point parameter.
     ValueError
-        If there are no parameters, one is given twice, or an option is out of its range.
+        If there are no parameters, one is given twice, or an option is out of range.
     """
 
     # Entries of a parameter's state: "step", or the names of arrays of the parameter's shape. None
-    # where `step` is a user's, who may keep anything.
+    # where `step` is user-defined and may keep anything.
     _state_names: ClassVar[frozenset[str] | None] = None
     _optional_state_names: ClassVar[frozenset[str]] = frozenset()
 
@@ -93,7 +93,7 @@ class Optimizer:
             self.add_param_group(group)
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add parameters, with options of their own, to those that `step` updates.
+        """Add parameters, with their own options, to those that `step` updates.
 
         Raises
         ------
@@ -124,9 +124,10 @@ class Optimizer:
         self.param_groups.append(group)
 
     def _options(self, group: Mapping[str, Any]) -> Group:
-        """Options with numbers for arrays and tensors of one, and without those of PyTorch alone.
+        """Options with numbers in place of one-element arrays, and without those that only PyTorch
+        has.
 
-        What these ask for, if anything, must be what is done here.
+        What the latter ask for, if anything, must be what happens here anyway.
         """
         options = dict(group)
         for name in _HINTS & options.keys():
@@ -137,7 +138,7 @@ class Optimizer:
         return options
 
     def _apart(self, items: list[Any]) -> Group:
-        """The "params" of a group, and their "param_names" if it is given in pairs with them."""
+        """The "params" of a group, and their "param_names" if given as pairs."""
         pairs = [item for item in items if isinstance(item, tuple)]
         if not pairs:
             return {"params": items}
@@ -150,7 +151,7 @@ class Optimizer:
         return {"params": list(params), "param_names": list(names)}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients, or replace them by zeros."""
+        """Remove all gradients, or set them to zero."""
         for p in self._params():
             if set_to_none:
                 p._grad = None  # `grad` checks what it is given
@@ -163,12 +164,12 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            If an option is out of its range, a gradient differs from its parameter in shape or
-            dtype, an array is masked, or one that is updated is read-only or repeats its elements;
-            no parameter is changed then.
+            If an option is out of range, a gradient differs from its parameter in shape or dtype,
+            an array is masked, or one that is updated is read-only or has overlapping elements;
+            then no parameter is changed.
         """
         result = closure() if closure is not None else None
-        if lazy.state.waiting:  # calls that are to read the values of before
+        if lazy.state.waiting:  # calls that must still read the old values
             lazy.run_waiting()
         due = [(g, [p for p in g["params"] if p._grad is not None]) for g in self.param_groups]
         for group in self.param_groups:
@@ -182,13 +183,13 @@ class Optimizer:
                 self._update(group, key, params, *table)  # type: ignore[misc]
         for _, _, params in parts:
             for p in params:
-                if (storage := p._storage) is not None:  # `changed`, without 10 calls of it
+                if (storage := p._storage) is not None:  # `changed`, without calling it 10 times
                     storage.version += 1
         return result
 
     def _table(self, group: Group, params: list[Parameter]) -> Table | None:
-        """Addresses of the arrays, if all are there and as the kernels take them."""
-        # `grad_array` where somebody has asked for the tensor of a gradient: 0.1 us each.
+        """Addresses of the arrays, if all exist in the form that kernels take."""
+        # `grad_array` if the tensor of a gradient has been requested: 0.1 us each.
         grads = [g if type(g := p._grad) is np.ndarray else p.grad_array() for p in params]
         arrays: list[Any] = [p._array for p in params] + grads
         if names := self._arrays(group):
@@ -202,7 +203,7 @@ class Optimizer:
         return None if total < 0 else (like, table, threads.workers_for(ELEMENT_WORK * total))
 
     def _step_slowly(self, parts: list[tuple[Group, Any, list[Parameter]]]) -> None:
-        """Check everything, begin the state of new parameters, and copy what is not contiguous."""
+        """Check everything, initialise the state of new parameters, copy what is not contiguous."""
         for _, _, params in parts:
             for p in params:
                 checks.arrays(self._op, p, self.state.get(p, {}))
@@ -231,12 +232,12 @@ class Optimizer:
     def _update_copies(
         self, group: Group, key: Any, params: list[Parameter], dtype: np.dtype
     ) -> None:
-        """Update parameters by copies of their arrays."""
+        """Update parameters through copies of their arrays."""
         for p in params:
             state = self.state[p] if self._arrays(group) else {}
             values = (state[name] for name in self._arrays(group))
             arrays: list[Any] = [p.array(), p.grad_array(), *values]
-            arrays = [np.asarray(array) for array in arrays]  # of no subclass
+            arrays = [np.asarray(array) for array in arrays]  # not of a subclass
             flat = [np.array(array, dtype, order="C").reshape(-1) for array in arrays]
             places = [array.__array_interface__["data"][0] for array in flat]
             table = np.array([[*places, p.numel()]], np.int64)
@@ -253,7 +254,7 @@ class Optimizer:
         return "\n".join([*lines, ")"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Copy of the state and options, in which parameters are numbered in their order."""
+        """Copy of the state and options, with parameters numbered in order."""
         number = {id(p): i for i, p in enumerate(self._params())}
         groups = [
             copy.deepcopy({name: value for name, value in group.items() if name != "params"})
@@ -264,15 +265,15 @@ class Optimizer:
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` of an optimiser for the same parameters returned.
+        """Load what `state_dict` of an optimiser for the same parameters returned.
 
-        It may be PyTorch's: options that its groups have besides must ask for nothing else than
-        is done here, and values may be tensors.
+        It may be PyTorch's: additional options of its groups must not ask for anything that is not
+        done here, and values may be tensors.
 
         Raises
         ------
         ValueError
-            If groups, parameters, options or shapes do not fit; nothing is changed then.
+            If groups, parameters, options or shapes do not fit; then nothing is changed.
         """
         try:
             self.param_groups, self.state = states.loaded(self, state_dict)
@@ -285,10 +286,10 @@ class Optimizer:
     # What the library's own optimisers define, for `step` to run their kernels.
 
     def _check_options(self, group: Group) -> None:
-        """Raise ValueError for an option that is out of its range."""
+        """Raise ValueError for an option that is out of range."""
 
     def _parts(self, group: Group, params: list[Parameter]) -> list[tuple[Any, list[Parameter]]]:
-        """The parameters, apart by what their updates differ in."""
+        """The parameters, separated by what their updates differ in."""
         return [(None, params)]
 
     def _arrays(self, group: Group) -> tuple[str, ...]:
@@ -304,14 +305,14 @@ class Optimizer:
         table: Any,
         workers: int,
     ) -> None:
-        """Update parameters of one of the `_parts` by the kernel."""
+        """Update the parameters of one of the `_parts` with the kernel."""
         raise NotImplementedError(f"{self._op}: an Optimizer must define step, got none")
 
     def _params(self) -> list[Parameter]:
         return [p for group in self.param_groups for p in group["params"]]
 
     def _listed(self, params: Any) -> list[Any]:
-        # The order of a set is another one in the next process, so its state could not be loaded.
+        # A set has another order in the next process, so its state could not be loaded.
         unordered = isinstance(params, set | frozenset | dict)
         if unordered or checks.is_parameter(params) or not isinstance(params, Iterable):
             raise TypeError(

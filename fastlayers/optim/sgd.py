@@ -15,11 +15,11 @@ __all__ = ["SGD"]
 class SGD(Optimizer):
     """Gradient descent with momentum, as PyTorch defines it.
 
-    With ``d = grad + weight_decay * p``, or ``-grad`` there to `maximize`, a step does
+    With ``d = grad + weight_decay * p`` (``-grad`` in place of ``grad`` to `maximize`), a step does
     ``b = momentum * b + (1 - dampening) * d`` (at first ``b = d``) and ``p -= lr * b``, or with
-    `nesterov` ``p -= lr * (d + momentum * b)``. An element whose gradient is NaN is NaN from then
-    on, with its b; other elements are as they would be without it. `foreach` and `fused`, which
-    choose one of PyTorch's loops, change nothing.
+    `nesterov` ``p -= lr * (d + momentum * b)``. An element whose gradient is NaN becomes NaN for
+    good, as does its b; other elements are not affected. `foreach` and `fused`, which choose one of
+    PyTorch's loops, change nothing.
 
     Raises
     ------
@@ -78,7 +78,7 @@ class SGD(Optimizer):
         return ("momentum_buffer",) if group["momentum"] else ()
 
     def _parts(self, group: Group, params: list[Parameter]) -> list[tuple[Any, list[Parameter]]]:
-        """Apart by their dampening, which begins at the second step."""
+        """Separated by their dampening, which begins at the second step."""
         dampening = float(group["dampening"])
         if not (dampening and group["momentum"]):
             return [(0.0, params)]

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = ["loaded"]
 
-# Options that older states lack, and what they meant by that.
+# Options that older states lack, and the values that this implied.
 _LATER = {"amsgrad": False, "decoupled_weight_decay": False, "maximize": False, "nesterov": False}
 
 
 def loaded(
     optimizer: Optimizer, state_dict: Mapping[str, Any]
 ) -> tuple[list[Group], defaultdict[Parameter, dict[str, Any]]]:
-    """The groups and the state of the parameters that a state gives, which must fit."""
+    """The groups and the parameters' state in a state dict, which must fit."""
     op = type(optimizer).__name__
     if not {"state", "param_groups"} <= set(state_dict):
         raise ValueError(
@@ -72,7 +72,7 @@ def _state(
             state[p] = copy.deepcopy(dict(entry))
             continue
         if "momentum_buffer" in entry and entry["momentum_buffer"] is None:
-            continue  # PyTorch's, where there is no momentum
+            continue  # PyTorch's, without momentum
         if not needed <= set(entry) <= needed | possible:
             raise ValueError(
                 f"{op}: state_dict must have {sorted(needed)} for a parameter, got {sorted(entry)}"

@@ -24,22 +24,22 @@ from fastlayers.runtime.threads import get_num_threads
 
 __all__ = ["Profile", "Row", "profile"]
 
-# Seconds of steps, half of them watched, and the steps of each kind, where no number is asked for.
+# Seconds of steps, half of them watched, and the steps of each kind, if no number is given.
 BUDGET, FEWEST, MOST = 2.0, 5, 200
-# Whole steps over the sum of the rows from which something else was at work.
+# Ratio of whole steps to the sum of the rows above which the machine was busy otherwise.
 BUSY = 1.25
 _HEADER = ("layer", "pass", "ms", "share", "GFLOP/s", "of peak", "GB/s", "of copy", "calls")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a layer, or several that run as one op, takes of a step in one direction.
+    """What a layer, or several that run as one op, contribute to a step in one direction.
 
     Attributes
     ----------
     layers : tuple of str
         Names as in `Module.named_modules`; ``block.add()`` is an op that module ``block`` calls
-        itself. The rows ``(loss)``, ``(sums of gradients)`` of tensors that are used twice, and
+        directly. The rows ``(loss)``, ``(sums of gradients)`` of tensors that are used twice, and
         ``(rest)``, the tape and the Python between the layers, come last.
     types : tuple of str
         Class of each layer, or the op.
@@ -53,12 +53,12 @@ class Row:
     flops : float
         Operations of direct arithmetic by convolutions and linear maps, two a multiply-add.
     nbytes : float
-        Of all arrays that the ops read, write or keep, once each; batch statistics and their
-        gradients read twice. 0 for views.
+        Of all arrays that the ops read, write or keep, counted once each, but twice for batch
+        statistics and their gradients. 0 for views.
     of_peak : float or None
         Share of the measured peak; above 1 where Winograd's algorithm has fewer products.
     of_copy : float or None
-        Share of the rate at which as many bytes are copied, for rows without `flops`.
+        Share of the rate of a copy of the same number of bytes, for rows without `flops`.
     """
 
     layers: tuple[str, ...]
@@ -74,7 +74,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The layers in short: what has the same parent as the first one goes without it."""
+        """The layers' names, abbreviated: those with the first one's parent omit it."""
         first, *others = self.layers
         parent = first.rpartition(".")[0]
         short = [o.rpartition(".")[2] if o.startswith(f"{parent}.") else o for o in others]
@@ -82,33 +82,33 @@ class Row:
 
     @property
     def gflops(self) -> float | None:
-        """10^9 operations a second of convolutions and linear maps."""
+        """10^9 operations per second, of convolutions and linear maps."""
         return self.flops / self.seconds / 1e9 if self.flops and self.seconds else None
 
     @property
     def gbs(self) -> float | None:
-        """10^9 bytes a second of what is bound by memory."""
+        """10^9 bytes per second, of memory-bound rows."""
         bound = self.nbytes and self.seconds and not self.flops
         return self.nbytes / self.seconds / 1e9 if bound else None
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Profile:
-    """What a training step takes; ``str()`` is the table.
+    """Where a training step's time goes; ``str()`` is the table.
 
     Attributes
     ----------
     rows : tuple of Row
         In the order in which layers are called, forward above backward.
     seconds : float
-        Sum of the rows, a step that nothing disturbs: forward, loss and backward, no optimiser.
+        Sum of the rows: an undisturbed step of forward, loss and backward, without optimiser.
     watched, unwatched : float
-        Medians of whole steps with the clock, which costs some microseconds an op, and without.
+        Medians of whole steps with the clock, which costs some microseconds per op, and without.
     steps : int
-        Of either kind.
+        Number of steps of each kind.
     machine : dict
         ``backend``, ``cpu``, ``threads``, ``dtype``, the measured ``peak_gflops``, and ``copies``,
-        GB/s by the bytes that are read and written; no figures on NumPy alone.
+        GB/s for each number of bytes read and written; no figures on NumPy alone.
     """
 
     rows: tuple[Row, ...]
@@ -119,7 +119,7 @@ class Profile:
     machine: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it in types that JSON has."""
+        """All of it, in JSON types."""
         rows = [
             dataclasses.asdict(row) | {"name": row.name, "gflops": row.gflops, "gbs": row.gbs}
             for row in self.rows
@@ -145,9 +145,9 @@ class Profile:
 
     def _line(self, i: int) -> list[str]:
         row, name = self.rows[i], self.rows[i].name
-        # Of ops that no layer of their own calls, the names say it all.
+        # For ops called outside of a layer, the names say it all.
         types = "" if all(layer.endswith(")") for layer in row.layers) else ", ".join(row.types)
-        if i and self.rows[i - 1].layers == row.layers:  # the second line of the same layers
+        if i and self.rows[i - 1].layers == row.layers:  # the second line for the same layers
             name = f"  {types}" if row.types != row.layers else ""
         elif self.rows[i + 1].layers != row.layers and row.types != row.layers and types:
             name += f" ({types})"  # there is none
@@ -207,11 +207,11 @@ def profile(
     repeats: int | None = None,
     file: TextIO | None = None,
 ) -> Profile:
-    """Print what each layer of a training step takes, forward and backward.
+    """Print the time of each layer in a training step, forward and backward.
 
     Steps (forward, loss, backward) run on a copy of the model, in its training or evaluation mode:
-    parameters, buffers, gradients and random state stay as they are. Half of the steps are timed
-    as a whole, the others by layer, in turn. Layers that run as one op, such as a convolution with
+    parameters, buffers, gradients and random state do not change. Half of the steps are timed as a
+    whole, the others by layer, alternating. Layers that run as one op, such as a convolution with
     its ReLU and pooling, are one row. In `no_grad`, or with nothing to train, there is no backward.
 
     Parameters
@@ -222,10 +222,10 @@ def profile(
     target : optional
         The second argument of `loss`.
     loss : callable, optional
-        Gives a scalar tensor from the output, and `target` unless that is None. By default
-        cross-entropy, of the first class where there is no target; the sum of an output (N,).
+        Computes a scalar tensor from the output, and from `target` unless that is None. By default
+        cross-entropy, with the first class if there is no target; for an output (N,), its sum.
     repeats : int, optional
-        Steps of either kind; by default those of two seconds, at least 5 and at most 200.
+        Steps of each kind; by default as many as take two seconds, at least 5 and at most 200.
     file : text file, optional
         Where the table goes; ``sys.stdout`` by default.
 
@@ -236,7 +236,7 @@ def profile(
     Raises
     ------
     TypeError, ValueError
-        If an argument is none of these, or the model does not take such a batch.
+        If an argument is invalid, or the model does not take such a batch.
     RuntimeError
         If another profile is running.
     """
@@ -258,7 +258,7 @@ def profile(
             step = _Step(*copy.deepcopy((model, loss)), batch, target)
             found = _measure(step, repeats)
     finally:
-        for parameter, gradient in gradients:  # of a function of the loss that holds the model
+        for parameter, gradient in gradients:  # from a loss function that holds the model
             parameter.grad = gradient
     print(found, file=file)
     return found
@@ -334,7 +334,7 @@ def _measure(step: _Step, repeats: int | None) -> Profile:
 
 
 def _machine(dtype: np.dtype) -> tuple[dict[str, Any], Callable[[float], float | None]]:
-    """What is known of the machine, and its rate of copying so many bytes, which adds to it."""
+    """What is known about the machine, with the rate of copying so many bytes added."""
     about: dict[str, Any] = {
         "backend": backend.name(),
         "cpu": None,

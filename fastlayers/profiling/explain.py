@@ -11,6 +11,7 @@ import numpy as np
 from fastlayers import nn, random
 from fastlayers.autograd import Tensor, enable_grad
 from fastlayers.ops import check
+from fastlayers.ops.pool import avg_pool, max_pool
 from fastlayers.profiling.watch import Watch
 
 __all__ = ["Explanation", "Reason", "explain"]
@@ -65,9 +66,19 @@ class _Listener(Watch):
     def _reasons(
         self, key: Any, head: Any, steps: tuple[Any, ...], inputs: Any
     ) -> Sequence[tuple[str, str, str]]:
-        if hasattr(head, "reasons"):
+        if head is not None and head.kind in ("conv", "linear"):
             found: Sequence[tuple[str, str, str]] = head.reasons(steps)
             return found
+        layer, shape = self._modules.get(key[0][0]), inputs[0].shape
+        if isinstance(layer, nn.MaxPool2d):
+            window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+            return max_pool.reasons(shape, *window, layer.ceil_mode)
+        if isinstance(layer, nn.AvgPool2d):
+            window = (layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode)
+            options = layer.count_include_pad, layer.divisor_override
+            return avg_pool.reasons(shape, *window, *options)
+        if isinstance(layer, nn.AdaptiveAvgPool2d):
+            return avg_pool.reasons_adaptive(shape, layer.output_size)
         return ()
 
 
@@ -82,7 +93,8 @@ def explain(
 
     A copy of the model runs once, forward, on zeros, in its training or evaluation mode:
     parameters, buffers and random state stay as they are. Layers that run as one op, such as a
-    convolution with its ReLU and pooling, are one line. Layers with one algorithm only have none.
+    convolution with its ReLU and pooling, are one line. Layers with one algorithm only have no
+    line, nor have functions of pooling that a module of other layers calls itself.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""What this machine can do at most: multiply-adds a second in registers, bytes a second in copies.
+"""The limits of this machine: multiply-adds per second in registers, bytes per second in copies.
 
-Measured by kernels, on as many threads as asked for, and kept for the process.
+Measured with kernels, on a given number of threads, and kept for the process.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ __all__ = ["copy_rate", "copy_size", "multiply_adds", "peak"]
 
 # Repetitions and seconds, of which the fastest counts: the machine's best, not a busy moment's.
 ROUNDS, SECONDS = 5, 0.1
-# Bytes that a measured copy reads and writes: at least and at most. Smaller ones are calls more
-# than copies, and larger ones as fast as this.
+# Bytes that a measured copy reads and writes: at least and at most. Smaller ones mostly measure the
+# call, and larger ones are no slower than this.
 LEAST, MOST = 1 << 16, 1 << 28
 _peaks: dict[tuple[int, np.dtype], float] = {}
 
@@ -42,9 +42,9 @@ def multiply_adds(
 
 
 def peak(threads: int, dtype: type | np.dtype = np.float32) -> float:
-    """Floating point operations a second of fused multiply-adds in registers.
+    """Floating point operations per second of fused multiply-adds in registers.
 
-    A later call measures once more, for a millisecond, and gives the best so far: on a busy machine
+    A later call measures again, for a millisecond, and returns the best so far: on a busy machine
     most calls wait for a thread that has lost its core.
     """
     work, operations = multiply_adds(threads, dtype)
@@ -64,10 +64,10 @@ def copy_size(nbytes: int) -> int:
 
 @functools.cache
 def copy_rate(nbytes: int, threads: int) -> float:
-    """Bytes a second, read and written, of a copy that moves so many, half of them each way.
+    """Bytes per second, read and written, of a copy that moves so many, half of them each way.
 
-    Within the caches it is several times what it is in memory. Small ones run on one thread, as ops
-    of so many elements do.
+    Within the caches this is several times the rate in memory. Small copies run on one thread, as
+    ops of that size do.
     """
     from fastlayers.kernels import speed
 
@@ -77,7 +77,7 @@ def copy_rate(nbytes: int, threads: int) -> float:
 
 
 def _fastest(work: Callable[[], None]) -> float:
-    """Seconds of the fastest of some calls, behind two that compile and warm up."""
+    """Seconds of the fastest of several calls, after two that compile and warm up."""
     times: list[float] = []
     end = time.perf_counter() + SECONDS
     while len(times) < ROUNDS + 2 or time.perf_counter() < end:

@@ -1,7 +1,7 @@
-"""Charges the moments of a training step to its layers, for `fastlayers.profile`.
+"""Attributes the time of a training step to its layers, for `fastlayers.profile`.
 
-A watcher (`fastlayers.lazy.Watcher`) is told of every op that runs, is recorded or waits, and of
-every module that is entered and left, and charges each moment of a step to one account.
+A watcher (`fastlayers.lazy.Watcher`) is notified of every op that runs, is recorded or waits, and
+of every module that is entered and left, and charges each moment of a step to one account.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fastlayers.ops import arithmetic
 
 __all__ = ["LOSS", "REST", "SUMS", "Line", "Watch", "Work"]
 
-# Rows that are no layer's; a module cannot have such names.
+# Rows that do not belong to a layer; a module cannot have such names.
 LOSS, SUMS, REST = "(loss)", "(sums of gradients)", "(rest)"
 # Functions by the kinds of heads and steps, and by the classes of steps that run alone.
 _FUNCTIONS = {
@@ -44,7 +44,7 @@ _LOSS, _SUMS, _REST = (((name, name),) for name in (LOSS, SUMS, REST))
 
 
 class _Part(NamedTuple):
-    """A call that waits: whose it is, how many were before it, and what it took to be called."""
+    """A call that waits: its owner, how many were before it, and the time its call took."""
 
     label: tuple[str, str]
     number: int
@@ -53,7 +53,7 @@ class _Part(NamedTuple):
 
 @dataclass
 class Work:
-    """Of a row in one step."""
+    """A row's figures in one step."""
 
     calls: int = 0
     flops: float = 0.0
@@ -61,7 +61,7 @@ class Work:
 
 
 class _Account:
-    """Time that no row has yet: of a module's call, or, with a key, of a row's own ops."""
+    """Time not yet in a row: of a module's call, or, with a key, of a row's own ops."""
 
     __slots__ = ("head", "key", "layer", "name", "seconds")
 
@@ -73,18 +73,18 @@ class _Account:
         self.head: Any = None
 
     def label(self, op: str) -> tuple[str, str]:
-        """Of an op that a module of modules calls itself."""
+        """For an op that a module of modules calls directly."""
         return f"{self.name}.{op}()".lstrip("."), op
 
 
 class Watch:
-    """Charges the moments of a step to rows; `lazy.Watcher` of one thread."""
+    """Charges the time of a step to rows; `lazy.Watcher` of one thread."""
 
     def __init__(self) -> None:
         self.counting = False
         self.spent: dict[Line, float] = defaultdict(float)
         self.work: dict[Line, Work] = defaultdict(Work)
-        # Where a row belongs: the number of its first call, and at the end what is no layer.
+        # Position of a row: the number of its first call; what is not a layer comes last.
         self.order: dict[_Key, float] = {_LOSS: math.inf, _SUMS: math.inf, _REST: math.inf}
         self._numbers = itertools.count()
         self._thread = threading.get_ident()
@@ -93,7 +93,7 @@ class Watch:
 
     @contextlib.contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """A block in which this watcher is told of what runs."""
+        """A block in which this watcher is notified of what runs."""
         if lazy.watcher is not None:
             raise RuntimeError("profile: another profile is running")
         lazy.run_waiting()
@@ -111,7 +111,7 @@ class Watch:
                 if forward is not None:  # a user's
                     module.__dict__["forward"] = forward
 
-    # What a step tells.
+    # Events of a step.
 
     def begin(self) -> None:
         """A forward pass begins."""
@@ -146,7 +146,7 @@ class Watch:
 
         return watched
 
-    # What the library tells.
+    # Events of the library.
 
     def started(self, head: Any) -> None:
         """The head of a chain is about to run by itself."""
@@ -154,7 +154,7 @@ class Watch:
             self._account.head = head
 
     def deferred(self, call: Any) -> None:
-        """A call waits: keep what it took so far with those that it follows."""
+        """A call waits: keep its time so far with those that it follows."""
         if not self._is_mine():
             return
         account = self._account
@@ -166,7 +166,7 @@ class Watch:
         call.parts = (*before, part)
 
     def run(self, call: Any) -> Recording:
-        """Run a chain for all its layers, or those behind the last output that is still held."""
+        """Run a chain for all its layers, or those after the last output that is still held."""
         parts = getattr(call, "parts", ())
         if not parts or not self._is_mine():
             recording: Recording = call.run()
@@ -195,7 +195,7 @@ class Watch:
         inputs: tuple[Tensor | None, ...],
         backward: Backward,
     ) -> Backward:
-        """Charge what an op took, and what its way back will."""
+        """Charge the time of an op, and later that of its backward."""
         if not self._is_mine():
             return backward
         account = self._account
@@ -231,14 +231,14 @@ class Watch:
         return threading.get_ident() == self._thread
 
     def _switch(self, account: _Account) -> _Account:
-        """Charge the time since the last switch to the account before, and give that."""
+        """Charge the time since the last switch to the previous account, and return it."""
         now, before = time.perf_counter(), self._account
         before.seconds += now - self._since
         self._account, self._since = account, now
         return before
 
     def _lap(self) -> float:
-        """What the account has had since it was last asked."""
+        """What was charged to the account since the last query."""
         account = self._switch(self._account)
         seconds, account.seconds = account.seconds, 0.0
         return seconds
@@ -251,9 +251,9 @@ class Watch:
         inputs: tuple[Tensor | None, ...],
         backward: Backward,
     ) -> Backward:
-        """The way back with a clock; count the work of an op that ran."""
+        """The backward function with a clock; count the work of an op that ran."""
         key = account.key
-        if key is None:  # what is not of any layer has no line
+        if key is None:  # what does not belong to a layer has no line
             return backward
         counting, line = self.counting, (key, "backward")
         if counting:
@@ -290,11 +290,11 @@ class Watch:
 
 
 def _function(head: Any, backward: Any) -> str:
-    """Name of the op that is recorded, as its way back tells."""
+    """Name of the recorded op, from its backward function."""
     if head is not None:
         return str(_FUNCTIONS.get(head.kind, head.kind))
     inner = dict(zip(*_free(backward), strict=True)).get("backward")
-    if inner is not None:  # of several ops that are recorded in one place
+    if inner is not None:  # for several ops that are recorded in one place
         return str(getattr(inner, "__name__", "op")).removesuffix("_backward")
     path = getattr(backward, "__qualname__", "op").partition(".<locals>")[0].split(".")
     name = path[-2].lower() if path[-1] == "alone" else path[-1]
@@ -313,7 +313,7 @@ def _kept(backward: Any) -> list[np.ndarray]:
 
 
 def _flops(head: Any) -> float:
-    """Operations of direct arithmetic by a convolution or a linear map, and by each gradient."""
+    """Operations of direct arithmetic in a convolution or a linear map, and in each gradient."""
     if isinstance(head, heads.Conv):
         shape = head.convolution.shape
         return 2.0 * shape.pixels * math.prod(shape.weight)
@@ -323,13 +323,13 @@ def _flops(head: Any) -> float:
 
 
 def _read_twice(head: Any) -> int:
-    """Bytes of the images whose statistics are a pass of their own."""
+    """Bytes of the images whose statistics take a separate pass."""
     norm = head.norm if isinstance(head, heads.BatchNorm) else None
     return int(norm.x.nbytes) if norm is not None and norm.of_batch else 0
 
 
 def _nbytes(arrays: list[np.ndarray]) -> int:
-    """Of arrays, views of one memory once."""
+    """Bytes of arrays, counting views of the same memory once."""
     return sum(a.nbytes for i, a in enumerate(arrays) if not _is_view(a, arrays[:i]))
 
 

@@ -9,6 +9,8 @@ from fastlayers.reference.types import Array
 __all__ = [
     "gelu",
     "gelu_backward",
+    "hardswish",
+    "hardswish_backward",
     "leaky_relu",
     "leaky_relu_backward",
     "log_softmax",
@@ -17,6 +19,8 @@ __all__ = [
     "relu_backward",
     "sigmoid",
     "sigmoid_backward",
+    "silu",
+    "silu_backward",
     "softmax",
     "softmax_backward",
     "tanh",
@@ -67,6 +71,19 @@ def sigmoid_backward(grad_output: Array, output: Array) -> Array:
     return grad_output * output * (1 - output)
 
 
+def silu(input: Array) -> Array:
+    """Give ``y = x p(x)``, where p is `sigmoid`.
+
+    https://pytorch.org/docs/stable/generated/torch.nn.SiLU.html
+    """
+    return input * sigmoid(input)
+
+
+def silu_backward(grad_output: Array, input: Array) -> Array:
+    """Give the gradient of `silu`: ``dx = dy p(x) (1 + x p(-x))``."""
+    return grad_output * sigmoid(input) * (1 + input * sigmoid(-input))
+
+
 def tanh(input: Array) -> Array:
     """Give ``y = tanh(x)``.
 
@@ -96,6 +113,20 @@ def gelu_backward(grad_output: Array, input: Array, approximate: str = "none") -
     """Give the gradient of `gelu`: ``dx = dy (P(x) + x P'(x))``."""
     p, density = _normal(input.astype(np.float64), approximate)
     return (grad_output * (p + input * density)).astype(input.dtype)
+
+
+def hardswish(input: Array) -> Array:
+    """Give ``y = x min(max(x + 3, 0), 6) / 6``, and NaN for NaN.
+
+    https://pytorch.org/docs/stable/generated/torch.nn.Hardswish.html
+    """
+    return input * (np.clip(input + 3, 0, 6) / 6)
+
+
+def hardswish_backward(grad_output: Array, input: Array) -> Array:
+    """Give the gradient of `hardswish`: 0 up to -3, dy from 3 on, else ``dy (x / 3 + 1 / 2)``."""
+    dx = np.where(input >= 3, grad_output, grad_output * (input / 3 + 0.5))
+    return np.where(input <= -3, input.dtype.type(0), dx)
 
 
 def softmax(input: Array, dim: int) -> Array:

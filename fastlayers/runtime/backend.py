@@ -1,9 +1,9 @@
 """Whether ops run compiled kernels, or their NumPy references where Numba is missing.
 
-``FASTLAYERS_BACKEND`` names one: ``numba``, the default where it works, or ``numpy``. It is decided
-when the ops are imported; where Numba is installed, its import with the first op has the last word.
-Arguments, checks, results and dropout masks are the same but for rounding. NumPy's BLAS has threads
-of its own, which `set_num_threads` does not reach.
+``FASTLAYERS_BACKEND`` selects one: ``numba``, the default where it works, or ``numpy``. The
+decision is made when the ops are imported; if Numba is installed but its import with the first op
+fails, NumPy takes over. Arguments, checks, results and dropout masks are the same except for
+rounding. NumPy's BLAS has its own threads, which `set_num_threads` does not control.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from fastlayers.runtime import notice, threads
 __all__ = ["NUMPY", "name", "reference"]
 
 INSTALL = "python -m pip install numba"
-# The first release of Numba that the tests have not run with.
+# The first release of Numba that has not been tested.
 _UNTESTED = "0.69"
 
 
-# Whether ops run on NumPy; read where they have checked their arguments, in 15 ns.
+# Whether ops run on NumPy; read by each op after its checks, which takes 15 ns.
 NUMPY: bool
 
 
 def _asked() -> str | None:
-    """What ``FASTLAYERS_BACKEND`` names."""
+    """The backend that ``FASTLAYERS_BACKEND`` selects."""
     asked = os.environ.get("FASTLAYERS_BACKEND") or None
     if asked not in (None, "numba", "numpy"):
         raise ValueError(f"FASTLAYERS_BACKEND: expected numba or numpy, got {asked!r}")
@@ -44,7 +44,7 @@ def _is_installed(package: str) -> bool:
 
 
 def _decide() -> bool | None:
-    """Whether the references are used, or None where Numba's import will tell."""
+    """Whether the references are used; None if this depends on Numba's import."""
     asked = _asked()
     missing = not (_is_installed("numba") and _is_installed("llvmlite"))
     if asked == "numba" and missing:
@@ -55,7 +55,7 @@ def _decide() -> bool | None:
 
 
 def _on_numpy(reason: str) -> bool:
-    """Warn, once for a process."""
+    """Warn, once per process."""
     notice.warn(
         f"fastlayers runs on NumPy alone, many times slower than compiled: {reason}", stacklevel=3
     )
@@ -63,15 +63,15 @@ def _on_numpy(reason: str) -> bool:
 
 
 def _fails() -> bool:
-    """Whether Numba is installed and does not work, as beside a NumPy that it does not know yet.
+    """Whether Numba is installed but does not work, for example with a NumPy that is too new.
 
     Raises
     ------
     ImportError
-        If it works, and has moved what this library uses of its internals: a program would be many
-        times slower after an update that its user did not choose.
+        If it works, but internals that this library uses have moved: falling back would make a
+        program many times slower after an update that its user did not ask for.
     ValueError
-        If a variable of the number of threads has no such number.
+        If a variable for the number of threads is invalid.
     """
     threads.get_num_threads()
     try:
@@ -114,7 +114,7 @@ def name() -> str:
 
 
 def reference(op: str, *arguments: Any) -> Any:
-    """What a function of `fastlayers.reference` gives; no more warnings than a kernel's."""
+    """The result of a function of `fastlayers.reference`, without warnings, as from kernels."""
     from fastlayers import reference as references
 
     with np.errstate(all="ignore"):

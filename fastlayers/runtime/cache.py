@@ -1,8 +1,8 @@
 """Where compiled kernels are kept on disk, and the decorator that compiles them.
 
 Numba's own cache keys a function by its own file only, so a change in a callee or in a
-constant of another file would run stale code. The folder here carries a hash of every source
-that can change a kernel, so a stale kernel cannot be found.
+constant of another file would run stale code. The folder name here contains a hash of every source
+that can affect a kernel, so a stale kernel cannot be found.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from fastlayers.runtime.progress import Progress
 __all__ = ["cache_dir", "kernel", "progress", "sources_hash"]
 
 _DIGEST = hashlib.sha256().digest_size
-# Seconds after which a file that nobody finished is what a killed process has left.
+# Seconds after which an unfinished file must have been left by a killed process.
 _ABANDONED = 3600
 _warned: set[str] = set()
-if cpu.fleet():  # Numba builds for the host's name and features otherwise
+if cpu.fleet():  # otherwise Numba compiles for the host's name and features
     numba.config.CPU_NAME, numba.config.CPU_FEATURES = cpu.fleet(), ""
 
 
 @functools.cache
 def sources_hash() -> str:
-    """Hash of all that decides a kernel's machine code: sources, versions and facts of the CPU.
+    """Hash of all that machine code depends on: sources, versions and properties of the CPU.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def sources_hash() -> str:
 
 
 def _cache_root() -> Path:
-    """Folder that the user named, or the platform's customary one."""
+    """Folder set by the user, or the platform's usual one."""
     if named := os.environ.get("FASTLAYERS_CACHE_DIR"):
         return Path(named).expanduser()
     if sys.platform == "win32":
@@ -75,9 +75,9 @@ def _cache_root() -> Path:
 
 
 def _private_root() -> Path:
-    """Folder under the temporary one that belongs to this user alone.
+    """Private folder of this user below the temporary folder.
 
-    In a folder that another user made, the code to be loaded could be theirs.
+    A folder made by another user could contain their code.
     """
     user = os.getuid() if hasattr(os, "getuid") else 0
     folder = Path(tempfile.gettempdir()) / f"fastlayers-{user}"
@@ -90,11 +90,11 @@ def _private_root() -> Path:
 
 @functools.cache
 def cache_dir() -> Path | None:
-    """Folder of this version's compiled kernels, or None where none can be written.
+    """Folder of this version's compiled kernels, or None if none is writable.
 
     The first of ``FASTLAYERS_CACHE_DIR``, the user's cache folder and a private temporary folder
-    that takes a file. With none, kernels are compiled anew in each process, after one warning; and
-    where the package's code cannot be read, as another version's kernels would be found.
+    that is writable. Without one, kernels are compiled in every process, after one warning; so they
+    are if the package's code cannot be read, as another version's kernels could be found.
     """
     try:
         version = sources_hash()
@@ -120,7 +120,7 @@ def cache_dir() -> Path | None:
 
 @functools.cache
 def _warmed_dir() -> Path | None:
-    """The user's folder where it can only be read, as in an image that was warmed up."""
+    """The user's folder if it is read-only, as in an image that was warmed up."""
     try:
         folder = _cache_root() / sources_hash()
     except (OSError, RuntimeError):  # RuntimeError: there is no home folder
@@ -129,17 +129,17 @@ def _warmed_dir() -> Path | None:
 
 
 def _warn(topic: str, text: str) -> None:
-    """Warn once for a process: what Python remembers is lost where Numba changes its filters."""
+    """Warn once per process: Python's own record is lost when Numba changes its filters."""
     if topic not in _warned:
         _warned.add(topic)
         notice.warn(f"fastlayers: {text}", stacklevel=3)
 
 
 class _Locator:
-    """Tells Numba's cache to keep a kernel in `cache_dir`."""
+    """Makes Numba's cache keep a kernel in `cache_dir`."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        # By these names Numba tells of a function that cannot be cached.
+        # Numba uses these names for a function that cannot be cached.
         code = function.__code__
         self._py_file, self._lineno = code.co_filename, code.co_firstlineno
 
@@ -154,21 +154,21 @@ class _Locator:
 
 
 class _KernelCacheImpl(CompileResultCacheImpl):
-    """Numba's form of what it has compiled; its own `__init__` chooses another place and name."""
+    """Numba's serialised form of a kernel; its own `__init__` chooses another place and name."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._locator, self._lineno = _Locator(function), function.__code__.co_firstlineno
-        # Numba takes the last part of the module's name alone, which two folders may share.
+        # Numba uses only the last part of the module's name, which two folders may share.
         module = function.__module__.removeprefix("fastlayers.")
         name = function.__qualname__.replace("<", "").replace(">", "")  # not in Windows' file names
         self._filename_base = f"{module}-{name}-{self._lineno}"
 
 
 class _KernelFiles:
-    """A file for each signature of a kernel, written at once and checked when it is read.
+    """A file for each signature of a kernel, written atomically and checked when it is read.
 
-    Numba's index of a function's signatures loses entries, and can mix up two, where two processes
-    write it at a time; a file that was cut short ends the process that reads it.
+    Numba's index of a function's signatures loses entries, and can mix up two, if two processes
+    write it at the same time; a truncated file crashes the process that reads it.
     """
 
     def __init__(self, folder: Path, base: str) -> None:
@@ -178,7 +178,7 @@ class _KernelFiles:
         return f"{self._base}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.nbc"
 
     def load(self, key: Any) -> Any:
-        """What was saved; None if nothing was, or it is damaged."""
+        """What was saved; None if there is nothing, or it is damaged."""
         name = self._name(key)
         content = _content(self._folder / name)
         if content is None and (warmed := _warmed_dir()):
@@ -187,10 +187,10 @@ class _KernelFiles:
             return None
         digest, data = content[:_DIGEST], content[_DIGEST:]
         if hashlib.sha256(data).digest() != digest:
-            _warn("damage", f"{self._folder / name} is damaged, its kernel is compiled anew")
+            _warn("damage", f"{self._folder / name} is damaged, its kernel is compiled again")
             return None
-        # Numba's form, which holds machine code: a file that is loaded is trusted in any case, so
-        # `_private_root` refuses a folder of other users.
+        # Numba's form, which holds machine code: a loaded file is trusted anyway, so
+        # `_private_root` rejects folders of other users.
         return pickle.loads(data)
 
     def save(self, key: Any, data: Any) -> None:
@@ -199,10 +199,10 @@ class _KernelFiles:
         path, content = self._folder / self._name(key), dumps(data)
         unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
         try:
-            with open(unfinished, "xb") as file:  # with the rights that the user gives new files
+            with open(unfinished, "xb") as file:  # with the user's permissions for new files
                 file.write(hashlib.sha256(content).digest() + content)
             os.replace(unfinished, path)
-        except BaseException:  # an interrupt too leaves nothing behind
+        except BaseException:  # an interrupt leaves nothing behind either
             unfinished.unlink(missing_ok=True)
             raise
 
@@ -216,7 +216,7 @@ def _content(path: Path) -> bytes | None:
 
 @functools.cache
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes have left, once for a process that saves."""
+    """Remove what killed processes have left, once per process that saves."""
     for path in folder.glob("*.nbc.*"):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < time.time() - _ABANDONED:
@@ -239,9 +239,9 @@ class _KernelCache(FunctionCache):
             return self._load_overload(sig, target_context)
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Save a compiled kernel; where the disk is full it works all the same.
+        """Save a compiled kernel; if the disk is full, it still works.
 
-        Not where a source was edited since the process began, whose code would be another's.
+        Not if a source was edited since the process started: its hash would belong to other code.
         """
         try:
             if sources_hash.__wrapped__() != sources_hash():
@@ -257,7 +257,7 @@ def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
 
     Division follows NumPy's rules (no zero-division check), the GIL is released, and contraction
     to fused multiply-add is allowed; no other liberty is taken with floating point. With `inner`,
-    and where its name begins with an underscore, a function is for kernels to call: from Python it
+    or if its name begins with an underscore, a function is only called by kernels: from Python it
     runs uncompiled. With `shared` it is called by its address. `opt` and `unroll` are those of
     `Kernel`.
     """

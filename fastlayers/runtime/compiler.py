@@ -1,14 +1,16 @@
-"""How kernels are compiled: Numba's compiler with less of what they do not need.
+"""How kernels are compiled: by Numba's compiler, without the stages that they do not need.
 
-An empty cache costs a user the sum of it all; docs/design.md has what each of these saves in the
-first training step of a small network. 150 timings of ops stay the same in the geometric mean:
+With an empty cache a user waits for all of it; docs/measurements.md has what each of these changes
+saves in the first training step of a small network. The geometric mean of 150 timings of ops does
+not change:
 
-- A kernel that another one calls gives it LLVM IR, and nothing else. Of the 53 functions of that
-  step 36 are such: no machine code, wrapper for Python or file in the cache is made of them.
-- A kernel allocates nothing and keeps no array, so no references to arrays are counted, and the
-  rounds of passes that prune such counts are left out. Nor do threads contend for the counts.
+- A kernel that is only called by others gives them LLVM IR, and nothing else. Of the 53 functions
+  of that step 36 are such: no machine code, Python wrapper or cache file is made for them.
+- A kernel allocates nothing and keeps no array, so references to arrays are not counted, and the
+  passes that prune such counts are left out. Nor do threads contend for the counts.
 - LLVM's -O2 without loop unrolling is run once over a kernel and its callees: -O3 makes a copy of
-  the GEMM for each option that a loop tests. Most loops over vectors are written out already.
+  the GEMM for each option that a loop tests. Most loops over vectors are unrolled in the IR
+  already.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ from numba.core.untyped_passes import (
 __all__ = ["InnerKernel", "Kernel", "SharedCode"]
 
 
-# Passes for what kernels do not do: `with`, closures, arithmetic on whole arrays. 5 % of the time,
-# since Numba makes its tables of a function again after each pass.
+# Passes for what kernels do not use: `with`, closures, arithmetic on whole arrays. They take 5 % of
+# the time, since Numba rebuilds its tables of a function after each pass.
 _NOT_NEEDED = (
     InlineClosureLikes,
     InlineInlinables,
@@ -46,10 +48,10 @@ _NOT_NEEDED = (
 
 
 class _InnerLibrary(JITCodeLibrary):
-    """Code to be linked into others, which is optimised there and never loaded by itself."""
+    """Code that is linked into others and optimised there, and never loaded by itself."""
 
     def _optimize_functions(self, ll_module: Any) -> None:
-        """Make functions small, so that the callers can judge what to inline."""
+        """Make functions small, so that callers can decide what to inline."""
         ll_module.data_layout = self._codegen._data_layout
         builder = llvm.create_pass_builder(self._codegen._tm, _tuning())
         manager = llvm.create_new_function_pass_manager()
@@ -108,7 +110,7 @@ class _InnerLowering(NativeLowering):
         state.library = _InnerLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
         state.flags.no_compile = True
         super().run_pass(state)
-        lowered, entry = state.cr, object()  # callers find the code by its entry
+        lowered, entry = state.cr, object()  # callers find the code by its entry point
         state.targetctx.insert_user_function(entry, lowered.fndesc, [state.library])
         state.cr = _LowerResult(lowered.fndesc, lowered.call_helper, cfunc=entry, env=lowered.env)
         return True
@@ -155,7 +157,7 @@ class Kernel(CPUDispatcher):
         options = dict(options)
         tuning = {name: options.pop(name) for name in ("opt", "unroll") if name in options}
         compiler = functools.partial(self._compiler_class, **tuning)
-        # _nrt: without it a function counts no references, and can return no array.
+        # _nrt: without it a function counts no references, and cannot return an array.
         options |= {"nopython": True, "_nrt": False}
         super().__init__(function, targetoptions=options, pipeline_class=compiler)
 
@@ -174,7 +176,7 @@ class Kernel(CPUDispatcher):
 
 
 class _UnwrappedKernel(Kernel):
-    """A function of which Python has no machine code."""
+    """A function without machine code for calls from Python."""
 
     def __init__(self, function: Any, options: dict[str, Any]) -> None:
         super().__init__(function, options | {"no_cpython_wrapper": True})

@@ -1,7 +1,7 @@
-"""How many cores this process may use: those of its affinity, as far as its CPU quota goes.
+"""How many cores this process may use, by its affinity and its CPU quota.
 
-A container that is limited to 2 of 64 cores by a quota sees all 64 of them: with a thread on each,
-all are stopped together once the quota of a period, mostly 0.1 s, is used up.
+A container limited to 2 of 64 cores by a quota still sees all 64: with a thread on each, all of
+them are stopped once the quota of a period, usually 0.1 s, is used up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["affinity", "available", "quota"]
 
 
 def available() -> tuple[int, str]:
-    """How many cores this process may use, and by what they are limited."""
+    """How many cores this process may use, and what limits them."""
     limits = [(os.cpu_count() or 1, "all cores"), (len(affinity()), "affinity")]
     if (limit := quota()) is not None:
         limits.append((limit, "CPU quota"))
@@ -31,9 +31,9 @@ def affinity() -> set[int]:
 
 
 def quota(root: Path = Path("/")) -> int | None:
-    """Cores that the control groups of this process allow, rounded up, or None for no limit.
+    """Cores that the control groups of this process allow, rounded up; None without a limit.
 
-    A group is bound by those above it too, as far as they are mounted.
+    A group is limited by its parents too, as far as they are mounted.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def quota(root: Path = Path("/")) -> int | None:
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """Folders of the groups that this process is in, of both versions."""
+    """Folders of the groups that this process belongs to, of both versions."""
     try:
         member = (root / "proc/self/cgroup").read_text(errors="replace")
         mounted = (root / "proc/self/mountinfo").read_text(errors="replace")
@@ -87,7 +87,7 @@ def _unescaped(text: str) -> str:
 
 
 def _limit(group: Path) -> float | None:
-    """Microseconds of computing in one of time; None for no limit, and for no such file."""
+    """CPU time per wall time; None without a limit, or without such a file."""
     try:
         if (group / "cpu.max").exists():
             used, period = (group / "cpu.max").read_text().split()

@@ -1,4 +1,4 @@
-"""Facts of the CPU that decide how kernels are built."""
+"""Properties of the CPU that kernels depend on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["FLEETS", "cache_bytes", "cpu_name", "fleet", "lanes", "tile_rows", "vector_bytes"]
 
-# Levels of x86-64 that all machines of a fleet may have, and the bytes of their vectors;
+# Levels of x86-64 that all machines of a fleet may share, and the bytes of their vectors;
 # https://gitlab.com/x86-psABIs/x86-64-ABI, table 3.1. The second has no fused multiply-add.
 FLEETS = {"x86-64-v3": 32, "x86-64-v4": 64}
 
@@ -21,7 +21,7 @@ def _features() -> dict[str, bool]:
 
 
 def cpu_name() -> str:
-    """Name of the CPU as LLVM knows it, such as ``znver4`` or ``apple-m1``."""
+    """LLVM's name of the CPU, such as ``znver4`` or ``apple-m1``."""
     import llvmlite.binding as llvm
 
     return str(llvm.get_host_cpu_name())
@@ -29,19 +29,19 @@ def cpu_name() -> str:
 
 @functools.cache
 def fleet() -> str | None:
-    """The level that ``FASTLAYERS_CPU`` names, for machine code that many machines can share.
+    """The level given by ``FASTLAYERS_CPU``, for machine code that many machines can share.
 
     Raises
     ------
     ValueError
-        For an unknown one, or one that this machine does not reach.
+        For an unknown level, or one that this machine does not support.
     """
     named = os.environ.get("FASTLAYERS_CPU") or None
     if named is not None:
         if named not in FLEETS:
             raise ValueError(f"FASTLAYERS_CPU: expected {' or '.join(FLEETS)}, got {named!r}")
         if FLEETS[named] > _widest():
-            raise ValueError(f"FASTLAYERS_CPU: {cpu_name()} is no {named}")
+            raise ValueError(f"FASTLAYERS_CPU: {cpu_name()} does not support {named}")
     return named
 
 
@@ -54,7 +54,7 @@ def _widest() -> int:
 def vector_bytes() -> int:
     """Bytes of the widest vector register to use: 64, 32 or 16.
 
-    ``FASTLAYERS_VECTOR_BYTES`` asks for a narrower one, so that the code of smaller CPUs can be
+    ``FASTLAYERS_VECTOR_BYTES`` selects a narrower one, so that the code for smaller CPUs can be
     tested on a larger one.
     """
     named = fleet()
@@ -67,7 +67,7 @@ def vector_bytes() -> int:
     return min(widest, int(asked))
 
 
-# Bytes of the last cache of a CPU that does not tell, and of a fleet's.
+# Size of the last-level cache if the CPU does not report it, and for a fleet.
 CACHE = 32 << 20
 
 
@@ -75,15 +75,15 @@ CACHE = 32 << 20
 def cache_bytes() -> int:
     """Bytes of the last-level cache.
 
-    What passes through it at once is lost for whoever comes next, so results of more are better
-    written past it.
+    An op that moves more than this leaves nothing useful in the cache for the next op, so its
+    results are better written with non-temporal stores.
     """
     if fleet():
         return CACHE
     levels = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
     try:
         return int(levels[-1].read_text().strip().removesuffix("K")) << 10
-    except (IndexError, OSError, ValueError):  # not Linux, or a machine that hides it
+    except (IndexError, OSError, ValueError):  # not Linux, or a machine that does not report it
         return CACHE
 
 

@@ -75,7 +75,7 @@ class SharedKernel:
         return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
 
     def _after_fork(self) -> None:
-        """Give the child a lock of its own, since another thread may have held the parent's."""
+        """Give the child its own lock, since another thread may have held the parent's."""
         self._lock = threading.RLock()
 
     def _slot_field(self, builder: Any, field: int) -> Any:
@@ -85,17 +85,17 @@ class SharedKernel:
         return builder.gep(slot, [_i32(0), _i32(field)])
 
     def emit_prepare(self, cgctx: Any, builder: Any) -> None:
-        """Emit the resolution of the address where that has not happened yet.
+        """Emit the resolution of the address, unless it has been resolved.
 
-        It may compile and takes the GIL, so it belongs before a parallel region, not into a task.
-        Where the compilation fails or is interrupted, the caller returns with an error.
+        It may compile and takes the GIL, so it belongs before a parallel region, not in a task. If
+        the compilation fails or is interrupted, the caller returns with an error.
         """
         address = builder.load(self._slot_field(builder, 0))
         with builder.if_then(builder.icmp_signed("==", address, _i64(0)), likely=False):
             resolver = builder.load(self._slot_field(builder, 1))
             resolver = builder.inttoptr(resolver, ir.FunctionType(_i64, []).as_pointer())
             builder.call(resolver, [])
-            # Not its result, which is undefined if an interrupt comes between two lines.
+            # Not its result, which is undefined if an interrupt arrives between two lines.
             found = builder.load(self._slot_field(builder, 0))
             with builder.if_then(builder.icmp_signed("==", found, _i64(0)), likely=False):
                 message = f"{self.symbol}: the compilation failed or was interrupted"

@@ -1,13 +1,13 @@
-"""Where the library's arrays come from: every output and workspace is allocated here.
+"""The library's arrays: every output and work array is allocated here.
 
-A fresh large array costs a page fault for each 4 KiB that is first written, some 0.25 us or as
-much as writing those 4 KiB ten times. So a large array is lent from a pool: its block goes back
-to a list of free ones when the last view of it dies, and is handed out again.
+A new large array costs a page fault for each 4 KiB that is first written, about 0.25 us, or as much
+as writing those 4 KiB ten times. So a large array is lent from a pool: its block goes back to a
+list of free ones when the last view of it dies, and is reused.
 
-Blocks come in sizes of eight steps to the next power of two. A request takes the block of its size
-that was freed last, or one of up to twice the size. So a step of training that asks for what the
-step before it asked for finds all of it free. Where sizes change, blocks that were not used for
-the longest time go back to the system (`_trim`).
+There are eight block sizes per power of two. A request takes the block of its size that was freed
+last, or one of up to twice the size. So a training step with the same requests as the step before
+finds all of its blocks free. If sizes change, the blocks unused for the longest time go back to the
+system (`_trim`).
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ __all__ = [
 
 # One AVX-512 register, and a cache line on nearly every CPU.
 ALIGNMENT = 64
-# Below this NumPy's own allocation, 0.2 us and without page faults, is the faster one.
+# Below this NumPy's own allocation, 0.2 us and without page faults, is faster.
 SMALLEST_BLOCK = 32 * 1024
-# Memory that is kept however little was in use.
+# Memory that is kept in any case.
 KEPT = 64 << 20
 # Bytes of a `scratch`; larger ones are lent by the pool.
 SCRATCH = 8 << 20
@@ -49,13 +49,13 @@ SCRATCH = 8 << 20
 HUGE_PAGE = 2 << 20
 
 
-# Looked up once: each look into a module costs 20 ns of the 0.7 us of `empty`.
+# Looked up once: each access to a module costs 20 ns of the 0.7 us of `empty`.
 _dtype, _ndarray, _numpy_empty, _prod = np.dtype, np.ndarray, np.empty, math.prod
 _references = sys.getrefcount
 
 
 class _Block(mmap.mmap):
-    """Memory of the system; arrays begin at `offset`, on a huge page where there is one."""
+    """Memory from the system; arrays begin at `offset`, on a huge page if there is one."""
 
     __slots__ = ("home", "offset")
 
@@ -64,10 +64,10 @@ class _Block(mmap.mmap):
 
 
 class _Free(deque[_Block]):
-    """Free blocks of one size, from the one that was freed first to the last.
+    """Free blocks of one size, in the order in which they were freed.
 
-    A deque's append and pop need no lock, which `_Loan.__del__` could find held by the thread that
-    it interrupts, or by one that the end of the interpreter has stopped.
+    A deque's append and pop need no lock; `_Loan.__del__` could find a lock held by the thread that
+    it interrupts, or by one that was stopped at interpreter exit.
     """
 
     __slots__ = ("blocks", "last_use", "size")
@@ -75,11 +75,11 @@ class _Free(deque[_Block]):
     def __init__(self, size: int) -> None:
         self.size = size
         self.blocks = 0  # that exist, lent or free
-        self.last_use = 0  # number of the last block that was made before it
+        self.last_use = 0  # number of the last block made before it
 
 
 class _Pool:
-    """Counts of the whole pool, changed only where a block is made or dropped."""
+    """Counts of the whole pool, changed only when a block is made or dropped."""
 
     __slots__ = ("made", "peak", "used")
 
@@ -97,17 +97,17 @@ _frees_of: dict[int, _Free] = {}  # by bytes of the array
 class _Loan(np.ndarray):
     """Owner of a lent block: the base of the array that is handed out, and so of all its views.
 
-    NumPy shortens a chain of bases only as far as they are of the view's own class.
+    NumPy shortens a chain of bases only within the view's own class.
     """
 
     __slots__ = ()
 
     def __del__(self) -> None:
-        # By attributes alone: at the end of the interpreter there may be no globals.
+        # By attributes alone: at interpreter exit there may be no globals.
         block = self.base
         try:
             home = block.home  # type: ignore[union-attr]
-        except AttributeError:  # a copy, or a view, which whoever slices `array.base` gets
+        except AttributeError:  # a copy, or a view obtained by slicing `array.base`
             return
         home.append(block)
 
@@ -132,7 +132,7 @@ def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def _free_of(nbytes: int) -> _Free:
-    """The list of blocks for `nbytes`: a power of two or one of seven steps up to the next."""
+    """The list of blocks for `nbytes`: a power of two, or one of seven sizes up to the next."""
     step = 1 << max(nbytes.bit_length() - 4, 12)
     size = -(-nbytes // step) * step
     if len(_frees_of) >= 4096:
@@ -144,8 +144,8 @@ def _free_of(nbytes: int) -> _Free:
 def _larger_block(size: int) -> _Block | None:
     """The smallest free block of up to twice the size.
 
-    Workspaces and activations of a step are not all needed at a time: VGG-16 takes 2.2 GB with
-    it, 2.4 GB without.
+    Work arrays and activations of a step are not all needed at the same time: VGG-16 takes 2.2 GB
+    with this, 2.4 GB without.
     """
     for free in sorted(_frees.values(), key=lambda free: free.size):
         if size < free.size <= 2 * size:
@@ -155,14 +155,14 @@ def _larger_block(size: int) -> _Block | None:
 
 
 def _new_block(free: _Free, nbytes: int) -> _Block:
-    """A block for an array of `nbytes`, after a look at what is kept."""
+    """A block for an array of `nbytes`, after checking how much is kept."""
     used = _total(lambda f: f.blocks - len(f)) + free.size
     _pool.used = max(_pool.used, used)
     _trim(max(_pool.used, KEPT))
     try:
         block = _map(free.size, nbytes)
     except (OSError, OverflowError):
-        empty_cache()  # what other sizes keep may be what is missing
+        empty_cache()  # other sizes may keep the memory that is missing
         try:
             block = _map(free.size, nbytes)
         except (OSError, OverflowError) as error:
@@ -175,12 +175,12 @@ def _new_block(free: _Free, nbytes: int) -> _Block:
 
 
 def _total(count: Callable[[_Free], int]) -> int:
-    """Bytes of so many blocks of each size."""
+    """Bytes of a number of blocks of each size."""
     return sum(count(free) * free.size for free in list(_frees.values()))
 
 
 def _map(size: int, nbytes: int) -> _Block:
-    """Fresh memory, in huge pages as far as `nbytes` fill them."""
+    """New memory, in huge pages as far as `nbytes` fill them."""
     huge = nbytes // HUGE_PAGE * HUGE_PAGE if hasattr(mmap, "MADV_HUGEPAGE") else 0
     length = size + HUGE_PAGE if huge else size  # of addresses; what is not touched takes no memory
     if sys.platform == "win32":
@@ -197,10 +197,10 @@ def _map(size: int, nbytes: int) -> _Block:
 
 
 def _trim(limit: int) -> None:
-    """Free the sizes that were used the longest time ago until at most `limit` bytes are kept.
+    """Free the sizes unused for the longest time until at most `limit` bytes are kept.
 
-    Memory in use at its peak is a limit that fixed shapes never reach, since their free blocks
-    were part of it; shapes that change all the time take twice their need at most.
+    With the peak of memory in use as the limit, fixed shapes never reach it, since their free
+    blocks were part of the peak; constantly changing shapes take at most twice what they need.
     """
     frees = sorted(_frees.values(), key=lambda free: free.last_use)
     kept = sum(len(free) * free.size for free in frees)
@@ -210,7 +210,7 @@ def _trim(limit: int) -> None:
 
 
 def _drop(free: _Free) -> bool:
-    """Give the block that was free the longest back to the system, if there is one."""
+    """Return the block that was free the longest to the system, if there is one."""
     try:
         free.popleft()
     except IndexError:
@@ -221,7 +221,7 @@ def _drop(free: _Free) -> bool:
 
 @functools.cache
 def largest() -> int:
-    """Bytes that no array of this machine can have: four times its memory, with any swap space."""
+    """Bytes that no array on this machine can have: four times its memory, including swap space."""
     try:
         return 4 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # Windows
@@ -255,7 +255,7 @@ class _Arena:
         return sum(map(_references, last)) + _references(last)
 
     def clear(self) -> None:
-        """Forget the memory. In this order: what is alive must not be found in `arrays` again.
+        """Drop the memory. In this order: what is alive must not be found in `arrays` again.
 
         Another thread may ask for it, in `empty_cache`. If this one has taken new memory after the
         first line, that is what may be alive; no thread comes between the last two.
@@ -272,7 +272,7 @@ class _Local(threading.local):
 
 
 def _holders_when_idle() -> list[int]:
-    """`_Arena.holders` of so many arrays that nobody else sees; Python 3.14 counts less."""
+    """`_Arena.holders` of so many arrays without other references; Python 3.14 counts fewer."""
     counts, arena = [], _Arena()
     for n in range(1, 17):
         arena.arrays[n] = arena.last = tuple([np.empty(1) for _ in range(n)])
@@ -280,18 +280,18 @@ def _holders_when_idle() -> list[int]:
     return [0, *counts]
 
 
-# Not a WeakSet, which may not be iterated while another thread begins.
+# Not a WeakSet, which must not be iterated while another thread starts.
 _arenas: weakref.WeakKeyDictionary[_Arena, None] = weakref.WeakKeyDictionary()
 _local = _Local()
 _IDLE = _holders_when_idle()
 
 
 def scratch(counts: tuple[int, ...], dtype: Any) -> tuple[np.ndarray, ...]:
-    """Flat uninitialised arrays of so many elements each, for the time of one call.
+    """Flat uninitialised arrays with these numbers of elements, for the duration of one call.
 
-    The arrays are 64-byte aligned. The thread's next `scratch` gives the same memory again, unless
-    these arrays or views of them are still alive: then it takes its arrays from the pool, as it
-    does for more than 8 MiB. Three arrays cost 0.5 us, and 1.5 to 2 by `empty`.
+    The arrays are 64-byte aligned. The thread's next `scratch` reuses the memory, unless these
+    arrays or views of them are still alive: then it takes its arrays from the pool, as it does for
+    more than 8 MiB. Three arrays cost 0.5 us, and 1.5 to 2 us with `empty`.
     """
     arena = _local.arena
     last = arena.last
@@ -313,7 +313,7 @@ def _new_scratch(arena: _Arena, counts: tuple[int, ...], dtype: np.dtype) -> tup
     block = arena.arrays.get(None)
     if block is None or block.size < ends[-1] or len(arena.arrays) > 1000:
         arena.clear()
-        # Not the array, over which NumPy would reach from a view of one of the arrays.
+        # Not the array, since NumPy would look through it from a view of one of the arrays.
         block = arena.arrays[None] = empty(max(ends[-1], SMALLEST_BLOCK), np.uint8).base
     arrays = tuple([np.ndarray(n, dtype, block, at) for n, at in zip(counts, ends, strict=False)])
     arena.arrays[counts, dtype] = arena.last = arrays
@@ -321,7 +321,7 @@ def _new_scratch(arena: _Arena, counts: tuple[int, ...], dtype: np.dtype) -> tup
 
 
 def empty_cache() -> None:
-    """Give all free blocks back to the system, and those of `scratch`."""
+    """Return all free blocks to the system, and those of `scratch`."""
     for reference in _arenas.keyrefs():
         if (arena := reference()) is not None:
             arena.clear()
@@ -336,10 +336,9 @@ def memory_stats() -> dict[str, int]:
     Returns
     -------
     dict
-        ``used_blocks`` and ``used_bytes`` that arrays see, ``free_blocks`` and ``free_bytes`` that
-        are kept for reuse, ``peak_bytes``, the most that both were together, and ``new_blocks``,
-        how many were taken from the system since the start. Arrays below 32 KiB are NumPy's and
-        not counted.
+        ``used_blocks`` and ``used_bytes`` in use by arrays, ``free_blocks`` and ``free_bytes`` kept
+        for reuse, ``peak_bytes``, the peak of their sum, and ``new_blocks``, the number taken from
+        the system so far. Arrays below 32 KiB are NumPy's and not counted.
     """
     return {
         "used_blocks": sum(free.blocks - len(free) for free in list(_frees.values())),
@@ -361,7 +360,7 @@ class _Interface:
 
 
 def writable_view(array: np.ndarray) -> np.ndarray:
-    """View of a read-only array that kernels take: they would compile anew for the flag.
+    """Writable view of a read-only array: kernels would be compiled again for the flag.
 
     Kernels never write to their inputs.
     """

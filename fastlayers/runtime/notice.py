@@ -1,6 +1,6 @@
-"""What the library tells its user by the way; no call fails because nobody can be told.
+"""Messages to the user; no call fails because a message can't be shown.
 
-``sys.stderr`` may be missing, closed, a full disk, or a user's logger, which may raise anything.
+``sys.stderr`` may be missing, closed, on a full disk, or a user's logger, which may raise anything.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ __all__ = ["tell", "warn"]
 
 
 def tell(text: str) -> None:
-    """Write lines to stderr at once, between the bars of tqdm rather than through them."""
+    """Write lines to stderr in one call, above tqdm's bars rather than through them."""
     with contextlib.suppress(Exception):
         if sys.stderr is None:  # which means stdout to `tqdm.write`
             return
         if bars := sys.modules.get("tqdm"):
             bars.tqdm.write(text, file=sys.stderr)
         else:
-            sys.stderr.write(f"{text}\n")  # in one call, or another process could come between
+            sys.stderr.write(f"{text}\n")  # in one call, or another process could write in between
             sys.stderr.flush()
 
 
 def warn(text: str, stacklevel: int = 1) -> None:
-    """Give a RuntimeWarning, which raises only where a filter makes an error of it.
+    """Issue a RuntimeWarning, which raises only if a filter turns it into an error.
 
     `stacklevel` is 1 for the line that calls this function.
     """

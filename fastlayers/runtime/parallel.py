@@ -1,10 +1,10 @@
 """One parallel driver for all kernels.
 
 A kernel cuts its work into chunks that depend on the shape alone, and hands a serial task to
-`parallel_for`. A worker begins with a contiguous share of the chunks, the same in each call, so
-that it finds in its caches what it wrote before, and goes on with what others have left.
-Only the driver is compiled with ``parallel=True``: a parallel kernel costs 0.7-2.3 s to compile,
-a serial one 0.1-0.3 s, and there are dozens of those.
+`parallel_for`. A worker starts with a contiguous share of the chunks, the same in each call, so
+that it finds in its caches what it wrote before, and then takes what others have left. Only the
+driver is compiled with ``parallel=True``: a parallel kernel costs 0.7-2.3 s to compile, a serial
+one 0.1-0.3 s, and there are dozens of those.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _pointer = ir.IntType(8).as_pointer()
 _line_type = ir.ArrayType(_i64, 8)
 _task_type = ir.FunctionType(ir.VoidType(), [_i64, _i64])
 
-# 1 while a parallel region runs, and for good in a forked child, where the pool's threads do not
-# live and GNU OpenMP would end the process.
+# 1 while a parallel region runs, and permanently in a forked child, where the pool's threads do not
+# exist and GNU OpenMP would abort the process.
 _BUSY = "fastlayers_busy"
 _busy = ctypes.c_int64(0)
 llvm.add_symbol(_BUSY, ctypes.addressof(_busy))
@@ -66,8 +66,8 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # A fork waits for the end of another thread's compilation. In the child, which has no such
-    # thread, nobody would give back the lock that every compilation and load takes.
+    # A fork waits for the end of another thread's compilation. In the child, where that thread does
+    # not exist, the lock that every compilation and load takes would never be released.
     os.register_at_fork(
         before=global_compiler_lock.acquire,
         after_in_parent=global_compiler_lock.release,
@@ -82,8 +82,8 @@ def parallel_for(typingctx: Any, task: Any, count: Any, workers: Any, args: Any)
     `task` is a compiled function, `args` a tuple. `worker` is in ``[0, workers)`` and belongs to
     one thread at a time, for scratch space. Calls from inside a task, from a second Python
     thread while a region runs, or in a forked child run serially in the caller: the same answer
-    on every threading layer, where nesting would abort the process on some. In a parallel loop
-    of your own pass 1 worker, since a foreign parallel region cannot be seen from here.
+    on every threading layer, where nesting would abort the process on some. In your own parallel
+    loop pass 1 worker, since other parallel regions cannot be detected here.
     """
     task_sig = task.get_call_type(typingctx, (types.int64, types.int64, *args.types), {})
     dispatcher = getattr(task.dispatcher, "linked", task.dispatcher)
@@ -91,8 +91,8 @@ def parallel_for(typingctx: Any, task: Any, count: Any, workers: Any, args: Any)
 
     def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
         _, n, threads, packed = values
-        # One counter a worker, on a cache line of its own; the stack is given back after the call,
-        # which may be in a loop.
+        # One counter per worker, on its own cache line; the stack is restored after the call, which
+        # may be in a loop.
         save = ir.FunctionType(_pointer, [])
         save = cgutils.get_or_insert_function(builder.module, save, "llvm.stacksave.p0")
         top = builder.call(save, [])

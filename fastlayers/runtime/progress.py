@@ -1,4 +1,4 @@
-"""Says on stderr that kernels are being compiled, where that takes longer than a second."""
+"""Reports on stderr that kernels are being compiled, if that takes longer than a second."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fastlayers.runtime import notice
 
 __all__ = ["Progress"]
 
-# Seconds of compilation before the first line, and from line to line.
+# Seconds of compilation before the first line, and between lines.
 PATIENCE, INTERVAL = 1.0, 5.0
 
 
 class Progress(event.Listener):
-    """Counts the kernels that are compiled, not loaded from the cache, and the seconds of it.
+    """Counts the kernels that are compiled, not loaded from the cache, and the time it takes.
 
-    Meanwhile Python's garbage is not collected.
+    Python's garbage collector is off meanwhile.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Progress(event.Listener):
         self._kept = f"kept in {folder}" if folder else "in every process: see the warning above"
 
     def on_start(self, event: Any) -> None:
-        """A kernel's compilation begins, in which those of its callees are."""
+        """A kernel's compilation begins, which includes that of its callees."""
         if not _is_kernel(event):
             return
         if self._depth == 0:
@@ -68,5 +68,5 @@ class Progress(event.Listener):
 
 
 def _is_kernel(event: Any) -> bool:
-    """Whether the library's own function is compiled, not one of a user's."""
+    """Whether the function being compiled is the library's, not a user's."""
     return str(event.data["dispatcher"].py_func.__module__).startswith("fastlayers.")

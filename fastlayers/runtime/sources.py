@@ -1,7 +1,7 @@
-"""The code that kernels are made of, however the package was installed.
+"""The code that kernels are made from, however the package was installed.
 
-It is read where Python finds it: in files of source or bytecode, on the disk or in a zip file, or
-where there are no files, as in an application frozen by PyInstaller, from what imports it.
+It is read where Python finds it: from source or bytecode files, on disk or in a zip file, or, if
+there are no files, as in an application frozen by PyInstaller, from its importer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SUFFIXES = tuple(all_suffixes())
 
 
 def contents() -> list[tuple[str, bytes]]:
-    """Names and contents of all modules that can change a kernel, in a fixed order.
+    """Names and contents of all modules that can affect a kernel, in a fixed order.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def contents() -> list[tuple[str, bytes]]:
             if not modules:
                 raise FileNotFoundError(f"there is nothing of fastlayers.{part}")
             found += modules
-    except Exception as error:  # whatever an importer raises, or a zip file that was overwritten
+    except Exception as error:  # anything an importer raises, or a zip file that was overwritten
         raise OSError(f"the package's code cannot be read: {error}") from error
     return found
 
@@ -48,7 +48,7 @@ def _folder(part: str) -> Traversable:
 
 
 def _in_files(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
-    """Files of a folder, and of those below, that Python imports; not its copies of sources."""
+    """Files below a folder that Python imports; not its cached copies of sources."""
     for entry in folder.iterdir() if folder.is_dir() else ():
         name = f"{path}/{entry.name}"
         if entry.name.endswith(_SUFFIXES):
@@ -58,7 +58,7 @@ def _in_files(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _imported(module: str, is_package: bool = True) -> Iterator[tuple[str, bytes]]:
-    """Code of a module, and of those below, as its importer has it."""
+    """Code of a module, and of those below, as its importer provides it."""
     spec = importlib.util.find_spec(f"fastlayers.{module}")
     if spec is None or spec.loader is None:
         return
@@ -70,7 +70,7 @@ def _imported(module: str, is_package: bool = True) -> Iterator[tuple[str, bytes
 
 
 def _text(value: object) -> str:
-    """Code or a constant of it in words that are the same in every process; marshal's are not."""
+    """Code, or a constant in it, as text that is the same in every process; marshal's is not."""
     if isinstance(value, CodeType):
         names = (value.co_name, value.co_names, value.co_varnames, value.co_freevars)
         facts = (*names, value.co_code, value.co_exceptiontable, value.co_firstlineno)

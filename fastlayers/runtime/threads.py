@@ -19,8 +19,8 @@ __all__ = [
     "workers_for",
 ]
 
-# Elementary operations (a multiply-add, a load) below which a parallel launch, about 2 us,
-# costs more than the second core gives.
+# Elementary operations (a multiply-add, a load) below which a parallel launch, about 2 us, costs
+# more than the second core saves.
 SERIAL_WORK = 1e5
 
 _num_threads, _origin = 0, ""  # 0: not decided yet
@@ -36,10 +36,10 @@ def workers_for(work: float) -> int:
 def get_num_threads() -> int:
     """Threads that kernels use.
 
-    By the first that says so: `set_num_threads`, ``FASTLAYERS_NUM_THREADS``, ``OMP_NUM_THREADS``
-    (of a list its first number; what OpenMP ignores is ignored), which ``NUMBA_NUM_THREADS``
-    limits, or is followed alone; by default all cores that this process may run on, or fewer where
-    the CPU quota of its control group allows fewer.
+    Decided by the first of these that is set: `set_num_threads`, ``FASTLAYERS_NUM_THREADS``,
+    ``OMP_NUM_THREADS`` (the first number of a list; what OpenMP ignores is ignored) limited by
+    ``NUMBA_NUM_THREADS``, or the latter alone. By default all cores that this process may run on,
+    or fewer if the CPU quota of its control group is lower.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def get_num_threads() -> int:
 
 
 def origin() -> str:
-    """What has decided the number of threads, such as ``affinity`` or a variable's name."""
+    """What decided the number of threads, such as ``affinity`` or a variable's name."""
     get_num_threads()
     return _origin
 
@@ -71,12 +71,12 @@ def set_num_threads(n: int) -> None:
 
 
 def is_chosen() -> bool:
-    """Whether the user has said how many threads kernels use."""
+    """Whether the user has chosen how many threads kernels use."""
     return _chosen or _named() is not None
 
 
 def share(n: int, origin: str) -> None:
-    """Use `n` threads, which `origin` has decided, until the user says how many."""
+    """Use `n` threads, as decided by `origin`, until the user chooses a number."""
     global _num_threads, _origin
     if isinstance(n, bool) or not isinstance(n, SupportsIndex) or operator.index(n) < 1:
         raise ValueError(f"set_num_threads: n must be a positive integer, got {n!r}")
@@ -92,7 +92,7 @@ def follow(follower: Callable[[int], None]) -> None:
 
 
 def _named() -> tuple[int, str] | None:
-    """The number of threads that the environment names, and the variable that does."""
+    """The number of threads set by the environment, and the variable that sets it."""
     own, numba = _positive("FASTLAYERS_NUM_THREADS"), _positive("NUMBA_NUM_THREADS")
     if own:
         return own, "FASTLAYERS_NUM_THREADS"
@@ -102,7 +102,7 @@ def _named() -> tuple[int, str] | None:
 
 
 def _positive(variable: str) -> int | None:
-    """Value of a variable, or None where it has none."""
+    """Value of a variable, or None if it is not set."""
     text = os.environ.get(variable)
     if not text:
         return None

@@ -1,4 +1,4 @@
-"""State files: npz, safetensors and PyTorch's, of which nothing is ever executed.
+"""State files: npz, safetensors and PyTorch's. Nothing in them is ever executed.
 
 A file may be damaged or hostile: what it claims to hold is compared with its size first.
 """
@@ -25,33 +25,33 @@ _File = str | os.PathLike[str] | IO[bytes]
 
 
 def save(obj: Any, path: _File) -> None:
-    """Write a state to a file, which is replaced only when all is written.
+    """Write a state to a file, which is replaced only once everything is written.
 
     ``torch.save(model, path)`` pickles the class; here the state dict is written, in a format
     without pickle.
 
-    The content is written to a file ``.name.*.part`` beside it, which is renamed when it is on the
-    disk: after any failure `path` is as it was, or new and whole. Only a killed process or a
-    machine that stops leaves a ``.part`` file; nothing reads it, and it can be deleted.
+    The content goes to a file ``.name.*.part`` beside it, which is renamed once it is on the disk:
+    after any failure `path` is either unchanged, or new and complete. Only a killed process or a
+    crashed machine leaves a ``.part`` file; nothing reads it, and it can be deleted.
 
     Parameters
     ----------
     obj : object
         A state dict, a numeric array or tensor, a number, text, a bool, None, or a dict, list or
-        tuple of these, such as ``{"model": model.state_dict(), "epoch": 3}``. Of what has a
-        `state_dict` method, such as a module or an optimiser, that is written.
+        tuple of these, such as ``{"model": model.state_dict(), "epoch": 3}``. For an object with a
+        `state_dict` method, such as a module or an optimiser, its result is written.
     path : path-like or binary file
-        ``*.safetensors`` is a safetensors file; every other name, also ``*.pth`` and ``*.pt``, and
-        an open file hold NumPy's npz format. Of a symbolic link the target is replaced.
+        ``*.safetensors`` gives a safetensors file; every other name, including ``*.pth`` and
+        ``*.pt``, and an open file give NumPy's npz format. If it is a symbolic link, its target is
+        replaced.
 
     Raises
     ------
     TypeError
-        If a part of `obj` is none of these, or `path` no path.
+        If a part of `obj` is none of these, or `path` is not a path.
     ValueError
-        If a name is ``__metadata__``, which safetensors keeps for itself, has a null character or
-        an unpaired surrogate, or takes more than 65,000 bytes; if `obj` is nested more than 100
-        deep.
+        If a name is ``__metadata__``, which safetensors reserves, has a null character or an
+        unpaired surrogate, or takes more than 65,000 bytes; if `obj` is nested more than 100 deep.
     OSError
         If the file cannot be written.
     """
@@ -72,39 +72,39 @@ def load(
 ) -> Any:  # fmt: skip
     """Read a file that `save` or ``torch.save`` wrote, or an npz or safetensors file.
 
-    Nothing in a file is ever executed, and memory is taken for what the file can hold, whatever it
-    claims. npz and PyTorch's files have a checksum of each array; safetensors has none, so there a
-    damaged value is read as another one.
+    Nothing in a file is ever executed, and no more memory is taken than the file can really hold,
+    whatever it claims. npz and PyTorch's files have a checksum for each array; safetensors has
+    none, so damage there can go unnoticed.
 
     Parameters
     ----------
     path : path-like or binary file
-        The format is found by the content. A file is read from its position to its end.
+        The format is recognised by the content. An open file is read from its position to its end.
     map_location : {None, "cpu"}
-        Where arrays are put, which is always the CPU.
+        Where to put arrays, always the CPU.
     weights_only : bool
-        True: arrays and plain data are all that is ever read.
+        Must be True: only arrays and plain data are ever read.
     dtype : dtype, optional
-        Of all floating point arrays: float16, float32 or float64. By default they have that of the
-        file, and bfloat16 ones float32, which has all of its values.
+        For all floating point arrays: float16, float32 or float64. By default that of the file, and
+        float32 for bfloat16, which has all of its values.
 
     Returns
     -------
     object
-        What was saved: a dict of str to Tensor for a state dict. A mapping of names to arrays
-        alone, such as any npz file, gives tensors too. Each has memory of its own.
+        What was saved: a dict of str to Tensor for a state dict. A plain mapping of names to
+        arrays, such as any npz file, gives tensors too. Each has its own memory.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is truncated, damaged or of another format, or holds other than such data:
-        numbers that NumPy doesn't have, such as float8, or objects; if it has a name twice, or
-        unpacks to more than 256 MiB and 100 times its size. If `map_location` or `weights_only` is
-        another one.
+        If the file is truncated, damaged or of another format, or holds anything else: numbers that
+        NumPy doesn't have, such as float8, or objects; if a name occurs twice, or it unpacks to
+        more than 256 MiB and 100 times its size; if `map_location` or `weights_only` is any other
+        value.
     TypeError
-        If `path` is no path, or `dtype` none of these.
+        If `path` is not a path, or `dtype` none of these.
     """
     _check_path("load", path, "read")
     _check_options(map_location, weights_only)
@@ -127,19 +127,19 @@ def load(
             return nested.unpack({n: convert(a) for n, a in arrays.items()}, size, _leaf)
         except MemoryError:
             raise
-        except Exception as error:  # of zipfile, zlib, NumPy, Python's parser, json, struct
+        except Exception as error:  # from zipfile, zlib, NumPy, Python's parser, json, struct
             raise ValueError(
                 f"load: {name} cannot be read as {kind} file: {error!s:.500}"
             ) from error
 
 
 _SAFETENSORS = "a safetensors"
-# A tar archive says what it is after 257 bytes.
+# A tar archive identifies itself after 257 bytes.
 _BEGINNING = 512
 
 
 def _kind(name: str, start: bytes) -> str:
-    """The format of a file by its beginning, and for a damaged safetensors file by its name."""
+    """The format of a file by its first bytes, or by its name for a damaged safetensors file."""
     if start.startswith(archive.BEGINNINGS):
         return "an npz or torch"
     found = torch_file.foreign(start)
@@ -151,7 +151,7 @@ def _kind(name: str, start: bytes) -> str:
 
 @contextmanager
 def _opened(path: Any) -> Iterator[tuple[IO[bytes], str]]:
-    """A file that begins at 0, and what to call it."""
+    """A file that begins at position 0, and how to refer to it."""
     if isinstance(path, str | os.PathLike):
         with open(path, "rb") as file:
             yield file, os.fspath(path)

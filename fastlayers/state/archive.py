@@ -1,4 +1,4 @@
-"""Zip archives, of which nothing is unpacked before what they claim fits their size.
+"""Zip archives. Nothing is unpacked unless what they claim to hold fits their size.
 
 https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
 """
@@ -24,7 +24,7 @@ _CHUNK = 1 << 20
 
 
 def largest_content(size: int) -> int:
-    """Bytes that a file of a size may unpack to: 256 MiB, or 100 times its size."""
+    """Bytes that a file of this size may unpack to: 256 MiB, or 100 times its size."""
     return max(256 << 20, 100 * size)
 
 
@@ -42,8 +42,8 @@ def opened(file: IO[bytes], size: int) -> Iterator[tuple[zipfile.ZipFile, Member
     with zipfile.ZipFile(file) as archive:
         listed = archive.infolist()
         count = int.from_bytes(end[6:8], "little")
-        # zipfile reads as many as the directory's size tells it, and ignores their number, which
-        # zip64 has elsewhere.
+        # zipfile reads as many as the directory's size implies, and ignores their number, which
+        # zip64 stores elsewhere.
         if count not in (len(listed), 0xFFFF) or (before and not listed):
             raise ValueError(f"its directory has {len(listed)} of {count} members")
         _check_sizes(listed, size)
@@ -59,7 +59,7 @@ def opened(file: IO[bytes], size: int) -> Iterator[tuple[zipfile.ZipFile, Member
 def _check_sizes(members: list[zipfile.ZipInfo], size: int) -> None:
     if any(m.file_size > _RATIOS.get(m.compress_type, 0) * m.compress_size for m in members):
         raise ValueError("its members are neither stored whole nor deflated")
-    # The sum of what lies in the file: members may not overlap, as those of some bombs do.
+    # The sum of the parts in the file: members must not overlap, as those of some bombs do.
     claimed = sum(m.compress_size for m in members)
     unpacked = sum(m.file_size for m in members)
     if claimed > size or unpacked > largest_content(size):

@@ -11,7 +11,7 @@ __all__ = ["to_float32"]
 
 
 def to_float32(bits: np.ndarray) -> np.ndarray:
-    """The float32 values of bfloat16 ones, which are given as 16-bit integers."""
+    """The float32 values of bfloat16 numbers, given as 16-bit integers."""
     wide = bits.astype(np.uint32, order="C")
     wide <<= 16
     return wide.view(np.float32)

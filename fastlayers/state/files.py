@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole, or not at all."""
+"""Files that are replaced completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["replace"]
 
 
 def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a temporary file beside `path`, and rename it over that when it is on the disk."""
+    """Write a temporary file beside `path`, and rename it to `path` once it is on the disk."""
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile's, which are for their owner alone. Of names as long as can be a part.
@@ -32,12 +32,12 @@ def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     # The folder too, so that the rename outlives a power cut.
     try:
         folder = os.open(path.parent, os.O_RDONLY)
-    except OSError:  # Windows, or a folder that may be written and not read
+    except OSError:  # Windows, or a folder that can be written but not read
         return
     try:
         os.fsync(folder)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that has no such thing
+        if error.errno != errno.EINVAL:  # a file system that does not support it
             raise
     finally:
         os.close(folder)

@@ -1,14 +1,14 @@
 """Dicts, lists and tuples of arrays and plain values, as named arrays.
 
-A mapping of names to arrays is kept as it is. Of everything else one array more has the structure,
-as JSON text that names the other arrays:
+A mapping of names to arrays is kept as it is. For everything else, an additional array holds the
+structure, as JSON text that names the other arrays:
 
     tensor -> {"tensor": name}        dict  -> {"dict": [[key, value], ...]}
     array  -> {"array": name}         tuple -> {"tuple": [value, ...]}
     scalar -> {"scalar": name}        int   -> {"int": "0x..."} beyond 64 bits
 
-Lists, text, other numbers, bools and None are JSON's own; Python writes and reads every bit of a
-float, infinities and NaN too.
+Lists, text, other numbers, bools and None are JSON's own; Python writes and reads floats exactly,
+including infinities and NaN.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def pack(value: Any) -> Arrays:
     TypeError
         If a part of it is neither a numeric array nor plain data.
     ValueError
-        If a name cannot be kept, or the value is nested more than 100 deep, as in itself.
+        If a name cannot be stored, or the value is nested more than 100 deep, such as in itself.
     """
     arrays: Arrays = {}
     if _is_flat(value):
@@ -56,7 +56,7 @@ def pack(value: Any) -> Arrays:
 
 
 def unpack(arrays: Arrays, size: int, leaf: Callable[[np.ndarray], Any]) -> Any:
-    """The value that `pack` made the arrays of; `leaf` makes the tensors.
+    """The value that `pack` made the arrays from; `leaf` makes the tensors.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def unpack(arrays: Arrays, size: int, leaf: Callable[[np.ndarray], Any]) -> Any:
         return {name: leaf(array) for name, array in arrays.items()}
     left = dict(arrays)
     text = left.pop(_STRUCTURE).tobytes()
-    # Python takes 20 times the memory, and a deflated text may be 1,000 times the file's size.
+    # Parsing takes 20 times the memory, and deflated text may be 1,000 times the file's size.
     if len(text) > max(1 << 20, size):
         raise ValueError(f"its structure has {len(text)} bytes in a file of {size}")
     value = decode(json.loads(text), left, leaf)
@@ -77,7 +77,7 @@ def unpack(arrays: Arrays, size: int, leaf: Callable[[np.ndarray], Any]) -> Any:
 
 
 def encode(op: str, value: Any, arrays: Arrays, keys: tuple[Any, ...] = ()) -> Any:
-    """What JSON has for a value below some keys; arrays are put aside."""
+    """The JSON form of a value below some keys; arrays are set aside."""
     if len(keys) > DEEPEST:
         raise ValueError(
             f"{op}: {_place(keys[:3])} must be nested at most {DEEPEST} deep, got more, "
@@ -113,7 +113,7 @@ def encode(op: str, value: Any, arrays: Arrays, keys: tuple[Any, ...] = ()) -> A
 
 
 def decode(value: Any, arrays: Arrays, leaf: Callable[[np.ndarray], Any]) -> Any:
-    """The value of `encode`'s, whose arrays are taken out of those given."""
+    """The value of an `encode` result; its arrays are removed from those given."""
     if isinstance(value, list):
         return [decode(item, arrays, leaf) for item in value]
     if not isinstance(value, dict):
@@ -141,7 +141,7 @@ def decode(value: Any, arrays: Arrays, leaf: Callable[[np.ndarray], Any]) -> Any
 
 
 def _int(value: Any) -> Any:
-    """A plain value, as text where its digits take a time that grows with their square."""
+    """A plain value, as text where the time for its digits grows with their square."""
     is_large = isinstance(value, int) and value.bit_length() > 64
     return {"int": hex(value)} if is_large else value
 

@@ -18,7 +18,7 @@ from fastlayers.state.nested import NUMBERS
 
 __all__ = ["read", "write"]
 
-# NumPy's headers have 118 bytes; what is this short takes Python's parser little memory.
+# NumPy's headers have 118 bytes; parsing such short ones takes little memory.
 _LONGEST_HEADER = 1000
 
 
@@ -27,7 +27,7 @@ def write(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
     # Not savez, whose keyword arguments cannot hold a name "file".
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
-            # zip64, since the size isn't known to the archive before it is written
+            # zip64, since the archive does not know the size in advance
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 npy.write_array(member, array, allow_pickle=False)
 
@@ -38,13 +38,13 @@ def read(archive: zipfile.ZipFile, members: Members) -> dict[str, np.ndarray]:
     Raises
     ------
     ValueError, zipfile.BadZipFile, and others
-        If a member is damaged or no array of numbers.
+        If a member is damaged or not an array of numbers.
     """
     return {name: _read_member(archive, name, member) for name, member in members.items()}
 
 
 def _read_member(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> np.ndarray:
-    """An array, of the size of its member."""
+    """An array that fills its member."""
     with archive.open(member) as stream:
         old = npy.read_magic(stream) == (1, 0)
         read_header = npy.read_array_header_1_0 if old else npy.read_array_header_2_0

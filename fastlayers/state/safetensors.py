@@ -2,7 +2,8 @@
 
 https://huggingface.co/docs/safetensors
 
-The header is read one entry at a time: Python takes up to 20 times the memory of a JSON text.
+The header is read one entry at a time: parsing in Python takes up to 20 times the memory of the
+JSON text.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _ENTRY = re.compile(
 def write(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
     """Write named little-endian C-contiguous arrays to an open file."""
     header, end = {}, 0
-    # The widest first, so that all are aligned.
+    # The widest dtypes first, so that all arrays are aligned.
     order = sorted(arrays, key=lambda name: -arrays[name].itemsize)
     for name in order:
         begin, end = end, end + arrays[name].nbytes
@@ -58,12 +59,12 @@ def write(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
-    """The named arrays of a file, bfloat16 ones as float32.
+    """The named arrays of a file, with bfloat16 as float32.
 
     Raises
     ------
     ValueError
-        If the header is none of the format, or its arrays do not fill the file without gaps.
+        If the header does not follow the format, or its arrays do not fill the file without gaps.
     """
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
@@ -88,7 +89,7 @@ def read(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
 
 
 class _Entry(NamedTuple):
-    """What the header says of an array."""
+    """What the header says about an array."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -96,7 +97,7 @@ class _Entry(NamedTuple):
 
     @property
     def stored(self) -> np.dtype:
-        """What the array is read as."""
+        """The dtype that the array is read as."""
         return np.dtype(_DTYPES[self.dtype])
 
 
@@ -117,7 +118,7 @@ def _entries(text: str) -> dict[str, _Entry]:
         if name != METADATA:
             entries[name] = _entry(name, found[2])
     if after != "}" or text[at:].strip():
-        raise ValueError(f"its header is no list of arrays from character {at} on")
+        raise ValueError(f"its header is not a list of arrays from character {at} on")
     return entries
 
 

@@ -1,8 +1,8 @@
-"""Files of a whole training, from which it goes on as if it had not been stopped.
+"""Files with the complete state of a training, to resume it as if it had not been interrupted.
 
-Such a file has a tree of dicts, lists and numbers as JSON text in one array, as
-`fastlayers.state.nested` encodes it, beside the arrays that the tree names, and a checksum of all,
-since safetensors has none.
+Such a file holds a tree of dicts, lists and numbers as JSON text in one array, as encoded by
+`fastlayers.state.nested`, the arrays that the tree names, and a checksum of everything, since
+safetensors has none.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ Arrays = dict[str, np.ndarray]
 FORMAT = 1
 # What a schedule changes from step to step.
 _POSITION = {"last_epoch", "_last_lr"}
-# What a file of another structure leads to, such as one that was made up.
+# Exceptions that a file of another structure, such as a forged one, can cause.
 _MISFITS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 @dataclass
 class Snapshot:
-    """The parts of a training that change as it goes on, and the file that keeps their state.
+    """The parts of a training that change as it proceeds, and the file that keeps their state.
 
     Attributes
     ----------
     path : path-like
-        Written by `fastlayers.save`, whole or not at all.
+        Written by `fastlayers.save`, completely or not at all.
     model, optimizer, scheduler, schedule_every
         As `fastlayers.training.fit` takes them.
     data : tuple
-        The iterables of batches. Of each, and of its ``loader`` and ``sampler``, the file has the
-        ``epoch`` and the ``seed``.
+        The iterables of batches. The file has the ``epoch`` and the ``seed`` of each, and of its
+        ``loader`` and ``sampler``.
 
     Raises
     ------
     TypeError
-        If the optimiser or the scheduler cannot give and take its state.
+        If the optimiser or the scheduler cannot save and load its state.
     """
 
     path: str | os.PathLike[str]
@@ -72,34 +72,35 @@ class Snapshot:
                 )
 
     def exists(self) -> bool:
-        """Whether there is a file to go on from."""
+        """Whether there is a file to resume from."""
         return Path(self.path).exists()
 
     def write(self, history: Mapping[str, Any]) -> None:
-        """Replace the file by one of the present state and the history so far.
+        """Replace the file by one with the current state and the history so far.
 
         Raises
         ------
         TypeError
-            If a state holds other than numbers, text, arrays, tensors, and dicts, lists and tuples
-            of them.
+            If a state holds anything but numbers, text, arrays, tensors, and dicts, lists and
+            tuples of these.
         OSError, ModuleNotFoundError
             As for `fastlayers.save`.
         """
         save(pack(self._state() | {"history": dict(history)}), self.path)
 
     def read(self, epochs: int) -> Tree:
-        """Set all parts to the file's state, and give its history.
+        """Set all parts to the file's state, and return its history.
 
         Parameters
         ----------
         epochs : int
-            The number of epochs that the training shall have.
+            The number of epochs that the training is to have.
 
         Raises
         ------
         ValueError
-            If the file is damaged, of another training or of more epochs; nothing is changed then.
+            If the file is damaged, or from another training or more epochs; then nothing is
+            changed.
         """
         arrays = load(self.path)
         try:
@@ -138,11 +139,12 @@ class Snapshot:
             for part, counts in zip(_chain(batches), saved, strict=True):
                 if "epoch" in counts:
                     part.epoch = counts["epoch"]
-        # Last, since it changes all or nothing, so that no copy of the model is needed to go back.
+        # Last, since it changes all or nothing, so that no copy of the model is needed for a
+        # rollback.
         self.model.load_state_dict(state["model"])
 
     def _check(self, saved: Tree, epochs: int) -> None:
-        """Raise an error unless the state is of such parts."""
+        """Raise an error unless the state belongs to such parts."""
         own = self._state()
         if missing := (own.keys() | {"history"}) - saved.keys():
             raise ValueError(f"it has no {sorted(missing)}")
@@ -175,12 +177,12 @@ def pack(tree: Any) -> Arrays:
 
 
 def unpack(arrays: Mapping[str, np.ndarray | Tensor]) -> Any:
-    """The tree that `pack` made the arrays of, to the bit.
+    """The tree that `pack` made the arrays from, bitwise.
 
     Raises
     ------
     ValueError
-        If it made other ones.
+        If these are not arrays that it made.
     """
     parts = {name: as_array(array) for name, array in arrays.items()}
     if not {"tree", "checksum"} <= parts.keys():
@@ -222,7 +224,7 @@ def _counts(part: Any) -> dict[str, int]:
 
 
 def _fixed(data: list[list[dict[str, int]]]) -> list[list[dict[str, int]]]:
-    """All but the epochs."""
+    """Everything except the epochs."""
     return [[{k: v for k, v in c.items() if k != "epoch"} for c in counts] for counts in data]
 
 

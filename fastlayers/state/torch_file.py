@@ -22,7 +22,7 @@ from fastlayers.state.unpickle import Function, Leaf, call, plain, unpickle
 __all__ = ["foreign", "is_torch_file", "read"]
 
 _PICKLE = "data.pkl"
-# How files began that hold pickles one after the other.
+# How files begin that hold pickles one after the other.
 _MAGIC_NUMBER = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 _DTYPES = {
     "bool": "?", "uint8": "u1", "int8": "i1", "uint16": "u2", "int16": "i2", "uint32": "u4",
@@ -40,21 +40,21 @@ _BYTE_ORDERS = {b"little": "<", b"big": ">"}
 
 @dataclass(frozen=True)
 class _DType(Leaf):
-    """A PyTorch dtype, which as a part of the data is what its values are loaded as."""
+    """A PyTorch dtype; where it is data, it stands for what its values are loaded as."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class _Class:
-    """A class that is named and never made: of storages of a dtype, or of tensors."""
+    """A class that is named but never instantiated: of storages of a dtype, or of tensors."""
 
     dtype: str = ""
 
 
 @dataclass
 class _Storage:
-    """Bytes that tensors are views of, and whether an array has them for its own memory."""
+    """Bytes that tensors are views of, and whether an array already owns them."""
 
     content: np.ndarray
     is_taken: bool = False
@@ -67,7 +67,7 @@ class _TypedStorage:
 
 
 def foreign(start: bytes) -> str | None:
-    """What a file is, by its beginning, if PyTorch wrote it in a format that is not read."""
+    """What a file is, judging by its first bytes, if PyTorch wrote it in an unsupported format."""
     if start.startswith(_MAGIC_NUMBER):
         return (
             "in the format of torch.save before PyTorch 1.6, or with "
@@ -88,7 +88,7 @@ def is_torch_file(members: Members) -> bool:
 def read(
     archive: zipfile.ZipFile, members: Members, size: int, leaf: Callable[[np.ndarray], Any]
 ) -> Any:
-    """What was saved, with tensors as arrays of their own memory, each given to `leaf`.
+    """What was saved; tensors are arrays with their own memory, each passed to `leaf`.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def read(
         raise ValueError(
             "it is a TorchScript program (torch.jit.save), which is never run; save a state dict"
         )
-    # As torch.save writes them. A deflated pickle could take 100,000 times the memory.
+    # As torch.save writes them. A deflated pickle could take 100,000 times its size in memory.
     if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
         raise ValueError("its members are compressed, those of torch.save are not")
     data = archive.read(members[pickle])
@@ -117,7 +117,7 @@ class _Reader:
     archive, members, folder
         The file, and what the names of its members begin with.
     left : int
-        Bytes that the arrays may take: a pickle can name the same storage many times.
+        Bytes that the arrays may still take: a pickle can name the same storage many times.
     leaf : callable
         Called with each array.
     """
@@ -164,7 +164,7 @@ class _Reader:
                 found = self.storages[key]
                 if count * np.dtype(_DTYPES[dtype]).itemsize <= found.content.size:
                     return _TypedStorage(found, dtype)
-        raise ValueError("its pickle refers to what is no storage of the file")
+        raise ValueError("its pickle refers to something that is not a storage of the file")
 
     def tensor(
         self, typed: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any = False,
@@ -219,8 +219,8 @@ def _first(data: Any, *_: Any) -> Any:
 
 
 def _of_type(function: Any, _: Any, arguments: Any, __: Any) -> Any:
-    """The tensor of a class or with attributes, without these."""
-    _checked(arguments[0])  # and no function, so that this is not called by itself
+    """The tensor of a subclass or with attributes, without these."""
+    _checked(arguments[0])  # not a function, so that this does not call itself
     return call(function, arguments)
 
 

@@ -1,10 +1,10 @@
-"""The part of pickle that data needs, in which nothing is imported, looked up or called but what
-the caller lists.
+"""The part of pickle that data needs: nothing is imported, looked up or called except what the
+caller lists.
 
 https://docs.python.org/3/library/pickletools.html, https://peps.python.org/pep-0307/
 
-Every instruction takes a time that is bounded by its length and by what it takes from the stack,
-and at most 100 times its length of memory.
+The time of every instruction is bounded by its length and by what it takes from the stack, its
+memory by 100 times its length.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Leaf:
-    """A part of the data that a function made, or a global name stands for."""
+    """A part of the data that a function made, or that a global name stands for."""
 
     value: Any
 
@@ -55,7 +55,7 @@ def unpickle(data: bytes, names: Mapping[str, Any], persistent: Callable[[Any], 
     Raises
     ------
     ValueError
-        If a name or an instruction is another one.
+        If a name or an instruction is not one of those listed.
     LookupError, TypeError, struct.error
         If the pickle is damaged.
     """
@@ -63,10 +63,10 @@ def unpickle(data: bytes, names: Mapping[str, Any], persistent: Callable[[Any], 
 
 
 def call(function: Any, arguments: Any) -> Any:
-    """What a listed function returns; others are never called."""
+    """The result of a listed function; others are never called."""
     if type(function) is not Function or type(arguments) is not tuple:
         raise ValueError(f"a call of {type(function).__name__} is refused")
-    # So that the time of a call does not depend on a tuple that was made before.
+    # So that the time of a call does not depend on a tuple made earlier.
     if len(arguments) > _MOST_ARGUMENTS:
         raise ValueError(f"a call with {len(arguments)} arguments is refused")
     return function.run(*arguments)
@@ -78,7 +78,7 @@ class Machine:
     A subclass may list other instructions and numbers, and do some otherwise.
     """
 
-    # What an error says of other global names.
+    # What an error says about other global names.
     allowed = (
         "dicts, lists and tuples of numbers, text and tensors of bools, integers, bfloat16 and "
         "float16 to float64 can be loaded, but no pickled objects; of a model, save "
@@ -102,7 +102,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """Go through the pickle, and give its value."""
+        """Go through the pickle, and return its value."""
         while (code := self.take(1)) != b".":
             if code in _CONSTANTS:
                 self.stack.append(_CONSTANTS[code])
@@ -134,7 +134,7 @@ class Machine:
     def popped(self, count: int) -> list[Any]:
         """Take items from the top of the stack."""
         if len(self.stack) < count:
-            raise ValueError("its pickle takes what it did not give")
+            raise ValueError("its pickle pops more than it pushed")
         items = self.stack[-count:]
         del self.stack[-count:]
         return items
@@ -145,12 +145,12 @@ class Machine:
         return items
 
     def protocol(self, _: bytes) -> None:
-        """PROTO: only the one that PyTorch and Python 2 wrote."""
+        """PROTO: only the one that PyTorch and Python 2 write."""
         if (number := self.take(1)[0]) != 2:
             raise ValueError(f"pickle protocol {number} is refused, only 2 is read")
 
     def mark(self, _: bytes) -> None:
-        """MARK: what follows is taken together."""
+        """MARK: what follows belongs together."""
         self.below.append(self.stack)
         self.stack = []
 
@@ -172,7 +172,7 @@ class Machine:
         self.memo[int.from_bytes(self.take(_LENGTHS[code]), "little")] = self.stack[-1]
 
     def get(self, code: bytes) -> None:
-        """BINGET: give what was remembered."""
+        """BINGET: return what was remembered."""
         self.stack.append(self.memo[int.from_bytes(self.take(_LENGTHS[code]), "little")])
 
     def append(self, code: bytes) -> None:
@@ -189,7 +189,7 @@ class Machine:
         self.target(dict).update(zip(keys, items[1::2], strict=True))
 
     def target(self, kind: type) -> Any:
-        """The top of the stack, which is about to be changed."""
+        """The top of the stack, which is about to change."""
         if type(self.stack[-1]) is not kind:
             raise ValueError(
                 f"its pickle takes {type(self.stack[-1]).__name__} for {kind.__name__.strip('_')}"
@@ -197,7 +197,7 @@ class Machine:
         return self.stack[-1]
 
     def build(self, _: bytes) -> None:
-        """Attributes of an OrderedDict, such as _metadata, which say nothing of its items."""
+        """Attributes of an OrderedDict, such as _metadata, which do not affect its items."""
         self.popped(1)
         self.target(dict)
 
@@ -218,21 +218,22 @@ class Machine:
         self.stack.append(call(function, arguments))
 
     def persist(self, _: bytes) -> None:
-        """BINPERSID: what the caller has for an identifier."""
+        """BINPERSID: what the caller returns for an identifier."""
         (identifier,) = self.popped(1)
         self.stack.append(self.persistent(identifier))
 
 
 def plain(value: Any, most: int) -> Any:
-    """A copy of a value that is dicts, lists and tuples of plain values and of leaves' values.
+    """A copy of a value made of dicts, lists and tuples of plain values and of leaves' values.
 
-    What occurs at several places is the same object at all of them, as it was.
+    An object that occurs in several places is one object in the copy too.
 
     Raises
     ------
     ValueError
-        If it is not, or nested more than 100 deep, or has more than `most` parts, where those of
-        what occurs twice count twice: such a value can grow exponentially with its pickle.
+        If it is anything else, nested more than 100 deep, or has more than `most` parts, counting
+        the parts of repeated objects each time: such a value can grow exponentially with its
+        pickle.
     """
     done: dict[int, tuple[Any, int]] = {}
 
@@ -243,7 +244,7 @@ def plain(value: Any, most: int) -> Any:
         if kind in PLAIN:
             return value, 1
         if kind not in (dict, list, tuple):
-            raise ValueError(f"a {kind.__name__.strip('_')} is refused where data is to be")
+            raise ValueError(f"a {kind.__name__.strip('_')} is refused where data is expected")
         if id(value) not in done:
             if depth > DEEPEST:
                 raise ValueError(f"it is nested more than {DEEPEST} deep, or contains itself")

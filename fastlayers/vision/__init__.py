@@ -1,4 +1,4 @@
-"""Images: data sets, transforms and networks, by torchvision's names."""
+"""Images: datasets, transforms and networks, with torchvision's names."""
 
 from fastlayers.vision import datasets, models, transforms
 

@@ -65,7 +65,7 @@ for step, x in enumerate(data.DataLoader(Rows(), batch_size=2)):
     model(x).sum().backward()
     optimizer.step()
 """
-RAISED = "fastlayers: rank {last} of {number} on {host} failed, so all are ended: "
+RAISED = "fastlayers: rank {last} of {number} on {host} failed, so all ranks end: "
 GONE = ": RuntimeError: distributed: rank {last} must make the calls"
 # How the last rank fails, the number of ranks, and what is said of it.
 FAILURES = [
@@ -105,7 +105,7 @@ def test_a_rank_that_fails_ends_all(ranks, way, number, message):
     assert "step 3" in out
     names = {"last": number - 1, "number": number, "host": socket.gethostname()}
     assert message.format(**names) in err, err
-    blamed = {line.split(" on ")[0] for line in err.splitlines() if "so all are ended" in line}
+    blamed = {line.split(" on ")[0] for line in err.splitlines() if "so all ranks end" in line}
     assert message is GONE or blamed == {f"fastlayers: rank {number - 1} of {number}"}
 
 

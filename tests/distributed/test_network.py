@@ -79,4 +79,4 @@ def test_a_rank_that_fails_ends_those_of_the_other_host(ranks, hosts, way):
     if way == "kill":
         assert_killed(out, err, 1)
     else:
-        assert f"rank 1 of 2 on {hosts.names[1]} failed, so all are ended: ValueError" in err, err
+        assert f"rank 1 of 2 on {hosts.names[1]} failed, so all ranks end: ValueError" in err, err

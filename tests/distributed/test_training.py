@@ -66,7 +66,7 @@ def test_the_command_trains_on_all_ranks(ranks, tmp_path):
     bad = ranks.start(2, "", *command[:3], "--data", "mnist", "--data-dir", tmp_path)
     _, err = bad.communicate(timeout=30)
     assert bad.returncode != 0
-    assert re.search(r"fastlayers: rank [01] of 2 on .* failed, so all are ended: ", err)
+    assert re.search(r"fastlayers: rank [01] of 2 on .* failed, so all ranks end: ", err)
     assert not re.search(r"^fastlayers: (?!rank)", err, re.MULTILINE)  # said once
 
 

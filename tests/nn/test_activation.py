@@ -1,28 +1,29 @@
-import math
-
 import numpy as np
 import pytest
+from specs import SPECS, STEMS
 
 import fastlayers as fl
 from fastlayers import Tensor, nn
 
-LAYERS = [
-    nn.ReLU(),
-    nn.LeakyReLU(),
-    nn.LeakyReLU(0.3),
-    nn.Sigmoid(),
-    nn.Tanh(),
-    nn.GELU(),
-    nn.GELU("tanh"),
-    nn.Softmax(dim=1),
-    nn.Softmax(-1),
-    nn.LogSoftmax(dim=0),
-    nn.LogSoftmax(1),
+LAYERS = {name: layer for spec in STEMS["activation"] for name, layer in spec.layers.items()}
+# Each with the values of each of its options.
+MADE = [
+    getattr(nn, name)(**{key: value})
+    for name, layer in LAYERS.items()
+    for key, values in (layer.options or {"inplace": []}).items()
+    for value in values
+    if key != "inplace"
+]
+MADE += [getattr(nn, name)() for name, layer in LAYERS.items() if "dim" not in layer.options]
+VALUES = [
+    (getattr(nn, name)(**options), x, y)
+    for name, layer in LAYERS.items()
+    for options, x, y in layer.values
 ]
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 2, 2)])
-@pytest.mark.parametrize("layer", LAYERS, ids=repr)
+@pytest.mark.parametrize("layer", MADE, ids=repr)
 def test_gradients(check_layer, layer, shape):
     x = np.random.default_rng(0).standard_normal(shape)
     kept = x.copy()
@@ -30,25 +31,12 @@ def test_gradients(check_layer, layer, shape):
     np.testing.assert_array_equal(x, kept)
 
 
-# (layer, input, output)
-VALUES = [
-    (nn.ReLU(), -2, 0),
-    (nn.ReLU(), 3, 3),
-    (nn.LeakyReLU(), -2, -0.02),
-    (nn.LeakyReLU(0.5), -2, -1),
-    (nn.Sigmoid(), math.log(3), 0.75),
-    (nn.Tanh(), math.atanh(0.5), 0.5),
-    (nn.GELU(), 1, 0.8413447460685429),
-    (nn.GELU("tanh"), 1, 0.8411919906082768),
-]
-
-
 @pytest.mark.parametrize(("layer", "x", "y"), VALUES)
 def test_values(layer, x, y):
     np.testing.assert_allclose(layer(np.array([x, x], float)).array(), [y, y], rtol=1e-12)
 
 
-def test_shares():
+def test_probabilities():
     x = np.log(np.array([[1.0, 3], [2, 2]]))
     np.testing.assert_allclose(nn.Softmax(1)(x).array(), [[0.25, 0.75], [0.5, 0.5]])
     np.testing.assert_allclose(np.exp(nn.LogSoftmax(0)(x).array()), [[1 / 3, 0.6], [2 / 3, 0.4]])
@@ -69,30 +57,31 @@ def test_errors():
         nn.LeakyReLU("0.1")(np.ones(3))
 
 
-IN_PLACE = {
-    nn.ReLU: ([-2.0, 3.0], [0, 3]),
-    nn.LeakyReLU: ([-2.0, 3.0], [-0.02, 3]),
-    nn.Dropout: ([1.0, 1.0], [0, 0]),
-    nn.Dropout1d: ([[[1.0]]], [[[0]]]),
-    nn.Dropout2d: ([[[[1.0]]]], [[[[0]]]]),
-}
+IN_PLACE = [
+    (name, layer)
+    for spec in SPECS.values()
+    for name, layer in spec.layers.items()
+    if "inplace" in layer.options
+]
 
 
-@pytest.mark.parametrize(("kind", "values"), IN_PLACE.items())
-def test_in_place_layers_change_their_input(kind, values):
-    given, expected = values
-    options = {"p": 1.0} if "Dropout" in kind.__name__ else {}
-    x = fl.tensor(given, requires_grad=True)
+@pytest.mark.parametrize(("name", "layer"), IN_PLACE, ids=[name for name, _ in IN_PLACE])
+def test_in_place_layers_change_their_input(name, layer):
+    kind, given = getattr(nn, name), layer.inputs[0]
+    x, other = (fl.tensor(given, requires_grad=True) for _ in range(2))
     h = x * 1
-    y = kind(**options, inplace=True)(h)
-    assert y is h
-    np.testing.assert_allclose(np.asarray(h.detach()), expected)
+    fl.manual_seed(0)
+    y = kind(inplace=True)(h)
+    assert y is h and "inplace=True" in repr(kind(inplace=True))
+    fl.manual_seed(0)
+    expected = kind()(other * 1)
+    np.testing.assert_array_equal(h.array(), expected.array())
+    assert (h.array() != given).any()
     h.sum().backward()
-    other = fl.tensor(given, requires_grad=True)
-    kind(**options)(other * 1).sum().backward()
+    expected.sum().backward()
     np.testing.assert_array_equal(np.asarray(x.grad), np.asarray(other.grad))
     with pytest.raises(RuntimeError, match="leaf"):
-        kind(**options, inplace=True)(x)
+        kind(inplace=True)(x)
 
 
 def test_in_place_layers_name_the_option():

@@ -2,53 +2,46 @@ import inspect
 
 import numpy as np
 import pytest
+from specs import SPECS
 
+import fastlayers as fl
 from fastlayers import Tensor, nn, ops
 from fastlayers.nn import functional as F
 from fastlayers.testing import gradcheck
 
 X = np.random.default_rng(0).standard_normal((2, 3, 4, 4))
 V = np.array([0.5, 1, 2])
-LABELS = np.zeros((2, 4, 4), int)
+# Some calls of each function: of arguments that are learnt, and others.
 CALLS = {
-    "adaptive_avg_pool2d": (X, 2),
-    "avg_pool2d": (X, 2),
-    "batch_norm": (X, V, V, V, V),
-    "binary_cross_entropy_with_logits": (X, abs(X)),
-    "conv2d": (X, X[:1, :, :2], V[:1], 1, 1),
-    "cross_entropy": (X, LABELS, V),
-    "dropout": (X, 0.5, False),
-    "dropout1d": (X[0], 0.5, False),
-    "dropout2d": (X, 0.5, False),
-    "gelu": (X,),
-    "leaky_relu": (X, 0.1),
-    "linear": (X, X[0, 0], X[0, 0, 0]),
-    "log_softmax": (X, 1),
-    "max_pool2d": (X, 2),
-    "mse_loss": (X, -X),
-    "nll_loss": (X, LABELS),
-    "relu": (X,),
-    "sigmoid": (X,),
-    "softmax": (X, 1),
-    "tanh": (X,),
+    name: [(learnt, options) for learnt, options in calls() if not options.get("inplace")]
+    for spec in SPECS.values()
+    for name, calls in spec.functions.items()
 }
+MOST = {name: max(calls, key=lambda call: len(call[0])) for name, calls in CALLS.items()}
 
 
 def test_every_function_is_called():
-    assert CALLS.keys() | {"flatten", "one_hot", "pad"} == set(F.__all__)
-
-
-@pytest.mark.parametrize(("name", "args"), CALLS.items(), ids=CALLS)
-def test_is_the_op_on_arrays_and_tensors(name, args):
-    expected = getattr(ops, name)(*args)
-    wrapped = [Tensor(a) if isinstance(a, np.ndarray) else a for a in args]
-    for given in (args, wrapped):
-        y = getattr(F, name)(*given)
-        assert isinstance(y, Tensor) and not y.requires_grad
-        np.testing.assert_array_equal(y.array(), expected)
+    assert CALLS.keys() | {"one_hot", "pad"} == set(F.__all__)
 
 
 @pytest.mark.parametrize("name", CALLS)
+def test_is_the_op_on_arrays_and_tensors(name):
+    known = inspect.signature(getattr(ops, name)).parameters.keys()
+    for learnt, options in [MOST[name], *CALLS[name][:: 1 + len(CALLS[name]) // 4]]:
+        given = {key: value for key, value in options.items() if key in known}
+        fl.manual_seed(0)
+        expected = getattr(ops, name)(**learnt, **given)
+        for make in (np.asarray, Tensor):
+            fl.manual_seed(0)
+            y = getattr(F, name)(**{key: make(a) for key, a in learnt.items()}, **options)
+            for found, want in zip(
+                *(r if isinstance(r, tuple) else (r,) for r in (y, expected)), strict=True
+            ):
+                assert isinstance(found, Tensor) and not found.requires_grad
+                np.testing.assert_array_equal(found.array(), want)
+
+
+@pytest.mark.parametrize("name", sorted(CALLS.keys() - {"flatten"}))
 def test_defaults_are_those_of_the_op(name):
     ours, theirs = (inspect.signature(getattr(m, name)).parameters for m in (F, ops))
     assert [p for p in ours if p != "inplace"] == list(theirs)
@@ -56,19 +49,15 @@ def test_defaults_are_those_of_the_op(name):
         assert ours[key].default in (parameter.default, inspect.Parameter.empty)
 
 
-@pytest.mark.parametrize(("name", "args"), CALLS.items(), ids=CALLS)
-def test_gradients_of_all_inputs(name, args):
-    parameters = list(inspect.signature(getattr(F, name)).parameters)
-    learnt = ["input"] if "reduction" in parameters else ["input", "weight", "bias"]
-    where = [i for i, key in enumerate(parameters[: len(args)]) if key in learnt]
+@pytest.mark.parametrize("name", CALLS)
+def test_gradients_of_all_inputs(name):
+    learnt, options = MOST[name]
 
     def function(*tensors):
-        given = list(args)
-        for i, t in zip(where, tensors, strict=True):
-            given[i] = t
-        return getattr(F, name)(*given)
+        fl.manual_seed(0)
+        return getattr(F, name)(**dict(zip(learnt, tensors, strict=True)), **options)
 
-    gradcheck(function, [Tensor(args[i], True) for i in where])
+    gradcheck(function, [Tensor(a, True) for a in learnt.values()])
 
 
 def test_flatten():

@@ -1,27 +1,11 @@
 import numpy as np
 import pytest
-from cases import DTYPES, check, check_error, check_gradients, check_threads, params
+from cases import DTYPES
+from specs import STEMS
 
 from fastlayers import ops, reference
 
-ELEMENTWISE = ("relu", "leaky_relu", "sigmoid", "tanh", "gelu")
-SOFTMAX = ("softmax", "log_softmax")
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@params(*ELEMENTWISE, *SOFTMAX)
-def test_agrees_with_reference(case, dtype):
-    check(case, dtype)
-
-
-@params(*ELEMENTWISE, *SOFTMAX, least=1, most=500)
-def test_gradients_are_central_differences(case):
-    check_gradients(case)
-
-
-@params(*ELEMENTWISE, *SOFTMAX, least=10000)
-def test_threads_do_not_change_results(case):
-    check_threads(case)
+ELEMENTWISE = [spec.op for spec in STEMS["activation"] if spec.nonfinite]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -85,38 +69,3 @@ def test_softmax_keeps_nan_in_its_row(value):
         y = op(np.array([[0, value, 1], [1, 2, 3]], np.float32), 1)
         assert np.isnan(y[0, 1]) and np.isfinite(y[1]).all()
     assert np.isnan(ops.softmax(np.full((1, 3), -np.inf), 1)).all()
-
-
-X = np.ones((2, 3), np.float32)
-
-
-@pytest.mark.parametrize("op", [*ELEMENTWISE, *SOFTMAX])
-@pytest.mark.parametrize("x", [X.astype(int), X.astype(complex), X.tolist(), X.astype(bool)])
-def test_errors_of_inputs(op, x):
-    check_error(op, TypeError, "input", x, *([1] if op in SOFTMAX else []))
-
-
-@pytest.mark.parametrize("op", [*ELEMENTWISE, *SOFTMAX])
-def test_errors_of_gradients(op):
-    rest = [1] if op in SOFTMAX else []
-    check_error(f"{op}_backward", ValueError, "grad_output", X[:1], X, *rest)
-    check_error(f"{op}_backward", TypeError, "grad_output", X.astype(float), X, *rest)
-    name = "input" if op in ("leaky_relu", "gelu") else "output"
-    check_error(f"{op}_backward", TypeError, name, X, X.astype(int), *rest)
-
-
-@pytest.mark.parametrize(
-    ("op", "error", "argument", "args"),
-    [
-        ("gelu", ValueError, "approximate", (X, "erf")),
-        ("gelu_backward", ValueError, "approximate", (X, X, True)),
-        ("leaky_relu", TypeError, "negative_slope", (X, "0.1")),
-        ("leaky_relu_backward", TypeError, "negative_slope", (X, X, None)),
-        *((op, ValueError, "dim", (X, dim)) for op in SOFTMAX for dim in (2, -3)),
-        *((op, TypeError, "dim", (X, dim)) for op in SOFTMAX for dim in (1.0, None)),
-        ("softmax", ValueError, "dim", (np.array(1.0), 0)),
-        ("softmax_backward", ValueError, "dim", (X, X, 2)),
-    ],
-)
-def test_errors_of_options(op, error, argument, args):
-    check_error(op, error, argument, *args)

@@ -2,7 +2,8 @@ import itertools
 
 import numpy as np
 import pytest
-from cases import DTYPES, check_error
+from cases import DTYPES
+from specs.batchnorm_pool import CASES
 
 from fastlayers import ops, reference
 from fastlayers.runtime.threads import set_num_threads
@@ -26,21 +27,6 @@ def close(value, expected, dtype):
     tolerance = {np.float32: 2e-5, np.float64: 1e-12}[dtype]
     assert value.dtype == dtype and value.shape == expected.shape
     np.testing.assert_allclose(value, expected, tolerance, tolerance * scale)
-
-
-# Shape, kernel, stride, padding, dilation, ceil_mode; the first need one pass.
-CASES = [
-    ((4, 6, 8, 8), 2, None, 0, 1, False),
-    ((3, 16, 7, 9), 2, None, 0, 1, False),
-    ((2, 17, 9, 10), (3, 2), None, 0, 1, False),
-    ((40, 64, 13, 12), 2, 2, 0, 1, False),
-    ((3, 130, 4, 4), (1, 4), None, 0, 1, True),
-    ((5, 1, 6, 6), 3, None, 0, 1, False),
-    ((3, 6, 7, 9), 2, None, 0, 1, True),
-    ((3, 6, 7, 9), 3, 2, 1, 1, False),
-    ((3, 16, 9, 9), 2, 3, 0, 1, False),
-    ((3, 16, 9, 9), 2, 2, 0, 2, False),
-]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -115,43 +101,3 @@ def test_empty_batch():
     )
     assert dx.shape == x.shape
     np.testing.assert_array_equal([dweight, dbias], np.zeros((2, 3)))
-
-
-X, V = np.ones((4, 3, 4, 4), np.float32), np.ones(3, np.float32)
-
-
-@pytest.mark.parametrize(
-    ("error", "argument", "options"),
-    [
-        (ValueError, "input", {"input": X[0]}),
-        (ValueError, "input", {"input": X[:, :0]}),
-        (ValueError, "input", {"input": X[:, :, :0]}),
-        (ValueError, "mean", {"mean": V[:2]}),
-        (TypeError, "weight", {"weight": V.astype(float)}),
-        (ValueError, "activation", {"activation": "tanh"}),
-        (ValueError, "kernel_size", {"kernel_size": 5}),
-        (ValueError, "padding", {"padding": 2}),
-    ],
-)
-def test_errors(error, argument, options):
-    given = {"input": X, "mean": V, "invstd": V, "weight": V, "bias": V, "kernel_size": 2}
-    check_error("batch_norm_max_pool2d", error, argument, **given | options)
-
-
-@pytest.mark.parametrize(
-    ("error", "argument", "options"),
-    [
-        (ValueError, "grad_output", {"grad_output": X}),
-        (ValueError, "offsets", {"offsets": X.astype(np.uint8)}),
-        (TypeError, "offsets", {"offsets": X[..., :2, :2]}),
-        (ValueError, "invstd", {"invstd": X}),
-        # Of another batch or dtype than the input: kernels would read what is not theirs.
-        (ValueError, "output", {"output": X[:2, :, :2, :2], "grad_output": X[:2, :, :2, :2]}),
-        (TypeError, "output", {"output": X[..., :2, :2].astype(float)}),
-    ],
-)
-def test_backward_errors(error, argument, options):
-    y, offsets = ops.batch_norm_max_pool2d(X, V, V, V, V, 2)
-    given = {"grad_output": y, "output": y, "offsets": offsets, "input": X, "weight": V}
-    given |= {"mean": V, "invstd": V, "training": True, "needs": (True,) * 3, "kernel_size": 2}
-    check_error("batch_norm_max_pool2d_backward", error, argument, **given | options)

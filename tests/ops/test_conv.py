@@ -1,52 +1,13 @@
 import numpy as np
 import pytest
-from cases import (
-    DTYPES,
-    check,
-    check_error,
-    check_gradients,
-    check_threads,
-    conv,
-    params,
-)
+from cases import conv
+from specs.conv import DIFFERENCES
 
 from fastlayers import ops, reference
 from fastlayers.ops.conv import gather, prepare
 
-# Each option at and beyond its usual range; `exact_cases.py` has the sizes.
-GRADIENTS = [
-    *(conv((2, 3, 5, 5), (m, 3, 3, 3), padding=1) for m in (1, 2, 3)),
-    *(conv((1, 2, 3, 3 + k), (4, 2, 3, k), padding=(2, 1)) for k in (4, 5, 7, 9)),
-    *(conv((2, 2, 4, 3), (3, 2, 2, 2), padding=padding) for padding in (2, 3, (5, 0), (0, 4))),
-    *(conv((1, 2, 13, 11), (3, 2, 3, 3), dilation=dilation) for dilation in (2, 4, 5, (1, 3))),
-    conv((2, 2, 9, 7), (3, 2, 2, 3), stride=(5, 2)),
-    conv((1, 2, 13, 11), (3, 2, 3, 3), dilation=3, padding=4, stride=3),
-    conv((1, 2, 6, 5), (3, 2, 4, 2), padding="same", dilation=(1, 3)),
-    *(conv((1, c, 6, 5), (c, 1, 3, 3), groups=c, padding=1) for c in (3, 5)),
-    conv((1, 4, 6, 5), (12, 1, 3, 2), groups=4, stride=2),
-    conv((2, 5, 7, 3), (4, 5, 1, 1), stride=2),
-    conv((2, 5, 7, 3), (4, 5, 1, 1), padding=1),
-    conv((3, 5, 5), (4, 3, 3, 3), False),
-]
 
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@params("conv2d")
-def test_agrees_with_reference(case, dtype):
-    check(case, dtype)
-
-
-@pytest.mark.parametrize("case", GRADIENTS, ids=lambda c: c.id)
-def test_gradients_are_central_differences(case):
-    check_gradients(case)
-
-
-@params("conv2d", least=10000)
-def test_threads_do_not_change_results(case):
-    check_threads(case)
-
-
-@pytest.mark.parametrize("case", GRADIENTS, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", DIFFERENCES, ids=lambda c: c.id)
 def test_fewest_terms_are_those_of_the_shortest_sums(case):
     x, weight = (np.ones((1,) * (4 - len(s)) + s) for s in list(case.shapes.values())[:2])
     options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | case.options
@@ -151,48 +112,3 @@ def test_direct_gives_an_image_the_same_bits_in_every_batch():
     all_of_them = ops.conv2d(x, weight, bias, padding=1, algorithm="direct")
     one = ops.conv2d(x[3], weight, bias, padding=1, algorithm="direct")
     np.testing.assert_array_equal(all_of_them[3], one)
-
-
-X, W = np.ones((1, 4, 5, 5), np.float32), np.ones((2, 4, 3, 3), np.float32)
-
-
-@pytest.mark.parametrize(
-    ("error", "argument", "args", "options"),
-    [
-        (ValueError, "input", (X[0, 0], W), {}),
-        (ValueError, "weight", (X, W[0]), {}),
-        (ValueError, "input", (X[:, :3], W), {}),
-        (TypeError, "input", (X.astype(int), W), {}),
-        (TypeError, "input", (X.astype(complex), W), {}),
-        (TypeError, "input", (X.astype(np.float16), W), {}),
-        (TypeError, "input", (X.tolist(), W), {}),
-        (TypeError, "weight", (X, W.astype(np.float64)), {}),
-        (TypeError, "weight", (X, None), {}),
-        (TypeError, "bias", (X, W, np.ones(2)), {}),
-        (ValueError, "bias", (X, W, np.ones(3, np.float32)), {}),
-        (ValueError, "groups", (X, W), {"groups": 3}),
-        (ValueError, "groups", (X, W[:, :2]), {"groups": 0}),
-        (TypeError, "groups", (X, W), {"groups": 1.5}),
-        (ValueError, "weight", (X, W), {"groups": 2}),
-        (ValueError, "weight", (X[..., :2], W), {}),
-        (ValueError, "dilation", (X, W), {"dilation": 3}),
-        (ValueError, "dilation", (X, W), {"dilation": 0}),
-        (ValueError, "stride", (X, W), {"stride": (1, 0)}),
-        (TypeError, "stride", (X, W), {"stride": (1, 1, 1)}),
-        (TypeError, "stride", (X, W), {"stride": 1.0}),
-        (ValueError, "padding", (X, W), {"padding": -1}),
-        (ValueError, "padding", (X, W), {"padding": "full"}),
-        (ValueError, "padding", (X, W), {"padding": "same", "stride": 2}),
-        (ValueError, "activation", (X, W), {"activation": "tanh"}),
-        (ValueError, "algorithm", (X, W), {"algorithm": "fft"}),
-        (ValueError, "algorithm", (X, W), {"algorithm": "winograd"}),  # 4 channels
-    ],
-)
-def test_errors(error, argument, args, options):
-    check_error("conv2d", error, argument, *args, **options)
-
-
-@pytest.mark.parametrize("dy", [np.ones((1, 2, 3, 4), np.float32), np.ones((1, 2, 3, 3))])
-def test_backward_rejects_other_gradients(dy):
-    error = TypeError if dy.dtype == np.float64 else ValueError
-    check_error("conv2d_backward", error, "grad_output", dy, X, W)

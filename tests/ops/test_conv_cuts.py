@@ -2,7 +2,7 @@
 
 import numpy as np
 from cases import Case
-from exact_cases import CONVOLUTIONS
+from specs.conv_sizes import EXACT as CONVOLUTIONS
 
 from fastlayers.kernels.gemm import gemm
 from fastlayers.ops.conv import prepare

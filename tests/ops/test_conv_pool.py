@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from cases import DTYPES, LAYOUTS, check_error, like
+from cases import DTYPES, LAYOUTS, like
+from specs.conv_pool import CASES, POOL
 
 from fastlayers import ops, reference
 from fastlayers.ops.conv import prepare
@@ -8,27 +9,6 @@ from fastlayers.ops.conv.algorithm import Pass
 from fastlayers.ops.conv.pooled import PooledConvolution
 from fastlayers.runtime import threads
 
-POOL = (2, None, 0, 1, False)
-
-# Input, weight, options of the convolution, pool.
-CASES = [
-    ((2, 3, 32, 32), (6, 3, 5, 5), {}, POOL),
-    ((5, 6, 14, 14), (16, 6, 5, 5), {}, POOL),
-    ((2, 3, 13, 16), (5, 3, 3, 3), {"padding": 1}, (2, 2, 0, 1, False)),
-    ((1, 4, 11, 71), (7, 4, 2, 3), {"dilation": 2, "padding": (3, 1)}, POOL),
-    ((3, 8, 17), (6, 3, 4, 4), {"padding": "same"}, POOL),
-    ((3, 17, 8, 8), (8, 17, 3, 3), {}, POOL),
-    ((3, 5, 15, 14), (17, 5, 3, 3), {"stride": 2, "padding": 1}, (2, 2, 0, 1, True)),
-    ((2, 3, 15, 16), (33, 3, 3, 3), {"padding": 1}, (3, 2, 1, 1, False)),
-    ((2, 3, 15, 16), (17, 3, 3, 3), {"stride": (1, 2)}, (3, 2, 0, 1, False)),
-    ((1, 4, 12, 12), (16, 4, 3, 3), {}, ((2, 3), (4, 3), 0, (2, 1), False)),
-    ((2, 16, 10, 12), (16, 16, 3, 3), {"padding": 1}, POOL),
-    ((2, 16, 10, 12), (16, 16, 3, 3), {"padding": (1, 0)}, POOL),  # rows of zeros alone
-    ((1, 4, 9, 8), (6, 2, 3, 3), {"groups": 2}, POOL),
-    ((1, 2, 20, 20), (16, 2, 1, 1), {}, (17, 2, 0, 1, False)),
-    ((0, 3, 32, 32), (6, 3, 5, 5), {}, POOL),
-    ((0, 6, 14, 14), (16, 6, 5, 5), {}, POOL),
-]
 cases = pytest.mark.parametrize(("x", "weight", "options", "pool"), CASES, ids=map(str, CASES))
 
 
@@ -171,37 +151,3 @@ def test_needs(needs):
         assert needed or gradient is None
         if needed:
             np.testing.assert_array_equal(gradient, other)
-
-
-X, W = np.ones((1, 3, 6, 6), np.float32), np.ones((6, 3, 3, 3), np.float32)
-
-
-@pytest.mark.parametrize(
-    ("error", "argument", "args", "options"),
-    [
-        (TypeError, "input", (X.tolist(), W), {}),
-        (ValueError, "weight", (X, W[0]), {}),
-        (TypeError, "pool", (X, W), {"pool": 2}),
-        (ValueError, "kernel_size", (X, W), {"pool": (0, None, 0, 1, False)}),
-        (ValueError, "padding", (X, W), {"pool": (2, None, 2, 1, False)}),
-        (ValueError, "activation", (X, W), {"activation": "tanh"}),
-        (ValueError, "algorithm", (X, W), {"algorithm": "fft"}),
-        (TypeError, "stride", (X, W), {"stride": 1.0}),
-        (TypeError, "bias", (X, W, np.ones(6)), {}),
-    ],
-)
-def test_errors(error, argument, args, options):
-    ops.conv2d_max_pool2d(X, W, pool=POOL)
-    check_error("conv2d_max_pool2d", error, argument, *args, **({"pool": POOL} | options))
-
-
-def test_backward_rejects_other_arrays():
-    y, offsets = ops.conv2d_max_pool2d(X, W, pool=POOL)
-    for error, argument, args in [
-        (ValueError, "grad_output", (y[..., :1], y, offsets)),
-        (TypeError, "grad_output", (y.astype(float), y, offsets)),
-        (ValueError, "output", (y, y[:, :1], offsets)),
-        (ValueError, "offsets", (y, y, offsets[:, :1])),
-        (TypeError, "offsets", (y, y, y)),
-    ]:
-        check_error("conv2d_max_pool2d_backward", error, argument, *args, X, W, pool=POOL)

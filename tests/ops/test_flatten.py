@@ -28,22 +28,3 @@ def test_flatten(layout, dtype, axes):
 
 def test_scalar():
     assert ops.flatten(np.array(3.0)).shape == (1,)
-
-
-@pytest.mark.parametrize(
-    ("error", "argument", "axes"),
-    [
-        (ValueError, "start_dim", (4,)),
-        (ValueError, "end_dim", (0, -5)),
-        (ValueError, "end_dim", (2, 1)),
-        (TypeError, "start_dim", (0.5,)),
-    ],
-)
-def test_errors(error, argument, axes):
-    with pytest.raises(error, match=rf"^flatten: .*{argument}.* got"):
-        ops.flatten(np.zeros((2, 3, 4, 5)), *axes)
-
-
-def test_wrong_gradient():
-    with pytest.raises(ValueError, match=r"^flatten_backward: grad_output .* got"):
-        ops.flatten_backward(np.zeros((2, 3)), (2, 4))

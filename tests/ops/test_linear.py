@@ -2,44 +2,14 @@ import itertools
 
 import numpy as np
 import pytest
-from cases import (
-    DTYPES,
-    Case,
-    check,
-    check_error,
-    check_exact,
-    check_gradients,
-    check_threads,
-    compare,
-    params,
-)
+from cases import DTYPES, Case, check_exact, check_threads, compare
+from specs.linear import LARGE, RELU
 
 from fastlayers import ops
 from fastlayers.ops.linear import large, small
-from fastlayers.ops.linear.algorithm import LinearShape, Pass
+from fastlayers.ops.linear.algorithm import Algorithm, LinearShape, Pass
 from fastlayers.ops.linear.routes import ROUTES, algorithms, reasons
 from fastlayers.runtime.threads import set_num_threads
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@params("linear")
-def test_agrees_with_reference(case, dtype):
-    check(case, dtype)
-
-
-# Beyond one block, task or tile of each kernel, and one off: (batch, in, out).
-LARGE = (
-    (1, 2500, 50),
-    (4, 1031, 193),
-    (5, 1024, 97),
-    (8, 1100, 49),
-    (9, 257, 385),
-    (129, 1025, 61),
-    (257, 530, 197),
-    (385, 259, 260),
-    (513, 31, 129),
-    (600, 255, 13),
-)
 
 
 @pytest.fixture(params=["by size", "as large"])
@@ -76,10 +46,6 @@ def test_streamed_weight_gradient(batch, dtype, monkeypatch):
     expected = case.run(ops, case.arrays(dtype))
     monkeypatch.setattr(large, "STREAMED", 1 << 15)
     compare(case.run(ops, case.arrays(dtype)), expected, (0, 0))
-
-
-# Small and large weights, few and many rows, short and long sums, tails of vectors and tiles.
-RELU = ((4, 3, 5), (1, 1, 1), (3, 400, 37), (40, 20, 84), (128, 33, 10), (300, 70, 131), (7, 65, 9))
 
 
 @pytest.fixture
@@ -165,16 +131,6 @@ def test_empty_sizes(size):
     check_exact(Case("linear", {"input": (batch, k), "weight": (n, k), "bias": (n,)}))
 
 
-@params("linear", least=1, most=500)
-def test_gradients_are_central_differences(case):
-    check_gradients(case)
-
-
-@params("linear", least=10000)
-def test_threads_do_not_change_results(case):
-    check_threads(case)
-
-
 def test_hand_computed_example():
     x, weight = np.array([[1.0, 2]]), np.array([[3.0, 4], [5, 6], [0, -1]])
     np.testing.assert_array_equal(ops.linear(x, weight, np.array([1.0, 0, 0])), [[12, 17, -2]])
@@ -219,52 +175,6 @@ def test_nan_stays_in_its_row():
     assert np.isfinite(np.delete(y, 3, 0)).all()
 
 
-X, W = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
-
-
-@pytest.mark.parametrize(
-    ("error", "argument", "args"),
-    [
-        (ValueError, "input", (X[:, :2], W)),
-        (ValueError, "input", (np.array(1, np.float32), W)),
-        (ValueError, "weight", (X, W[0])),
-        (ValueError, "bias", (X, W, X[0])),
-        (TypeError, "input", (X.astype(int), W)),
-        (TypeError, "input", (X.astype(complex), W)),
-        (TypeError, "input", (X.tolist(), W)),
-        (TypeError, "weight", (X, W.astype(float))),
-        (TypeError, "bias", (X, W, np.ones(4))),
-    ],
-)
-def test_errors(error, argument, args):
-    check_error("linear", error, argument, *args)
-
-
-@pytest.mark.parametrize("dy", [X, np.ones((2, 4)), np.ones((2, 1, 4), np.float32)])
-def test_backward_rejects_other_gradients(dy):
-    error = TypeError if dy.dtype == np.float64 else ValueError
-    check_error("linear_backward", error, "grad_output", dy, X, W)
-
-
-Y = np.ones((2, 4), np.float32)
-
-
-@pytest.mark.parametrize(
-    ("error", "argument", "options"),
-    [
-        (ValueError, "activation", {"activation": "tanh", "output": Y}),
-        (ValueError, "activation", {"activation": 1, "output": Y}),
-        (TypeError, "output", {"activation": "relu"}),
-        (TypeError, "output", {"activation": "relu", "output": Y.astype(float)}),
-        (ValueError, "output", {"activation": "relu", "output": X}),
-    ],
-)
-def test_errors_of_the_activation(error, argument, options):
-    check_error("linear_backward", error, argument, Y, X, W, **options)
-    if argument == "activation":
-        check_error("linear", error, argument, X, W, activation=options["activation"])
-
-
 # Sizes, and what computes each pass of them.
 CHOSEN = {
     (100, 40, 10): ("Short", "Small", "Small"),
@@ -289,6 +199,25 @@ def test_routes_have_reasons():
     assert words["forward"][:2] == ("forward", "dot products, 4 rows a batch")
     assert words["backward_input"][1] == "GEMM in place, all gradients at once, 4 rows a batch"
     assert all(reason in {row.reason for row in ROUTES} for _, _, reason in words.values())
+
+
+def test_passes_that_an_algorithm_does_not_offer():
+    x = np.zeros((4, 4))
+    algorithm = Algorithm(LinearShape(4, 4, 4, x.dtype), 1)
+    for name, *arguments in (
+        ("serves", algorithm.shape, Pass.FORWARD),
+        ("forward", x, x, None, False),
+        ("backward_input", x, x),
+        ("backward_weight", x, x),
+        ("backward", x, None, x, x, (True, True, True)),
+    ):
+        with pytest.raises(NotImplementedError):
+            getattr(algorithm, name)(*arguments)
+
+
+def test_reasons_without_numba(monkeypatch):
+    monkeypatch.setattr("fastlayers.runtime.backend.NUMPY", True)
+    assert {words[1] for words in reasons(np.zeros((4, 3)), np.zeros((2, 3)))} == {"NumPy"}
 
 
 @pytest.mark.parametrize("row", ROUTES, ids=lambda row: row.algorithm.__name__)

@@ -1,94 +1,59 @@
 """Operations against PyTorch, forward and backward, for random shapes and options."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
-from cases import DTYPES, LOSSES, Arrays, Case, compare, like
-from random_cases import (
-    activation_cases,
-    adaptive_cases,
-    avg_pool_cases,
-    conv_cases,
-    dropout_cases,
-    elementwise_loss_cases,
-    label_cases,
-    linear_cases,
-    max_pool_cases,
-    norm_cases,
-    softmax_cases,
-)
+from cases import DTYPES, Arrays, Case, compare, like
+from specs import SPECS
 
 from fastlayers import ops
 
 torch = pytest.importorskip("torch")
 
-GENERATORS = (
-    (conv_cases, 80),
-    (max_pool_cases, 40),
-    (avg_pool_cases, 40),
-    (adaptive_cases, 20),
-    (norm_cases, 40),
-    (dropout_cases, 15),
-    (linear_cases, 25),
-    (activation_cases, 40),
-    (softmax_cases, 20),
-    (label_cases, 50),
-    (elementwise_loss_cases, 30),
-)
+
+def random_cases(most: int = 1 << 30) -> Iterator[tuple[str, Case, np.random.Generator]]:
+    """Random configurations of all ops, and what drew them."""
+    for spec in SPECS.values():
+        for random in spec.random:
+            for seed in range(min(random.torch, most)):
+                rng = np.random.default_rng(seed)
+                case = random.make(lambda *choices, rng=rng: choices[rng.integers(len(choices))])
+                yield f"{seed}-{case.id}", case, rng
 
 
-def random_cases() -> Iterator[Any]:
-    for generator, count in GENERATORS:
-        for seed in range(count):
-            rng = np.random.default_rng(seed)
-
-            def pick(*choices: Any, rng: np.random.Generator = rng) -> Any:
-                return choices[rng.integers(len(choices))]
-
-            case = generator(pick)
-            yield pytest.param(case, id=f"{seed}-{case.id}")
-
-
-def by_torch(case: Case, arrays: Arrays, mask: np.ndarray | None) -> Arrays:
+def by_torch(case: Case, arrays: Arrays, got: Arrays) -> Arrays:
     """Give what `Case.run` gives, by PyTorch and its automatic differentiation."""
+    spec, more = case.spec, {}
     tensors = {name: torch.tensor(a) for name, a in arrays.items()}
-    options, results = dict(case.options), {}
-    learnt = (
-        ["input"] if case.op in LOSSES else [n for n in ("input", "weight", "bias") if n in arrays]
-    )
+    learnt = [name for name in spec.learnt if name in arrays]
     for name in learnt:
         tensors[name].requires_grad_()
-    if mask is not None:
-        y = torch.where(torch.tensor(mask) > 0, tensors["input"] / (1 - options["p"] or 1), 0)
+    if spec.torch is None:
+        y = getattr(torch.nn.functional, spec.op)(**tensors, **case.options)
     else:
-        function = getattr(torch.nn.functional, case.op)
-        if case.op == "batch_norm":
-            tensors = dict.fromkeys(("running_mean", "running_var")) | tensors
-            options["training"] |= "running_mean" not in arrays
-        if case.op == "max_pool2d":
-            results["indices"] = function(tensors["input"], **options, return_indices=True)[1]
-        y = function(**tensors, **options)
+        y, more = spec.torch(torch, tensors, dict(case.options), got)
     y.backward(torch.tensor(like(y.detach().numpy())))
-    results |= {
-        name: t for name, t in tensors.items() if name.startswith("running") and t is not None
-    }
-    results |= {f"d{name}": tensors[name].grad for name in learnt}
-    return {"y": y.detach().numpy(), **{name: t.numpy() for name, t in results.items()}}
+    more = more | {f"d{name}": tensors[name].grad for name in learnt}
+    return {"y": y.detach().numpy(), **{name: t.numpy() for name, t in more.items()}}
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-@pytest.mark.parametrize("case", list(random_cases()))
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case, _ in random_cases()])
 def test_agrees_with_torch(case, dtype):
     arrays = case.arrays(dtype)
     got = case.run(ops, arrays)
-    mask = got.get("dropped")
-    if mask is not None:
-        mask = np.broadcast_to(
-            mask.reshape(*mask.shape, *[1] * (got["y"].ndim - mask.ndim)), got["y"].shape
-        )
-    want = by_torch(case, arrays, mask)
+    want = by_torch(case, arrays, got)
     assert got.keys() >= want.keys()
     compare({name: got[name] for name in want}, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("spec", [s for s in SPECS.values() if s.nonfinite], ids=lambda s: s.op)
+def test_kinks_are_those_of_torch(spec, dtype):
+    """Slopes at small integers, where functions of elements have their kinks."""
+    case = max(spec.samples, key=lambda case: case.size)
+    arrays = case.arrays(dtype, "integers")
+    got = case.run(ops, arrays)
+    compare(got, by_torch(case, arrays, got))

@@ -152,7 +152,7 @@ def test_dtypes_as_data():
         (torch.ones(2).to(torch.float8_e4m3fn), "global 'torch.float8_e4m3fn' is refused"),
         (torch.eye(2).to_sparse(), "global 'torch._utils._rebuild_sparse_tensor' is refused"),
         (torch._neg_view(torch.ones(2)), "a negated or conjugate view of a tensor is refused"),
-        (torch.ones(2).untyped_storage(), "a TypedStorage is refused where data is to be"),
+        (torch.ones(2).untyped_storage(), "a TypedStorage is refused where data is expected"),
         (torch.ones(2, device="meta"), "global 'torch._utils._rebuild_meta_tensor_no_storage'"),
         ({"x": np.float64(1)}, "global 'numpy.*scalar' is refused"),
         ({"x": {1, 2}}, "global '__builtin__.set' is refused"),

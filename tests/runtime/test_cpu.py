@@ -2,7 +2,7 @@ import platform
 from pathlib import Path
 
 import pytest
-from exact_cases import CONVOLUTIONS
+from specs.conv_sizes import EXACT as CONVOLUTIONS
 
 from fastlayers.runtime import cpu
 
@@ -43,7 +43,7 @@ def test_fleet(features, monkeypatch):
     monkeypatch.setenv("FASTLAYERS_CPU", "x86-64-v3")
     assert fleet() == "x86-64-v3"
     for value, message in (
-        ("x86-64-v4", "FASTLAYERS_CPU: .* is no x86-64-v4"),
+        ("x86-64-v4", "FASTLAYERS_CPU: .* does not support x86-64-v4"),
         ("i386", "FASTLAYERS_CPU: expected x86-64-v3 or x86-64-v4, got 'i386'"),
     ):
         monkeypatch.setenv("FASTLAYERS_CPU", value)

@@ -51,7 +51,7 @@ LAUGHS = b"(]q\0" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(60))
         (named("builtins", "eval"), "global 'builtins.eval' is refused"),
         (named("a" * 300, "f"), "a global name of more than 200 bytes"),
         (b"ca\nf", "a global name"),
-        (coded((1, (2,))) + b"\x85R", "takes what it did not give"),
+        (coded((1, (2,))) + b"\x85R", "pops more than it pushed"),
         (b"K\1)R", "a call of int is refused"),
         (b"ca\nf\n]R", "a call of Function is refused"),
         (b"ca\nf\n" + coded((1,) * 9) + b"R", "a call with 9 arguments is refused"),

@@ -13,16 +13,20 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-import backend_cases
 import numpy as np
 import pytest
-from cases import Case, compare, conv
+from cases import Case, compare
 from numpy.lib.stride_tricks import as_strided
+from specs import SPECS
+from specs.conv_pool import PATHS
+from specs.conv_sizes import conv
+from specs.spec import Draw
 
 import fastlayers as fl
 from fastlayers import nn, ops, optim, reference
 from fastlayers.nn import functional as F
 from fastlayers.ops.conv import prepare
+from fastlayers.ops.conv.routes import ROUTES
 
 CHAPTER = "any array"
 DTYPES = ("f4", "f8")
@@ -156,83 +160,12 @@ class Call:
 
 def listed(dtype: str) -> Iterator[Call]:
     """Every op in small, by every path of a convolution, and what gives views of its input."""
-    kind = np.dtype(dtype)
-    generator = np.random.default_rng(6)
-
-    def random(*shape: int) -> np.ndarray:
-        return generator.standard_normal(shape).astype(kind)
-
-    def call(op: str, *arguments: Any, shares: bool = False, **options: Any) -> Call:
-        bound = inspect.signature(getattr(ops, op)).bind(*arguments, **options).arguments
-        own = {n: a.copy() if isinstance(a, np.ndarray) else a for n, a in bound.items()}
-        return Call(op, own, shares)
-
-    for op, arguments, options in backend_cases.calls(kind):
-        yield call(op, *arguments, shares=op.startswith("flatten"), **options)
-    for x, w, options in CONVOLUTIONS:
-        x, w, b = random(*x), random(*w), random(w[0])
-        y = ops.conv2d(x, w, b, **options)
-        yield call("conv2d", x, w, b, **options)
-        yield call("conv2d_backward", random(*y.shape), x, w, **options)
-        options = options | {"pool": (2, 2, 0, 1, False)}
-        y, cells = ops.conv2d_max_pool2d(x, w, b, **options)
-        yield call("conv2d_max_pool2d", x, w, b, **options)
-        dy = random(*y.shape)
-        for needs in ((True, True, True), (True, False, False), (False, True, False)):
-            yield call("conv2d_max_pool2d_backward", dy, y, cells, x, w, needs=needs, **options)
-    for rows, k, n in ((3, 7, 5), (300, 100, 50), (3, 900, 700), (50, 900, 700)):
-        x, w, b = random(rows, k), random(n, k), random(n)
-        y = ops.linear(x, w, b, activation="relu")
-        yield call("linear", x, w, b, activation="relu")
-        for needs in ((True, True, True), (False, True, False), (True, False, True)):
-            yield call("linear_backward", y, x, w, needs, activation="relu", output=y)
-    x, t, scalar = random(3, 4, 5), np.abs(random(3, 4, 5)), random()
-    for op in ("relu", "leaky_relu", "sigmoid", "tanh", "gelu", "flatten", "dropout_forward"):
-        yield call(op, scalar, shares=op == "flatten")
-    for op in ("mse_loss", "binary_cross_entropy_with_logits"):
-        yield call(op, scalar, scalar)
-        yield call(op, random(9, 16, 8, 8), random(9, 16, 8, 8))
-    weights = {"weight": random(4, 1), "pos_weight": np.abs(random(3, 1, 5))}
-    yield call("binary_cross_entropy_with_logits", x, t, **weights)
-    yield call("binary_cross_entropy_with_logits_backward", scalar, x, t, **weights)
-    # Large enough for more than one task.
-    x = random(8, 32, 24, 24)
-    mean, invstd = ops.batch_norm_statistics(x)
-    y, cells = ops.max_pool2d_forward(x, 3, 2, 1)
-    yield call("relu", x)
-    yield call("batch_norm_backward", x, x, mean, mean, invstd, True)
-    yield call("max_pool2d_forward", x, 3, 2, 1)
-    yield call("max_pool2d_backward", y, cells, x.shape, 3, 2, 1)
-    yield call("dropout_backward", x, ops.dropout_forward(x)[1], 0.5)
-    wide = random(2, 3, 17, 18)  # windows of so many cells that their numbers are uint32
-    y, cells = ops.max_pool2d_forward(wide, 16, 1)
-    yield call("max_pool2d_backward", y, cells, wide.shape, 16, 1)
-    yield call("max_pool2d_indices", cells, wide.shape, 16, 1)
-    needs = (False, False, True)
-    yield call(
-        "conv2d_backward",
-        random(64, 3, 18, 18),
-        random(64, 2, 18, 18),
-        random(3, 2, 1, 1),
-        needs=needs,
-    )
-    # What is documented to give views.
-    yield call("batch_norm_backward", x, x, mean, mean, invstd, True, (True,) * 4, shares=True)
-    for op, shape in (("dropout", (3, 4)), ("dropout1d", (3, 4, 2)), ("dropout2d", (3, 4, 5))):
-        yield call(op, random(*shape), training=False, shares=True)
-    slopes = random(3, 4)
-    yield call("cross_entropy_apply", np.ones((), kind), slopes, reuse=True, shares=True)
-    yield call("cross_entropy_apply", random(), slopes, reuse=True)
-
-
-# Winograd's tiles; its rows; pixels in the lanes; few channels a group; strides.
-CONVOLUTIONS: Any = [
-    ((3, 32, 10, 9), (33, 32, 3, 3), {"padding": 1}),
-    ((16, 3, 12, 14), (6, 3, 5, 5), {}),
-    ((2, 3, 18, 20), (5, 3, 5, 5), {}),
-    ((2, 16, 9, 8), (16, 1, 3, 3), {"groups": 16, "padding": 1}),
-    ((2, 17, 9, 8), (33, 17, 3, 3), {"stride": 2, "padding": 1}),
-]
+    for spec in SPECS.values():
+        for found in (spec.calls(Draw(dtype, 6)), spec.array_calls(Draw(dtype, 7, plain=True))):
+            for op, arguments, options, shares in found:
+                bound = inspect.signature(getattr(ops, op)).bind(*arguments, **options).arguments
+                own = {n: a.copy() if isinstance(a, np.ndarray) else a for n, a in bound.items()}
+                yield Call(op, own, shares)
 
 
 @functools.cache
@@ -252,12 +185,11 @@ def test_every_op_is_called():
 
 def test_every_path_of_a_convolution_is_taken():
     found = set()
-    for x, w, options in CONVOLUTIONS:
+    for x, w, options in PATHS:
         options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
         plan = prepare("conv2d", np.ones(x, "f4"), np.ones(w, "f4"), **options, algorithm="auto")[2]
-        kinds = {"tile": plan.tile, "rows": plan.rows, "planes": plan.planes, "few": plan.few}
-        found.add(next((kind for kind, taken in kinds.items() if taken), "direct"))
-    assert found == {"tile", "rows", "planes", "few", "direct"}
+        found.add(plan.algorithms.forward.name)
+    assert found == {row.algorithm.name for row in ROUTES}
 
 
 def bits(a: np.ndarray) -> bytes:
@@ -409,49 +341,16 @@ def test_nan_infinity_and_overflow_give_no_warnings(dtype):
 
 
 DIMENSIONS = {"n": 2, "c": 3, "h": 6, "w": 5, "m": 4, "r": 3, "s": 2}
-# Shapes by letters; which of them may not be 0.
-EMPTY: Any = [
-    *[("conv2d", ("nchw", "mcrs", "m"), {"padding": p}, "mcrshw") for p in (0, 2)],
-    ("conv2d", ("chw", "mcrs"), {}, "mcrshw"),
-    ("linear", ("nc", "mc", "m"), {}, ""),
-    ("linear", ("nhc", "mc"), {}, ""),
-    ("max_pool2d", ("nchw",), {"kernel_size": 2}, "chw"),
-    ("max_pool2d", ("chw",), {"kernel_size": 2}, "chw"),
-    ("avg_pool2d", ("nchw",), {"kernel_size": 2}, "chw"),
-    ("adaptive_avg_pool2d", ("nchw",), {"output_size": 2}, "chw"),
-    *[("batch_norm", (shape, *"cccc"), {}, "c") for shape in ("nc", "nch", "nchw")],
-    *[("batch_norm", (shape, *"cccc"), {"training": True}, "c") for shape in ("nc", "nchw")],
-    *[("dropout", (shape,), {"p": 0.5}, "") for shape in ("n", "nc", "nchw")],
-    *[("feature_dropout", ("nchw"[1 - a :],), {"p": 0.5, "channel_axis": a}, "") for a in (0, 1)],
-    *[
-        (op, (shape,), {}, "")
-        for op in ("relu", "leaky_relu", "sigmoid", "tanh", "gelu")
-        for shape in ("n", "nc", "nchw")
-    ],
-    *[(op, ("nch",), {"dim": d}, "") for op in ("softmax", "log_softmax") for d in (0, 1, 2)],
-    *[
-        (op, ("nchw", "nhw"), {"reduction": reduction}, "c")
-        for op in ("cross_entropy", "nll_loss")
-        for reduction in ("sum", "none")
-    ],
-    *[
-        (op, ("nchw", "nchw"), {"reduction": reduction}, "")
-        for op in ("mse_loss", "binary_cross_entropy_with_logits")
-        for reduction in ("sum", "none")
-    ],
-]
-NAMES = {"batch_norm": ("input", "running_mean", "running_var", "weight", "bias")}
 
 
 def emptied() -> Iterator[tuple[Case, bool]]:
     """The cases with each of their dimensions 0 in turn, and whether that is refused."""
-    for op, shapes, options, never in EMPTY:
-        names = NAMES.get(op, ("input", "target") if "loss" in op or "entropy" in op else None)
-        names = names or ("input", "weight", "bias")
-        for letter in dict.fromkeys("".join(shapes)):
-            sizes = DIMENSIONS | {letter: 0}
-            given = {n: tuple(sizes[s] for s in shape) for n, shape in zip(names, shapes)}  # noqa: B905
-            yield Case(op, given, options), letter in never
+    for spec in SPECS.values():
+        for shapes, options, never in spec.empty:
+            for letter in dict.fromkeys("".join(shapes.values())):
+                sizes = DIMENSIONS | {letter: 0}
+                given = {n: tuple(sizes[s] for s in shape) for n, shape in shapes.items()}
+                yield Case(spec.op, given, options), letter in never
 
 
 @pytest.mark.parametrize(("case", "never"), list(emptied()), ids=lambda v: getattr(v, "id", ""))
@@ -468,15 +367,14 @@ def test_empty_arrays(case, never, dtype, figures):
         compare(case.run(ops, arrays), want)
         return
     arrays = {name: np.ones(shape, dtype) for name, shape in case.shapes.items()}
-    if case.op in ("cross_entropy", "nll_loss"):
-        arrays["target"] = np.zeros(case.shapes["target"], int)
+    arrays |= {name: np.zeros(case.shapes[name], int) for name in case.spec.labels}
     with pytest.raises(ValueError, match=rf"(?s)^{case.op}: .*\b(got|given)\b"):
         getattr(ops, case.op)(**arrays, **case.options)
 
 
 @dtypes
 @pytest.mark.parametrize("size", [(0, 5), (6, 0), (0, 0)], ids=str)
-@pytest.mark.parametrize(("x", "w", "options"), CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize(("x", "w", "options"), PATHS, ids=str)
 def test_images_without_pixels(x, w, options, size, dtype):
     """Padding makes no images of them, but a batch of none has an output, as by PyTorch."""
     options = options | {"padding": 4}

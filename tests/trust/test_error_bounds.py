@@ -3,31 +3,16 @@
 from typing import Any
 
 import pytest
-import random_cases
-from cases import Case, norm
+from cases import Case
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from rounding import UNIT, errors
+from specs import SPECS
+from specs.batchnorm import norm
 
-# For each kind of case the function that makes them, the kind of data, and the algorithm.
+# What is drawn of each op.
 KINDS = {
-    "conv2d": (random_cases.conv_cases, "normal", "auto"),
-    "conv2d of wide ranges": (random_cases.conv_cases, "wide", "auto"),
-    "Winograd F(2x2)": (random_cases.winograd_cases, "normal", "F(2x2)"),
-    "Winograd F(4x4)": (random_cases.winograd_cases, "normal", "F(4x4)"),
-    "Winograd F(4,5)": (random_cases.winograd_rows_cases, "normal", "F(4,5)"),
-    "long sums": (random_cases.long_sum_cases, "normal", "auto"),
-    "linear": (random_cases.linear_cases, "wide", "auto"),
-    "max_pool2d": (random_cases.max_pool_cases, "wide", "auto"),
-    "avg_pool2d": (random_cases.avg_pool_cases, "wide", "auto"),
-    "adaptive_avg_pool2d": (random_cases.adaptive_cases, "wide", "auto"),
-    "batch_norm": (random_cases.norm_cases, "normal", "auto"),
-    "batch_norm far from 0": (random_cases.norm_cases, "far", "auto"),
-    "dropout": (random_cases.dropout_cases, "wide", "auto"),
-    "activations": (random_cases.activation_cases, "normal", "auto"),
-    "softmax": (random_cases.softmax_cases, "normal", "auto"),
-    "losses of classes": (random_cases.label_cases, "normal", "auto"),
-    "losses of elements": (random_cases.elementwise_loss_cases, "normal", "auto"),
+    f"{spec.op} {random.note}".strip(): random for spec in SPECS.values() for random in spec.random
 }
 
 
@@ -55,8 +40,8 @@ def test_batch_norm_of_layers(shape, figures):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_random_cases(name, effort, figures):
-    make, kind, algorithm = KINDS[name]
-    count, long = effort((50, False), (3000, True))  # 51,000 in all, 3 minutes
+    make, _, data, algorithm, _ = KINDS[name]
+    count, long = effort((50, False), (3000, True))
     shares = []
 
     @st.composite
@@ -74,7 +59,7 @@ def test_random_cases(name, effort, figures):
     )
     @given(cases(), st.integers(0, 2**32 - 1))
     def holds(case: Case, seed: int) -> None:
-        found = within_bounds(case, seed, kind, algorithm)
+        found = within_bounds(case, seed, data, algorithm)
         shares.append(max(share for share, _ in found.values()))
         figures.most("error bounds", f"largest share of the bound, {name}", shares[-1])
         if case.op == "batch_norm":

@@ -3,22 +3,26 @@
 import dataclasses
 import math
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, DTYPES, Arrays, Case, compare, like
-from exact_cases import ARITHMETIC, CONVOLUTIONS, OTHERS, ROUNDED, mixed
+from cases import DTYPES, Arrays, Case, compare
 from rounding import errors
+from specs import SPECS
+from specs.conv_sizes import BLOCK_K, mixed
 
 from fastlayers import ops, reference
-from fastlayers.ops import arithmetic
+from fastlayers.kernels.gemm import gemm
 from fastlayers.runtime import memory, threads
 
 GUARD = 64
+CONVOLUTIONS = SPECS["conv2d"].exact
+# The other ops have one algorithm each.
+EXACT = [case for spec in SPECS.values() for case in spec.exact if spec.op != "conv2d"]
+ROUNDED = [case for spec in SPECS.values() for case in spec.rounded]
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +72,7 @@ def differing_bits(got: Arrays, want: Arrays) -> int:
     return total
 
 
-def named(cases: list[Case]) -> pytest.MarkDecorator:
+def named(cases: Sequence[Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.id)
 
 
@@ -114,80 +118,14 @@ def dtypes_of(case: Case, effort: Any) -> Sequence[Any]:
     return effort(DTYPES[zlib.crc32(case.id.encode()) % 2 :][:1], DTYPES)
 
 
-@named(OTHERS)
+@named(EXACT)
 def test_operation(case, figures, effort):
     for dtype in dtypes_of(case, effort):
         arrays = case.arrays(dtype, "integers")
         got, want = (case.run(module, arrays, "integers") for module in (ops, reference))
-        if case.op in ("batch_norm", "linear", "nll_loss"):  # terms in another order
+        if not case.spec.signed_zeros:
             got, want = unsigned(got), unsigned(want)
         figures.count("exactness", "differing bits", differing_bits(got, want))
-    figures.count("exactness", f"{case.op} cases")
-
-
-def by_numbers(case: Case, arrays: Arrays) -> Arrays:
-    """Arithmetic in float64, whose gradients are summed by the numbers of the elements taken."""
-    (x, *others), options = arrays.values(), case.options
-    places = [np.arange(array.size).reshape(array.shape) for array in arrays.values()]
-    if case.op == "getitem":
-        taken = places[0][options["index"]]
-        y = x.ravel()[taken]
-        terms = [(taken, like(y, "integers"))]
-    elif case.op in ("sum", "mean"):
-        rows = x.sum(options["dim"], keepdims=True)
-        count = x.size // rows.size if case.op == "mean" else 1
-        y = x.sum(options["dim"], keepdims=options["keepdim"]) / count
-        shares = like(y, "integers").reshape(rows.shape) / count
-        terms = [(places[0], np.broadcast_to(shares, x.shape))]
-    elif case.op == "matmul":
-        (z,) = others
-        y = x @ z
-        dy = like(y, "integers")
-        if z.ndim == 1:
-            z, places[1], dy = z[:, None], places[1][:, None], dy[..., None]
-        if x.ndim == 1:
-            x, places[0], dy = x[None], places[0][None], np.expand_dims(dy, -2)
-        left, right = (
-            np.broadcast_arrays(a[..., None], b[..., None, :, :]) for a, b in ((x, z), places)
-        )
-        dy = dy[..., None, :]
-        terms = [(right[0], dy * left[1]), (right[1], dy * left[0])]
-    else:
-        (z,) = others
-        y, slopes = {
-            "add": lambda: (x + z, (1, 1)),
-            "sub": lambda: (x - z, (1, -1)),
-            "mul": lambda: (x * z, (z, x)),
-            "div": lambda: (x / z, (1 / z, -x / (z * z))),
-        }[case.op]()
-        dy = like(y, "integers")
-        terms = [
-            (np.broadcast_to(place, y.shape), dy * slope)
-            for place, slope in zip(places, slopes, strict=True)
-        ]
-    gradients = {
-        f"d{name}": np.bincount(place.ravel(), values.ravel(), array.size).reshape(array.shape)
-        for (name, array), (place, values) in zip(arrays.items(), terms, strict=True)
-    }
-    return {"y": y, **gradients}
-
-
-@named(ARITHMETIC)
-def test_arithmetic(case, figures, effort):
-    forward, backward = (getattr(arithmetic, case.op + suffix) for suffix in ("", "_backward"))
-    for dtype in dtypes_of(case, effort):
-        arrays = case.arrays(dtype, "integers")
-        if case.op == "div":  # by powers of two, so that sums of quotients are exact
-            arrays["b"] = np.ldexp(dtype(1), arrays["b"].astype(int))
-        y = forward(*arrays.values(), **case.options)
-        rest = ((True, True),) if "b" in arrays else case.options.values()
-        gradients = backward(like(y, "integers"), *arrays.values(), *rest)
-        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-        got = {"y": y} | {f"d{n}": d for n, d in zip(arrays, gradients, strict=True)}
-        want = by_numbers(case, {n: a.astype(np.float64) for n, a in arrays.items()})
-        want = {n: np.asarray(a, dtype) for n, a in want.items()}
-        bits = differing_bits(unsigned(got), unsigned(want))
-        figures.count("exactness", "differing bits", bits)
     figures.count("exactness", f"{case.op} cases")
 
 
@@ -201,9 +139,8 @@ def test_rounded_operation(case, figures):
 
 
 def test_cases_are_as_many_as_promised():
-    assert len({case.id for case in CONVOLUTIONS}) == len(CONVOLUTIONS) >= 500
-    cases = [*OTHERS, *ARITHMETIC, *ROUNDED]
-    assert len({case.id for case in cases}) == len(cases)
-    counts = Counter(case.op for case in cases)
-    assert min(counts.values()) >= 100, counts
-    assert {case.op for case in CASES} <= {"conv2d", *counts}
+    assert len(CONVOLUTIONS) >= 500 and BLOCK_K == gemm.BLOCK_K
+    for spec in SPECS.values():
+        cases = [*spec.exact, *spec.rounded]
+        assert len({case.id for case in cases}) == len(cases)
+        assert len(cases) >= 100 or not (spec.samples or spec.bound), spec.op

@@ -8,6 +8,9 @@ from typing import Any
 import cases
 import numpy as np
 import pytest
+from specs import SPECS
+from specs.loss import WEIGHTS
+from specs.spec import Arrays, Calls, Layer, distinct, every, positive
 
 import fastlayers as fl
 from fastlayers import Tensor, nn, ops
@@ -21,9 +24,7 @@ from fastlayers.ops.conv.pooled import prepare_pooled
 from fastlayers.testing import GradcheckError, gradcheck
 from fastlayers.vision import models
 
-Arrays = dict[str, np.ndarray]
 Options = dict[str, Any]
-Calls = Iterator[tuple[Arrays, Options]]
 
 CHAPTER = "gradients"
 # Elements of all inputs from which the derivative along one direction stands for all elements; in
@@ -40,21 +41,8 @@ def restored():
     set_fusion_enabled(True)
 
 
-def distinct(*shape: int, seed: int = 0) -> np.ndarray:
-    """Values in [-2, 2], no two the same and none 0: no ties in a window, no kink of a ReLU."""
-    size = int(np.prod(shape))
-    order = np.random.default_rng(seed).permutation(size)
-    return ((order + 0.3 - size // 2) * (4 / max(size, 4))).reshape(shape)
-
-
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
-
-
-def every(**choices: Any) -> Iterator[Options]:
-    """All combinations of choices."""
-    for values in itertools.product(*choices.values()):
-        yield dict(zip(choices, values, strict=True))
 
 
 def check(function: Callable[..., Any], learnt: Arrays, most: int = MOST) -> int:
@@ -94,192 +82,17 @@ def gradients(function: Callable[..., Any], learnt: Arrays, wanted: set[str]) ->
     return {name: t.grad for name, t in tensors.items()}
 
 
-def conv2d() -> Calls:
-    for o in every(
-        shape=[(2, 4, 5, 4), (4, 4, 5)],
-        stride=[1, 2, (2, 1)],
-        padding=[0, 1, (1, 2), "same", "valid"],
-        dilation=[1, (1, 2)],
-        groups=[1, 2, 4],
-        activation=[None, "relu"],
-        bias=[False, True],
-    ):
-        if o["padding"] == "same" and o["stride"] != 1:
-            continue
-        bias = {"bias": distinct(4)} if o.pop("bias") else {}
-        weight = distinct(4, 4 // o["groups"], 3, 2, seed=1)
-        yield {"input": distinct(*o.pop("shape")), "weight": weight, **bias}, o
-    for algorithm in ops.conv.ALGORITHMS:
-        for dilation, activation in itertools.product((1, 2), (None, "relu")):
-            o = {"algorithm": algorithm, "dilation": dilation, "activation": activation}
-            learnt = {"input": distinct(2, 16, 7, 6), "weight": distinct(17, 16, 3, 3, seed=1)}
-            yield {**learnt, "bias": distinct(17)}, {**o, "padding": (1, 2)}
-
-
-def linear() -> Calls:
-    for o in every(
-        shape=[(3, 5), (5,), (2, 3, 5), (0, 5), (11, 5)],
-        activation=[None, "relu"],
-        bias=[False, True],
-    ):
-        bias = {"bias": distinct(4)} if o.pop("bias") else {}
-        yield {"input": distinct(*o.pop("shape")), "weight": distinct(4, 5, seed=1), **bias}, o
-
-
-def max_pool2d() -> Calls:
-    for o in every(
-        shape=[(2, 3, 6, 5), (3, 6, 7)],
-        kernel_size=[2, (3, 2)],
-        stride=[None, 1, (2, 3)],
-        padding=[0, 1, (1, 0)],
-        dilation=[1, (2, 1)],
-        ceil_mode=[False, True],
-        return_indices=[False, True],
-    ):
-        yield {"input": distinct(*o.pop("shape"))}, o
-
-
-def avg_pool2d() -> Calls:
-    for o in every(
-        shape=[(2, 3, 6, 5), (3, 6, 7)],
-        kernel_size=[2, (3, 2)],
-        stride=[None, 1, (2, 3)],
-        padding=[0, 1, (1, 0)],
-        ceil_mode=[False, True],
-        count_include_pad=[True, False],
-        divisor_override=[None, 3],
-    ):
-        yield {"input": distinct(*o.pop("shape"))}, o
-
-
-def adaptive_avg_pool2d() -> Calls:
-    for o in every(
-        shape=[(2, 3, 6, 5), (3, 6, 7)], output_size=[1, (3, 2), (None, 4), (7, None), None, 8]
-    ):
-        yield {"input": distinct(*o.pop("shape"))}, o
-
-
-def batch_norm() -> Calls:
-    for o in every(
-        shape=[(6, 3), (3, 3, 4), (2, 3, 3, 2)],
-        running=[False, True],
-        weight=[False, True],
-        bias=[False, True],
-        training=[False, True],
-        momentum=[0.1, 1.0],
-        eps=[1e-5, 0.1],
-    ):
-        learnt = {"input": distinct(*o.pop("shape"))}
-        learnt |= {n: distinct(3, seed=i) for i, n in enumerate(("weight", "bias")) if o.pop(n)}
-        running = o.pop("running")
-        o |= {"running_mean": np.array([-1.0, 0, 0.5]) if running else None}
-        o |= {"running_var": np.array([0.5, 1, 2]) if running else None}
-        yield learnt, o
-
-
-def dropped(*shapes: tuple[int, ...]) -> Callable[[], Calls]:
-    def calls() -> Calls:
-        for o in every(
-            shape=shapes, p=[0.5, 0.0, 0.3, 1.0], training=[True, False], inplace=[False, True]
-        ):
-            yield {"input": distinct(*o.pop("shape"))}, o
-
-    return calls
-
-
-def elementwise(**options: Any) -> Callable[[], Calls]:
-    def calls() -> Calls:
-        for o in every(shape=[(), (7,), (2, 3, 4), (2, 3, 2, 3), (0, 3)], **options):
-            yield {"input": distinct(*o.pop("shape"))}, o
-
-    return calls
-
-
-def along() -> Calls:
-    for shape in [(5,), (4, 3), (2, 3, 4), (2, 3, 2, 2), (0, 3), (3, 1)]:
-        for dim in range(-len(shape), len(shape)):
-            yield {"input": distinct(*shape)}, {"dim": dim}
-
-
-def labelled(**options: Any) -> Callable[[], Calls]:
-    def calls() -> Calls:
-        for o in every(
-            shape=[(5, 4), (4,), (2, 4, 3), (2, 4, 3, 2)],
-            weight=[None, np.array([0.5, 1, 2, 0])],
-            ignore_index=[-100, 1],
-            reduction=["mean", "sum", "none"],
-            **options,
-        ):
-            shape = o.pop("shape")
-            size = shape[:1] + shape[2:] if len(shape) > 1 else ()
-            o["target"] = np.random.default_rng(0).integers(0, 3, size)
-            yield {"input": distinct(*shape)}, o
-
-    return calls
-
-
-def mse_loss() -> Calls:
-    for o in every(shape=[(), (7,), (2, 3, 4)], reduction=["mean", "sum", "none"]):
-        shape = o.pop("shape")
-        yield {"input": distinct(*shape), "target": distinct(*shape, seed=1)}, o
-
-
-def binary_cross_entropy_with_logits() -> Calls:
-    for o in every(
-        shape=[(3,), (4, 3), (2, 2, 3)],
-        weight=[None, np.array([0.5, 1, 2])],
-        pos_weight=[None, np.array([3.0, 0.5, 1])],
-        reduction=["mean", "sum", "none"],
-    ):
-        shape = o.pop("shape")
-        o["target"] = np.random.default_rng(0).uniform(0, 1, shape)
-        yield {"input": distinct(*shape)}, o
-
-
-def flatten() -> Calls:
-    for shape in [(), (5,), (2, 3, 4), (2, 3, 2, 2)]:
-        axes = range(-len(shape), len(shape))
-        for start, end in itertools.product(axes, axes):
-            if start % len(shape) <= end % len(shape):
-                yield {"input": distinct(*shape)}, {"start_dim": start, "end_dim": end}
-        yield {"input": distinct(*shape)}, {}
-
-
 FUNCTIONS: dict[str, Callable[[], Calls]] = {
-    "adaptive_avg_pool2d": adaptive_avg_pool2d,
-    "avg_pool2d": avg_pool2d,
-    "batch_norm": batch_norm,
-    "binary_cross_entropy_with_logits": binary_cross_entropy_with_logits,
-    "conv2d": conv2d,
-    "cross_entropy": labelled(label_smoothing=[0.0, 0.2, 1.0]),
-    "dropout": dropped((), (5, 4), (2, 3, 2, 3)),
-    "dropout1d": dropped((2, 5, 3), (5, 3)),
-    "dropout2d": dropped((2, 5, 3, 2), (5, 3, 2)),
-    "flatten": flatten,
-    "gelu": elementwise(approximate=["none", "tanh"]),
-    "leaky_relu": elementwise(negative_slope=[0.01, 0.0, 0.3, -1.0], inplace=[False, True]),
-    "linear": linear,
-    "log_softmax": along,
-    "max_pool2d": max_pool2d,
-    "mse_loss": mse_loss,
-    "nll_loss": labelled(),
-    "relu": elementwise(inplace=[False, True]),
-    "sigmoid": elementwise(),
-    "softmax": along,
-    "tanh": elementwise(),
+    name: calls for spec in SPECS.values() for name, calls in spec.functions.items()
 }
 # Ops without a function of their own: who calls them.
-CALLERS = {
-    "feature_dropout": "dropout2d",
-    "conv2d_max_pool2d": ("conv", "pool"),
-    "batch_norm_max_pool2d": ("norm", "pool"),
-}
+CALLERS = {spec.op: spec.caller for spec in SPECS.values() if spec.caller}
 
 
 def test_every_function_and_op_is_in_the_table():
     assert FUNCTIONS.keys() == set(F.__all__) - {"one_hot", "pad"}  # functions of NumPy's
-    stems = {name.removesuffix("_backward") for name in ops.__all__ if name.endswith("_backward")}
-    assert stems == (FUNCTIONS.keys() - {"dropout1d", "dropout2d"}) | CALLERS.keys()
+    for spec in SPECS.values():
+        assert spec.op in spec.functions or spec.caller or not hasattr(ops, spec.op), spec.op
     for caller in CALLERS.values():
         assert caller in FUNCTIONS or caller in [(kind, *steps) for kind, _, steps in chains()]
 
@@ -317,7 +130,7 @@ def test_there_are_enough_calls():
     assert sum(len(list(calls())) for calls in FUNCTIONS.values()) >= LEAST
 
 
-LOGITS, LABELS, WEIGHTS = distinct(4, 3), np.array([1, 0, 2, 1]), np.array([0.5, 1, 2])
+LOGITS, LABELS = distinct(4, 3), np.array([1, 0, 2, 1])
 
 
 @pytest.mark.parametrize(
@@ -340,11 +153,6 @@ def test_a_gradient_that_is_not_computed_is_no_silent_zero(name, others, argumen
             getattr(F, name)(Tensor(LOGITS, True), **given)
         with fl.no_grad():
             getattr(F, name)(Tensor(LOGITS, True), **given)
-
-
-def positive(*shape: int, seed: int = 0) -> np.ndarray:
-    """Values in [0.5, 2), to divide by."""
-    return np.random.default_rng(seed).uniform(0.5, 2, shape)
 
 
 BROADCAST = [
@@ -431,7 +239,10 @@ METHODS: dict[str, list[tuple[Callable[..., Any], list[np.ndarray]]]] = {
         for name in ("reshape", "view")
         for x in [distinct(2, 3, 4)]
     },
-    "flatten": [(lambda t, o=o: t.flatten(**o), list(learnt.values())) for learnt, o in flatten()],
+    "flatten": [
+        (lambda t, o=o: t.flatten(**o), list(learnt.values()))
+        for learnt, o in FUNCTIONS["flatten"]()
+    ],
     "__getitem__": [(lambda t, i=i: t[i], [distinct(3, 4)]) for i in INDICES],
     "__neg__": [(lambda t: -t, [distinct(2, 3)])],
     "to": [
@@ -476,121 +287,10 @@ def test_conversions_between_dtypes_are_differentiated():
     assert not x.to(np.int64).requires_grad and x.to(np.float64) is x
 
 
-IMAGES, ROWS = (2, 3, 6, 5), (4, 3)
-# Options of each layer to begin with, others that are tried one at a time, and the inputs.
-LAYERS: dict[str, tuple[Options, dict[str, list[Any]], list[Any]]] = {
-    "AdaptiveAvgPool2d": ({}, {"output_size": [1, (3, None), 7]}, [distinct(*IMAGES)]),
-    "AvgPool2d": (
-        {"kernel_size": 2},
-        {
-            "kernel_size": [2, (3, 2)],
-            "stride": [None, 1, (1, 2)],
-            "padding": [0, 1],
-            "ceil_mode": [False, True],
-            "count_include_pad": [True, False],
-            "divisor_override": [None, 3],
-        },
-        [distinct(*IMAGES)],
-    ),
-    "BCEWithLogitsLoss": (
-        {},
-        {
-            "weight": [None, WEIGHTS],
-            "reduction": ["mean", "sum", "none"],
-            "pos_weight": [None, WEIGHTS],
-        },
-        [distinct(*ROWS), np.array(positive(*ROWS) / 2)],
-    ),
-    "Conv2d": (
-        {"in_channels": 4, "out_channels": 4, "kernel_size": 3},
-        {
-            "in_channels": [4],
-            "out_channels": [4, 8],
-            "kernel_size": [3, (1, 2)],
-            "stride": [1, (2, 1)],
-            "padding": [0, (1, 2), "same"],
-            "dilation": [1, (2, 1)],
-            "groups": [1, 2, 4],
-            "bias": [True, False],
-            "padding_mode": ["zeros"],
-            "algorithm": ["auto", "direct"],
-        },
-        [distinct(1, 4, 6, 5)],
-    ),
-    "CrossEntropyLoss": (
-        {},
-        {
-            "weight": [None, WEIGHTS],
-            "ignore_index": [-100, 1],
-            "reduction": ["mean", "sum", "none"],
-            "label_smoothing": [0.0, 0.3],
-        },
-        [distinct(*ROWS), LABELS],
-    ),
-    "Dropout": ({}, {"p": [0.5, 0.2], "inplace": [False, True]}, [distinct(*ROWS)]),
-    "Dropout1d": ({}, {"p": [0.5, 0.2], "inplace": [False, True]}, [distinct(3, 4, 2)]),
-    "Dropout2d": ({}, {"p": [0.5, 0.2], "inplace": [False, True]}, [distinct(*IMAGES)]),
-    "Flatten": ({}, {"start_dim": [1, 0], "end_dim": [-1, 2]}, [distinct(*IMAGES)]),
-    "GELU": ({}, {"approximate": ["none", "tanh"]}, [distinct(*ROWS)]),
-    "Identity": ({}, {"args": [()], "kwargs": [{}]}, [distinct(*ROWS)]),
-    "LeakyReLU": (
-        {},
-        {"negative_slope": [0.01, 0.3], "inplace": [False, True]},
-        [distinct(*ROWS)],
-    ),
-    "Linear": (
-        {"in_features": 3, "out_features": 5},
-        {"in_features": [3], "out_features": [5, 17], "bias": [True, False]},
-        [distinct(*ROWS)],
-    ),
-    "LogSoftmax": ({}, {"dim": [0, -1]}, [distinct(*ROWS)]),
-    "MSELoss": (
-        {},
-        {"reduction": ["mean", "sum", "none"]},
-        [distinct(*ROWS), distinct(*ROWS, seed=1)],
-    ),
-    "MaxPool2d": (
-        {"kernel_size": 2},
-        {
-            "kernel_size": [2, (3, 2)],
-            "stride": [None, 1, (1, 2)],
-            "padding": [0, 1],
-            "dilation": [1, (2, 1)],
-            "return_indices": [False, True],
-            "ceil_mode": [False, True],
-        },
-        [distinct(*IMAGES)],
-    ),
-    "NLLLoss": (
-        {},
-        {
-            "weight": [None, WEIGHTS],
-            "ignore_index": [-100, 1],
-            "reduction": ["mean", "sum", "none"],
-        },
-        [distinct(*ROWS), LABELS],
-    ),
-    **{
-        name: ({}, {"inplace": [False, True]} if name == "ReLU" else {}, [distinct(*ROWS)])
-        for name in ("ReLU", "Sigmoid", "Tanh")
-    },
-    **{
-        name: (
-            {"num_features": 3},
-            {
-                "num_features": [3],
-                "eps": [1e-5, 0.1],
-                "momentum": [0.1, 1.0, None],
-                "affine": [True, False],
-                "track_running_stats": [True, False],
-                "bias": [True, False],
-            },
-            [x],
-        )
-        for name, x in {"BatchNorm1d": distinct(3, 3, 4), "BatchNorm2d": distinct(*IMAGES)}.items()
-    },
-    "Softmax": ({}, {"dim": [0, -1]}, [distinct(*ROWS)]),
+LAYERS: dict[str, Layer] = {
+    name: layer for spec in SPECS.values() for name, layer in spec.layers.items()
 }
+LAYERS["Identity"] = Layer({"args": [()], "kwargs": [{}]}, [distinct(4, 3)])
 # What is no layer by itself, and where it is checked.
 NO_LAYERS = {"Module", "Parameter", "ParameterList", "Sequential", "ModuleList", "ModuleDict"}
 NO_LAYERS |= {"functional", "init", "utils"}
@@ -598,9 +298,9 @@ NO_LAYERS |= {"functional", "init", "utils"}
 
 def test_every_layer_and_option_is_in_the_table():
     assert LAYERS.keys() | NO_LAYERS == set(nn.__all__)
-    for name, (base, options, _) in LAYERS.items():
+    for name, layer in LAYERS.items():
         parameters = inspect.signature(getattr(nn, name)).parameters.keys() - {"device", "dtype"}
-        assert parameters == options.keys() >= base.keys(), name
+        assert parameters == layer.options.keys() >= layer.base.keys(), name
 
 
 def in_double(module: nn.Module) -> nn.Module:
@@ -643,8 +343,8 @@ def check_module(module: nn.Module, *inputs: Any, **options: Any) -> int:
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name, figures, effort):
     """In the short form along one direction, but for each fourth layer."""
-    base, options, inputs = LAYERS[name]
-    varied = [base] if base or ("output_size" not in options and "dim" not in options) else []
+    options, inputs, base, _ = LAYERS[name]
+    varied = [base] if base or "dim" not in options else []
     varied += [
         base | {key: value}
         for key, values in options.items()
@@ -752,38 +452,33 @@ def check_own(function: Callable[..., Any], learnt: Arrays, fast: bool) -> int:
     return count
 
 
-# Convolutions by which kernels serve them: shapes of input and weight, options, and how it shows.
-REGIMES: dict[str, tuple[tuple[int, ...], tuple[int, ...], Options, Callable[[Any], Any]]] = {
-    "Winograd, 2x2": ((2, 16, 6, 6), (16, 16, 3, 3), {"padding": 1}, lambda c: c.tile == 2),
-    "Winograd, 4x4": ((2, 32, 12, 12), (32, 32, 3, 3), {"padding": 1}, lambda c: c.tile == 4),
-    "Winograd, panels": ((2, 32, 8, 8), (128, 32, 3, 3), {"padding": 1}, lambda c: c.tile == 4),
-    "Winograd, input": ((2, 128, 8, 8), (32, 128, 3, 3), {}, lambda c: c.input_tile == 4),
+# Convolutions by what computes them: shapes of input and weight, options, and how its words begin.
+REGIMES: dict[str, tuple[tuple[int, ...], tuple[int, ...], Options, str]] = {
+    "Winograd, 2x2": ((2, 16, 6, 6), (16, 16, 3, 3), {"padding": 1}, "winograd F(2x2)"),
+    "Winograd, 4x4": ((2, 32, 12, 12), (32, 32, 3, 3), {"padding": 1}, "winograd F(4x4)"),
+    "Winograd, panels": ((2, 32, 8, 8), (128, 32, 3, 3), {"padding": 1}, "winograd F(4x4)"),
+    "Winograd, input": ((2, 128, 8, 8), (32, 128, 3, 3), {}, "winograd F"),
     "Winograd, dilation": (
         (2, 32, 12, 12),
         (32, 32, 3, 3),
         {"padding": 2, "dilation": 2},
-        lambda c: c.tile,
+        "winograd F",
     ),
-    "Winograd, rows": ((8, 3, 14, 14), (6, 3, 5, 5), {}, lambda c: c.rows),
-    "Winograd, padded rows": ((16, 3, 14, 14), (6, 3, 5, 5), {"padding": 2}, lambda c: c.rows),
-    "planes": ((2, 3, 16, 16), (6, 3, 3, 3), {"padding": 1}, lambda c: c.planes),
-    "depthwise": ((2, 32, 9, 9), (32, 1, 3, 3), {"groups": 32, "padding": 1}, lambda c: c.few),
-    "grouped": ((2, 32, 9, 9), (64, 2, 3, 3), {"groups": 16, "stride": 2}, lambda c: c.few),
-    "wide groups": (
-        (2, 64, 9, 9),
-        (64, 32, 3, 3),
-        {"groups": 2, "padding": 1},
-        lambda c: not (c.few or c.tile or c.rows or c.planes),
-    ),
-    "1x1": ((2, 40, 9, 9), (24, 40, 1, 1), {"stride": 2}, lambda c: not c.planes),
-    "7x7, stride 2": ((2, 3, 30, 30), (16, 3, 7, 7), {"stride": 2, "padding": 3}, lambda c: True),
+    "Winograd, rows": ((8, 3, 14, 14), (6, 3, 5, 5), {}, "winograd rows"),
+    "Winograd, padded rows": ((16, 3, 14, 14), (6, 3, 5, 5), {"padding": 2}, "winograd rows"),
+    "planes": ((2, 3, 16, 16), (6, 3, 3, 3), {"padding": 1}, "planar"),
+    "depthwise": ((2, 32, 9, 9), (32, 1, 3, 3), {"groups": 32, "padding": 1}, "depthwise"),
+    "grouped": ((2, 32, 9, 9), (64, 2, 3, 3), {"groups": 16, "stride": 2}, "depthwise"),
+    "wide groups": ((2, 64, 9, 9), (64, 32, 3, 3), {"groups": 2, "padding": 1}, "direct"),
+    "1x1": ((2, 40, 9, 9), (24, 40, 1, 1), {"stride": 2}, "direct"),
+    "7x7, stride 2": ((2, 3, 30, 30), (16, 3, 7, 7), {"stride": 2, "padding": 3}, "direct"),
 }
 
 
 @pytest.mark.parametrize("pool", [None, (2, None, 0, 1, False), (3, 2, 1, 1, True)], ids=str)
 @pytest.mark.parametrize("name", REGIMES)
 def test_kernels_of_convolution(name, pool, figures):
-    shape, weight, options, holds = REGIMES[name]
+    shape, weight, options, begins = REGIMES[name]
     learnt = {
         "input": normal(*shape),
         "weight": normal(*weight, seed=1),
@@ -791,7 +486,9 @@ def test_kernels_of_convolution(name, pool, figures):
     }
     o = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
     convolution = prepare("conv2d", learnt["input"], learnt["weight"], *o.values(), "auto")[2]
-    assert holds(convolution), vars(convolution)
+    which = Pass.BACKWARD_INPUT if name == "Winograd, input" else Pass.FORWARD
+    served = convolution.algorithm(which)
+    assert served.describe(which).startswith(begins)
 
     def function(**tensors: Tensor) -> Tensor:
         y = F.relu(F.conv2d(**tensors, **options))
@@ -832,7 +529,7 @@ def test_kernels_of_linear_maps(rows, columns, outputs, figures):
 def test_larger_cases_of_the_common_table(case, figures):
     """Chunks, threads and vectors that small arrays do not fill, along one direction."""
     arrays = case.arrays(np.float64, "distinct")
-    learnt = {"input"} if case.op in cases.LOSSES else {"input", "weight", "bias"}
+    learnt = set(case.spec.learnt)
     fixed = {k: v for k, v in arrays.items() if k not in learnt}
 
     def function(**tensors: Tensor) -> Any:

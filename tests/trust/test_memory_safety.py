@@ -18,6 +18,7 @@ import pytest
 from cases import DTYPES, compare
 from churn import Churn
 from guards import CALLS, POISONS, Endless, Guarded, channels_last, served
+from specs import SPECS
 
 from fastlayers import nn, ops
 from fastlayers.ops import arithmetic, layout
@@ -222,7 +223,7 @@ def loaded():
     ops.conv2d_max_pool2d(IMAGES, WEIGHT, pool=(2, None, 0, 1, False))
     for op in (ops.max_pool2d, ops.avg_pool2d, ops.adaptive_avg_pool2d):
         op(IMAGES, 2)
-    ops.batch_norm(IMAGES, *VECTORS[:2])
+    ops.batch_norm(IMAGES, np.zeros(3, np.float32), np.ones(3, np.float32))
 
 
 @pytest.fixture
@@ -261,36 +262,10 @@ def refused(figures, loaded):
 
 
 IMAGES, WEIGHT = np.ones((1, 3, 8, 8), np.float32), np.ones((4, 3, 3, 3), np.float32)
-VECTORS = (np.zeros(3, np.float32), np.ones(3, np.float32), None, None)
 HUGE = (2**31, 2**40, 2**63, 2**70)
 SIDES = {"both": lambda n: n, "rows": lambda n: (n, 1), "columns": lambda n: (1, n)}
 # What is given an option in pixels.
-OPTIONS = {
-    **{
-        f"conv2d {name}": lambda n, name=name: ops.conv2d(IMAGES, WEIGHT, **{name: n})
-        for name in ("stride", "padding", "dilation")
-    },
-    **{
-        f"conv2d_backward {name}": lambda n, name=name: ops.conv2d_backward(
-            np.ones((1, 4, 6, 6), np.float32), IMAGES, WEIGHT, **{name: n}
-        )
-        for name in ("stride", "padding", "dilation")
-    },
-    "conv2d same": lambda n: ops.conv2d(IMAGES, WEIGHT, padding="same", dilation=n),
-    "conv2d_max_pool2d": lambda n: ops.conv2d_max_pool2d(
-        IMAGES, WEIGHT, pool=(n, None, 0, 1, False)
-    ),
-    **{
-        f"{op} {name}": lambda n, op=op, name=name: getattr(ops, op)(
-            IMAGES, **{"kernel_size": 2, name: n}
-        )
-        for op in ("max_pool2d", "avg_pool2d")
-        for name in ("kernel_size", "stride", "padding")
-    },
-    "max_pool2d dilation": lambda n: ops.max_pool2d(IMAGES, 2, dilation=n),
-    "adaptive_avg_pool2d": lambda n: ops.adaptive_avg_pool2d(IMAGES, n),
-    "batch_norm_max_pool2d": lambda n: ops.batch_norm_max_pool2d(IMAGES, *VECTORS, n),
-}
+OPTIONS = {name: call for spec in SPECS.values() for name, call in spec.huge.items()}
 
 
 @pytest.mark.parametrize("n", HUGE)
@@ -300,90 +275,13 @@ def test_options_beyond_31_bits_are_refused(call, side, n, refused):
     refused(lambda: call(side(n)), ValueError, match=rf"must be at most 2147483647, got {n}")
 
 
-def padded(op, n):
-    """Give a pooling all the padding that it takes."""
-    return lambda: getattr(ops, op)(IMAGES, (n, 3), 1, (n // 2, 1))
-
-
-def f4(*shape):
-    return np.ones(shape, np.float32)
-
-
-def endless(*shape):
-    return np.broadcast_to(np.float32(1), shape)
-
-
 # Products beyond the memory, 2**31, 2**63 or what tables can be made of; and what the error says.
 LARGE = 2**31 - 1
 PRODUCTS = {
-    "padding": (lambda: ops.conv2d(IMAGES, WEIGHT, padding=LARGE), "conv2d: .*padded"),
-    "padded rows": (lambda: ops.conv2d(IMAGES, WEIGHT, padding=(LARGE, 2**20)), "conv2d: .*padded"),
-    "same": (
-        lambda: ops.conv2d(IMAGES, WEIGHT, padding="same", dilation=LARGE),
-        "conv2d: .*padded",
-    ),
-    "dilation": (lambda: ops.conv2d(IMAGES, WEIGHT, dilation=LARGE), "conv2d: .*dilation"),
-    "channels": (
-        lambda: ops.conv2d(endless(2**40, 1, 2**9, 2**9), f4(8, 1, 1, 1)),
-        "conv2d: the output",
-    ),
-    "kernel of 5": (
-        lambda: ops.conv2d(endless(16, 1, 2**40, 9), f4(1, 1, 5, 5)),
-        "conv2d: the padded input",
-    ),
-    "gradient": (
-        lambda: ops.conv2d_backward(f4(1, 1, 1, 1), endless(1, 1, 2**40, 9), f4(1, 1, 1, 1)),
-        "conv2d_backward: ",
-    ),
-    **{op: (padded(op, 2**28), f"{op}: .*entries") for op in ("max_pool2d", "avg_pool2d")},
-    "cells": (lambda: ops.max_pool2d(IMAGES, LARGE, 1, LARGE // 2), "max_pool2d: .*cells"),
-    "window": (lambda: ops.max_pool2d(IMAGES, (LARGE, 1)), "max_pool2d: kernel_size"),
-    "shape": (lambda: ops.max_pool2d_shape((1, 1, 2**40, 4), 2), "max_pool2d: .*entries"),
-    "batch": (lambda: ops.max_pool2d_shape((2**40, 16, 4, 4), 2), "max_pool2d: the output"),
-    "offsets": (
-        lambda: ops.max_pool2d_backward(
-            f4(1, 1, 513, 1), np.zeros((1, 1, 513, 1), np.uint8), (1, 1, 2**40, 1), 1, LARGE
-        ),
-        "max_pool2d_backward: .*entries",
-    ),
-    "input_shape": (
-        lambda: ops.avg_pool2d_backward(f4(1, 1, 513, 1), (1, 1, 2**40, 1), 1, LARGE),
-        "avg_pool2d_backward: .*entries",
-    ),
-    "input_shape of 2**70": (
-        lambda: ops.avg_pool2d_backward(f4(1, 1, 1, 1), (1, 1, 2**70, 1), 1, LARGE),
-        "avg_pool2d_backward: .*entries",
-    ),
-    "channels of the gradient": (
-        lambda: ops.avg_pool2d_backward(f4(1, 1, 1, 1), (2**40, 2**40, 1, 1), 1),
-        "avg_pool2d_backward: ",
-    ),
-    "output_size": (lambda: ops.adaptive_avg_pool2d(IMAGES, LARGE), "adaptive_avg.*entries"),
-    "adaptive input_shape": (
-        lambda: ops.adaptive_avg_pool2d_backward(f4(1, 1, 1, 1), (1, 1, 2**40, 1)),
-        "adaptive_avg_pool2d_backward: .*entries",
-    ),
+    **{name: row for spec in SPECS.values() for name, row in spec.too_large.items()},
     **{
         name: (call, ".")
         for name, call in {
-            "max_pool2d of images": lambda: ops.max_pool2d(endless(1, 1, 2**50, 4), 2),
-            "relu": lambda: ops.relu(endless(2**30, 2**30)),
-            "relu of images": lambda: ops.relu(endless(2**20, 3, 2**20, 2**10)),
-            "gelu": lambda: ops.gelu(endless(2**30, 2**30)),
-            "softmax": lambda: ops.softmax(endless(2**30, 2**30), 0),
-            "dropout": lambda: ops.dropout(endless(2**30, 2**30)),
-            "dropout2d": lambda: ops.dropout2d(endless(2**30, 2**10, 2**10, 2**10)),
-            "linear": lambda: ops.linear(endless(2**50, 2), endless(2**50, 2)),
-            "linear_backward": lambda: ops.linear_backward(
-                endless(2**50, 2**8), endless(2**50, 2), endless(2**8, 2)
-            ),
-            "batch_norm": lambda: ops.batch_norm(endless(2**50, 3), *VECTORS[:2]),
-            "cross_entropy": lambda: ops.cross_entropy(
-                endless(2**50, 3), np.broadcast_to(np.int64(0), (2**50,))
-            ),
-            "mse_loss": lambda: ops.mse_loss(endless(2**50), endless(2**50)),
-            "softmax dim": lambda: ops.softmax(IMAGES, 2**70),
-            "flatten start_dim": lambda: ops.flatten(IMAGES, 2**70),
             "Linear": lambda: nn.Linear(2**40, 2**40),
             "Conv2d": lambda: nn.Conv2d(2**20, 2**20, 2**20),
             "BatchNorm2d": lambda: nn.BatchNorm2d(2**70),

@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import DTYPES, compare, like, pool
+from specs import SPECS
+from specs.spec import of_output
 
 import fastlayers as fl
 from fastlayers import nn, ops, optim, reference
 from fastlayers.kernels.conv.winograd import rows as winograd_rows
 from fastlayers.ops.conv import Convolution, prepare
+from fastlayers.ops.conv.algorithm import Pass
+from fastlayers.ops.conv.routes import ROUTES
+from fastlayers.ops.conv.winograd import Winograd
 
 CHAPTER = "nonfinite"
 NAN, INF = np.nan, np.inf
@@ -315,16 +320,22 @@ def planned(name: str, dtype: Any) -> Convolution:
     return prepare("conv2d", np.ones(x_shape, dtype), np.ones(w_shape, dtype), **known)[2]
 
 
-def reach(tile: int, rows: Any) -> tuple[int, int]:
+def reach(convolution: Convolution, which: Pass) -> tuple[int, int]:
     """How far a NaN goes: outputs of a tile."""
-    return (tile, tile) if tile else (1, winograd_rows.STEP) if rows else (1, 1)
+    served = convolution.algorithm(which)
+    if isinstance(served, Winograd):
+        tile = served.input_tile if which is Pass.BACKWARD_INPUT else served.tile
+        return tile, tile
+    return (1, winograd_rows.STEP) if served.name == "winograd rows" else (1, 1)
 
 
 def test_every_path_of_a_convolution_is_taken():
     plans = [planned(name, dtype) for name in CONVOLUTIONS for dtype in DTYPES]
-    for path in ("tile", "input_tile", "weight_tile", "rows", "weight_rows", "few", "planes"):
-        assert any(getattr(plan, path) for plan in plans), path
-    assert not all(plan.tile or plan.rows or plan.few or plan.planes for plan in plans)
+    for which in Pass:
+        names = {row.algorithm.name for row in ROUTES}
+        if which is not Pass.FORWARD:
+            names.remove("planar")
+        assert {plan.algorithm(which).name for plan in plans} == names
 
 
 @dtypes
@@ -339,7 +350,7 @@ def test_convolution(name, dtype, figures, effort):
     x, w = rng.standard_normal(x_shape).astype(dtype), rng.standard_normal(w_shape).astype(dtype)
     bias = rng.standard_normal(w_shape[0]).astype(dtype)
     plan = planned(name, dtype)
-    forward, backward = reach(plan.tile, plan.rows), reach(plan.input_tile, plan.input_rows)
+    forward, backward = reach(plan, Pass.FORWARD), reach(plan, Pass.BACKWARD_INPUT)
     y = ops.conv2d(x, w, bias, **options)
     dy = like(y)
     dx, dw, db = ops.conv2d_backward(dy, x, w, **options)
@@ -458,31 +469,29 @@ def test_linear_map(rows, k, n, dtype):
             assert same_bits(db, grads[2], ~column) and not np.isfinite(db[j])
 
 
-# Output for NaN, infinity and minus infinity, and the gradient there for a gradient of 1.
-ACTIVATIONS: Any = [
-    ("relu", {}, (NAN, INF, 0), (1, 1, 0)),
-    ("leaky_relu", {}, (NAN, INF, -INF), (0.01, 1, 0.01)),
-    ("leaky_relu", {"negative_slope": 0.0}, (NAN, INF, NAN), (0, 1, 0)),
-    ("sigmoid", {}, (NAN, 1, 0), (NAN, 0, 0)),
-    ("tanh", {}, (NAN, 1, -1), (NAN, 0, 0)),
-    ("gelu", {}, (NAN, INF, NAN), (NAN, NAN, NAN)),
-    ("gelu", {"approximate": "tanh"}, (NAN, INF, NAN), (NAN, NAN, NAN)),
-]
+@dtypes
+@pytest.mark.parametrize(
+    ("spec", "row"),
+    [
+        pytest.param(spec, row, id=f"{spec.op}-{row}")
+        for spec in SPECS.values()
+        for row in spec.nonfinite
+    ],
+)
+def test_elements(spec, row, dtype):
+    for size in (3, 300):  # in one vector, and in the rest behind whole ones
+        x = np.resize(np.array(VALUES, dtype), size)
+        y = getattr(ops, spec.op)(x, **row.options)
+        assert same_bits(np.abs(y), np.abs(np.resize(np.array(row.outputs, dtype), size)))
+        saved = y if spec.run is of_output else x
+        dx = getattr(ops, f"{spec.op}_backward")(np.ones_like(x), saved, **row.options)
+        assert same_bits(np.abs(dx), np.resize(np.array(row.slopes, dtype), size))
 
 
 @dtypes
-@pytest.mark.parametrize(("op", "options", "outputs", "slopes"), ACTIVATIONS, ids=str)
-def test_activations(op, options, outputs, slopes, dtype):
-    for size in (3, 300):  # in one vector, and in the rest behind whole ones
-        x = np.resize(np.array(VALUES, dtype), size)
-        y = getattr(ops, op)(x, **options)
-        assert same_bits(np.abs(y), np.abs(np.resize(np.array(outputs, dtype), size)))
-        saved = y if op in ("relu", "sigmoid", "tanh") else x
-        dx = getattr(ops, f"{op}_backward")(np.ones_like(x), saved, **options)
-        assert same_bits(np.abs(dx), np.resize(np.array(slopes, dtype), size))
-        if op == "relu":  # nothing passes where the output is 0
-            dx = ops.relu_backward(x, np.zeros_like(x))
-            assert same_bits(dx, np.zeros_like(x))
+def test_nothing_passes_where_a_relu_is_0(dtype):
+    x = np.resize(np.array(VALUES, dtype), 300)
+    assert same_bits(ops.relu_backward(x, np.zeros_like(x)), np.zeros_like(x))
 
 
 # Logits; their softmax, its logarithm, the loss for label 0 and its gradient.

@@ -366,7 +366,7 @@ def of_batch(case: cases.Case, n: int) -> cases.Case | None:
     shape, o = case.shapes["input"], dict(case.options)
     if len(shape) < (4 if "2d" in case.op else 2) or not hasattr(F, case.op):
         return None
-    if case.op in cases.LOSSES and (o.get("reduction") != "none" or case.op == "mse_loss"):
+    if "target" in case.shapes and (o.get("reduction") != "none" or case.op == "mse_loss"):
         return None
     if case.op == "batch_norm" and (o.get("training") or "running_mean" not in case.shapes):
         return None

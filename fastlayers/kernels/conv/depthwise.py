@@ -84,7 +84,7 @@ class Facts(NamedTuple):
 class Call(NamedTuple):
     """What changes from call to call."""
 
-    least: float
+    floor: float
     workers: int
 
 
@@ -131,24 +131,24 @@ def _pack_taps(weight, facts, packed):
     """
     sizes, taps, lanes = facts.sizes, facts.taps, lanes_of(packed)
     count, per_vector = taps.shape[0], sizes.per_vector
-    depth, each = sizes.read // sizes.groups, sizes.written // sizes.groups
-    group_stride = each * depth * facts.kernel
-    out_stride, in_stride = depth * facts.kernel, facts.kernel
+    group_in, group_out = sizes.read // sizes.groups, sizes.written // sizes.groups
+    group_stride = group_out * group_in * facts.kernel
+    out_stride, in_stride = group_in * facts.kernel, facts.kernel
     if facts.transposed:
-        out_stride, in_stride = facts.kernel, each * facts.kernel
+        out_stride, in_stride = facts.kernel, group_out * facts.kernel
     for v in range(_vectors(sizes)):
         first, at = _first_group(sizes, v), v * count * lanes
-        for lane in range(per_vector * each):
-            source = (first + lane // each) * group_stride + lane % each * out_stride
+        for lane in range(per_vector * group_out):
+            source = (first + lane // group_out) * group_stride + lane % group_out * out_stride
             for k in range(count):
                 packed[at + k * lanes + lane] = weight[source + taps[k, 0] + taps[k, 1] * in_stride]
-        for lane in range(per_vector * each, lanes):
+        for lane in range(per_vector * group_out, lanes):
             for k in range(count):
                 packed[at + k * lanes + lane] = 0
 
 
 @kernel
-def _correlate_piece(task, worker, arrays, facts, least):
+def _correlate_piece(task, worker, arrays, facts, floor):
     """One piece of an image, band by band, in all phases.
 
     Tiles go down a band, so most of their inputs are in L1. Pieces are whole images where there
@@ -165,17 +165,17 @@ def _correlate_piece(task, worker, arrays, facts, least):
             # Of the rows below the band, prefetched by the first phase.
             share = sizes.row_in * sizes.width * sizes.read // (_vectors(sizes) * tiles)
             band = (n, start, stop, share if i == 0 else 0)
-            _correlate_band(band, arrays, facts, phase, least)
+            _correlate_band(band, arrays, facts, phase, floor)
 
 
 @kernel
-def _correlate_band(band, arrays, facts, phase, least):
+def _correlate_band(band, arrays, facts, phase, floor):
     """Rows ``[start, stop)`` of a phase, for ``band = (image, start, stop, prefetched share)``."""
     n, start, stop, share = band
-    x, packed, init, y = arrays
+    x, packed, bias, y = arrays
     sizes, pixels = facts.sizes, facts.tile_pixels
     read, written, per_vector = sizes.read, sizes.written, sizes.per_vector
-    each_in, each_out = read // sizes.groups, written // sizes.groups
+    group_in, group_out = read // sizes.groups, written // sizes.groups
     x_pixel, y_pixel = sizes.column_in * read, sizes.column_out * written
     vector_size = facts.deltas.size * len(facts.tile.span) * lanes_of(x)
     x_image, y_image = n * sizes.height, n * sizes.out_height
@@ -184,8 +184,8 @@ def _correlate_band(band, arrays, facts, phase, least):
     for t in range(0, phase.columns, pixels):
         for v in range(_vectors(sizes)):
             group = _first_group(sizes, v)
-            weights, bias = (packed, v * vector_size), (init, group * each_out)
-            x_first, y_first = t * x_pixel + group * each_in, t * y_pixel + group * each_out
+            weights, vector_bias = (packed, v * vector_size), (bias, group * group_out)
+            x_first, y_first = t * x_pixel + group * group_in, t * y_pixel + group * group_out
             for u in range(start, stop):
                 first, last = _steps_inside(facts, phase.first, phase.last, u)
                 x_row = (x_image + u * sizes.row_in) * sizes.width * read
@@ -196,26 +196,26 @@ def _correlate_band(band, arrays, facts, phase, least):
                 correlate_tile(
                     facts.tile,
                     phase.columns - t,
-                    Channels(x, x_row + x_first, x_pixel, per_vector * each_in),
+                    Channels(x, x_row + x_first, x_pixel, per_vector * group_in),
                     Steps(facts.steps, first, last, masks, facts.order),
                     weights,
-                    bias,
-                    least,
-                    Channels(y, y_row + y_first, y_pixel, per_vector * each_out),
+                    vector_bias,
+                    floor,
+                    Channels(y, y_row + y_first, y_pixel, per_vector * group_out),
                 )
         masks += phase.last - phase.first
 
 
 @kernel
-def correlate(x, weight, init, facts, call, packed, y):
-    """``y = max(least, init + weight * x)`` for the taps of the tables; all arrays are flat.
+def correlate(x, weight, bias, facts, call, packed, y):
+    """``y = max(floor, bias + weight * x)`` for the taps of the tables; all arrays are flat.
 
     `facts` are `Facts`, `call` is a `Call`; the weight is packed to `packed`.
     """
     facts, call = named(Facts, facts), named(Call, call)
     _pack_taps(weight, facts, packed)
     pieces = (facts.phases[0, 2] + facts.piece_rows - 1) // facts.piece_rows
-    arguments = ((x, packed, init, y), facts, call.least)
+    arguments = ((x, packed, bias, y), facts, call.floor)
     parallel_for(_correlate_piece, facts.sizes.images * pieces, call.workers, arguments)
 
 
@@ -236,7 +236,7 @@ def _weight_row(row, x, dy, facts, sums, sums_at):
     """Add the products of a row of dy to a chunk's sums."""
     sizes, pixels = facts.sizes, facts.tile_pixels
     read, written, per_vector = sizes.read, sizes.written, sizes.per_vector
-    each_in, each_out = read // sizes.groups, written // sizes.groups
+    group_in, group_out = read // sizes.groups, written // sizes.groups
     n, u = row // sizes.out_height, row % sizes.out_height
     first, last = _steps_inside(facts, 0, facts.deltas.size, u)
     x_row = (n * sizes.height + u * sizes.row_in) * sizes.width * read
@@ -254,15 +254,15 @@ def _weight_row(row, x, dy, facts, sums, sums_at):
             prefetch_run(dy, dy_ahead, dy_share)
             dy_ahead += dy_share
             group = _first_group(sizes, v)
-            x_at = x_row + t * sizes.column_in * read + group * each_in
-            dy_at = (row * sizes.out_width + t) * written + group * each_out
+            x_at = x_row + t * sizes.column_in * read + group * group_in
+            dy_at = (row * sizes.out_width + t) * written + group * group_out
             weight_tile(
                 facts.tile,
                 sizes.out_width - t,
-                Channels(x, x_at, sizes.column_in * read, per_vector * each_in),
+                Channels(x, x_at, sizes.column_in * read, per_vector * group_in),
                 Steps(facts.steps, first, last, masks, facts.order),
                 (sums, sums_at + v * (total + lanes_of(x)), total),
-                Channels(dy, dy_at, written, per_vector * each_out),
+                Channels(dy, dy_at, written, per_vector * group_out),
             )
         masks += facts.deltas.size
 
@@ -271,16 +271,16 @@ def _weight_row(row, x, dy, facts, sums, sums_at):
 def _unpack_taps(sums, facts, dw, db):
     """The weight gradient (M, C/G, R*S) and bias gradient of their sums, all flat."""
     sizes, taps, lanes = facts.sizes, facts.taps, lanes_of(sums)
-    depth, each = sizes.read // sizes.groups, sizes.written // sizes.groups
+    group_in, group_out = sizes.read // sizes.groups, sizes.written // sizes.groups
     at = 0
     for v in range(_vectors(sizes)):
-        first = _first_group(sizes, v) * each
+        first = _first_group(sizes, v) * group_out
         for k in range(taps.shape[0]):
-            for lane in range(sizes.per_vector * each):
-                place = ((first + lane) * depth + taps[k, 1]) * facts.kernel + taps[k, 0]
+            for lane in range(sizes.per_vector * group_out):
+                place = ((first + lane) * group_in + taps[k, 1]) * facts.kernel + taps[k, 0]
                 dw[place] = sums[at + lane]
             at += lanes
-        for lane in range(sizes.per_vector * each):
+        for lane in range(sizes.per_vector * group_out):
             db[first + lane] = sums[at + lane]
         at += lanes
 

@@ -57,22 +57,22 @@ def tile_pixels(span: int) -> int:
 
 
 @intrinsic
-def correlate_tile(typingctx, tile, pixels, x, steps, weights, init, least, y):
-    """``y[p] = max(least, init + sum over steps k, l < span of weights[k, l] * x[k][p + l])``.
+def correlate_tile(typingctx, tile, pixels, x, steps, weights, bias, floor, y):
+    """``y[p] = max(floor, bias + sum over steps k, l < span of weights[k, l] * x[k][p + l])``.
 
     p is one of the first `pixels` of a row, all are vectors of channels. `tile` is a `Tile`, x and
-    y are `Channels` and `steps` are `Steps`; `weights` and `init` are ``(array, offset)``.
+    y are `Channels` and `steps` are `Steps`; `weights` and `bias` are ``(array, offset)``.
     """
 
     def codegen(cgctx, builder, sig, values):
-        _, pixels, *operands, init_value, lowest, y_value = values
+        _, pixels, *operands, bias_value, floor_value, y_value = values
         taps = _TapTile(cgctx, builder, sig.args[0], sig.args[2:5], operands)
         target, pixel, lanes = operand(cgctx, builder, y, y_value)
         mask = taps.first_lanes(lanes)
-        (start,) = operand(cgctx, builder, init, init_value)
+        (start,) = operand(cgctx, builder, bias, bias_value)
         first = taps.load_vector(start, mask=mask)
         sums = taps.loop([first] * taps.pixels, taps.correlate)
-        lowest = taps.splat(lowest)
+        lowest = taps.splat(floor_value)
         for p, total in enumerate(sums):
             with builder.if_then(builder.icmp_signed("<", _i64(p), pixels)):
                 low = builder.fcmp_ordered("<", total, lowest)
@@ -80,7 +80,7 @@ def correlate_tile(typingctx, tile, pixels, x, steps, weights, init, least, y):
                 taps.store_vector(builder.select(low, lowest, total), at, mask=mask)
         return cgctx.get_dummy_value()
 
-    return types.void(tile, types.int64, x, steps, weights, init, least, y), codegen
+    return types.void(tile, types.int64, x, steps, weights, bias, floor, y), codegen
 
 
 @intrinsic
@@ -114,7 +114,7 @@ def weight_tile(typingctx, tile, pixels, x, steps, sums, dy):
 class _TapTile(Vectors):
     """Emits the loop over steps around the loads of one tile."""
 
-    def __init__(self, cgctx: Any, builder: Any, tile: Any, kinds: Any, values: Any) -> None:
+    def __init__(self, cgctx, builder, tile, kinds, values) -> None:
         x, steps, weights = kinds  # the types of x, the steps and the weights or sums
         self.cgctx = cgctx
         itemsize = x.types[0].dtype.bitwidth // 8
@@ -133,10 +133,10 @@ class _TapTile(Vectors):
         self.masks = builder.gep(self.steps, [given.masks])
         self.order = self._data(steps.types[4], given.order)
 
-    def _data(self, array_type: Any, array: Any) -> Any:
+    def _data(self, array_type, array):
         return self.cgctx.make_array(array_type)(self.cgctx, self.builder, array).data
 
-    def loop(self, tile: list[Any], body: Any) -> list[Any]:
+    def loop(self, tile: list[Any], body) -> list[Any]:
         """Emit ``tile = body(step, tile)`` for all steps."""
         builder = self.builder
         before = builder.block
@@ -161,22 +161,22 @@ class _TapTile(Vectors):
             for first, after in zip(tile, updated, strict=True)
         ]
 
-    def correlate(self, step: Any, sums: list[Any]) -> list[Any]:
+    def correlate(self, step, sums: list[Any]) -> list[Any]:
         at = self._weights_of(step)
         weights = [self.load_vector(at, i) for i in range(self.span)]
         sums = list(sums)
 
-        def use(value: Any, p: int, i: int) -> None:
+        def use(value, p: int, i: int) -> None:
             sums[p] = self.fma(value, weights[i], sums[p])
 
         self._visit(step, use, sums)
         return sums
 
-    def differentiate(self, step: Any, pixels: list[Any]) -> list[Any]:
+    def differentiate(self, step, pixels: list[Any]) -> list[Any]:
         at = self._weights_of(step)
         sums = [self.load_vector(at, i) for i in range(self.span)]
 
-        def use(value: Any, p: int, i: int) -> None:
+        def use(value, p: int, i: int) -> None:
             # Where the row has ended, 0 times a NaN would be one.
             before, old = self.builder.block, sums[i]
             with self.builder.if_then(self.exists[p]):
@@ -189,17 +189,17 @@ class _TapTile(Vectors):
             self.store_vector(total, at, i)
         return pixels
 
-    def _merge(self, a: Any, a_block: Any, b: Any, b_block: Any) -> Any:
+    def _merge(self, a, a_block, b, b_block):
         phi = self.builder.phi(self.vector)
         phi.add_incoming(a, a_block)
         phi.add_incoming(b, b_block)
         return phi
 
-    def _weights_of(self, step: Any) -> Any:
+    def _weights_of(self, step):
         size = _i64(self.span * self.lanes)
         return self.builder.gep(self.weights, [self.builder.mul(step, size)])
 
-    def _visit(self, step: Any, use: Any, state: list[Any]) -> None:
+    def _visit(self, step, use, state: list[Any]) -> None:
         """Load each pixel of input that exists once, and call `use` for all pairs with it.
 
         The branches cost next to nothing: a test of one bit, the same in every row.
@@ -224,7 +224,7 @@ class _TapTile(Vectors):
                 if new is not kept:
                     state[k] = self._merge(kept, before, new, inside)
 
-    def _order(self, row: Any) -> Any:
+    def _order(self, row):
         """Indices of 32-bit words: a vector, or a pointer to them where nothing permutes by one."""
         words = self.lanes * self.words
         at = self.builder.gep(self.order, [self.builder.mul(row, _i64(words))])
@@ -233,7 +233,7 @@ class _TapTile(Vectors):
         vector = ir.VectorType(_i32, words)
         return self.builder.load(self.builder.bitcast(at, vector.as_pointer()), align=4)
 
-    def _shuffle(self, at: Any, order: Any) -> Any:
+    def _shuffle(self, at, order):
         builder, words = self.builder, self.lanes * self.words
         if order is None:
             return self.load_vector(at, mask=self.x_mask)

@@ -64,9 +64,7 @@ class Call(NamedTuple):
 
 
 @intrinsic
-def _pool_pairs(
-    typingctx: Any, channels: Any, count: Any, planes: Any, y: Any, cells: Any, at: Any, pixel: Any
-) -> Any:
+def _pool_pairs(typingctx, channels, count, planes, y, cells, at, pixel):
     """Maxima of 2x2 windows and their cells, for up to a vector of pixels and of channels.
 
     ``y[at + j * pixel + c] = max of plane[c, 0:2, 2j:2j+2]``, where ``planes = (array, offset,
@@ -74,7 +72,7 @@ def _pool_pairs(
     maxima is taken, and a NaN before everything.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         array, first, plane, pitch = cgutils.unpack_tuple(builder, values[2])
         source = element_pointer(cgctx, builder, planes.types[0], array, first)
         out = element_pointer(cgctx, builder, y, values[3], values[5])
@@ -84,7 +82,7 @@ def _pool_pairs(
         numbers = Vectors(builder, ir.IntType(8 * size), floats.lanes)
         lanes = floats.lanes
 
-        def halves(line: Any) -> list[Any]:
+        def halves(line) -> list[Any]:
             """Even and odd elements of two vectors."""
             pair = [floats.load_vector(line, v) for v in (0, 1)]
             return [

@@ -97,18 +97,16 @@ def _pack_panel(panel, worker, weight, facts, packed):
 def _pooled_image(n, worker, inputs, facts, call, work, outputs):
     """One image: its convolution goes to memory that stays in L2, and is pooled from there."""
     x, bias = inputs
-    oh, ow, m, floor = facts.out_height, facts.out_width, facts.filters, call.floor
-    pixels, a_runs, b_runs = facts.pixels, facts.image_runs, facts.weight_runs
-    length, lanes = facts.run_length, lanes_of(work)
-    width = panel_width(m, lanes)
-    panel = b_runs.size * length * width
+    pixels, m = facts.out_height * facts.out_width, facts.filters
+    runs, length = facts.weight_runs, facts.run_length
+    width = panel_width(m, lanes_of(work))
     at = facts.packed + worker * facts.worker_elements
     image = at + facts.images.elements
     load_image(x, n, call.channels_first, facts.images, work, at)
-    product = Size(oh * ow, m, a_runs.size, length)
-    a, b = Left(work, at, 0, 1, pixels, a_runs), Right(work, 0, panel, width, b_runs)
-    c, epilogue = Target(work, image, m, no_table()), Epilogue(floor, 0, STORE)
-    gemm(product, a, b, Bias(bias, 0), c, epilogue)
+    a = Left(work, at, 0, 1, facts.pixels, facts.image_runs)
+    b = Right(work, 0, runs.size * length * width, width, runs)
+    c, epilogue = Target(work, image, m, no_table()), Epilogue(call.floor, 0, STORE)
+    gemm(Size(pixels, m, runs.size, length), a, b, Bias(bias, 0), c, epilogue)
     _pool_image(n, facts, work, image, outputs)
 
 

@@ -43,7 +43,7 @@ class Sums(NamedTuple):
 class _Reader:
     """Reads pooled gradients: their values behind the ReLU, and their cells."""
 
-    def __init__(self, cgctx: Any, builder: Any, kind: Any, value: Any) -> None:
+    def __init__(self, cgctx, builder, kind, value) -> None:
         given = PooledGradients(*cgutils.unpack_tuple(builder, value))
         self.builder = builder
         self._data = [
@@ -52,7 +52,7 @@ class _Reader:
         ]
         self.step, self.relu, self.cell_count = given.step, given.relu, given.cell_count
 
-    def __getitem__(self, index: Any) -> tuple[Any, Any]:
+    def __getitem__(self, index) -> tuple[Any, Any]:
         builder, at = self.builder, [self.builder.mul(index, self.step)]
         value, output, cell = (builder.load(builder.gep(data, at)) for data in self._data)
         zero = ir.Constant(value.type, 0)
@@ -137,6 +137,6 @@ def mix_rows(typingctx, held, count, gradients, rows, out):
     return types.void(held, types.int64, gradients, rows, out), codegen
 
 
-def _vectors_of(builder: Any, kind: Any, pointer: Any) -> Vectors:
+def _vectors_of(builder, kind, pointer) -> Vectors:
     """Operations on vectors of an operand's elements."""
     return Vectors(builder, pointer.type.pointee, cpu.lanes(kind.types[0].dtype.bitwidth // 8))

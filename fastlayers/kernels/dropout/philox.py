@@ -32,10 +32,10 @@ _WEYL = 0x9E3779B9, 0xBB67AE85
 _LOW = (1 << 32) - 1
 
 
-def _rounds(builder: Any, lanes: Vectors, key: Any, stream: Any, block: Any) -> list[Any]:
+def _rounds(builder, lanes: Vectors, key, stream, block) -> list[Any]:
     """The four words of each block of a vector, in the low halves of 64-bit lanes."""
 
-    def constant(value: int) -> Any:
+    def constant(value: int):
         return ir.Constant(lanes.vector, [value] * lanes.lanes)
 
     low, half, stream = constant(_LOW), constant(32), lanes.splat(stream)
@@ -59,7 +59,7 @@ def _rounds(builder: Any, lanes: Vectors, key: Any, stream: Any, block: Any) -> 
     return [c0, c1, c2, c3]
 
 
-def _words(builder: Any, key: Any, stream: Any, first: Any) -> list[Any]:
+def _words(builder, key, stream, first) -> list[Any]:
     """Words 0 and 1, and 2 and 3, of eight blocks, as two vectors of eight pairs."""
     lanes = Vectors(builder, _i64, _BLOCKS)
     count = ir.Constant(lanes.vector, list(range(_BLOCKS)))
@@ -71,7 +71,7 @@ def _words(builder: Any, key: Any, stream: Any, first: Any) -> list[Any]:
     ]
 
 
-def _store_words(builder: Any, target: Any, at: int, words: Any, count: Any) -> None:
+def _store_words(builder, target, at: int, words, count) -> None:
     """Store a vector of 64-bit words from word `at` on of a target that has only `count`."""
     lanes = Vectors(builder, _i64, _BLOCKS)
     enough = builder.icmp_signed("<=", _i64(at + _BLOCKS), count)
@@ -162,22 +162,13 @@ def draw_bits(typingctx, bits, first, count, key, stream, threshold):
     return types.void(bits, i8, i8, u8, u8, u8), codegen
 
 
-def _compare_bytes(
-    builder: Any,
-    kept: Any,
-    tied: Any,
-    group: Any,
-    count: Any,
-    key: Any,
-    stream: Any,
-    threshold: Any,
-) -> None:
+def _compare_bytes(builder, kept, tied, group, count, key, stream, threshold) -> None:
     """Store, of some groups, the bits of bytes above the threshold's, and of those equal to it."""
     numbers, word = Vectors(builder, ir.IntType(8), 64), _i64
     limit = builder.trunc(builder.lshr(threshold, _i64(24)), numbers.element)
     limit = numbers.splat(limit)
 
-    def all_where(order: str, other: Any, value: Any) -> Any:
+    def all_where(order: str, other, value):
         return builder.select(builder.icmp_unsigned(order, value, other), word(-1), word(0))
 
     # No number is as large as 2 ** 32, and where all that is left of it is 0 equal bytes reach it.
@@ -201,16 +192,7 @@ def _compare_bytes(
             builder.store(equal, builder.gep(tied, place))
 
 
-def _settle(
-    builder: Any,
-    kept: Any,
-    tied: Any,
-    group: Any,
-    count: Any,
-    key: Any,
-    stream: Any,
-    threshold: Any,
-) -> None:
+def _settle(builder, kept, tied, group, count, key, stream, threshold) -> None:
     """Set the bits of tied elements of some groups whose lower 24 bits reach the threshold's."""
     lanes, zero, one = Vectors(builder, _i64, _BLOCKS), _i64(0), _i64(1)
     signature = ir.FunctionType(_i64, [_i64, ir.IntType(1)])

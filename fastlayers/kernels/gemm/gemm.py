@@ -21,8 +21,8 @@ from fastlayers.kernels.gemm.operands import (
     Target,
 )
 from fastlayers.kernels.gemm.tile import gemm_panel
+from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.shared import shared_kernel
-from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 
 __all__ = [
@@ -32,8 +32,6 @@ __all__ = [
     "panel_width",
     "prepare_gemm",
 ]
-
-VECTOR_BYTES = cpu.vector_bytes()
 
 # Rows of B in one block: 1024 x 32 float32 are 128 KiB of L2; a tile reads them at 5 bytes a cycle,
 # and its sums go to memory and back only once in 1024 steps (2 % faster than 256, which L1 holds).
@@ -71,7 +69,7 @@ def gemm_batch(
 
     A call of its own for each costs 200 cycles, and 12 x 16 x 16 are 192 multiply-adds.
     """
-    lanes = VECTOR_BYTES // target.array.itemsize
+    lanes = lanes_of(target.array)
     width, n, length = panel_width(size.columns, lanes), size.columns, size.length
     runs = size.runs if length else 0
     per = max(1, BLOCK_K // max(length, 1))

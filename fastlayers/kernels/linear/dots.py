@@ -11,16 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.runs import flat, prefetch_run
 from fastlayers.kernels.linear.blocks import Sizes, blocked, task_rows
 from fastlayers.kernels.linear.tile import DOT_ROWS, FEW, Rows, dot_tile
-from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["dot_block", "linear"]
 
-VECTOR_BYTES = cpu.vector_bytes()
 # Elements of k in one block of a dot product, in vectors: 4 rows of 64 are 16 KiB, half an L1.
 DOT_VECTORS = 64
 # Batch rows of a task: 128 blocks of x are 512 KiB, half the L2 that the field has at least.
@@ -89,7 +88,7 @@ def linear(x, weight, bias, floor, workers, packed, y):
     """
     sizes = Sizes(x.shape[0], x.shape[1], weight.shape[0])
     batch, k, n = sizes
-    block = dot_block(k, VECTOR_BYTES // y.itemsize)
+    block = dot_block(k, lanes_of(y))
     left = blocked(flat(x), batch, k, block, workers, packed)
     across = max(1, (batch + DOT_BATCH - 1) // DOT_BATCH)
     rows = max(1, (batch + across * FEW - 1) // (across * FEW)) * FEW

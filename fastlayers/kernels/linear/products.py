@@ -11,17 +11,16 @@ import numpy as np
 
 from fastlayers.kernels.gemm.gemm import gemm, prepare_gemm
 from fastlayers.kernels.gemm.operands import STORE, Bias, Epilogue, Left, Right, Size, Target
+from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.named import named
 from fastlayers.kernels.ir.runs import no_table, prefetch_run
 from fastlayers.kernels.linear.blocks import PAD, Sizes, blocked, task_rows
 from fastlayers.kernels.linear.tile import move_run
-from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["Product", "linear_backward_weight", "matmul"]
 
-VECTOR_BYTES = cpu.vector_bytes()
 # Block of `matmul`: 256 x 128 float32 of B are packed to 128 KiB in L2, and used by all rows.
 DEPTH = 256
 SPAN = 128
@@ -45,7 +44,7 @@ def _matmul_task(task, worker, a, b, init, c, product, work):
     across = (n + SPAN - 1) // SPAN
     i0, j0 = task // across * STEP, task % across * SPAN
     rows, columns = min(STEP, m - i0), min(SPAN, n - j0)
-    row, panel = SPAN + 2 * PAD, 2 * (VECTOR_BYTES // work.itemsize)
+    row, panel = SPAN + 2 * PAD, 2 * lanes_of(work)
     here = worker * MATMUL_WORK
     none = no_table()
     part = DEPTH * GROUP // max(rows, GROUP) + 1
@@ -95,7 +94,7 @@ def _backward_weight_task(task, worker, operands, sizes, step, stream, work, dw)
     across = (k + span - 1) // span
     i0, j0 = task // across * step, task % across * span
     rows, columns = min(step, n - i0), min(span, k - j0)
-    row, panel = span + 2 * PAD, 2 * (VECTOR_BYTES // work.itemsize)
+    row, panel = span + 2 * PAD, 2 * lanes_of(work)
     a_at = worker * WEIGHT_WORK
     b_at = a_at + DEPTH * step
     none = no_table()

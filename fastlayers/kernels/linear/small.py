@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from fastlayers.kernels.gemm.gemm import gemm, panel_width, prepare_gemm
 from fastlayers.kernels.gemm.operands import PLAIN, STORE, Bias, Epilogue, Left, Right, Size, Target
+from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.named import named
 from fastlayers.kernels.ir.runs import clear_run, copy_run, flat, no_table, transpose_block, view
 from fastlayers.kernels.layout import square_side
@@ -21,13 +22,10 @@ from fastlayers.kernels.linear.blocks import Sizes
 from fastlayers.kernels.linear.products import Product
 from fastlayers.kernels.linear.tile import FEW, Factors, Rows, rank_update
 from fastlayers.kernels.reduce import Cut, column_sums
-from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["Backward", "Steps", "linear_short", "linear_small_backward"]
-
-VECTOR_BYTES = cpu.vector_bytes()
 
 
 class Steps(NamedTuple):
@@ -82,7 +80,7 @@ def _tasks(m, n, steps):
 def _linear_short_task(task, worker, operands, floor, sizes, steps, work, y):
     x, weight, bias = operands
     k, n = sizes.inputs, sizes.outputs
-    part, lanes = _part(task, sizes.batch, n, steps), VECTOR_BYTES // y.itemsize
+    part, lanes = _part(task, sizes.batch, n, steps), lanes_of(y)
     width, side = panel_width(part.columns, lanes), square_side(y)
     here = worker * steps.columns * k
     for panel in range(0, part.columns, width):
@@ -120,7 +118,7 @@ def _product(part, a, b, c, product, zeros, work):
     i, j, rows, columns = part
     none = no_table()
     left = Left(a.array, i * a.row, a.row, a.step, none, none)
-    width = 2 * (VECTOR_BYTES // work.itemsize)
+    width = 2 * lanes_of(work)
     rest = columns % width
     if rest == panel_width(rest, width // 2):
         rest = 0  # fills its vectors: nothing is read past it

@@ -75,12 +75,12 @@ Body = Callable[[Any, list[Any], Any], None]
 class _RowLoops(Vectors):
     """Emits loops over rows, and what they do with a vector of columns."""
 
-    def __init__(self, cgctx: Any, builder: Any, element: types.Type, rows: Any) -> None:
+    def __init__(self, cgctx, builder, element: types.Type, rows) -> None:
         lanes = cpu.lanes(element.bitwidth // 8)
         super().__init__(builder, cgctx.get_data_type(element), lanes)
         self._context, self.rows = cgctx, Rows(*cgutils.unpack_tuple(builder, rows))
 
-    def pointer(self, kind: Any, array: Any, at: Any = None) -> Any:
+    def pointer(self, kind, array, at=None):
         """Pointer to the element `at` of a flat array, of the first by default."""
         at = _i64(0) if at is None else at
         return element_pointer(self._context, self.builder, kind, array, at)
@@ -89,7 +89,7 @@ class _RowLoops(Vectors):
         """Pointers to the first element of the rows in arrays, given as types and values."""
         return [self.pointer(kind, array, self.rows.start) for kind, array in operands]
 
-    def columns(self, kind: Any, factors: Any, number: int) -> list[Any]:
+    def columns(self, kind, factors, number: int) -> list[Any]:
         """Pointers to the first rows of `Factors`."""
         table, period = cgutils.unpack_tuple(self.builder, factors)
         starts = [self.builder.mul(period, _i64(row)) for row in range(number)]
@@ -109,24 +109,24 @@ class _RowLoops(Vectors):
                 with builder.if_then(builder.icmp_signed("<", wide, width)):
                     body(wide, offsets, self.first_lanes(builder.sub(width, wide)))
 
-    def at(self, pointer: Any, *offsets: Any) -> Any:
+    def at(self, pointer, *offsets):
         for offset in offsets:
             pointer = self.builder.gep(pointer, [offset])
         return pointer
 
-    def load(self, pointer: Any, *offsets: Any, mask: Any) -> Any:
+    def load(self, pointer, *offsets, mask):
         return self.load_vector(self.at(pointer, *offsets), mask=mask)
 
-    def read(self, pointer: Any, *offsets: Any, mask: Any) -> Any:
+    def read(self, pointer, *offsets, mask):
         """Load what is read once, and prefetch what follows."""
         at = self.at(pointer, *offsets)
         prefetch(self.builder, self.builder.gep(at, [_i64(AHEAD // self._align)]))
         return self.load_vector(at, mask=mask)
 
-    def store(self, value: Any, pointer: Any, *offsets: Any, mask: Any) -> None:
+    def store(self, value, pointer, *offsets, mask) -> None:
         self.store_vector(value, self.at(pointer, *offsets), mask=mask)
 
-    def write(self, values: list[Any], pointers: list[Any], mask: Any, stream: Any) -> None:
+    def write(self, values: list[Any], pointers: list[Any], mask, stream) -> None:
         """Store vectors that are written once, by non-temporal stores where `stream`."""
         if mask is not None:
             for value, at in zip(values, pointers, strict=True):
@@ -140,12 +140,12 @@ class _RowLoops(Vectors):
                 for value, at in zip(values, pointers, strict=True):
                     self.store_vector(value, at)
 
-    def positive(self, test: Any, value: Any) -> Any:
+    def positive(self, test, value):
         """`value` where `test` is positive or NaN, 0 elsewhere, as the gradient of ReLU is."""
         zero = ir.Constant(self.vector, None)
         return self.builder.select(self.builder.fcmp_ordered("<=", test, zero), zero, value)
 
-    def unless_zero(self, factor: Any, value: Any, other: Any) -> Any:
+    def unless_zero(self, factor, value, other):
         """`value`, or `other` for a factor of 0, by which an infinite input would be NaN.
 
         So it is with running statistics, through which no gradient passes.
@@ -153,7 +153,7 @@ class _RowLoops(Vectors):
         zero = ir.Constant(self.vector, None)
         return self.builder.select(self.builder.fcmp_ordered("==", factor, zero), other, value)
 
-    def total(self, terms: list[Any]) -> Any:
+    def total(self, terms: list[Any]):
         """Sum by pairs."""
         while len(terms) > 1:
             terms = [
@@ -164,7 +164,7 @@ class _RowLoops(Vectors):
 
 
 @intrinsic
-def add_shifted(typingctx: Any, x: Any, rows: Any, pivots: Any, sums: Any) -> Any:
+def add_shifted(typingctx, x, rows, pivots, sums):
     """Add the sums of ``x - pivot`` and of its square over `Rows`, with a pivot for each column.
 
     ``sums[:width]`` and ``sums[width : 2 * width]`` are added to.
@@ -176,7 +176,7 @@ def add_shifted(typingctx: Any, x: Any, rows: Any, pivots: Any, sums: Any) -> An
         totals = emit.pointer(sums, args[3])
         squares = emit.pointer(sums, args[3], emit.rows.width)
 
-        def body(at: Any, offsets: list[Any], mask: Any) -> None:
+        def body(at, offsets: list[Any], mask) -> None:
             pivot = emit.load(pivot_row, at, mask=mask)
             loaded = [emit.read(source, offset, at, mask=mask) for offset in offsets]
             deltas = [builder.fsub(value, pivot) for value in loaded]
@@ -194,17 +194,7 @@ def add_shifted(typingctx: Any, x: Any, rows: Any, pivots: Any, sums: Any) -> An
 
 
 @intrinsic(prefer_literal=True)
-def normalise(
-    typingctx: Any,
-    add: Any,
-    x: Any,
-    residual: Any,
-    rows: Any,
-    factors: Any,
-    floor: Any,
-    y: Any,
-    stream: Any,
-) -> Any:
+def normalise(typingctx, add, x, residual, rows, factors, floor, y, stream):
     """``y = max(floor, (x - mean) * scale + shift + residual)`` over `Rows`; NaN stays.
 
     `add` is a literal, 1 with a residual and 0 without.
@@ -216,7 +206,7 @@ def normalise(
         source, other, out = emit.first_of((x, args[1]), (residual, args[2]), (y, args[6]))
         columns, low = emit.columns(factors, args[4], 3), emit.splat(args[5])
 
-        def body(at: Any, offsets: list[Any], mask: Any) -> None:
+        def body(at, offsets: list[Any], mask) -> None:
             mean, scale, shift = (emit.load(column, at, mask=mask) for column in columns)
             results = []
             for offset in offsets:
@@ -235,17 +225,7 @@ def normalise(
 
 
 @intrinsic(prefer_literal=True)
-def add_gradients(
-    typingctx: Any,
-    mode: Any,
-    dy: Any,
-    x: Any,
-    mask: Any,
-    rows: Any,
-    factors: Any,
-    sums_at: Any,
-    stream: Any,
-) -> Any:
+def add_gradients(typingctx, mode, dy, x, mask, rows, factors, sums_at, stream):
     """Add ``sum(g)`` and ``sum(g * (x - mean))`` over `Rows`, g being dy after the mask.
 
     They are added to two rows of the table of factors, from `sums_at` on. `mode` is a literal; with
@@ -264,7 +244,7 @@ def add_gradients(
             for at in (args[6], builder.add(args[6], period))
         )
 
-        def body(at: Any, offsets: list[Any], mask: Any) -> None:
+        def body(at, offsets: list[Any], mask) -> None:
             mean = emit.load(columns[0], at, mask=mask)
             if where == FROM_INPUT:
                 scale, shift = (emit.load(column, at, mask=mask) for column in columns[1:])
@@ -291,9 +271,7 @@ def add_gradients(
 
 
 @intrinsic(prefer_literal=True)
-def input_gradient(
-    typingctx: Any, mode: Any, dy: Any, x: Any, rows: Any, factors: Any, dx: Any, stream: Any
-) -> Any:
+def input_gradient(typingctx, mode, dy, x, rows, factors, dx, stream):
     """``dx = g * scale + (x - mean) * slope + offset`` over `Rows`, g being dy after the mask.
 
     `mode` is a literal; with `SCALED`, ``dx = dy * scale`` and the input is not read.
@@ -305,7 +283,7 @@ def input_gradient(
         gradient, source, out = emit.first_of((dy, args[1]), (x, args[2]), (dx, args[5]))
         columns = emit.columns(factors, args[4], 5)
 
-        def body(at: Any, offsets: list[Any], mask: Any) -> None:
+        def body(at, offsets: list[Any], mask) -> None:
             mean, scale, shift, slope, constant = (
                 emit.load(column, at, mask=mask) for column in columns
             )

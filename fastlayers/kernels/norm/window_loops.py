@@ -53,9 +53,7 @@ class Start(NamedTuple):
 class Windows(Vectors):
     """Emits loops over the windows of a row and over their cells, for a vector of channels."""
 
-    def __init__(
-        self, cgctx: Any, builder: Any, element: types.Type, facts: Any, start: Any
-    ) -> None:
+    def __init__(self, cgctx, builder, element: types.Type, facts, start) -> None:
         lanes = cpu.lanes(element.bitwidth // 8)
         super().__init__(builder, cgctx.get_data_type(element), lanes)
         self._context, self.start = cgctx, Start(*cgutils.unpack_tuple(builder, start))
@@ -64,12 +62,12 @@ class Windows(Vectors):
         self.rows, self.columns = facts.window_rows, facts.window_columns
         self.two_columns = False
 
-    def pointer(self, kind: Any, array: Any, at: Any = None) -> Any:
+    def pointer(self, kind, array, at=None):
         """Pointer to the element `at` of a flat array, of the first by default."""
         at = _i64(0) if at is None else at
         return element_pointer(self._context, self.builder, kind, array, at)
 
-    def pooled_pointers(self, kind: Any, pooled: Any) -> list[Any]:
+    def pooled_pointers(self, kind, pooled) -> list[Any]:
         """Pointers to the row's first maximum and first cell in `Pooled`."""
         arrays = zip(kind.types, cgutils.unpack_tuple(self.builder, pooled), strict=True)
         return [self.pointer(of, array, self.start.pooled) for of, array in arrays]
@@ -94,14 +92,14 @@ class Windows(Vectors):
                 self.two_columns = False
                 emit()
 
-    def _square(self) -> Any:
+    def _square(self):
         builder, two = self.builder, _i64(2)
         return builder.and_(
             builder.icmp_signed("==", self.rows, two),
             builder.icmp_signed("==", self.columns, two),
         )
 
-    def load_columns(self, vectors: Vectors, pointer: Any, *offsets: Any, mask: Any) -> Any:
+    def load_columns(self, vectors: Vectors, pointer, *offsets, mask):
         """Load channels of a window, for each of its columns that a vector holds."""
         for offset in offsets:
             pointer = self.builder.gep(pointer, [offset])
@@ -114,32 +112,32 @@ class Windows(Vectors):
             vectors.load_vector(second, mask=self.second_column),
         )
 
-    def channel_vectors(self) -> Any:
+    def channel_vectors(self):
         """Loop over the vectors of a pixel's channels; gives the first channel of each."""
         return cgutils.for_range_slice(self.builder, _i64(0), self.channels, _i64(self.lanes), _i64)
 
-    def mask(self, at: Any) -> Any:
+    def mask(self, at):
         """Mask of the lanes that have a channel, for the vector that begins at one."""
         if self.two_columns:
             return self.both_columns
         return self.first_lanes(self.builder.sub(self.channels, at))
 
-    def factors(self, pointer: Any, at: Any, count: int, mask: Any) -> list[Any]:
+    def factors(self, pointer, at, count: int, mask) -> list[Any]:
         """Vectors of `count` rows of factors."""
         rows = (self.builder.mul(self.channels, _i64(k)) for k in range(count))
         return [self.load_columns(self, pointer, row, at, mask=mask) for row in rows]
 
-    def load(self, pointer: Any, *offsets: Any, mask: Any) -> Any:
+    def load(self, pointer, *offsets, mask):
         """Load the vector at some offsets from a pointer."""
         for offset in offsets:
             pointer = self.builder.gep(pointer, [offset])
         return self.load_vector(pointer, mask=mask)
 
-    def windows(self) -> Any:
+    def windows(self):
         """Loop over the windows of a row."""
         return cgutils.for_range(self.builder, self.builder.sdiv(self.width, self.columns))
 
-    def places(self, window: Any, at: Any) -> tuple[Any, Any]:
+    def places(self, window, at) -> tuple[Any, Any]:
         """Offsets in their rows of a window's first cell, and of what pooling gives for it."""
         builder, channels = self.builder, self.channels
         first = builder.mul(builder.mul(window.index, self.columns), channels)
@@ -167,7 +165,7 @@ class Windows(Vectors):
                 right = builder.mul(s.index, self.channels)
                 visit(cell, builder.add(builder.mul(r.index, row), right))
 
-    def read(self, pointer: Any, *offsets: Any, mask: Any) -> Any:
+    def read(self, pointer, *offsets, mask):
         """Load what is read once, and prefetch what follows."""
         for offset in offsets:
             pointer = self.builder.gep(pointer, [offset])
@@ -182,7 +180,7 @@ class GradientWindows(Windows):
     and whether there was a ReLU.
     """
 
-    def __init__(self, cgctx: Any, builder: Any, kinds: Any, args: Any) -> None:
+    def __init__(self, cgctx, builder, kinds, args) -> None:
         dy, pooled, x, start, facts, factors, self._relu = args[:7]
         super().__init__(cgctx, builder, kinds[2].dtype, facts, start)
         self._dy = self.pointer(kinds[0], dy, self.start.pooled)
@@ -192,7 +190,7 @@ class GradientWindows(Windows):
         self.numbers = Vectors(builder, self._cells.type.pointee, self.lanes)
         self.zero = ir.Constant(self.vector, None)
 
-    def gradient(self, place: Any, mask: Any) -> Any:
+    def gradient(self, place, mask):
         """Gradient of the window at `place`: dy, or 0 where a ReLU gave neither > 0 nor NaN."""
         builder = self.builder
         dy = self.load_columns(self, self._dy, place, mask=mask)
@@ -201,11 +199,11 @@ class GradientWindows(Windows):
         low = builder.select(self._relu, self.splat(zero), self.splat(infinity))
         return builder.select(builder.fcmp_ordered("<=", maximum, low), self.zero, dy)
 
-    def cell_of(self, place: Any, mask: Any) -> Any:
+    def cell_of(self, place, mask):
         """The cells that hold the maxima of the window at `place`."""
         return self.load_columns(self.numbers, self._cells, place, mask=mask)
 
-    def holds(self, cell: Any, cell_of: Any) -> Any:
+    def holds(self, cell, cell_of):
         """Where the cell that holds the maximum is `cell`, or the one beside it."""
         number = self.numbers.splat(self.builder.trunc(cell, self.numbers.element))
         if self.two_columns:
@@ -214,7 +212,7 @@ class GradientWindows(Windows):
             number = self.builder.select(self.first_column, number, right)
         return self.builder.icmp_unsigned("==", cell_of, number)
 
-    def add_to(self, pointer: Any, value: Any, mask: Any) -> None:
+    def add_to(self, pointer, value, mask) -> None:
         """Add the lanes of a mask to memory."""
         total = self.builder.fadd(self.load_vector(pointer, mask=mask), value)
         self.store_vector(total, pointer, mask=mask)

@@ -16,9 +16,7 @@ __all__ = ["add_row", "pool_row", "spread_row"]
 
 
 @intrinsic
-def pool_row(
-    typingctx: Any, x: Any, start: Any, facts: Any, factors: Any, floor: Any, pooled: Any
-) -> Any:
+def pool_row(typingctx, x, start, facts, factors, floor, pooled):
     """Maxima over the windows of one row, with the cells that hold them."""
 
     def codegen(cgctx, builder, sig, args):
@@ -39,7 +37,7 @@ def pool_row(
                 builder.store(emit.fma(delta, scale, shift), best)
                 builder.store(ir.Constant(numbers.vector, None), holder)
 
-                def visit(cell: Any, offset: Any) -> None:
+                def visit(cell, offset) -> None:
                     delta = builder.fsub(emit.read(origin, offset, mask=mask), mean)
                     new, old = emit.fma(delta, scale, shift), builder.load(best)
                     better = emit.better(new, old)
@@ -58,17 +56,7 @@ def pool_row(
 
 
 @intrinsic
-def add_row(
-    typingctx: Any,
-    dy: Any,
-    pooled: Any,
-    x: Any,
-    start: Any,
-    facts: Any,
-    factors: Any,
-    relu: Any,
-    sums: Any,
-) -> Any:
+def add_row(typingctx, dy, pooled, x, start, facts, factors, relu, sums):
     """Add ``sum(g)`` and ``sum(g * (x - mean))`` over the windows of one row to two rows."""
 
     def codegen(cgctx, builder, sig, args):
@@ -77,14 +65,14 @@ def add_row(
         held, total, dot = (cgutils.alloca_once(builder, emit.vector) for _ in range(3))
         of_cell = cgutils.alloca_once(builder, emit.vector)
 
-        def add_window(window: Any, at: Any, mean: Any, mask: Any) -> None:
+        def add_window(window, at, mean, mask) -> None:
             first, place = emit.places(window, at)
             origin = builder.gep(emit.source, [first])
             g, cell_of = emit.gradient(place, mask), emit.cell_of(place, mask)
             builder.store(mean, held)
             builder.store(emit.zero, of_cell)
 
-            def visit(cell: Any, offset: Any) -> None:
+            def visit(cell, offset) -> None:
                 here = emit.holds(cell, cell_of)
                 value = emit.read(origin, offset, mask=mask)
                 builder.store(builder.select(here, value, builder.load(held)), held)
@@ -121,30 +109,20 @@ def add_row(
 
 
 @intrinsic
-def spread_row(
-    typingctx: Any,
-    dy: Any,
-    pooled: Any,
-    x: Any,
-    start: Any,
-    facts: Any,
-    factors: Any,
-    relu: Any,
-    dx: Any,
-) -> Any:
+def spread_row(typingctx, dy, pooled, x, start, facts, factors, relu, dx):
     """Write the input gradient in all cells of the windows of one row."""
 
     def codegen(cgctx, builder, sig, args):
         emit = GradientWindows(cgctx, builder, sig.args, args)
         out = emit.pointer(dx, args[7], emit.start.image)
 
-        def spread_window(window: Any, at: Any, factors: list[Any], mask: Any) -> None:
+        def spread_window(window, at, factors: list[Any], mask) -> None:
             mean, scale, _, slope, constant = factors
             first, place = emit.places(window, at)
             g = builder.fmul(emit.gradient(place, mask), scale)
             cell_of = emit.cell_of(place, mask)
 
-            def visit(cell: Any, offset: Any) -> None:
+            def visit(cell, offset) -> None:
                 here = emit.holds(cell, cell_of)
                 offset = builder.add(first, offset)
                 delta = builder.fsub(emit.read(emit.source, offset, mask=mask), mean)

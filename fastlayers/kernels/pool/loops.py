@@ -61,7 +61,7 @@ def spilled_lanes(depth):
 
 
 @contextlib.contextmanager
-def _loop(builder: Any, starts: list[Any]) -> Iterator[tuple[list[Any], Any]]:
+def _loop(builder, starts: list[Any]) -> Iterator[tuple[list[Any], Any]]:
     """Loop that LLVM leaves as it is; gives its variables, and what takes their next values.
 
     It ends when the last of them is not positive. LLVM would unroll these loops over few cells by
@@ -92,7 +92,7 @@ def _loop(builder: Any, starts: list[Any]) -> Iterator[tuple[list[Any], Any]]:
 
 
 @contextlib.contextmanager
-def rolled(builder: Any, start: Any, stop: Any, step: Any = 1) -> Iterator[Any]:
+def rolled(builder, start, stop, step=1) -> Iterator[Any]:
     """Loop over a range, not unrolled; gives the index."""
     step = _i64(step) if isinstance(step, int) else step
     with _loop(builder, [start, builder.sub(stop, start)]) as ((index, left), proceed):
@@ -101,10 +101,10 @@ def rolled(builder: Any, start: Any, stop: Any, step: Any = 1) -> Iterator[Any]:
 
 
 def pixel_vectors(
-    builder: Any,
+    builder,
     lanes: int,
     size: tuple[Any, Any],
-    depth: Any,
+    depth,
     strides: tuple[Any, ...],
     jumps: tuple[Any, ...],
     body: Callable[..., None],
@@ -150,7 +150,7 @@ def pixel_vectors(
             sweep(False)
 
 
-def beyond_caches(cgctx: Any, builder: Any, kind: Any, value: Any, depth: Any) -> Any:
+def beyond_caches(cgctx, builder, kind, value, depth):
     """Whether the array of ``(array, offset)`` is for non-temporal stores: large and aligned.
 
     Its pixels must be whole aligned vectors.
@@ -165,7 +165,7 @@ def beyond_caches(cgctx: Any, builder: Any, kind: Any, value: Any, depth: Any) -
     return builder.and_(aligned, large)
 
 
-def vectors_of_pixel(builder: Any, lanes: int, depth: Any) -> Any:
+def vectors_of_pixel(builder, lanes: int, depth):
     """Loop over a pixel's vectors, of which the last one ends at its last channel."""
     step = _i64(lanes)
     count = builder.sdiv(builder.add(depth, _i64(lanes - 1)), step)
@@ -174,10 +174,10 @@ def vectors_of_pixel(builder: Any, lanes: int, depth: Any) -> Any:
     return rolled(builder, _i64(0), count), step, last
 
 
-def bounded(builder: Any, count: Any, v: int) -> Any:
+def bounded(builder, count, v: int):
     """Elements of vector v among `count`, as many as a mask has at most."""
     return smaller(builder, builder.sub(count, _i64(v * LANES)), _i64(LANES))
 
 
-def smaller(builder: Any, a: Any, b: Any) -> Any:
+def smaller(builder, a, b):
     return builder.select(builder.icmp_signed("<", a, b), a, b)

@@ -38,11 +38,7 @@ __all__ = [
 
 
 class WindowPlan(NamedTuple):
-    """A window's cells, strides, padding before the image and dilation, and how to go through all.
-
-    Its rows lie alike if all see some of the image and have the same cells there, in one run of
-    columns.
-    """
+    """Cells of a window, strides, padding before the image, dilation, and the cut of the output."""
 
     height: int
     width: int
@@ -53,8 +49,8 @@ class WindowPlan(NamedTuple):
     dilation_down: int
     dilation_across: int
     task_rows: int  # output rows of a task
-    column_runs: int
-    rows_alike: int
+    column_runs: int  # of windows that the image's edge cuts off alike
+    rows_alike: int  # 1 if all rows of windows are, in one run: several can be done in one loop
 
 
 PLAN_FIELDS = len(WindowPlan._fields)

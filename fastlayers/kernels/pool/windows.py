@@ -55,7 +55,7 @@ class Sweep(NamedTuple):
     depth: int
 
 
-def _written(cgctx: Any, builder: Any, kind: Any, value: Any) -> list[Any]:
+def _written(cgctx, builder, kind, value) -> list[Any]:
     """Pointers to the first of the `Maxima` and to the number of its cell."""
     maxima = Maxima(*cgutils.unpack_tuple(builder, value))
     return [
@@ -67,17 +67,17 @@ def _written(cgctx: Any, builder: Any, kind: Any, value: Any) -> list[Any]:
 class _Best:
     """Emits the search for the largest cell: the first of equals, or the first NaN."""
 
-    def __init__(self, builder: Any, value: ir.Type, cell: ir.Type, lanes: int) -> None:
+    def __init__(self, builder, value: ir.Type, cell: ir.Type, lanes: int) -> None:
         self.builder = builder
         self.floats, self.numbers = Vectors(builder, value, lanes), Vectors(builder, cell, lanes)
 
-    def best(self, new: Any, number: Any, old: Any, holder: Any) -> tuple[Any, Any]:
+    def best(self, new, number, old, holder) -> tuple[Any, Any]:
         """The better of two values, and its cell."""
         better = self.floats.better(new, old)
         select = self.builder.select
         return select(better, new, old), select(better, number, holder)
 
-    def floored(self, best: Any, holder: Any, floor: Any) -> tuple[Any, Any]:
+    def floored(self, best, holder, floor) -> tuple[Any, Any]:
         """The maximum and its cell; where it is not above the floor that, and no cell.
 
         Nothing is below a floor of NaN.
@@ -91,7 +91,7 @@ class _Best:
 class _Search:
     """Emits the search of one window after the other, of which `cells` tells the cells."""
 
-    def __init__(self, emit: _Best, source: Any, entries: Any, cells: Cells, side: int) -> None:
+    def __init__(self, emit: _Best, source, entries, cells: Cells, side: int) -> None:
         self._emit, self._source, self._entries, self._cells = emit, source, entries, cells
         builder, floats, numbers = emit.builder, emit.floats, emit.numbers
         self._builder, self._side = builder, side
@@ -108,19 +108,19 @@ class _Search:
         else:
             self._slots = [cgutils.alloca_once(builder, v.vector) for v in (floats, numbers)]
 
-    def best(self, at: Any) -> tuple[Any, Any]:
+    def best(self, at) -> tuple[Any, Any]:
         """The maxima of the window whose distances start at `at`, and their cells."""
         return self._row_by_row(at) if self._side else self._cell_by_cell(at)
 
-    def _entry(self, first: Any, k: Any) -> Any:
+    def _entry(self, first, k):
         at = self._builder.add(first, k)
         return self._builder.load(self._builder.gep(self._entries, [at]))
 
-    def _number(self, row: Any, column: Any) -> Any:
+    def _number(self, row, column):
         numbers = self._emit.numbers
         return numbers.splat(self._builder.trunc(self._builder.add(row, column), numbers.element))
 
-    def _row_by_row(self, at: Any) -> tuple[Any, Any]:
+    def _row_by_row(self, at) -> tuple[Any, Any]:
         """Unrolled: the best of each row, and then of these: chains of 3 cells and not of 9."""
         builder, found = self._builder, None
         for r, line in enumerate(self._rows):
@@ -134,7 +134,7 @@ class _Search:
             found = self._emit.best(*row, *found) if found else row
         return found[0], found[1]  # type: ignore[index]
 
-    def _cell_by_cell(self, at: Any) -> tuple[Any, Any]:
+    def _cell_by_cell(self, at) -> tuple[Any, Any]:
         builder, cells, floats = self._builder, self._cells, self._emit.floats
         corner = builder.add(self._entry(cells.rows, _i64(0)), self._entry(cells.columns, _i64(0)))
         corner = builder.gep(self._source, [builder.add(at, corner)])
@@ -181,7 +181,7 @@ def max_windows(typingctx, lanes, unrolled, maxima, source, cells, sweep, floor)
         emit = _Best(builder, best_at.type.pointee, cells_at.type.pointee, lanes.literal_value)
         search = _Search(emit, source_at, entries, given, unrolled.count)
 
-        def write(from_: Any, to: Any) -> None:
+        def write(from_, to) -> None:
             best, holder = emit.floored(*search.best(from_), floor)
             emit.floats.store_vector(best, builder.gep(best_at, [to]))
             emit.numbers.store_vector(holder, builder.gep(cells_at, [to]))

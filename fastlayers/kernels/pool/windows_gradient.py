@@ -71,13 +71,11 @@ class PairedRows(NamedTuple):
 class _Gradient:
     """Emits the output's gradient for one cell of the windows: 0 where another is the largest."""
 
-    def __init__(
-        self, cgctx: Any, builder: Any, kind: Any, value: Any, lanes: int, floor: Any
-    ) -> None:
+    def __init__(self, cgctx, builder, kind, value, lanes: int, floor) -> None:
         self.builder = builder
         given = OutputGradient(*cgutils.unpack_tuple(builder, value))
 
-        def pointer(field: int) -> Any:
+        def pointer(field: int):
             if isinstance(kind.types[field], types.NoneType):
                 return None
             return element_pointer(cgctx, builder, kind.types[field], given[field], given.offset)
@@ -89,7 +87,7 @@ class _Gradient:
         if self.selective:
             self.numbers = Vectors(builder, self._cells.type.pointee, lanes)
 
-    def load(self, at: Any, mask: Any = None) -> Any:
+    def load(self, at, mask=None):
         """The gradient, 0 where there is an output and it is no greater than the floor."""
         dy = self.floats.load_vector(self.builder.gep(self._dy, [at]), mask=mask)
         if self._y is None:
@@ -98,11 +96,11 @@ class _Gradient:
         low = self.builder.fcmp_ordered("<=", y, self._floor)
         return self.builder.select(low, self.zero, dy)
 
-    def load_cells(self, at: Any, mask: Any = None) -> Any:
+    def load_cells(self, at, mask=None):
         """The numbers of the cells that held the maxima."""
         return self.numbers.load_vector(self.builder.gep(self._cells, [at]), mask=mask)
 
-    def where(self, held: Any, number: Any, value: Any) -> Any:
+    def where(self, held, number, value):
         here = self.builder.icmp_unsigned("==", held, number)
         return self.builder.select(here, value, self.zero)
 
@@ -127,7 +125,7 @@ def spread_windows(typingctx, lanes, unrolled, target, gradient, tiles, floor):
         step = builder.mul(given.width, depth)
         low, high = given.first_cell_row, given.last_cell_row
 
-        def sweep(store: Any) -> None:
+        def sweep(store) -> None:
             with rolled(builder, _i64(0), given.rows) as i, rolled(builder, low, high) as r:
                 line = builder.add(builder.mul(i, builder.sub(high, low)), builder.sub(r, low))
                 line = builder.mul(builder.mul(line, given.pixels), step)
@@ -135,7 +133,7 @@ def spread_windows(typingctx, lanes, unrolled, target, gradient, tiles, floor):
                 first = builder.trunc(builder.mul(r, given.width), numbers.element)
                 first = numbers.splat(first)
 
-                def spread(from_: Any, to: Any) -> None:
+                def spread(from_, to) -> None:
                     at = builder.add(above, from_)
                     value, held = emit.load(at), emit.load_cells(at)
                     spot, cell = builder.gep(dx, [builder.add(line, to)]), first
@@ -187,7 +185,7 @@ def gather_window(typingctx, target, gradient, table, rows, columns, depth, floo
         floats = emit.floats
         total = cgutils.alloca_once(builder, floats.vector)
 
-        def entry(k: Any) -> list[Any]:
+        def entry(k) -> list[Any]:
             return [
                 builder.load(builder.gep(entries, [builder.add(k, _i64(which))]))
                 for which in (0, 1)
@@ -218,10 +216,10 @@ def gather_window(typingctx, target, gradient, table, rows, columns, depth, floo
 class _Pairs:
     """Emits `gather_pairs`."""
 
-    def __init__(self, builder: Any, emit: _Gradient, dx: Any, given: PairedRows) -> None:
+    def __init__(self, builder, emit: _Gradient, dx, given: PairedRows) -> None:
         self._builder, self._emit, self._dx, self._given = builder, emit, dx, given
 
-    def row(self, narrow: bool, store: Any) -> None:
+    def row(self, narrow: bool, store) -> None:
         """Two rows of dx; `narrow` where a pixel is one vector that is not whole."""
         builder, given = self._builder, self._given
         last = builder.sub(given.pixels, _i64(1))
@@ -247,7 +245,7 @@ class _Pairs:
                         c = smaller(builder, builder.mul(v, width), end)
                         self._block((j, c, right, step), cells, None, store)
 
-    def _number(self, value: int, *conditions: Any) -> Any:
+    def _number(self, value: int, *conditions):
         """The number of a cell, or of none unless all conditions hold."""
         numbers = self._emit.numbers
         number = numbers.element(value)
@@ -255,9 +253,7 @@ class _Pairs:
             number = self._builder.select(condition, number, numbers.element(NEVER))
         return numbers.splat(number)
 
-    def _block(
-        self, position: tuple[Any, Any, Any, Any], cells: list[Any], mask: Any, store: Any
-    ) -> None:
+    def _block(self, position: tuple[Any, Any, Any, Any], cells: list[Any], mask, store) -> None:
         """Four pixels of dx, from the channel c on, by output pixel j and those after it."""
         builder, emit, given = self._builder, self._emit, self._given
         j, c, right, step = position

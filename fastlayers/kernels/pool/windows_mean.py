@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -64,7 +64,7 @@ def mean_window(typingctx, out, source, rows, columns, depth, divisor, more):
             for slot in sums:
                 builder.store(zero, slot)
 
-            def add(at: Any, k: int) -> None:
+            def add(at, k: int) -> None:
                 value = floats.load_vector(at, mask=mask)
                 builder.store(builder.fadd(builder.load(sums[k]), value), sums[k])
 
@@ -111,7 +111,7 @@ def mean_tiles(typingctx, lanes, unrolled, out, source, size, line, depth, divis
         jump = builder.sub(builder.mul(_i64(side), line), builder.mul(size[1], step))
         lines = [builder.gep(corner, [builder.mul(_i64(r), line)]) for r in range(side)]
 
-        def write(from_: Any, to: Any) -> None:
+        def write(from_, to) -> None:
             total = None
             for start in lines:
                 row = None
@@ -150,7 +150,7 @@ def sum_rows(typingctx, out, source, count, width):
         sums = [cgutils.alloca_once(builder, floats.vector) for _ in range(COLUMNS // LANES)]
         whole = builder.mul(builder.sdiv(count, width), width)
 
-        def add(at: Any, v: int, mask: Any = None) -> None:
+        def add(at, v: int, mask=None) -> None:
             value = floats.load_vector(at, v, mask=mask)
             builder.store(builder.fadd(builder.load(sums[v]), value), sums[v])
 
@@ -194,11 +194,11 @@ def spread_mean(typingctx, lanes, unrolled, target, source, tiles, factor):
         floats = Vectors(builder, dx.type.pointee, lanes.literal_value)
         factor, zero, depth = floats.splat(values[5]), _i64(0), given.depth
 
-        def spread(mask: Any, store: Any) -> None:
+        def spread(mask, store) -> None:
             with rolled(builder, zero, given.height) as r:
                 row = builder.gep(dx, [builder.mul(r, given.line)])
 
-                def write(from_: Any, to: Any) -> None:
+                def write(from_, to) -> None:
                     value = floats.load_vector(builder.gep(dy, [from_]), mask=mask)
                     value, spot = builder.fmul(value, factor), builder.gep(row, [to])
                     if unrolled.count:

@@ -107,6 +107,11 @@ class Linear(Head):
         rows, weight, _ = self.inputs
         return y.reshape(shape), self.inputs, backward, (rows, weight, OUTPUT if relu else None)
 
+    def reasons(self, steps: Steps) -> list[tuple[str, str, str]]:
+        """Each pass, what computes it, and why."""
+        x, w, _ = self.arguments
+        return prepared.linear_reasons(x, w)
+
 
 class BatchNorm(Head):
     """Batch normalisation by known statistics: the output is written once, whatever follows."""
@@ -166,7 +171,7 @@ class BatchNorm(Head):
         norm, needs, (_, (_, w, b), _) = self.norm, self.needs, arguments(*self.inputs)
         activation = "relu" if relu else None
         y, offsets = ops.batch_norm_max_pool2d(
-            norm.x, norm.mean, norm.invstd, w, b, *window, activation=activation
+            norm.x, *norm.statistics, w, b, *window, activation=activation
         )
 
         def backward(dy: np.ndarray) -> Any:

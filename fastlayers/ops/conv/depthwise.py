@@ -91,12 +91,12 @@ def _group(shape: ConvShape) -> tuple[int, int]:
 
 
 def _correlate(
-    x: np.ndarray, weight: np.ndarray, init: np.ndarray, least: float, plan: _Plan
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, floor: float, plan: _Plan
 ) -> np.ndarray:
     y, packed = memory.empty(plan.out_shape, x.dtype), memory.empty(plan.packed, x.dtype)
-    call = (x.dtype.type(least), threads.workers_for(plan.work))
+    call = (x.dtype.type(floor), threads.workers_for(plan.work))
     kernels.depthwise.correlate(
-        x.reshape(-1), weight.reshape(-1), init, plan.facts, call, packed, y.reshape(-1)
+        x.reshape(-1), weight.reshape(-1), bias, plan.facts, call, packed, y.reshape(-1)
     )
     return y
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -42,12 +43,13 @@ class Setting(NamedTuple):
         return plain and self.out_size == (height // 2, width // 2)
 
 
-class PooledAlgorithm:
+class PooledAlgorithm(ABC):
     """A way to compute the outputs, or the gradients, of one setting.
 
     Images x are (N, C, H, W) or (C, H, W) and outputs and their cells (N, M, PH, PW) or (M, PH, PW)
     in any layout, weights (M, C / groups, R, S). There are images with pixels, and nothing is
     checked here. `which` is `Pass.FORWARD`, or any other, as all gradients are of one algorithm.
+    What an algorithm has no way of its own for is here the two ops one after the other.
     """
 
     name: ClassVar[str]
@@ -55,17 +57,18 @@ class PooledAlgorithm:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
 
+    @abstractmethod
     def serves(self, which: Pass) -> bool:
         """Whether it can compute the pass, and should be faster than those after it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self, which: Pass) -> str:
         """How it computes the pass, in words: its name and variant."""
-        return self.name
 
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool) -> Pair:
         """Outputs of the pooling, and the cells of the maxima."""
-        raise NotImplementedError
+        z = self.setting.convolution.forward(x, weight, bias, relu)
+        return max_pool2d_forward(z, *self.setting.pool)
 
     def backward(
         self,
@@ -77,20 +80,28 @@ class PooledAlgorithm:
         relu: bool,
         needs: tuple[bool, bool, bool],
     ) -> Grads:
-        """Gradients by x, weight and bias, where they are needed; `cells` are uint8."""
-        raise NotImplementedError
+        """Gradients by x, weight and bias, where they are needed.
+
+        An algorithm of its own takes cells of uint8 only, as windows of 256 cells or fewer have.
+        """
+        convolution, pool = self.setting.convolution, self.setting.pool[:4]
+        output = y if relu else None
+        dz = max_pool2d_backward(dy, cells, convolution.out_shape, *pool, output=output)
+        return convolution.backward(dz, x, weight, needs)
 
 
 class _Fused(PooledAlgorithm):
     """A forward pass by a kernel, of images (N, C, H, W) to outputs (N, PH, PW, M)."""
 
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool) -> Pair:
+        """Outputs and cells by the kernel."""
         images = x if x.ndim == 4 else x[None]
         y, cells = map(from_channels_last, self._run(images, kernel_ready(weight), bias, relu))
         return (y, cells) if x.ndim == 4 else (y[0], cells[0])
 
+    @abstractmethod
     def _run(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool) -> Pair:
-        raise NotImplementedError
+        """Call the kernel."""
 
 
 class Separate(PooledAlgorithm):
@@ -105,30 +116,9 @@ class Separate(PooledAlgorithm):
     def describe(self, which: Pass) -> str:
         """The convolution's algorithm, and the pooling behind or before it."""
         words = {served: how for served, how, _ in self.setting.convolution.reasons()}
-        algorithm = words[which]
-        parts = (algorithm, "max_pool2d") if which is Pass.FORWARD else ("max_pool2d", algorithm)
-        return f"{self.name}, {parts[0]}, then {parts[1]}"
-
-    def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool) -> Pair:
-        """Pool what the convolution returns."""
-        z = self.setting.convolution.forward(x, weight, bias, relu)
-        return max_pool2d_forward(z, *self.setting.pool)
-
-    def backward(
-        self,
-        dy: np.ndarray,
-        y: np.ndarray,
-        cells: np.ndarray,
-        x: np.ndarray,
-        weight: np.ndarray,
-        relu: bool,
-        needs: tuple[bool, bool, bool],
-    ) -> Grads:
-        """Gradients of the convolution's whole output; `cells` may have any integer type."""
-        convolution, pool = self.setting.convolution, self.setting.pool[:4]
-        output = y if relu else None
-        dz = max_pool2d_backward(dy, cells, convolution.out_shape, *pool, output=output)
-        return convolution.backward(dz, x, weight, needs)
+        ops = [words[which], "max_pool2d"]
+        first, second = ops if which is Pass.FORWARD else ops[::-1]
+        return f"{self.name}, {first}, then {second}"
 
 
 class BehindWinograd(Separate):

@@ -46,8 +46,7 @@ def batch_norm_statistics(
         As `batch_norm`; the running statistics are then unchanged.
     """
     arguments = (running_mean, running_var, None, None, training, momentum, eps)
-    norm = prepare("batch_norm", input, *arguments)
-    return norm.mean, norm.invstd
+    return prepare("batch_norm", input, *arguments).statistics
 
 
 def batch_norm_apply(
@@ -123,7 +122,7 @@ def batch_norm_forward(
         other = flat_elements(op, "residual", residual, layout, x)
     arguments = (running_mean, running_var, weight, bias, training, momentum, eps)
     norm = prepare(op, input, *arguments)
-    return norm.forward(other, relu), norm.mean, norm.invstd
+    return norm.forward(other, relu), *norm.statistics
 
 
 def batch_norm(

@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 Grads = tuple[np.ndarray | None, ...]
+# Mean, 1 / sqrt(var + eps), weight and bias; the last two may be empty.
+Channels = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 _NO_GRADS = {dtype: np.empty((2, 0), dtype) for dtype in EMPTY}
 
@@ -43,35 +45,37 @@ _NO_GRADS = {dtype: np.empty((2, 0), dtype) for dtype in EMPTY}
 class Normalisation:
     """A checked input, and what each of its channels is normalised by."""
 
-    __slots__ = ("_elements", "bias", "invstd", "layout", "mean", "of_batch", "weight", "x")
+    __slots__ = ("_elements", "channels", "layout", "of_batch", "x")
 
     def __init__(
         self,
         x: np.ndarray,
         layout: Layout,
-        mean: np.ndarray,
-        invstd: np.ndarray,
-        weight: np.ndarray,
-        bias: np.ndarray,
+        channels: Channels,
         of_batch: bool,
         elements: np.ndarray | None = None,
     ) -> None:
         self.x, self.layout, self._elements = x, layout, elements
-        self.mean, self.invstd, self.weight, self.bias = mean, invstd, weight, bias
+        self.channels = channels
         self.of_batch = of_batch  # not running ones: then the gradient passes through them
+
+    @property
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and ``1 / sqrt(var + eps)``, (C,)."""
+        return self.channels[:2]
 
     def forward(self, residual: np.ndarray | None, relu: bool) -> np.ndarray:
         """The input normalised; the residual is flat, in the order of its memory."""
         if backend.NUMPY:
             other = None if residual is None else self.layout.shaped(residual)
-            arguments = (self.mean, self.invstd, *self._affine(), other, "relu" if relu else None)
+            arguments = (*self.statistics, *self._affine(), other, "relu" if relu else None)
             return np.asarray(backend.reference("batch_norm_apply", self.x, *arguments))
         layout, dtype = self.layout, self.x.dtype
         y, flat = layout.empty(dtype)
         kernels.batchnorm.batch_norm_apply(
             self.elements(),
             EMPTY[dtype] if residual is None else residual,
-            (self.mean, self.invstd, self.weight, self.bias),
+            self.channels,
             (layout.facts, relu, threads.workers_for(layout.size)),
             memory.scratch((3 * layout.period,), dtype)[0],
             flat,
@@ -96,7 +100,8 @@ class Normalisation:
             # Not from the input, on which the gradient doesn't depend: infinity * 0 would be added.
             output = layout.flat(self.forward(None, True))
         by_channel = needs[1] or needs[2]
-        masked, mask = None, (EMPTY[dtype], EMPTY[dtype])
+        empty = EMPTY[dtype]
+        masked, mask = None, (empty, empty)
         mode = home.FROM_INPUT if relu else home.PLAIN
         if output is not None:
             masked, flat = layout.empty(dtype)
@@ -117,7 +122,7 @@ class Normalisation:
             dy = self.layout.shaped(dy)
             if relu:
                 dy = backend.reference("relu_backward", dy, self.forward(None, False))
-            known = (self.x, self._affine()[0], self.mean, self.invstd, *means)
+            known = (self.x, self._affine()[0], *self.statistics, *means)
             return np.asarray(backend.reference("batch_norm_input_gradient", dy, *known))
         home, empty = kernels.batchnorm, EMPTY[self.x.dtype]
         mode = home.FROM_INPUT if relu else home.PLAIN
@@ -146,7 +151,7 @@ class Normalisation:
             dy,
             self.elements(),
             mask,
-            (self.mean, self.invstd, self.weight, self.bias),
+            self.channels,
             (layout.facts, mode, statistics, threads.workers_for(layout.size)),
             memory.scratch(((5 + 2 * layout.chunks) * layout.period,), dtype)[0],
             flat,
@@ -162,7 +167,8 @@ class Normalisation:
 
     def _affine(self) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Weight and bias, None for none."""
-        return self.weight if self.weight.size else None, self.bias if self.bias.size else None
+        _, _, weight, bias = self.channels
+        return weight if weight.size else None, bias if bias.size else None
 
     def _reference_backward(
         self, dy: np.ndarray, needs: tuple[bool, ...], relu: bool, output: np.ndarray | None
@@ -172,7 +178,7 @@ class Normalisation:
             dy = backend.reference("relu_backward", dy, self.layout.shaped(output))
         elif relu:
             dy = backend.reference("relu_backward", dy, self.forward(None, False))
-        known = (self.x, self._affine()[0], self.mean, self.invstd, self.of_batch)
+        known = (self.x, self._affine()[0], *self.statistics, self.of_batch)
         grads = backend.reference("batch_norm_backward", dy, *known, needs[:3])
         return *grads, None if output is None else dy
 
@@ -189,14 +195,15 @@ def prepare(
     eps: Any,
 ) -> Normalisation:
     """Check everything, then take the statistics, and update the running ones in training."""
-    arguments = (input, running_mean, running_var, weight, bias, training, momentum, eps)
-    x, mean, var, weight, bias, momentum, eps = check_arguments(op, *arguments)
+    x, mean, var, weight, bias, momentum, eps = check_arguments(
+        op, input, running_mean, running_var, weight, bias, training, momentum, eps
+    )
     dtype, layout = x.dtype, layout_of(x.shape, x.itemsize)
     of_batch = bool(training or running_mean is None)
     if of_batch and layout.rows < 2:
         if layout.rows == 0:  # no value to normalise, and none to learn from
             zeros, ones = np.zeros(layout.channels, dtype), np.ones(layout.channels, dtype)
-            return Normalisation(x, layout, zeros, ones, weight, bias, False)
+            return Normalisation(x, layout, (zeros, ones, weight, bias), False)
         raise ValueError(
             f"{op}: input must have more than one value per channel in training, "
             f"got shape {x.shape}"
@@ -209,13 +216,13 @@ def prepare(
     else:
         elements = layout.flat(x) if of_batch else None
         step = momentum if update else math.nan
-        statistics, _ = take_statistics(layout, elements, (mean, var), step, eps)
+        statistics, _ = take_statistics(layout, elements, mean, var, step, eps)
     if update:
         for original, updated in ((running_mean, mean), (running_var, var)):
             if updated is not original:
                 np.asarray(original)[...] = updated
-    mean, invstd = statistics[0], statistics[1]
-    return Normalisation(x, layout, mean, invstd, weight, bias, of_batch, elements)
+    channels = (statistics[0], statistics[1], weight, bias)
+    return Normalisation(x, layout, channels, of_batch, elements)
 
 
 def check_arguments(
@@ -282,7 +289,8 @@ def _running_vectors(
 def take_statistics(
     layout: Layout,
     elements: np.ndarray | None,
-    running: tuple[np.ndarray, np.ndarray],
+    running_mean: np.ndarray,
+    running_var: np.ndarray,
     update: float,
     eps: float,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -291,15 +299,16 @@ def take_statistics(
     They are those of the elements, by which the running arrays are moved unless `update` is NaN;
     without elements they are the running ones.
     """
-    of_batch, dtype, channels = elements is not None, running[0].dtype, layout.channels
+    dtype, channels = running_mean.dtype, layout.channels
     workers, size = threads.workers_for(layout.size), (layout.chunks + 1) * (2 * channels + 1)
-    if of_batch:
+    if elements is not None:
         size += workers * 6 * layout.period
     out, work = np.empty((2, channels), dtype), memory.scratch((size,), dtype)[0]
     kernels.batchnorm.batch_norm_statistics(
         EMPTY[dtype] if elements is None else elements,
-        *running,
-        (layout.facts, of_batch, update, eps, workers),
+        running_mean,
+        running_var,
+        (layout.facts, elements is not None, update, eps, workers),
         work,
         out,
     )
@@ -318,13 +327,13 @@ def prepare_with(
     ):  # the checks in detail take 3 us
         x, layout, empty = input, layout_of(input.shape, input.itemsize), EMPTY[input.dtype]
         weight, bias = empty if weight is None else weight, empty if bias is None else bias
-        return Normalisation(x, layout, mean, invstd, weight, bias, of_batch)
+        return Normalisation(x, layout, (mean, invstd, weight, bias), of_batch)
     x, layout = input_array(op, input)
     kind = layout.channels, x.dtype
     mean, invstd = vector(op, "mean", mean, *kind), vector(op, "invstd", invstd, *kind)
     weight = optional_vector(op, "weight", weight, *kind)
     bias = optional_vector(op, "bias", bias, *kind)
-    return Normalisation(x, layout, mean, invstd, weight, bias, of_batch)
+    return Normalisation(x, layout, (mean, invstd, weight, bias), of_batch)
 
 
 def check_vectors(shape: tuple[int, ...], dtype: np.dtype, *vectors: np.ndarray | None) -> None:

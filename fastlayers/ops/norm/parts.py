@@ -93,7 +93,7 @@ class Part:
         if self.elements is None:
             mean, squares = backend.reference("batch_norm_moments", self.x)
             return mean, squares
-        _, work = take_statistics(self.layout, self.elements, (empty, empty), np.nan, 0.0)
+        _, work = take_statistics(self.layout, self.elements, empty, empty, np.nan, 0.0)
         # Not the mean that it gives: rounded, it is off by more than a merged one may be.
         moments = work[: 2 * channels].astype(np.float64)
         return self.elements[:channels] + moments[:channels], moments[channels:]

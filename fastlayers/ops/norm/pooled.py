@@ -122,7 +122,7 @@ def batch_norm_max_pool2d(
     offsets = memory.empty(y.shape, np.uint8)
     kernels.pooled.batch_norm_max_pool2d(
         norm.elements(),
-        (norm.mean, norm.invstd, norm.weight, norm.bias),
+        norm.channels,
         (tiles.facts, relu, threads.workers_for(layout.size)),
         memory.scratch((3 * layout.channels,), x.dtype)[0],
         y.reshape(-1),
@@ -231,7 +231,7 @@ def _run_backward(
         dy,
         pooled,
         norm.elements(),
-        (norm.mean, norm.invstd, norm.weight, norm.bias),
+        norm.channels,
         (tiles.facts, relu, means is not None, threads.workers_for(layout.size)),
         memory.scratch(((5 + 2 * max(tiles.chunks, 1)) * layout.channels,), dtype)[0],
         flat,

@@ -11,7 +11,6 @@ import numpy as np
 from fastlayers.ops import check
 from fastlayers.ops.layout import from_channels_last
 from fastlayers.ops.pool.avg_routes import MeanShape
-from fastlayers.ops.pool.route import described
 from fastlayers.ops.pool.window import (
     IntPair,
     Sizes,
@@ -30,8 +29,8 @@ __all__ = [
     "adaptive_avg_pool2d_backward",
     "avg_pool2d",
     "avg_pool2d_backward",
-    "describe",
-    "describe_adaptive",
+    "reasons",
+    "reasons_adaptive",
 ]
 
 
@@ -235,7 +234,7 @@ def adaptive_avg_pool2d_backward(
     return _mean_backward(op, dy, shape, ndim)
 
 
-def describe(
+def reasons(
     input_shape: tuple[int, ...],
     kernel_size: IntPair,
     stride: IntPair | None = None,
@@ -243,18 +242,19 @@ def describe(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
-) -> dict[str, str]:
-    """How `avg_pool2d` computes each pass of an input of shape `input_shape`, in words."""
-    op = "avg_pool2d"
-    options = (kernel_size, stride, padding, bool(ceil_mode), bool(count_include_pad))
-    images = input_shape_of(op, input_shape)
-    return described(cached(_avg_shape, op, images, "f", *options, divisor_override))
+) -> list[tuple[str, str, str]]:
+    """Each pass of `avg_pool2d` of an input of shape `input_shape`, what computes it, and why."""
+    op, options = "avg_pool2d", (kernel_size, stride, padding, bool(ceil_mode))
+    given = (input_shape_of(op, input_shape), "f", *options, bool(count_include_pad))
+    shape: MeanShape = cached(_avg_shape, op, *given, divisor_override)
+    return shape.reasons()
 
 
-def describe_adaptive(
+def reasons_adaptive(
     input_shape: tuple[int, ...], output_size: int | Sequence[int | None] | None
-) -> dict[str, str]:
-    """How `adaptive_avg_pool2d` computes each pass, in words."""
+) -> list[tuple[str, str, str]]:
+    """Each pass of `adaptive_avg_pool2d`, what computes it, and why."""
     op = "adaptive_avg_pool2d"
     images = input_shape_of(op, input_shape)
-    return described(cached(_adaptive_shape, op, images, "f", output_size))
+    shape: MeanShape = cached(_adaptive_shape, op, images, "f", output_size)
+    return shape.reasons()

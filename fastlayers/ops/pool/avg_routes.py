@@ -1,6 +1,7 @@
-"""Ways to compute average pooling, of which the first that serves a shape is taken.
+"""Algorithms of average pooling: one ordered table for each pass.
 
-`FORWARD` and `BACKWARD` are these ways in order.
+The first algorithm of `FORWARD` and of `BACKWARD` that serves a shape computes the pass. A new one
+is a class, and a row of a table.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers.kernels import pool as kernels
-from fastlayers.ops.pool.route import PAIR, Route, first_that_serves
+from fastlayers.ops.pool.algorithm import PAIR, Algorithm, Route, algorithm, reasons
 from fastlayers.ops.pool.window import TASK_ELEMENTS, Sizes
 from fastlayers.runtime import memory, threads
 
@@ -72,12 +73,18 @@ class MeanShape:
     @functools.cached_property
     def forward(self) -> _Forward:
         """How the means are computed."""
-        return first_that_serves(FORWARD, self)
+        found: _Forward = algorithm(FORWARD, self)
+        return found
 
     @functools.cached_property
     def backward(self) -> _Backward:
         """How the input gradient is computed."""
-        return first_that_serves(BACKWARD, self)
+        found: _Backward = algorithm(BACKWARD, self)
+        return found
+
+    def reasons(self) -> list[tuple[str, str, str]]:
+        """Each pass, what computes it, and why."""
+        return reasons(self, FORWARD, BACKWARD)
 
     def describe(self) -> str:
         """The windows, in words."""
@@ -97,7 +104,7 @@ def _tiled(bounds: Bounds, extent: int) -> bool:
     return bounds == [(i * extent, (i + 1) * extent) for i in range(len(bounds))]
 
 
-class _Forward(Route):
+class _Forward(Algorithm):
     """A way to the means."""
 
     def __init__(self, shape: MeanShape) -> None:
@@ -113,7 +120,7 @@ class _Forward(Route):
 class WholeImage(_Forward):
     """One window that is the image: long runs of elements, added in whole vectors."""
 
-    reason = "summed in whole vectors"
+    name = "sums of rows of vectors"
 
     def __init__(self, shape: MeanShape) -> None:
         super().__init__(shape)
@@ -136,7 +143,7 @@ class WholeImage(_Forward):
 class Tiles(_Forward):
     """Windows of 2x2 side by side, with the loop over their cells unrolled."""
 
-    reason = "few enough cells to unroll"
+    name = "unrolled cells"
 
     def __init__(self, shape: MeanShape) -> None:
         super().__init__(shape)
@@ -157,7 +164,7 @@ class Tiles(_Forward):
 class Windows(_Forward):
     """Any windows, in a loop over their cells."""
 
-    reason = "in a loop over their cells"
+    name = "a loop over the cells"
 
     def __init__(self, shape: MeanShape) -> None:
         super().__init__(shape)
@@ -172,10 +179,14 @@ class Windows(_Forward):
         return y
 
 
-FORWARD = (WholeImage, Tiles, Windows)
+FORWARD = (
+    Route(WholeImage, "windows of whole images: long sums, in whole vectors"),
+    Route(Tiles, "2x2 windows side by side: their sums stay in registers"),
+    Route(Windows, "any windows, however many cells they have"),
+)
 
 
-class _Backward(Route):
+class _Backward(Algorithm):
     """A way to the input gradient."""
 
     def __init__(self, shape: MeanShape) -> None:
@@ -190,7 +201,7 @@ class _Backward(Route):
 class SpreadTiles(_Backward):
     """Windows that lie side by side: each input pixel belongs to one, and is written once."""
 
-    reason = "each writes the pixels that no other sees"
+    name = "tiles"
 
     def __init__(self, shape: MeanShape) -> None:
         super().__init__(shape)
@@ -214,7 +225,7 @@ class SpreadTiles(_Backward):
 class Gather(_Backward):
     """Any windows: the gradient is computed once for pixels through which the same windows go."""
 
-    reason = "pixels of the same windows share a sum"
+    name = "gather"
 
     def __init__(self, shape: MeanShape) -> None:
         super().__init__(shape)
@@ -229,7 +240,10 @@ class Gather(_Backward):
         return dx
 
 
-BACKWARD = (SpreadTiles, Gather)
+BACKWARD = (
+    Route(SpreadTiles, "windows side by side: each writes its own pixels, once"),
+    Route(Gather, "any windows: pixels in the same windows share a sum"),
+)
 
 
 def _runs(bounds: Bounds, size: int, distance: int) -> list[tuple[int, int, list[int]]]:

@@ -11,7 +11,6 @@ import numpy as np
 from fastlayers.ops import check
 from fastlayers.ops.layout import from_channels_last, to_channels_last
 from fastlayers.ops.pool.max_routes import MaxShape
-from fastlayers.ops.pool.route import described
 from fastlayers.ops.pool.window import (
     IntPair,
     Sizes,
@@ -25,12 +24,12 @@ from fastlayers.ops.pool.window import window as checked_window
 from fastlayers.runtime import backend
 
 __all__ = [
-    "describe",
     "max_pool2d",
     "max_pool2d_backward",
     "max_pool2d_forward",
     "max_pool2d_indices",
     "max_pool2d_shape",
+    "reasons",
 ]
 
 # Neither a maximum nor an output is at or below it, so that all gradients pass.
@@ -280,14 +279,17 @@ def max_pool2d_backward(
     return restored(shape.backward.run(dy, cells, y, floor), ndim)
 
 
-def describe(
+def reasons(
     input_shape: tuple[int, ...],
     kernel_size: IntPair,
     stride: IntPair | None = None,
     padding: IntPair = 0,
     dilation: IntPair = 1,
     ceil_mode: bool = False,
-) -> dict[str, str]:
-    """How `max_pool2d` computes each pass of an input of shape `input_shape`, in words."""
-    images, options = input_shape_of("max_pool2d", input_shape), (stride, padding, dilation)
-    return described(cached(_forward_shape, "max_pool2d", images, ceil_mode, kernel_size, *options))
+) -> list[tuple[str, str, str]]:
+    """Each pass of `max_pool2d` of an input of shape `input_shape`, what computes it, and why."""
+    op, options = "max_pool2d", (kernel_size, stride, padding, dilation)
+    shape: MaxShape = cached(
+        _forward_shape, op, input_shape_of(op, input_shape), ceil_mode, *options
+    )
+    return shape.reasons()

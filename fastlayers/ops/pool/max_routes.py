@@ -1,6 +1,7 @@
-"""Ways to compute maximum pooling, of which the first that serves a shape is taken.
+"""Algorithms of maximum pooling: one ordered table for each pass.
 
-`FORWARD` and `BACKWARD` are these ways in order.
+The first algorithm of `FORWARD` and of `BACKWARD` that serves a shape computes the pass. A new one
+is a class, and a row of a table.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastlayers.kernels import pool as kernels
-from fastlayers.ops.pool.route import PAIR, Route, first_that_serves
+from fastlayers.ops.pool.algorithm import PAIR, Algorithm, Route, algorithm, reasons
 from fastlayers.ops.pool.window import TASK_ELEMENTS, Sizes, Window
 from fastlayers.runtime import memory, threads
 from fastlayers.runtime.facts import plain
@@ -46,27 +47,33 @@ class MaxShape:
     @functools.cached_property
     def forward(self) -> Windows:
         """How the maxima are computed."""
-        return first_that_serves(FORWARD, self)
+        found: Windows = algorithm(FORWARD, self)
+        return found
 
     @functools.cached_property
     def backward(self) -> _Backward:
         """How the input gradient is computed."""
-        return first_that_serves(BACKWARD, self)
+        found: _Backward = algorithm(BACKWARD, self)
+        return found
 
     def task_rows(self, input_rows: int) -> int:
         """Rows of a task, of which each is for so many rows of the input."""
         _, _, width, depth = self.images
         return max(1, TASK_ELEMENTS // (input_rows * width * depth))
 
+    def reasons(self) -> list[tuple[str, str, str]]:
+        """Each pass, what computes it, and why."""
+        return reasons(self, FORWARD, BACKWARD)
+
     def describe(self) -> str:
         """The windows, in words."""
         return self.window.describe()
 
 
-class Windows(Route):
+class Windows(Algorithm):
     """Maxima over windows of any size, in a loop over their cells."""
 
-    reason = "in a loop over their cells"
+    name = "a loop over the cells"
     _unrolled: tuple[int, ...] = ()
 
     def __init__(self, shape: MaxShape) -> None:
@@ -91,7 +98,7 @@ class Windows(Route):
 class UnrolledWindows(Windows):
     """Maxima over small square windows, whose cells are compared in registers without a loop."""
 
-    reason = "few enough cells to unroll"
+    name = "unrolled cells"
 
     def __init__(self, shape: MaxShape) -> None:
         self._unrolled = (0,) * shape.window.kernel[0]
@@ -104,7 +111,10 @@ class UnrolledWindows(Windows):
         return height == width and height in UNROLLED
 
 
-FORWARD = (UnrolledWindows, Windows)
+FORWARD = (
+    Route(UnrolledWindows, "2x2 and 3x3 windows: their maxima stay in registers"),
+    Route(Windows, "any windows, however many cells they have"),
+)
 
 
 def _clipped_cells(
@@ -148,7 +158,7 @@ def _window_table(shape: MaxShape) -> tuple[int, np.ndarray, bool]:
     return len(runs), np.array(table, np.int64), rows_alike
 
 
-class _Backward(Route):
+class _Backward(Algorithm):
     """A way to the input gradient."""
 
     _kernel: Any
@@ -171,7 +181,7 @@ class _Backward(Route):
 class Tiles(_Backward):
     """Windows that lie side by side: each input pixel belongs to one, and is written once."""
 
-    reason = "each writes the pixels that no other sees"
+    name = "tiles"
 
     def __init__(self, shape: MaxShape) -> None:
         super().__init__(shape)
@@ -195,7 +205,7 @@ class Tiles(_Backward):
 class Pairs(_Backward):
     """Windows of 3x3 at a stride of 2: pixels by two rows and columns, of up to four windows."""
 
-    reason = "each writes two rows and columns of pixels"
+    name = "pairs of rows"
 
     def __init__(self, shape: MaxShape) -> None:
         super().__init__(shape)
@@ -214,7 +224,7 @@ class Pairs(_Backward):
 class Gather(_Backward):
     """Any windows: each input pixel adds what the windows give that see it."""
 
-    reason = "each pixel adds what its windows give"
+    name = "gather"
 
     def __init__(self, shape: MaxShape) -> None:
         super().__init__(shape)
@@ -229,7 +239,11 @@ class Gather(_Backward):
         self._facts = (shape.task_rows(1), np.array(table, np.int64))
 
 
-BACKWARD = (Tiles, Pairs, Gather)
+BACKWARD = (
+    Route(Tiles, "windows side by side: each writes its own pixels, once"),
+    Route(Pairs, "3x3 windows at stride 2: each writes two rows and columns of pixels"),
+    Route(Gather, "any windows: each pixel adds what the windows that hold it give"),
+)
 
 
 def _seen_from(

@@ -1,7 +1,7 @@
 """Learning rates that change from step to step, with PyTorch's values.
 
-Most schedules go on from the groups' present rates, so several of them can work on one optimiser,
-and a rate set by hand is lowered from there.
+Most schedules continue from the groups' current rates, so several of them can work on one
+optimiser, and a rate set by hand is where they continue from.
 """
 
 from typing import Any

@@ -11,23 +11,24 @@ from fastlayers.optim.optimizer import Group, Optimizer
 
 __all__ = ["LRScheduler"]
 
-# What PyTorch's states hold besides, of its bookkeeping.
+# PyTorch's own bookkeeping, which its states also hold.
 _FOREIGN = frozenset({"_get_lr_called_within_step", "_is_initial", "_step_count", "verbose"})
 
 
 class LRScheduler:
     """Base of the schedulers, which change every group's learning rate at each `step`.
 
-    A subclass defines `get_lr`, which computes the rates of step number `last_epoch`, as a rule
-    from the groups' present rates: several schedulers may then work on one optimiser, and a rate
-    that is set by hand is where the schedule goes on from.
+    A subclass defines `get_lr`, which computes the rates of step number `last_epoch`, usually from
+    the groups' current rates: several schedulers may then work on one optimiser, and the schedule
+    continues from a rate that was set by hand.
 
     Parameters
     ----------
     optimizer
-        Each group's "lr" is kept in it as "initial_lr", unless an earlier scheduler did so.
+        Each group's "lr" is stored in the group as "initial_lr", unless an earlier scheduler did
+        so.
     last_epoch
-        Number of the last step, to resume; -1 starts from 0. With another number the groups must
+        Number of the last step, to resume; -1 starts from 0. With any other number the groups must
         have their "initial_lr".
 
     Attributes
@@ -40,7 +41,7 @@ class LRScheduler:
     Raises
     ------
     TypeError
-        If `optimizer` is none.
+        If `optimizer` is not an Optimizer.
     ValueError
         If `last_epoch` is not an integer >= -1.
     KeyError
@@ -96,7 +97,7 @@ class LRScheduler:
         raise NotImplementedError(f"{self._op}: a scheduler must define get_lr, got none")
 
     def step(self, epoch: int | None = None) -> None:
-        """Go on to the next learning rates; call it after the optimiser's step.
+        """Move on to the next learning rates; call it after the optimiser's step.
 
         Parameters
         ----------
@@ -118,7 +119,7 @@ class LRScheduler:
         self._last_lr = self._rates()
 
     def _rates(self) -> list[float]:
-        """Present learning rate of each group."""
+        """Current learning rate of each group."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def _with_base_lrs(self) -> list[tuple[Group, float]]:
@@ -136,7 +137,7 @@ class LRScheduler:
         return list(self._last_lr)
 
     def state_dict(self) -> dict[str, Any]:
-        """Copy of all attributes but the optimiser."""
+        """Copy of all attributes except the optimiser."""
         return self._copied(vars(self))
 
     @staticmethod
@@ -144,12 +145,12 @@ class LRScheduler:
         return copy.deepcopy({k: v for k, v in attributes.items() if k != "optimizer"})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over the attributes, also PyTorch's; the optimiser's state has its learning rates.
+        """Load the attributes, also PyTorch's; the learning rates are in the optimiser's state.
 
         Raises
         ------
         ValueError
-            If it is not the state of such a scheduler for as many groups.
+            If it is not the state of such a scheduler for the same number of groups.
         """
         expected = vars(self).keys() - {"optimizer"}
         given = {name: value for name, value in state_dict.items() if name not in _FOREIGN}
@@ -165,11 +166,11 @@ class LRScheduler:
         vars(self).update(copy.deepcopy(given))
 
     def _of_groups(self) -> dict[str, list[Any]]:
-        """The attributes that have an item for each group."""
+        """The attributes with one item per group."""
         return {"base_lrs": self.base_lrs}
 
     def _per_group(self, name: str, value: Any, count: int) -> list[Any]:
-        """A value for each group, from one for all or a list."""
+        """A value for each group, from a single value or a list."""
         values = list(value) if isinstance(value, list | tuple) else [value] * count
         if len(values) != count:
             raise ValueError(

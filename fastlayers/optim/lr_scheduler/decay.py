@@ -21,7 +21,7 @@ class StepLR(LRScheduler):
     Raises
     ------
     ValueError
-        If `step_size` is no positive integer or `gamma` no finite number >= 0.
+        If `step_size` is not a positive integer or `gamma` not a finite number >= 0.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class StepLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
-        """The present rates, lowered at a multiple of `step_size` above 0."""
+        """The current rates, lowered at a multiple of `step_size` above 0."""
         if self.last_epoch == 0 or self.last_epoch % self.step_size:
             return self._rates()
         return [lr * self.gamma for lr in self._rates()]
@@ -49,7 +49,7 @@ class MultiStepLR(LRScheduler):
     Raises
     ------
     ValueError
-        If a milestone is no integer >= 0 or `gamma` no finite number >= 0.
+        If a milestone is not an integer >= 0 or `gamma` not a finite number >= 0.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class MultiStepLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
-        """The present rates, lowered at a milestone."""
+        """The current rates, lowered at a milestone."""
         if count := self.milestones.count(self.last_epoch):
             return [lr * self.gamma**count for lr in self._rates()]
         return self._rates()
@@ -77,7 +77,7 @@ class MultiStepLR(LRScheduler):
         return [base_lr * self.gamma**power for base_lr in self.base_lrs]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over the attributes; PyTorch's state counts each milestone in a mapping."""
+        """Load the attributes; PyTorch's state counts each milestone in a mapping."""
         milestones = state_dict.get("milestones")
         if isinstance(milestones, Mapping):
             state_dict = {**state_dict, "milestones": sorted(Counter(milestones).elements())}
@@ -90,7 +90,7 @@ class ExponentialLR(LRScheduler):
     Raises
     ------
     ValueError
-        If `gamma` is no finite number >= 0.
+        If `gamma` is not a finite number >= 0.
     """
 
     def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1) -> None:
@@ -99,7 +99,7 @@ class ExponentialLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
-        """The present rates, lowered at every step but that of the constructor."""
+        """The current rates, lowered at every step except the constructor's."""
         rates = self._rates()
         return rates if self._is_initial else [lr * self.gamma for lr in rates]
 
@@ -116,7 +116,7 @@ class CosineAnnealingLR(LRScheduler):
     Raises
     ------
     ValueError
-        If `T_max` is no positive integer or `eta_min` no finite number >= 0.
+        If `T_max` is not a positive integer or `eta_min` not a finite number >= 0.
 
     References
     ----------
@@ -137,7 +137,7 @@ class CosineAnnealingLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
-        """The present rates, moved along the cosine."""
+        """The current rates, moved along the cosine."""
         t, low = self.last_epoch, self.eta_min
         if self._is_initial:
             return self._rates()

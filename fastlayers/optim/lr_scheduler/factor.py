@@ -1,4 +1,4 @@
-"""Schedules that multiply the learning rate by a factor which ends, moves or is computed."""
+"""Schedules that multiply the learning rate by a factor that is temporary, moves or is computed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ConstantLR(LRScheduler):
     Raises
     ------
     ValueError
-        If `factor` is no number in [0, 1], or `total_iters` no integer >= 0.
+        If `factor` is not a number in [0, 1], or `total_iters` not an integer >= 0.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ConstantLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
-        """The present rates, lowered at step 0 and raised again at `total_iters`."""
+        """The current rates, lowered at step 0 and raised again at `total_iters`."""
         if self.last_epoch == 0:
             return [lr * self.factor for lr in self._rates()]
         if self.last_epoch != self.total_iters:
@@ -55,7 +55,7 @@ class LinearLR(LRScheduler):
     Raises
     ------
     ValueError
-        If a factor is no number in [0, 1], `start_factor` is 0, or `total_iters` no positive
+        If a factor is not a number in [0, 1], `start_factor` is 0, or `total_iters` not a positive
         integer.
     """
 
@@ -77,7 +77,7 @@ class LinearLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
-        """The present rates, by the ratio of two steps' factors."""
+        """The current rates, times the ratio of two steps' factors."""
         if self.last_epoch == 0:
             return [lr * self.start_factor for lr in self._rates()]
         if self._is_initial or self.last_epoch > self.total_iters:
@@ -95,12 +95,12 @@ class LinearLR(LRScheduler):
 class LambdaLR(LRScheduler):
     """``lr = base_lr * lr_lambda(epoch)``, with a function for all groups or one for each.
 
-    The state holds the attributes of callable objects, but not functions: those are given again.
+    The state holds the attributes of callable objects, but not functions: pass those again.
 
     Raises
     ------
     ValueError
-        If there are not as many functions as groups.
+        If the number of functions differs from that of groups.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class LambdaLR(LRScheduler):
         return [base_lr * function(self.last_epoch) for (_, base_lr), function in pairs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Copy of all attributes but the optimiser and functions."""
+        """Copy of all attributes except the optimiser and functions."""
         functions, state = self.lr_lambdas, vars(self).copy()
         state["lr_lambdas"] = [
             None if isinstance(f, types.FunctionType) else vars(f).copy() for f in functions
@@ -126,7 +126,7 @@ class LambdaLR(LRScheduler):
         return self._copied(state)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over the attributes, and those of callable objects."""
+        """Load the attributes, and those of callable objects."""
         functions = self.lr_lambdas
         super().load_state_dict(state_dict)
         saved, self.lr_lambdas = self.lr_lambdas, functions

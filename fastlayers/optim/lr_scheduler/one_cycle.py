@@ -15,21 +15,21 @@ __all__ = ["OneCycleLR"]
 
 
 class OneCycleLR(LRScheduler):
-    """Learning rate up from ``max_lr / div_factor`` to `max_lr`, then down to nearly nothing.
+    """Learning rate up from ``max_lr / div_factor`` to `max_lr`, then down to almost zero.
 
-    The rise takes the part `pct_start` of all steps, and the end is the start divided by
-    `final_div_factor`; with `three_phase`, the fall to the start takes as long as the rise, and
-    the rest is a third phase. Momentum, or Adam's beta1, goes the opposite way between
-    `max_momentum` and `base_momentum`. From a to b, `anneal_strategy` "cos" gives
-    ``b + (a - b) * (1 + cos(pi * part)) / 2`` and "linear" ``a + (b - a) * part``. The rates are
-    those of the number of the step alone: this schedule overwrites what others, or a hand, set.
+    The rise takes the fraction `pct_start` of all steps, and the final rate is the initial one
+    divided by `final_div_factor`; with `three_phase`, the fall back to the initial rate takes as
+    long as the rise, and the rest is a third phase. Momentum, or Adam's beta1, goes the opposite
+    way between `max_momentum` and `base_momentum`. From a to b, `anneal_strategy` "cos" gives ``b +
+    (a - b) * (1 + cos(pi * part)) / 2`` and "linear" ``a + (b - a) * part``. The rates depend on
+    the number of the step alone: this schedule overwrites rates set by others, or by hand.
 
     Raises
     ------
     ValueError
-        If a number is out of its range, `total_steps` is given neither directly nor by `epochs`
-        and `steps_per_epoch`, the optimiser has no momentum to cycle, or, from `step`, if there
-        were more than `total_steps` steps.
+        If a number is out of range, `total_steps` is given neither directly nor by `epochs` and
+        `steps_per_epoch`, the optimiser has no momentum to cycle, or, in `step`, if there were more
+        than `total_steps` steps.
 
     References
     ----------
@@ -155,7 +155,7 @@ class OneCycleLR(LRScheduler):
         return [self._between(group, phase["start_lr"], phase["end_lr"], part) for group in groups]
 
     def _place(self) -> tuple[dict[str, Any], float]:
-        """The phase of step number `last_epoch`, and the part of it that is over."""
+        """The phase of step number `last_epoch`, and the completed fraction of it."""
         start, phases = 0.0, self._schedule_phases
         while len(phases) > 1 and self.last_epoch > phases[0]["end_step"]:
             start, phases = phases[0]["end_step"], phases[1:]

@@ -1,4 +1,4 @@
-"""A schedule that follows a measured value."""
+"""A schedule driven by a measured value."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ __all__ = ["ReduceLROnPlateau"]
 class ReduceLROnPlateau(LRScheduler):
     """``lr = max(lr * factor, min_lr)`` when a value has not improved for `patience` steps.
 
-    A value improves on the best one if it is less (`mode` "min") or more ("max") by the part
-    `threshold` of it ("rel") or by `threshold` itself ("abs"). For `cooldown` steps after a change
-    steps without improvement are not counted, and a change of at most `eps` is not made.
+    A value improves on the best one if it is lower (`mode` "min") or higher ("max"), by the
+    fraction `threshold` of the best ("rel") or by `threshold` itself ("abs"). For `cooldown` steps
+    after a change, steps without improvement are not counted; changes of at most `eps` are not
+    made.
 
     Raises
     ------
     TypeError
-        If `optimizer` is none.
+        If `optimizer` is not an Optimizer.
     ValueError
-        If `factor` is no number in [0, 1), another number is out of its range, or `mode` or
-        `threshold_mode` is unknown.
+        If `factor` is not in [0, 1), another number is out of range, or `mode` or `threshold_mode`
+        is unknown.
 
     References
     ----------
@@ -78,7 +79,7 @@ class ReduceLROnPlateau(LRScheduler):
         return self.cooldown_counter > 0
 
     def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
-        """Look at the value that `metrics` gives, and lower the rates if it stays where it is."""
+        """Take the value `metrics`, and lower the rates if it has stopped improving."""
         current = float(metrics)
         if self._is_better(current):
             self.best, self.num_bad_epochs = current, 0

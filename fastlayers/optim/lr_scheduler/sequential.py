@@ -20,11 +20,11 @@ class SequentialLR(LRScheduler):
     Raises
     ------
     TypeError
-        If a scheduler is none that computes rates from the number of steps alone, as
-        `ReduceLROnPlateau` and another `SequentialLR` are.
+        If a scheduler does not compute its rates from the number of steps alone, as is the case for
+        `ReduceLROnPlateau` and another `SequentialLR`.
     ValueError
-        If a scheduler is of another optimiser, or there is not one milestone less than there are
-        schedulers.
+        If a scheduler belongs to another optimiser, or there is not exactly one milestone fewer
+        than schedulers.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class SequentialLR(LRScheduler):
         self.last_epoch = last_epoch + 1
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"]
-        for scheduler in schedulers:  # take back the step of its constructor
+        for scheduler in schedulers:  # undo the step of its constructor
             scheduler.last_epoch -= 1
         first = self._schedulers[bisect_right(self._milestones, 0)]
         first._initial_step()
@@ -68,7 +68,7 @@ class SequentialLR(LRScheduler):
                 )
 
     def step(self) -> None:  # type: ignore[override]
-        """Go on with the scheduler whose turn it is."""
+        """Step the scheduler whose turn it is."""
         number = self.last_epoch + 1
         index = bisect_right(self._milestones, number)
         scheduler = self._schedulers[index]
@@ -80,12 +80,12 @@ class SequentialLR(LRScheduler):
         self._last_lr = scheduler.get_last_lr()
 
     def state_dict(self) -> dict[str, Any]:
-        """Copy of all attributes but the optimiser; of the schedulers, their states."""
+        """Copy of all attributes except the optimiser; of the schedulers, their states."""
         states = [scheduler.state_dict() for scheduler in self._schedulers]
         return self._copied(vars(self) | {"_schedulers": states})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over the attributes, and the states of the schedulers."""
+        """Load the attributes, and the states of the schedulers."""
         schedulers = self._schedulers
         super().load_state_dict(state_dict)
         states, self._schedulers = self._schedulers, schedulers

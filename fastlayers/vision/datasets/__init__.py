@@ -1,4 +1,4 @@
-"""Data sets of images, by torchvision's names."""
+"""Image datasets, with torchvision's names."""
 
 from fastlayers.vision.datasets.base import VisionDataset
 from fastlayers.vision.datasets.cifar import CIFAR10, CIFAR100

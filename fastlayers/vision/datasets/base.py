@@ -1,4 +1,4 @@
-"""What the data sets of images have in common."""
+"""What image datasets have in common."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class VisionDataset(Dataset):
 
     As `torchvision.datasets.VisionDataset
     <https://docs.pytorch.org/vision/stable/generated/torchvision.datasets.VisionDataset.html>`_,
-    which gives images of PIL in place of arrays. Samples are pairs of an image and an int.
+    which returns PIL images instead of arrays. Samples are pairs of an image and an int.
 
     Parameters
     ----------
     root : path, optional
         Where the files are.
     transform : callable, optional
-        Is given each image as uint8 of shape (H, W, C), or (H, W) if it is grey. A loader applies
-        those parts at the end that need no random number to whole batches, with the same result.
+        Called with each image as uint8 of shape (H, W, C), or (H, W) if it is grey. A loader
+        applies the last parts that need no random numbers to whole batches, with the same result.
     target_transform : callable, optional
-        Is given each label, an int.
+        Called with each label, an int.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class VisionDataset(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: Indices) -> tuple[Any, Any]:
-        """Give the sample at an int, or images and labels at a slice or a 1-d integer array."""
+        """Return the sample at an int, or images and labels at a slice or a 1-d integer array."""
         key = first_axis_index(type(self).__name__, index, len(self))
         if not isinstance(key, int):
             images, labels = self._fetch(np.arange(len(self))[key])
@@ -87,7 +87,7 @@ class VisionDataset(Dataset):
         return self.transform(image.copy("C")), label
 
     def fetch_batch(self, indices: NDArray[np.int64]) -> Any:
-        """Give the batch of samples at `indices`, int64 of shape (B,), as [images, labels]."""
+        """Return the batch of samples at `indices`, int64 of shape (B,), as [images, labels]."""
         # An overridden __getitem__ was written for one sample at a time.
         if type(self).__getitem__ is not VisionDataset.__getitem__:
             return super().fetch_batch(indices)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, read from the files they are published in."""
+"""CIFAR-10 and CIFAR-100, read from the files in which they are published."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class CIFAR10(VisionDataset):
     As `torchvision.datasets.CIFAR10
     <https://docs.pytorch.org/vision/stable/generated/torchvision.datasets.CIFAR10.html>`_, but with
     images that are ready for use without a transform: float32 of shape (3, 32, 32) in [0, 1]. The
-    source is https://www.cs.toronto.edu/~kriz/cifar.html. Its version for Python is read without
-    running its pickles; its binary version, which holds the same images, is read as well.
+    source is https://www.cs.toronto.edu/~kriz/cifar.html. Its Python version is read without
+    executing its pickles; its binary version, with the same images, can be read as well.
 
     Parameters
     ----------
@@ -40,10 +40,10 @@ class CIFAR10(VisionDataset):
     train : bool
         Whether to give the training images or the test images.
     transform, target_transform : callable, optional
-        Are given each image, uint8 of shape (32, 32, 3), and each label, an int.
+        Called with each image, uint8 of shape (32, 32, 3), and each label, an int.
     download : bool
-        Whether to download and unpack the archive of the version for Python, into ``root``, if
-        there is no whole folder.
+        Whether to download and unpack the archive of the Python version into ``root``, if there is
+        no complete folder.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class CIFAR10(VisionDataset):
     TypeError
         A transform cannot be called.
     FileNotFoundError
-        A file is neither there nor could it be downloaded.
+        A file is missing and could not be downloaded.
     ValueError
         A file is damaged, or holds something else.
     """
@@ -107,7 +107,7 @@ class CIFAR10(VisionDataset):
         self.targets = [label for _, labels in parts for label in labels]
 
     def _find(self, parent: Path) -> list[Path] | None:
-        """The files in the order of the images, of the first version that is whole."""
+        """The files, in the order of the images, of the first version that is complete."""
         names = self._train_files if self.train else self._test_files
         versions = [[parent / self._folder / name for name in (*names, *self._needed())]]
         if self._binary:
@@ -118,7 +118,7 @@ class CIFAR10(VisionDataset):
         return None
 
     def _needed(self) -> tuple[str, ...]:
-        """Files besides those of images."""
+        """Files other than those with images."""
         return ()
 
     def _missing(self, parent: Path) -> str:
@@ -220,11 +220,11 @@ def _read_binary(path: Path) -> Records:
 
 
 def _entries(op: str, path: Path, *keys: bytes) -> Sequence[Any]:
-    """What a pickled dict has under some keys."""
+    """The values of a pickled dict under some keys."""
     try:
         found = read_pickled(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{op}: {path} must be a file of the data set, got {error}") from error
+        raise ValueError(f"{op}: {path} must be a file of the dataset, got {error}") from error
     if missing := [key.decode() for key in keys if key not in found]:
         raise ValueError(f"{op}: {path} must hold {', '.join(missing)}, got {sorted(found)}")
     return [found[key] for key in keys]

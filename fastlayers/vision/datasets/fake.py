@@ -1,4 +1,4 @@
-"""Images of random numbers."""
+"""Images made of random numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["FakeData"]
 
 
 class FakeData(VisionDataset):
-    """Images and labels of random numbers, always the same, to try out a program.
+    """Images and labels made of random numbers, always the same, to try out a program.
 
     As `torchvision.datasets.FakeData
     <https://docs.pytorch.org/vision/stable/generated/torchvision.datasets.FakeData.html>`_, with
@@ -19,14 +19,14 @@ class FakeData(VisionDataset):
     Parameters
     ----------
     size : int
-        How many.
+        Number of images.
     image_size : (int, int, int)
         Channels, height and width.
     num_classes : int
     transform, target_transform : callable, optional
-        Are given each image, uint8 of shape (H, W, C), and each label, an int.
+        Called with each image, uint8 of shape (H, W, C), and each label, an int.
     random_offset : int
-        Another number gives other images.
+        Other numbers give other images.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST, read from the IDX files they are published in."""
+"""MNIST and Fashion-MNIST, read from the IDX files in which they are published."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,7 @@ class MNIST(VisionDataset):
     train : bool
         Whether to give the training images or the test images.
     transform, target_transform : callable, optional
-        Are given each image, uint8 of shape (28, 28), and each label, an int.
+        Called with each image, uint8 of shape (28, 28), and each label, an int.
     download : bool
         Whether to download what is missing, into ``root/MNIST/raw``.
 
@@ -44,7 +44,7 @@ class MNIST(VisionDataset):
     TypeError
         A transform cannot be called.
     FileNotFoundError
-        A file is neither there nor could it be downloaded.
+        A file is missing and could not be downloaded.
     ValueError
         A file is damaged, or holds something else.
     """

@@ -1,9 +1,8 @@
-"""The pickles that the CIFAR data sets are published in, read without running them.
+"""The pickles in which the CIFAR datasets are published, read without executing them.
 
-They were written by Python 2: dicts, lists, integers, byte strings, and one array of uint8 that is
-given by its shape and its bytes. An instruction that makes anything else is refused, nothing is
-imported, and no function is called.
-https://docs.python.org/3/library/pickletools.html
+They were written by Python 2: dicts, lists, integers, byte strings, and one uint8 array, given by
+its shape and its bytes. An instruction that makes anything else is rejected, nothing is imported,
+and no function is called. https://docs.python.org/3/library/pickletools.html
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ _NAMES = {
 
 
 class _Name(str):
-    """A global name, which stands for nothing but itself."""
+    """A global name, which stands only for itself."""
 
     __slots__ = ()
 
 
 class _Made:
-    """What a name and arguments would make: an array or a dtype, with the state it gets later."""
+    """What a name and arguments would make: an array or a dtype, with its later state."""
 
     def __init__(self, name: str, arguments: tuple[Any, ...]) -> None:
         self.name, self.arguments = name, arguments
@@ -44,9 +43,9 @@ class _Made:
         """The array of uint8."""
         _, shape, dtype, is_fortran, content = self.state
         if not (self.name.endswith("_reconstruct") and isinstance(dtype, _Made)):
-            raise ValueError(f"{self.name} is refused where an array is to be")
+            raise ValueError(f"{self.name} is refused where an array is expected")
         if dtype.name != "numpy.dtype" or dtype.arguments[0] not in (b"u1", b"|u1"):
-            raise ValueError(f"an array of other numbers than uint8 is refused: {dtype.arguments}")
+            raise ValueError(f"an array that is not uint8 is refused: {dtype.arguments}")
         if any(type(length) is not int or length < 0 for length in shape):
             raise ValueError(f"an array of shape {shape} is refused")
         if math.prod(shape) != len(content):
@@ -61,14 +60,14 @@ def read_pickled(data: bytes) -> dict[bytes, Any]:
     Raises
     ------
     ValueError
-        The pickle is damaged, or holds something else than dicts, lists and tuples of integers,
-        byte strings and arrays of uint8; the message names what.
+        The pickle is damaged, or holds something other than dicts, lists and tuples of integers,
+        byte strings and uint8 arrays, which the message names.
     """
     try:
         value = _Machine(data).run()
         if not isinstance(value, dict):
-            raise ValueError(f"the pickle is no dict, but {type(value).__name__}")
-        # Arrays are where the files have them; what refers to itself can't be followed for ever.
+            raise ValueError(f"the pickle is not a dict, but {type(value).__name__}")
+        # Arrays are where the files have them; recursive structures can't be followed forever.
         return {k: item.array() if isinstance(item, _Made) else item for k, item in value.items()}
     except (IndexError, KeyError, TypeError, struct.error) as error:
         message = f"the pickle is damaged: {type(error).__name__}: {error}"
@@ -76,7 +75,7 @@ def read_pickled(data: bytes) -> dict[bytes, Any]:
 
 
 class _Machine(Machine):
-    """What Python 2 wrote: its strings are bytes, and an array gets its content by `build`."""
+    """What Python 2 wrote: its strings are bytes, and an array gets its content from `build`."""
 
     allowed = f"an array is made of {', '.join(sorted(_NAMES))}"
     numbers: ClassVar = {b"K": "<B", b"M": "<H", b"J": "<i"}
@@ -95,7 +94,7 @@ class _Machine(Machine):
     def set(self, code: bytes) -> None:
         items = self.since_mark() if code == b"u" else self.popped(2)
         if len(items) % 2 or any(type(key) is not bytes for key in items[::2]):
-            raise ValueError("a key of a dict that has no value or is no text is refused")
+            raise ValueError("a dict key that has no value or is not text is refused")
         self.target(dict).update(zip(items[::2], items[1::2], strict=True))
 
     def reduce(self, _: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Networks of the field, built of `fastlayers.nn`."""
+"""Well-known networks, built from `fastlayers.nn`."""
 
 from fastlayers.vision.models.cnn import CNN, CifarCNN
 from fastlayers.vision.models.mlp import MLP

@@ -11,7 +11,8 @@ __all__ = ["CNN", "CifarCNN"]
 
 
 class CifarCNN(nn.Module):
-    """The classic CIFAR-10 network: 5x5 convolutions of 6 and 16 channels, and three linear layers.
+    """The classic CIFAR-10 network: 5x5 convolutions with 6 and 16 channels, and three linear
+    layers.
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ class CifarCNN(nn.Module):
 
 
 class CNN(nn.Sequential):
-    """A network of 3x3 convolutions with batch normalisation for images of 8x8 pixels and more.
+    """A network of 3x3 convolutions with batch normalisation, for images of 8x8 pixels or more.
 
     Two blocks of two convolutions, max pooling and channel dropout, then a linear layer on the
     features of every position.
@@ -74,7 +75,7 @@ class CNN(nn.Sequential):
     width : int
         Channels of the first block; the second has twice as many.
     dropout : float
-        Probability of the channel dropout behind each block.
+        Probability of the channel dropout after each block.
     """
 
     def __init__(

@@ -20,9 +20,9 @@ class MLP(nn.Sequential):
         Sizes of the hidden layers.
     num_classes : int
     batch_norm : {"before", "after", None}
-        Before or after the activation, or none; without it the linear layers have a bias.
+        Before or after the activation, or none; without it, the linear layers have a bias.
     dropout : float
-        Probability, 0 for none.
+        Probability; 0 for none.
     """
 
     def __init__(

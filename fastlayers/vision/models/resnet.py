@@ -34,7 +34,8 @@ class _Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stages of residual blocks, each but the first halving the image, then a mean and a linear.
+    """Stages of residual blocks, all but the first halving the image, then a mean and a linear
+    layer.
 
     Parameters
     ----------

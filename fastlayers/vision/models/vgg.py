@@ -23,15 +23,15 @@ class VGG(nn.Module):
     plan : sequence
         Channels of each convolution, or "M" for a max pooling.
     features : int
-        Elements that the last block leaves of one image.
+        Elements per image after the last block.
     hidden : sequence of int
         Sizes of the hidden linear layers.
     num_classes, in_channels : int
     batch_norm : bool
     dropout : float
-        Element dropout behind each hidden linear layer.
+        Element dropout after each hidden linear layer.
     dropout2d : float
-        Channel dropout behind each pooling.
+        Channel dropout after each pooling.
 
     References
     ----------
@@ -85,6 +85,6 @@ def vgg_small(
     dropout: float = 0.5,
     dropout2d: float = 0.1,
 ) -> VGG:
-    """A VGG of six convolutions with batch normalisation for images of 8x8 pixels and more."""
+    """A VGG of six convolutions with batch normalisation, for images of 8x8 pixels or more."""
     features = 128 * (image_size // 8) ** 2
     return VGG(_SMALL, features, (256,), num_classes, in_channels, True, dropout, dropout2d)

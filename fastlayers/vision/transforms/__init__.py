@@ -1,8 +1,8 @@
-"""Changes of images before training, by torchvision's names.
+"""Image transforms before training, with torchvision's names.
 
-They take arrays (H, W, C) or (H, W), images of PIL, which become such arrays, and Tensors
-(C, H, W). Random numbers come from the generator of `fastlayers.manual_seed`, which each worker of
-a loader has its own of.
+They take arrays (H, W, C) or (H, W), PIL images, which become such arrays, and Tensors (C, H, W).
+Random numbers come from the generator of `fastlayers.manual_seed`; each worker of a loader has its
+own.
 """
 
 from fastlayers.vision.transforms.compose import Compose, RandomApply, RandomChoice, RandomOrder

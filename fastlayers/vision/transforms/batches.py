@@ -1,4 +1,4 @@
-"""Transforms of whole batches, with the same result as of one image after the other."""
+"""Transforms of whole batches, with the same result as for one image after the other."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["transformed_batch"]
 def transformed_batch(transform: Any, images: NDArray[np.uint8]) -> Any:
     """The collated results of a transform for images (N, H, W, C) or (N, H, W).
 
-    Those parts at its end that have a method `batch`, such as `ToTensor` and `Normalize`, are
-    applied to all images at once: 64 images of CIFAR in 0.3 ms in place of 2.
+    The last parts that have a method `batch`, such as `ToTensor` and `Normalize`, are applied to
+    all images at once: 64 CIFAR images take 0.3 ms instead of 2.
     """
     each, together = _divided(_steps(transform))
     if not each and together and together[0].takes is np.ndarray:
@@ -37,9 +37,9 @@ def _steps(transform: Any) -> list[Any]:
 
 
 def _divided(steps: list[Any]) -> tuple[list[Any], list[Any]]:
-    """The steps for each image, and those behind them that take a batch."""
+    """The steps for each image, and those after them that take a batch."""
     count = len(steps)
-    # A subclass may call itself in another way: only a class with its own `batch` is trusted.
+    # A subclass may override `__call__`: only a class with its own `batch` is trusted.
     while count and "batch" in vars(type(steps[count - 1])):
         count -= 1
     return steps[:count], steps[count:]

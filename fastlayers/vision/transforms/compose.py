@@ -1,4 +1,4 @@
-"""Transforms that are made of others."""
+"""Transforms made of other transforms."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Compose:
         self.transforms = _functions("Compose", transforms)
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         for transform in self.transforms:
             image = transform(image)
         return image
@@ -45,7 +45,7 @@ class Compose:
 
 
 class RandomApply:
-    """Several transforms, one after the other, with a probability; otherwise none of them.
+    """Several transforms, one after the other, applied with a probability, all or none.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class RandomApply:
         self.p = probability("RandomApply", p)
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         for transform in self.transforms if chance(self.p) else ():
             image = transform(image)
         return image
@@ -68,7 +68,7 @@ class RandomApply:
 
 
 class RandomChoice:
-    """One of some transforms.
+    """One of several transforms, drawn at random.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class RandomChoice:
     Raises
     ------
     TypeError, ValueError
-        A transform cannot be called, or the weights are no distribution of as many.
+        A transform is not callable, or the weights are not a distribution over the transforms.
     """
 
     def __init__(self, transforms: Sequence[Function], p: Sequence[float] | None = None) -> None:
@@ -95,7 +95,7 @@ class RandomChoice:
         self._shares = weights / weights.sum()
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         number = random.numpy_generator().choice(len(self.transforms), p=self._shares)
         return self.transforms[int(number)](image)
 
@@ -115,7 +115,7 @@ class RandomOrder:
         self.transforms = _functions("RandomOrder", transforms)
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         for number in random.numpy_generator().permutation(len(self.transforms)):
             image = self.transforms[int(number)](image)
         return image

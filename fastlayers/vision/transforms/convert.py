@@ -1,4 +1,4 @@
-"""From images to tensors, and changes of their values. These work on whole batches, too."""
+"""Conversion of images to tensors, and of their values. These also work on whole batches."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ class ToTensor:
     Raises
     ------
     TypeError
-        It is neither an array nor an image of PIL.
+        It is neither an array nor a PIL image.
     ValueError
-        It has another number of dimensions than 2 and 3.
+        Its number of dimensions is neither 2 nor 3.
     """
 
     takes: ClassVar[type] = np.ndarray
 
     def __call__(self, pic: Any) -> Tensor:
-        """Give the transformed image."""
+        """Return the transformed image."""
         pixels = as_pixels(type(self).__name__, pic)
         pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
         return Tensor(self.batch(pixels[np.newaxis])[0])
 
     def batch(self, images: Array) -> Array:
-        """The same of images (N, H, W, C), as an array."""
+        """The same for images (N, H, W, C), as an array."""
         if images.dtype == np.uint8:
             return unit_images(images)
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
@@ -61,7 +61,7 @@ class PILToTensor(ToTensor):
     """From an image (H, W, C) or (H, W) to a Tensor (C, H, W) of the same values and dtype."""
 
     def batch(self, images: Array) -> Array:
-        """The same of images (N, H, W, C), as an array."""
+        """The same for images (N, H, W, C), as an array."""
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
@@ -79,9 +79,9 @@ class ConvertImageDtype:
     Raises
     ------
     TypeError
-        An image is no Tensor.
+        An image is not a Tensor.
     ValueError
-        The integers are as wide as the floats, or wider, which can't tell so many apart.
+        The integers have as many bits as the floats or more, too many values for them to represent.
     """
 
     takes: ClassVar[type] = Tensor
@@ -92,14 +92,14 @@ class ConvertImageDtype:
             raise ValueError(f"ConvertImageDtype: dtype must be real numbers, got {self.dtype}")
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Give the transformed image."""
+        """Return the transformed image."""
         if not isinstance(image, Tensor):
             kind = type(image).__name__
             raise TypeError(f"ConvertImageDtype: image must be a Tensor, got {kind}")
         return Tensor(self.batch(image.array()))
 
     def batch(self, images: Array) -> Array:
-        """The same of an array."""
+        """The same for an array."""
         source, target = images.dtype, self.dtype
         if source == target:
             return images
@@ -123,7 +123,7 @@ class ConvertImageDtype:
             raise ValueError(
                 f"ConvertImageDtype: dtype must be of fewer bits than {source}, got {target}"
             )
-        scale = source.type(np.iinfo(target).max + 1.0 - 1e-3)  # of which 1 gives the largest
+        scale = source.type(np.iinfo(target).max + 1.0 - 1e-3)  # where 1 gives the largest
         out: Array = np.multiply(images, scale).astype(target)
         return out
 
@@ -132,7 +132,7 @@ class ConvertImageDtype:
 
 
 class Normalize:
-    """Channels less their mean and divided by their standard deviation: (x - mean) / std.
+    """Channels minus their mean, divided by their standard deviation: (x - mean) / std.
 
     As `torchvision.transforms.Normalize
     <https://docs.pytorch.org/vision/stable/generated/torchvision.transforms.Normalize.html>`_.
@@ -147,7 +147,7 @@ class Normalize:
     Raises
     ------
     TypeError
-        An image is neither a Tensor nor an array, or not of floats.
+        An image is neither a Tensor nor an array, or not floating point.
     ValueError
         It is not (..., C, H, W), it has another number of channels, or a deviation is 0.
     """
@@ -160,7 +160,7 @@ class Normalize:
         self.mean, self.std, self.inplace = mean, std, inplace
 
     def __call__(self, tensor: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         if isinstance(tensor, np.ndarray):
             return self._normalized(tensor, self.inplace)
         if not isinstance(tensor, Tensor):
@@ -173,7 +173,7 @@ class Normalize:
         return tensor
 
     def batch(self, images: Array) -> Array:
-        """The same of an array (N, C, H, W)."""
+        """The same for an array (N, C, H, W)."""
         return self._normalized(images, False)
 
     def _normalized(self, images: Array, inplace: bool) -> Array:
@@ -222,7 +222,7 @@ class Lambda:
         self.lambd = lambd
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         return self.lambd(image)
 
     def __repr__(self) -> str:

@@ -44,7 +44,7 @@ class RandomHorizontalFlip:
         self.p = probability(type(self).__name__, p)
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         if not chance(self.p):
             return image
         return on_array(type(self).__name__, image, self._flipped)
@@ -81,7 +81,7 @@ class Pad:
     Parameters
     ----------
     padding : int, (int, int) or (int, int, int, int)
-        Pixels at all sides; left and right, top and bottom; or left, top, right and bottom.
+        Pixels on all sides; left/right and top/bottom; or left, top, right and bottom.
     fill : number or sequence of numbers
         Value of the frame, or one for each channel.
     padding_mode : {"constant", "edge", "reflect", "symmetric"}
@@ -89,7 +89,7 @@ class Pad:
     Raises
     ------
     ValueError
-        An argument is another one.
+        An argument is invalid.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Pad:
         self.padding_mode = _mode("Pad", padding_mode)
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         return _padded("Pad", image, self._sides, self.fill, self.padding_mode)
 
     def __repr__(self) -> str:
@@ -108,7 +108,7 @@ class Pad:
 
 
 class CenterCrop:
-    """The middle of the image, with zeros around it where it is too small.
+    """The center of the image, with zeros around it if it is too small.
 
     Parameters
     ----------
@@ -118,14 +118,14 @@ class CenterCrop:
     Raises
     ------
     ValueError
-        The size is another one.
+        The size is invalid.
     """
 
     def __init__(self, size: int | Sequence[int]) -> None:
         self.size = as_pair("CenterCrop", "size", size)
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         sides = [0, 0, 0, 0]
         for axis, (wanted, length) in enumerate(zip(self.size, size_of(image), strict=True)):
             missing = max(0, wanted - length)
@@ -154,16 +154,16 @@ class RandomCrop:
     size : int or (int, int)
         Height and width.
     padding : int, (int, int) or (int, int, int, int), optional
-        As of `Pad`.
+        As for `Pad`.
     pad_if_needed : bool
-        Pad an image that is smaller than `size`, at both sides by what is missing.
+        Pad an image that is smaller than `size`, on both sides by what is missing.
     fill, padding_mode
-        As of `Pad`.
+        As for `Pad`.
 
     Raises
     ------
     ValueError
-        An argument is another one, or an image is too small.
+        An argument is invalid, or an image is too small.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class RandomCrop:
         self.padding_mode = _mode("RandomCrop", padding_mode)
 
     def __call__(self, image: Any) -> Any:
-        """Give the transformed image."""
+        """Return the transformed image."""
         if self._sides is not None:
             image = self._padded(image, self._sides)
         missing = [w - h for w, h in zip(self.size, size_of(image), strict=True)]
@@ -209,7 +209,7 @@ class RandomCrop:
 
 
 def cropped(op: str, image: Any, top: int, left: int, height: int, width: int) -> Any:
-    """The part of an image of a height and a width from a place on."""
+    """The part of an image with a given height and width, from a given position."""
 
     def part(array: Array, y: int, x: int) -> Array:
         index: list[Any] = [slice(None)] * array.ndim

@@ -1,6 +1,6 @@
-"""Images as transforms get them: arrays (H, W, C) or (H, W), as PIL's are, and Tensors (..., H, W).
+"""Images as transforms get them: arrays (H, W, C) or (H, W), like PIL's, and Tensors (..., H, W).
 
-Images of PIL are taken as arrays; PIL itself is not needed.
+PIL images are converted to arrays; PIL itself is not required.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Array = NDArray[Any]
 
 
 def as_pixels(op: str, image: Any) -> Array:
-    """The array (H, W, C) or (H, W) of an array or an image of PIL.
+    """The array (H, W, C) or (H, W) of an array or a PIL image.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def as_pixels(op: str, image: Any) -> Array:
 
 
 def on_array(op: str, image: Any, function: Callable[[Array, int, int], Array]) -> Any:
-    """What `function(array, y, x)` gives for an image and the axes of its height and width."""
+    """The result of `function(array, y, x)` for an image and the axes of its height and width."""
     if isinstance(image, Tensor):
         if image.ndim < 2:
             raise ValueError(f"{op}: a Tensor must be (..., H, W), got shape {tuple(image.shape)}")
@@ -72,17 +72,17 @@ def as_pair(op: str, argument: str, value: int | Sequence[int], least: int = 1) 
 
 
 def whole(value: Any) -> bool:
-    """Whether a value is an integer, and no bool."""
+    """Whether a value is an integer, but not a bool."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def chance(p: float) -> bool:
-    """Draw whether something happens that has probability `p`."""
+    """Draw True with probability `p`."""
     return bool(random.numpy_generator().random() < p)
 
 
 def probability(op: str, p: float) -> float:
-    """Give `p`, with ValueError if it is not in [0, 1]."""
+    """Return `p`; ValueError if it is not in [0, 1]."""
     if not isinstance(p, int | float) or not 0 <= p <= 1:
         raise ValueError(f"{op}: p must be a number in [0, 1], got {p!r}")
     return p

@@ -100,28 +100,28 @@ def transposed(matrix: Matrix) -> Matrix:
 class Emitter(Vectors):
     """Emits one-dimensional transforms as groups of outputs that share operations."""
 
-    def constant(self, value: float) -> Any:
+    def constant(self, value: float):
         """Give a vector of one value."""
         return self.splat(ir.Constant(self.element, value))
 
-    def mask(self, bits: Any) -> Any:
+    def mask(self, bits):
         """Give a vector of the low bits of a 64-bit integer that is 0 or -1."""
         element = ir.IntType(32 if isinstance(self.element, ir.FloatType) else 64)
         return self.splat(self.builder.trunc(bits, element) if element.width == 32 else bits)
 
-    def masked(self, value: Any, mask: Any) -> Any:
+    def masked(self, value, mask):
         """Give the vector, or zeros for a `mask` of zeros."""
         bits = self.builder.and_(self.builder.bitcast(value, mask.type), mask)
         return self.builder.bitcast(bits, self.vector)
 
-    def multiply_add(self, factor: float, value: Any, total: Any) -> Any:
+    def multiply_add(self, factor: float, value, total):
         """Emit ``factor * value + total``."""
         if abs(factor) == 1:
             add = self.builder.fadd if factor > 0 else self.builder.fsub
             return add(total, value)
         return self.fma(self.constant(factor), value, total)
 
-    def combine(self, factors: list[float], values: list[Any]) -> Any:
+    def combine(self, factors: list[float], values: list[Any]):
         """Sum of factors times values, beginning with a factor of 1 where there is one."""
         terms = [(f, v) for f, v in zip(factors, values, strict=True) if f]
         terms.sort(key=lambda term: term[0] != 1)
@@ -152,7 +152,7 @@ class Emitter(Vectors):
             yield 2 * group - 1, (self.builder.fadd(even, odd), 1.0)
             yield 2 * group, (self.builder.fsub(even, odd), 1.0)
 
-    def _row(self, factors: list[float], load: Callable[[int], Any]) -> Any:
+    def _row(self, factors: list[float], load: Callable[[int], Any]):
         used = [k for k, factor in enumerate(factors) if factor]
         return self.combine([factors[k] for k in used], [load(k) for k in used])
 
@@ -209,12 +209,12 @@ def rounded(scale: float) -> float:
     return float(round(scale)) if abs(scale - round(scale)) < 1e-9 else scale
 
 
-def make_emitter(cgctx: Any, builder: Any, array_type: Any) -> Emitter:
+def make_emitter(cgctx, builder, array_type) -> Emitter:
     element = cgctx.get_data_type(array_type.dtype)
     return Emitter(builder, element, cpu.lanes(array_type.dtype.bitwidth // 8))
 
 
-def vector_loop(builder: Any, lanes: int, count: Any, emit: Callable[[Any], None]) -> None:
+def vector_loop(builder, lanes: int, count, emit: Callable[[Any], None]) -> None:
     """Loop over a run of at least one vector; the last one begins ``count - lanes``.
 
     What two vectors share is computed twice, to the same bits: this needs no masks, which are

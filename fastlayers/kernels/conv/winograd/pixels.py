@@ -37,7 +37,7 @@ class Square(NamedTuple):
 
 
 def prefetch_below(
-    builder: Any, base: Any, square: Square, m: int, skip: tuple[int, int], write: bool
+    builder, base, square: Square, m: int, skip: tuple[int, int], write: bool
 ) -> Callable[[Any], None]:
     """Give a function that prefetches a vector of each of m x m pixels.
 
@@ -52,7 +52,7 @@ def prefetch_below(
     pixel = builder.mul(square.across, square.channels)
     line = builder.mul(builder.mul(square.down, square.width), square.channels)
 
-    def request(at: Any) -> None:
+    def request(at) -> None:
         for i in range(m):
             start = builder.gep(first, [builder.add(builder.mul(line, _i64(i)), at)])
             for j in range(m):
@@ -62,9 +62,7 @@ def prefetch_below(
     return request
 
 
-def each_pixel(
-    builder: Any, square: Square, cells: int, visit: Callable[[Any, Any, Any], None]
-) -> None:
+def each_pixel(builder, square: Square, cells: int, visit: Callable[[Any, Any, Any], None]) -> None:
     """Emit a loop over a square of pixels.
 
     `visit` gets a pixel's number, whether it is inside of the image, and its offset there.
@@ -82,8 +80,8 @@ def each_pixel(
         visit(loop.index, inside, builder.add(square.image, at))
 
 
-def copy_pixel(builder: Any, emitter: Emitter, source: Any, target: Any, count: Any) -> None:
-    def emit(at: Any) -> None:
+def copy_pixel(builder, emitter: Emitter, source, target, count) -> None:
+    def emit(at) -> None:
         value = emitter.load_vector(builder.gep(source, [at]))
         emitter.store_vector(value, builder.gep(target, [at]))
 
@@ -100,13 +98,13 @@ class Pixels:
 
     def __init__(
         self,
-        builder: Any,
+        builder,
         square: Square,
         cells: int,
         edge: int,
-        base: Any,
-        copy: Any,
-        count: Any,
+        base,
+        copy,
+        count,
         all_rows: bool = False,
     ) -> None:
         self.builder, self.width = builder, square.width
@@ -131,24 +129,24 @@ class Pixels:
             self.rows.append(builder.select(self.whole, first, copied))
             first = builder.gep(first, [line])
 
-    def inside(self, j: int, shift: Any = None) -> Any:
+    def inside(self, j: int, shift=None):
         """Whether a column is inside of the image, or the one so many pixels further on."""
         column = self.builder.add(self.columns[j], shift) if shift else self.columns[j]
         return self.builder.icmp_unsigned("<", column, self.width)
 
-    def zero_rows(self, zeros: Any) -> None:
+    def zero_rows(self, zeros) -> None:
         """Let rows outside of the image be at `zeros`."""
         for i, within in enumerate(self.within):
             kept = self.builder.or_(within, self.builder.not_(self.whole))
             self.rows[i] = self.builder.select(kept, self.rows[i], zeros)
 
-    def addresses(self, at: Any) -> Callable[[int, Any], Any]:
+    def addresses(self, at) -> Callable[[int, Any], Any]:
         """Addresses of element `at` of the pixel in a row, so many elements from its first."""
         rows = [opaque(self.builder, self.builder.gep(row, [at])) for row in self.rows]
         return lambda i, offset: self.builder.gep(rows[i], [offset])
 
 
-def opaque(builder: Any, value: Any) -> Any:
+def opaque(builder, value):
     """The same value, of which LLVM knows nothing.
 
     It would compute the addresses of all 36 points before the loop over vectors and put them on

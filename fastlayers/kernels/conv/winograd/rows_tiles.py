@@ -58,13 +58,13 @@ def slots(lanes: int) -> int:
 
 
 def _each_tile(
-    cgctx: Any,
-    builder: Any,
-    sig: Any,
-    values: Any,
+    cgctx,
+    builder,
+    sig,
+    values,
     steps: tuple[int, int],
     emit: Callable[[Emitter, Callable[[int], Any], Callable[[int, Any], None]], None],
-) -> Any:
+):
     """Loop over tiles, of which `emit` loads values and stores others; `steps` from tile to tile.
 
     The values follow ``(count, source, out)``; a step of 0 is one vector.
@@ -74,7 +74,7 @@ def _each_tile(
         operand(cgctx, builder, sig.args[i], values[i]) for i in (1, 2)
     )
 
-    def tile(pointer: Any, stride: Any, index: Any, step: int) -> Any:
+    def tile(pointer, stride, index, step: int):
         size = builder.mul(stride, _i64(step)) if step else _i64(emitter.lanes)
         return builder.gep(pointer, [builder.mul(index, size)])
 
@@ -82,25 +82,25 @@ def _each_tile(
         start = tile(source, stride, loop.index, steps[0])
         target = tile(out, out_stride, loop.index, steps[1])
 
-        def load(k: int) -> Any:
+        def load(k: int):
             return emitter.load_vector(builder.gep(start, [builder.mul(stride, _i64(k))]))
 
-        def store(k: int, value: Any) -> None:
+        def store(k: int, value) -> None:
             emitter.store_vector(value, builder.gep(target, [builder.mul(out_stride, _i64(k))]))
 
         emit(emitter, load, store)
     return cgctx.get_dummy_value()
 
 
-def _to_points(matrix: list[list[float]], source: Any, out: Any, *total: Any) -> Any:
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+def _to_points(matrix: list[list[float]], source, out, *total):
+    def codegen(cgctx, builder, sig, values):
         vectors = make_emitter(cgctx, builder, source.types[0])
         held = cgutils.alloca_once(builder, vectors.vector)
         if total:
             (place,) = operand(cgctx, builder, total[0], values[3])
             builder.store(vectors.load_vector(place), held)
 
-        def emit(emitter: Emitter, load: Any, store: Any) -> None:
+        def emit(emitter: Emitter, load, store) -> None:
             inputs = [load(k) for k in range(len(matrix[0]))]
             groups = list(range(POINTS // 2))
             for point, (value, _) in emitter.paired_rows(matrix, inputs.__getitem__, groups):
@@ -117,7 +117,7 @@ def _to_points(matrix: list[list[float]], source: Any, out: Any, *total: Any) ->
 
 
 @intrinsic
-def transform_inputs(typingctx: Any, tiles: Any, source: Any, out: Any) -> Any:
+def transform_inputs(typingctx, tiles, source, out):
     """``out[p, tile] = (B^T source[4 tile : 4 tile + 8])[p]``.
 
     ``source = (array, offset, elements from pixel to pixel)``, and `out` from point to point.
@@ -126,7 +126,7 @@ def transform_inputs(typingctx: Any, tiles: Any, source: Any, out: Any) -> Any:
 
 
 @intrinsic
-def transform_gradients(typingctx: Any, tiles: Any, source: Any, out: Any, total: Any) -> Any:
+def transform_gradients(typingctx, tiles, source, out, total):
     """``out[p, tile] = (A source[4 tile : 4 tile + 4])[p]``, as `transform_inputs`.
 
     The sum of the source, which is that of the point 1, is added to the vector at ``total = (array,
@@ -136,13 +136,11 @@ def transform_gradients(typingctx: Any, tiles: Any, source: Any, out: Any, total
 
 
 @intrinsic
-def transform_outputs(
-    typingctx: Any, tiles: Any, source: Any, out: Any, bias: Any, floor: Any
-) -> Any:
+def transform_outputs(typingctx, tiles, source, out, bias, floor):
     """``out[4 tile + i] = max(floor, bias + (A^T source[:, tile])[i])``."""
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
-        def emit(emitter: Emitter, load: Any, store: Any) -> None:
+    def codegen(cgctx, builder, sig, values):
+        def emit(emitter: Emitter, load, store) -> None:
             points = [load(p) for p in range(POINTS)]
             shift, low = emitter.splat(values[3]), emitter.splat(values[4])
             columns = emitter.paired_columns(_MATRICES.output, points.__getitem__, [0, 1])
@@ -157,7 +155,7 @@ def transform_outputs(
 
 
 @intrinsic
-def pool_rows(typingctx: Any, windows: Any, rows: Any, out: Any, cells: Any) -> Any:
+def pool_rows(typingctx, windows, rows, out, cells):
     """Maxima of the 2x2 windows of two rows of one channel, and their cells.
 
     ``rows = (array, offset, elements from row to row)``, `out` and `cells` have elements from pixel
@@ -165,7 +163,7 @@ def pool_rows(typingctx: Any, windows: Any, rows: Any, out: Any, cells: Any) -> 
     size.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         emitter = make_emitter(cgctx, builder, rows.types[0])
         numbers = Vectors(builder, ir.IntType(rows.types[0].dtype.bitwidth), emitter.lanes)
         (upper, stride), (best_at, pixel), (cell_at, _) = (
@@ -196,15 +194,13 @@ def pool_rows(typingctx: Any, windows: Any, rows: Any, out: Any, cells: Any) -> 
 
 
 @intrinsic
-def write_cells(
-    typingctx: Any, rows: Any, images: Any, source: Any, cells: Any, at: Any, image: Any
-) -> Any:
+def write_cells(typingctx, rows, images, source, cells, at, image):
     """``cells[at + n * image + e] = source[e, n]``, integers in vectors, for e < rows, n < images.
 
     ``source = (array, offset)`` has a vector of vectors that can be read.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         bits = source.types[0].dtype.bitwidth
         numbers = Vectors(builder, ir.IntType(bits), cpu.lanes(bits // 8))
         (start,) = operand(cgctx, builder, source, values[2])
@@ -224,11 +220,7 @@ def write_cells(
 
 
 def _sum_loop(
-    builder: Any,
-    emitter: Emitter,
-    last: Any,
-    step: int,
-    body: Callable[[Any, list[Any]], list[Any]],
+    builder, emitter: Emitter, last, step: int, body: Callable[[Any, list[Any]], list[Any]]
 ) -> list[Any]:
     """Emit ``sums = body(at, sums)`` for ``at in range(0, last, step)``, the sums a whole tile."""
     before = builder.block
@@ -252,21 +244,21 @@ def _sum_loop(
 
 
 @intrinsic
-def product_tile(typingctx: Any, a: Any, b: Any, tables: Any, c: Any) -> Any:
+def product_tile(typingctx, a, b, tables, c):
     """``c[i, j] = sum over k of a[table_a[k] + i] * b[table_b[k] + j]``, j one of some vectors.
 
     ``tables = (table_a, table_b, first, count)``, ``a`` and ``b`` are ``(array, offset)``, and ``c
     = (array, offset, row stride)``.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         emitter = make_emitter(cgctx, builder, c.types[0])
         (a_at,), (b_at,) = (operand(cgctx, builder, sig.args[i], values[i]) for i in (0, 1))
         table_a, table_b, first, count = cgutils.unpack_tuple(builder, values[2])
         table_a = element_pointer(cgctx, builder, tables.types[0], table_a, first)
         table_b = element_pointer(cgctx, builder, tables.types[1], table_b, first)
 
-        def body(k: Any, sums: list[Any]) -> list[Any]:
+        def body(k, sums: list[Any]) -> list[Any]:
             row = builder.gep(b_at, [builder.load(builder.gep(table_b, [k]))])
             factors = builder.gep(a_at, [builder.load(builder.gep(table_a, [k]))])
             columns = [emitter.load_vector(row, v) for v in range(VECTORS)]
@@ -289,14 +281,14 @@ def product_tile(typingctx: Any, a: Any, b: Any, tables: Any, c: Any) -> Any:
 
 
 @intrinsic
-def dot_tile(typingctx: Any, count: Any, a: Any, b: Any, table: Any, c: Any) -> Any:
+def dot_tile(typingctx, count, a, b, table, c):
     """``c[i * VECTORS + j] += sum over k < count of a[i, k] * b[table[j] + k]``.
 
     `count` is a multiple of a vector, ``a = (array, offset, row stride)``, the others are ``(array,
     offset)``. `slots` elements of c are written.
     """
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         emitter = make_emitter(cgctx, builder, c.types[0])
         a_at, stride = operand(cgctx, builder, sig.args[1], values[1])
         (b_at,), (entries,), (target,) = (
@@ -308,7 +300,7 @@ def dot_tile(typingctx: Any, count: Any, a: Any, b: Any, table: Any, c: Any) -> 
         offsets = [builder.load(builder.gep(entries, [_i64(j)])) for j in range(VECTORS)]
         starts = [builder.gep(b_at, [offset]) for offset in offsets]
 
-        def body(k: Any, sums: list[Any]) -> list[Any]:
+        def body(k, sums: list[Any]) -> list[Any]:
             columns = [emitter.load_vector(builder.gep(start, [k])) for start in starts]
             updated = []
             for i, row in enumerate(rows):

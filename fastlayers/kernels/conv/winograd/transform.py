@@ -66,7 +66,7 @@ class Output(NamedTuple):
     stream: int  # whether whole tiles are written by non-temporal stores
 
 
-def _points(builder: Any, base: Any, point: Any, n: int) -> Callable[[int, int], Any]:
+def _points(builder, base, point, n: int) -> Callable[[int, int], Any]:
     """Addresses of the n x n points of a tile, `point` elements from one to the next."""
     base, point = opaque(builder, base), opaque(builder, point)
     rows = [base]
@@ -74,7 +74,7 @@ def _points(builder: Any, base: Any, point: Any, n: int) -> Callable[[int, int],
     for _ in range(1, n):
         rows.append(builder.gep(rows[-1], [line]))
 
-    def place(i: int, j: int) -> Any:
+    def place(i: int, j: int):
         return builder.gep(rows[i], [builder.mul(point, _i64(j))]) if j else rows[i]
 
     return place
@@ -87,7 +87,7 @@ class _Inputs:
     """
 
     def __init__(
-        self, builder: Any, emitter: Emitter, square: Square, cells: int, m: int, places: Any
+        self, builder, emitter: Emitter, square: Square, cells: int, m: int, places
     ) -> None:
         source, outside, copy = places
         edge = (cells - m) // 2
@@ -96,7 +96,7 @@ class _Inputs:
         pixels.zero_rows(outside)
         with builder.if_then(builder.not_(pixels.whole), likely=False):
 
-            def visit(number: Any, inside: Any, offset: Any) -> None:
+            def visit(number, inside, offset) -> None:
                 pixel = builder.select(inside, builder.gep(source, [offset]), outside)
                 place = builder.gep(copy, [builder.mul(number, channels)])
                 copy_pixel(builder, emitter, pixel, place, channels)
@@ -110,7 +110,7 @@ class _Inputs:
         skip = (cells, edge)
         self._request = prefetch_below(builder, source, square, m, skip, write=False)
 
-    def tile(self, shift: Any) -> Callable[[Any], Callable[[int, int], Any]]:
+    def tile(self, shift) -> Callable[[Any], Callable[[int, int], Any]]:
         """Loads of vectors from the square that is `shift` columns further on.
 
         A function of the vector's place in a pixel, which gives one of the pixel's row and column.
@@ -124,12 +124,12 @@ class _Inputs:
             offsets[j] = builder.select(kept, offsets[j], offsets[other])
             masks[j] = emitter.mask(opaque(builder, builder.sext(kept, _i64)))
 
-        def vectors(at: Any) -> Callable[[int, int], Any]:
+        def vectors(at) -> Callable[[int, int], Any]:
             at = builder.add(start, at)
             self._request(at)
             pixel = pixels.addresses(at)
 
-            def load(i: int, j: int) -> Any:
+            def load(i: int, j: int):
                 value = emitter.load_vector(pixel(i, offsets[j]))
                 return emitter.masked(value, masks[j]) if j in masks else value
 
@@ -138,10 +138,10 @@ class _Inputs:
         return vectors
 
 
-def _gather(m: int, matrix: Matrix, x: Any, square: Any, zeros: Any, v: Any) -> tuple[Any, Any]:
+def _gather(m: int, matrix: Matrix, x, square, zeros, v) -> tuple[Any, Any]:
     """Body of `transform_input` and `untransform_output`, which differ by their matrix."""
 
-    def codegen(cgctx: Any, builder: Any, sig: Any, values: Any) -> Any:
+    def codegen(cgctx, builder, sig, values):
         pixels, out = fields(cgctx, builder, (square, v), (values[2], values[6]))
         source = element_pointer(cgctx, builder, x, values[1], _i64(0))
         outside = element_pointer(cgctx, builder, zeros, values[3], _i64(0))
@@ -155,11 +155,11 @@ def _gather(m: int, matrix: Matrix, x: Any, square: Any, zeros: Any, v: Any) -> 
             vectors = inputs.tile(builder.mul(loop.index, _i64(m)))
             tile_at = builder.gep(target, [builder.mul(loop.index, out.row)])
 
-            def emit(at: Any) -> None:
+            def emit(at) -> None:
                 place = _points(builder, builder.gep(tile_at, [at]), out.point, rows)
                 load = vectors(at)
 
-                def store(i: int, j: int, value: Any, scale: float) -> None:
+                def store(i: int, j: int, value, scale: float) -> None:
                     emitter.store_vector(value, place(i, j))
 
                 emitter.square(emitter.paired_rows, matrix, load, store)
@@ -202,11 +202,11 @@ def untransform_output(typingctx, tile, dy, square, zeros, patch, patch_at, w, r
 class _Outputs:
     """Stores of a tile's outputs: to the image, or first to a copy where some are outside."""
 
-    def __init__(self, builder: Any, emitter: Emitter, pixels: Pixels, m: int) -> None:
+    def __init__(self, builder, emitter: Emitter, pixels: Pixels, m: int) -> None:
         self._builder, self._emitter, self._pixels, self._m = builder, emitter, pixels, m
         self._offsets = [builder.mul(pixels.step, _i64(j)) for j in range(m)]
 
-    def row(self, i: int, values: dict[int, Any], pixel: Any, stream: Any) -> None:
+    def row(self, i: int, values: dict[int, Any], pixel, stream) -> None:
         """Store the vectors of a row, by column."""
         spots = [(value, pixel(i, self._offsets[j])) for j, value in values.items()]
         with self._builder.if_else(stream) as (streamed, stored):
@@ -217,12 +217,12 @@ class _Outputs:
                 for spot in spots:
                     self._emitter.store_vector(*spot)
 
-    def copy_back(self, square: Square, target: Any, copy: Any, count: Any) -> None:
+    def copy_back(self, square: Square, target, copy, count) -> None:
         """Copy to the image what is inside of it, where the tile was stored to the copy."""
         builder = self._builder
         with builder.if_then(builder.not_(self._pixels.whole), likely=False):
 
-            def visit(number: Any, inside: Any, offset: Any) -> None:
+            def visit(number, inside, offset) -> None:
                 with builder.if_then(inside):
                     pixel = builder.gep(copy, [builder.mul(number, count)])
                     out = builder.gep(target, [offset])
