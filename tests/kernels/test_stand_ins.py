@@ -37,13 +37,20 @@ STEPS = {
 }
 
 
+# Where modules are that have another place than their stand-ins.
+PLACES = {"dropout": "dropout.dropout"}
+
+
 def both(name):
     module, function = name.split(".")
-    for package in ("fastlayers.kernels", stand_ins.__name__):
-        yield getattr(importlib.import_module(f"{package}.{module}"), function)
+    for place in (
+        f"fastlayers.kernels.{PLACES.get(module, module)}",
+        f"{stand_ins.__name__}.{module}",
+    ):
+        yield getattr(importlib.import_module(place), function)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("_ELEMENTS")])
 def test_arguments_are_those_of_kernels(name):
     kernel, stand_in = both(name)
     wanted = list(inspect.signature(kernel.py_func).parameters)
@@ -51,7 +58,9 @@ def test_arguments_are_those_of_kernels(name):
     assert list(found) == wanted or [str(one) for one in found.values()] == ["*arguments: 'Any'"]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("optimizer.")])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if not name.startswith(("dropout.", "optimizer."))]
+)
 def test_results_are_those_of_kernels(name):
     kernel, stand_in = both(name)
     inputs, shape = CALLS.get(name, ([*NUMBERS[0, : 1 + name.endswith(("add", "backward"))]], 70))
@@ -76,7 +85,31 @@ def test_steps_are_those_of_kernels(name):
     assert not np.array_equal(results[0][0], np.abs(NUMBERS[0, 0]))
 
 
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_dropped_elements_and_channels_are_those_of_kernels(p):
+    x = NUMBERS.copy()
+    x[0, 0, :3] = np.nan, np.inf, -np.inf
+    draw = np.uint64(5), np.uint64(7), np.uint64(round(p * 2**32)), 1.5
+    results = []
+    for run, apply, channels, scale in zip(
+        *(both(f"dropout.{name}") for name in ("dropout", "apply_mask")),
+        *(both(f"dropout.{name}") for name in ("channel_dropout", "scale_channels")),
+        strict=True,
+    ):
+        bits, y, again = np.empty(144, np.uint8), np.empty(x.size), np.empty(x.size)
+        run(x.reshape(-1), *draw, 2, bits, y)
+        apply(x.reshape(-1), bits, 1.5, 2, again)
+        drawn, factors, pattern = np.empty(32, np.uint8), np.empty((3, 70)), np.empty(2 * 70)
+        z, other = np.empty(x.shape), np.empty(x.shape)
+        channels(x, draw, (1, 1), 2, drawn, pattern, factors, z)
+        scale(x, factors, (1, 1), 2, pattern, other)
+        results.append((bits, y, again, factors, z, other))
+    for found in zip(*results, strict=True):
+        np.testing.assert_array_equal(*found)
+
+
 def test_each_module_takes_the_place_of_kernels():
     from fastlayers import kernels
 
-    assert sorted(kernels._STAND_INS) == sorted(MODULES)
+    places = {*kernels._STAND_INS.values(), *kernels.dropout._STAND_INS.values()}
+    assert places == {f"{stand_ins.__name__}.{module}" for module in MODULES}
