@@ -37,6 +37,7 @@ STEPS = {
 }
 
 
+ELEMENTWISE = ("activation.", "arithmetic.", "layout.")
 # Where modules are that have another place than their stand-ins.
 PLACES = {"dropout": "dropout.dropout"}
 
@@ -50,7 +51,7 @@ def both(name):
         yield getattr(importlib.import_module(place), function)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("_ELEMENTS")])
+@pytest.mark.parametrize("name", [name for name in NAMES if ".TASK_" not in name])
 def test_arguments_are_those_of_kernels(name):
     kernel, stand_in = both(name)
     wanted = list(inspect.signature(kernel.py_func).parameters)
@@ -58,9 +59,7 @@ def test_arguments_are_those_of_kernels(name):
     assert list(found) == wanted or [str(one) for one in found.values()] == ["*arguments: 'Any'"]
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NAMES if not name.startswith(("dropout.", "optimizer."))]
-)
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(ELEMENTWISE)])
 def test_results_are_those_of_kernels(name):
     kernel, stand_in = both(name)
     inputs, shape = CALLS.get(name, ([*NUMBERS[0, : 1 + name.endswith(("add", "backward"))]], 70))
@@ -106,6 +105,23 @@ def test_dropped_elements_and_channels_are_those_of_kernels(p):
         results.append((bits, y, again, factors, z, other))
     for found in zip(*results, strict=True):
         np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_losses_are_those_of_kernels(reduction, wrong):
+    x, weight, target = NUMBERS[0], np.abs(NUMBERS[1, 0]), np.array([3, 69, -5, 0, 3])
+    target[3] = 70 if wrong else 0
+    results = []
+    for run in both("loss.cross_entropy"):
+        losses, slopes = np.zeros(5 if reduction == "none" else 0), np.zeros(x.size)
+        work, out = np.empty(200), np.zeros(1)
+        call = (-5, 0.25, reduction == "mean", 1)
+        row = run(x.reshape(-1), target, weight, call, losses, slopes, work, out)
+        assert row == (3 if wrong else -1)
+        results.append([losses, slopes] if losses.size else [slopes, out])
+    for found in zip(*results, strict=True):
+        np.testing.assert_allclose(*found, 1e-12, 1e-14)
 
 
 def test_each_module_takes_the_place_of_kernels():
