@@ -29,6 +29,9 @@ _MODULES = (
     "speed",
 )
 # Those whose functions there are in NumPy too.
-_STAND_INS = {name: f"fastlayers.reference.kernels.{name}" for name in ("arithmetic", "layout")}
+_STAND_INS = {
+    name: f"fastlayers.reference.kernels.{name}"
+    for name in ("activation", "arithmetic", "layout", "loss", "optimizer")
+}
 __all__ = [*_MODULES, *_HOMES]  # noqa: PLE0604
 __getattr__, __dir__ = on_use(__name__, _MODULES, _HOMES, _STAND_INS)

@@ -9,7 +9,7 @@ import numpy as np
 from fastlayers import kernels
 from fastlayers.ops import check
 from fastlayers.ops.layout import kernel_ready, like, raveled
-from fastlayers.runtime import backend, memory, threads
+from fastlayers.runtime import memory, threads
 
 __all__ = [
     "gelu",
@@ -37,10 +37,8 @@ EXP_WORK = 10
 
 
 def _forward(op: str, input: Any, *options: Any, work: int = 1) -> np.ndarray:
-    """What the kernel of the op's name gives, or the reference; `work` is that of an element."""
+    """What the kernel of the op's name gives; `work` is that of an element."""
     x = check.array(op, "input", input)
-    if backend.NUMPY:
-        return np.asarray(backend.reference(op, x, *options), x.dtype)
     y, flat = like(x)
     workers = threads.workers_for(work * x.size)
     getattr(kernels.activation, op)(raveled(x), *options, workers, flat)
@@ -53,8 +51,6 @@ def _backward(
     """Input gradient, of the input or the output that was saved."""
     saved = check.array(op, name, saved)
     dy = check.gradient(op, grad_output, saved.shape, saved.dtype)
-    if backend.NUMPY:
-        return np.asarray(backend.reference(op, dy, saved, *options), saved.dtype)
     dx, flat = like(saved)
     workers = threads.workers_for(work * saved.size)
     getattr(kernels.activation, op)(raveled(dy), raveled(saved), *options, workers, flat)
@@ -169,10 +165,10 @@ def hardswish_backward(grad_output: np.ndarray, input: np.ndarray) -> np.ndarray
     return _backward("hardswish_backward", grad_output, "input", input)
 
 
-def _approximation(op: str, approximate: Any) -> Any:
-    """The option as kernels take it, whether it is "tanh", or references."""
+def _approximation(op: str, approximate: Any) -> bool:
+    """The option as kernels take it, whether it is "tanh"."""
     check.one_of(op, "approximate", approximate, ("none", "tanh"))
-    return approximate if backend.NUMPY else approximate == "tanh"
+    return bool(approximate == "tanh")
 
 
 def gelu(input: np.ndarray, approximate: str = "none") -> np.ndarray:
@@ -212,8 +208,6 @@ def _axis(op: str, x: np.ndarray, dim: Any) -> int:
 
 def _along(op: str, dim: int, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
     """Apply the op's kernel of rows along one axis."""
-    if backend.NUMPY and arrays[0].size:
-        return np.asarray(backend.reference(op, *arrays, dim))
     moved = [kernel_ready(np.moveaxis(a, dim, -1)) for a in arrays]
     shape = moved[0].shape
     out = memory.empty(shape, moved[0].dtype)

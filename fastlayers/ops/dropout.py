@@ -12,7 +12,7 @@ from fastlayers import random
 from fastlayers.kernels import dropout as kernels
 from fastlayers.ops import check
 from fastlayers.ops.layout import from_channels_last, kernel_ready, like, raveled, to_channels_last
-from fastlayers.runtime import backend, memory, threads
+from fastlayers.runtime import memory, threads
 
 __all__ = [
     "dropout",
@@ -50,14 +50,6 @@ def _mask_size(size: int) -> int:
     return -(-size // GROUP) * GROUP_BYTES
 
 
-def _draw(size: int, key: np.uint64, stream: np.uint64, p: float) -> tuple[np.ndarray, np.ndarray]:
-    """Which of so many elements are kept, by NumPy, and a mask of them."""
-    drawn = backend.reference(
-        "kept", 8 * _mask_size(size), int(key), int(stream), int(_threshold(p))
-    )
-    return drawn[:size], np.packbits(drawn, bitorder="little")
-
-
 def dropout_forward(input: np.ndarray, p: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
     """`dropout` in training, that also returns its mask.
 
@@ -74,10 +66,6 @@ def dropout_forward(input: np.ndarray, p: float = 0.5) -> tuple[np.ndarray, np.n
     y, flat = like(x)
     mask = memory.empty(_mask_size(x.size), np.uint8)
     key, stream = random.dropout_stream()
-    if backend.NUMPY:
-        kept, mask[:] = _draw(x.size, key, stream, p)
-        flat[:] = backend.reference("dropout", raveled(x), kept, p)
-        return y, mask
     workers = threads.workers_for(DRAW_WORK * x.size)
     kernels.dropout.dropout(raveled(x), key, stream, _threshold(p), _scale(p), workers, mask, flat)
     return y, mask
@@ -105,10 +93,6 @@ def dropout_backward(grad_output: np.ndarray, mask: np.ndarray, p: float) -> np.
     mask = kernel_ready(check.plain(op, "mask", mask))
     scale = _scale(check.probability(op, "p", p))
     dx, flat = like(dy)
-    if backend.NUMPY:
-        kept = np.unpackbits(mask, count=dy.size, bitorder="little")
-        flat[:] = backend.reference("dropout_backward", raveled(dy), kept, p)
-        return dx
     workers = threads.workers_for(dy.size)
     kernels.dropout.apply_mask(raveled(dy), mask, scale, workers, flat)
     return dx
@@ -214,10 +198,6 @@ def _feature_dropout(
     p = check.probability(op, "p", p)
     _check_axis(op, x, channel_axis)
     scale = memory.empty(x.shape[: channel_axis + 1], x.dtype)
-    if backend.NUMPY:
-        kept, _ = _draw(scale.size, *random.dropout_stream(), p)
-        scale[...] = (kept * _scale(p)).reshape(scale.shape)
-        return np.asarray(backend.reference("feature_dropout", x, scale, channel_axis)), scale
     source = _channels(x, channel_axis)
     bits = memory.empty(_mask_size(scale.size), np.uint8)
     y = memory.empty(source.shape, x.dtype)
@@ -240,8 +220,6 @@ def feature_dropout_backward(
     scale = check.array(op, "scale", scale)
     check.same_shape(op, "scale", scale, dy.shape[: channel_axis + 1])
     check.same_dtype(op, "scale", scale, dy.dtype)
-    if backend.NUMPY:
-        return np.asarray(backend.reference(op, dy, scale, channel_axis))
     source, factors = _channels(dy, channel_axis), kernel_ready(scale)
     dx = memory.empty(source.shape, dy.dtype)
     workers = threads.workers_for(dy.size)

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from fastlayers import kernels
 from fastlayers.optim import checks
-from fastlayers.optim.optimizer import Group, Optimizer, Parameter, Params, updates
+from fastlayers.optim.optimizer import Group, Optimizer, Parameter, Params
 
 __all__ = ["Adadelta"]
 
@@ -81,4 +82,4 @@ class Adadelta(Optimizer):
             float(group["rho"]),
             float(group["eps"]),
         )
-        updates().adadelta(like, table, options, workers)
+        kernels.optimizer.adadelta(like, table, options, workers)

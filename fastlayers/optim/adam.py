@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from fastlayers import kernels
 from fastlayers.optim import checks
-from fastlayers.optim.optimizer import Group, Optimizer, Parameter, Params, updates
+from fastlayers.optim.optimizer import Group, Optimizer, Parameter, Params
 
 __all__ = ["Adam", "AdamW"]
 
@@ -116,7 +117,7 @@ class Adam(Optimizer):
             beta2,
             float(group["eps"]),
         )
-        updates().adam(like, table, options, workers)
+        kernels.optimizer.adam(like, table, options, workers)
 
 
 class AdamW(Adam):

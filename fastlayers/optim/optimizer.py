@@ -12,10 +12,10 @@ import numpy as np
 from fastlayers import kernels, lazy
 from fastlayers.autograd import Tensor
 from fastlayers.optim import checks, states
-from fastlayers.runtime import backend, threads
+from fastlayers.runtime import threads
 from fastlayers.runtime.memory import zeros
 
-__all__ = ["Optimizer", "Parameter", "Params", "updates"]
+__all__ = ["Optimizer", "Parameter", "Params"]
 
 T = TypeVar("T")
 Group = dict[str, Any]
@@ -31,15 +31,6 @@ _NOTHING: dict[str, Any] = {}
 _HINTS = frozenset({"capturable", "differentiable", "foreach", "fused"})
 # Multiply-adds and loads per element.
 ELEMENT_WORK = 4
-
-
-def updates() -> Any:
-    """The module with the updates: kernels, or references, which take arrays, not addresses."""
-    if backend.NUMPY:
-        from fastlayers.reference import optimizer
-
-        return optimizer
-    return kernels.optimizer
 
 
 Parameter = Tensor
@@ -175,8 +166,8 @@ class Optimizer:
         for group in self.param_groups:
             self._check_options(group)
         parts = [(g, key, ps) for g, some in due if some for key, ps in self._parts(g, some)]
-        tables = [] if backend.NUMPY else [self._table(group, ps) for group, _, ps in parts]
-        if backend.NUMPY or any(table is None for table in tables):
+        tables = [self._table(group, ps) for group, _, ps in parts]
+        if any(table is None for table in tables):
             self._step_slowly(parts)
         else:
             for (group, key, params), table in zip(parts, tables, strict=True):
@@ -214,15 +205,6 @@ class Optimizer:
                         self.state[p][name] = zeros(p.array().shape, p.dtype)
             for dtype in _LIKE:
                 some = [p for p in params if p.dtype == dtype]
-                if some and backend.NUMPY:
-                    names = self._arrays(group)
-                    arrays = [
-                        (p.array(), p.grad_array(), *(self.state[p][n] for n in names))
-                        for p in some
-                    ]
-                    with np.errstate(all="ignore"):  # as kernels do
-                        self._update(group, key, some, _LIKE[dtype][1], arrays, 1)
-                    continue
                 table = self._table(group, some) if some else None
                 if table is not None:
                     self._update(group, key, some, *table)

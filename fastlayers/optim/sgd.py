@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from fastlayers import kernels
 from fastlayers.optim import checks
-from fastlayers.optim.optimizer import Group, Optimizer, Parameter, Params, updates
+from fastlayers.optim.optimizer import Group, Optimizer, Parameter, Params
 
 __all__ = ["SGD"]
 
@@ -103,4 +104,4 @@ class SGD(Optimizer):
             key,
             group["nesterov"],
         )
-        updates().sgd(like, table, options, workers)
+        kernels.optimizer.sgd(like, table, options, workers)

@@ -45,7 +45,16 @@ def test_algorithm_of_each_pass(name):
 
 def test_every_row_serves_something():
     found = {name for *_, names in SERVED.values() for name in names}
-    assert found == {row.algorithm.name for row in routes.ROUTES}
+    assert found == {row.algorithm.name for row in routes.ROUTES} - {"NumPy"}
+
+
+@pytest.mark.parametrize("algorithm", routes.ALGORITHMS)
+def test_numpy_serves_all_without_numba(monkeypatch, algorithm):
+    monkeypatch.setattr("fastlayers.runtime.backend.NUMPY", True)
+    shape = prepared((2, 64, 12, 12), (64, 64, 3, 3), {"padding": "same"}).shape
+    served = routes.algorithms(shape, algorithm)
+    assert {one.describe(Pass.FORWARD) for one in served if one} == {"NumPy"}
+    assert served.backward is served.forward
 
 
 def test_direct_is_exact():

@@ -189,7 +189,7 @@ def test_every_path_of_a_convolution_is_taken():
         options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
         plan = prepare("conv2d", np.ones(x, "f4"), np.ones(w, "f4"), **options, algorithm="auto")[2]
         found.add(plan.algorithms.forward.name)
-    assert found == {row.algorithm.name for row in ROUTES}
+    assert found == {row.algorithm.name for row in ROUTES} - {"NumPy"}
 
 
 def bits(a: np.ndarray) -> bytes:

@@ -332,7 +332,7 @@ def reach(convolution: Convolution, which: Pass) -> tuple[int, int]:
 def test_every_path_of_a_convolution_is_taken():
     plans = [planned(name, dtype) for name in CONVOLUTIONS for dtype in DTYPES]
     for which in Pass:
-        names = {row.algorithm.name for row in ROUTES}
+        names = {row.algorithm.name for row in ROUTES} - {"NumPy"}
         if which is not Pass.FORWARD:
             names.remove("planar")
         assert {plan.algorithm(which).name for plan in plans} == names

@@ -131,7 +131,8 @@ def _pool_pairs(typingctx, channels, count, planes, y, cells, at, pixel):
 @kernel
 def _planar_image(n, worker, inputs, facts, call, work, outputs):
     """One image, band by band of its output's rows."""
-    x, weight, bias = inputs
+    (x, weight, bias), (y, cells) = inputs, outputs
+    m, across, side = facts.filters, facts.out_width // facts.pooled, square_side(y)
     pitch, at = facts.images.pitch, worker * facts.worker_elements
     band = at + facts.images.elements
     tile = VECTORS * lanes_of(work)
@@ -140,11 +141,11 @@ def _planar_image(n, worker, inputs, facts, call, work, outputs):
     for i in range(0, facts.out_height, facts.band_rows):
         count = min(facts.band_rows, facts.out_height - i)
         width = (count * pitch + tile - 1) // tile * tile
-        for channel in range(facts.filters):
+        for channel in range(m):
             row = view(work, band + channel * facts.band_plane, width)
             for j in range(width):
                 row[j] = bias[channel]
-        for first in range(0, facts.filters, ROWS):
+        for first in range(0, m, ROWS):
             block = Block(first, tile, 0, runs, facts.taps)
             a = Left(weight, 0, 0, 1, facts.weight_rows, facts.weight_runs)
             for j in range(0, width, tile):
@@ -153,25 +154,17 @@ def _planar_image(n, worker, inputs, facts, call, work, outputs):
                 gemm_tile((ROWS, VECTORS, 1), block, a, b, Bias(work, band), c, epilogue)
         for row in range(0, count, facts.pooled):
             line = (n * facts.out_height + i + row) // facts.pooled
-            _write_row(facts, work, band + row * pitch, outputs, line)
-
-
-@kernel
-def _write_row(facts, work, line, outputs, out_line):
-    """Write a row of the band, or two of them pooled, to channels-last memory."""
-    y, cells = outputs
-    m, width, side = facts.filters, facts.out_width // facts.pooled, square_side(y)
-    for channel in range(0, m, side):
-        some = min(side, m - channel)
-        for j in range(0, width, side):
-            to, pixels = (out_line * width + j) * m + channel, min(side, width - j)
-            start = line + channel * facts.band_plane + j * facts.pooled
-            if facts.pooled == 2:
-                source = (work, start, facts.band_plane, facts.images.pitch)
-                _pool_pairs(some, pixels, source, y, cells, to, m)
-            else:
-                source = (work, start, facts.band_plane)
-                transpose_block(some, pixels, source, (y, to, m, some, no_table()))
+            for channel in range(0, m, side):
+                some = min(side, m - channel)
+                for j in range(0, across, side):
+                    to, pixels = (line * across + j) * m + channel, min(side, across - j)
+                    start = band + row * pitch + channel * facts.band_plane + j * facts.pooled
+                    if facts.pooled == 2:
+                        source = (work, start, facts.band_plane, pitch)
+                        _pool_pairs(some, pixels, source, y, cells, to, m)
+                    else:
+                        source = (work, start, facts.band_plane)
+                        transpose_block(some, pixels, source, (y, to, m, some, no_table()))
 
 
 @kernel

@@ -107,15 +107,8 @@ def _pooled_image(n, worker, inputs, facts, call, work, outputs):
     b = Right(work, 0, runs.size * length * width, width, runs)
     c, epilogue = Target(work, image, m, no_table()), Epilogue(call.floor, 0, STORE)
     gemm(Size(pixels, m, runs.size, length), a, b, Bias(bias, 0), c, epilogue)
-    _pool_image(n, facts, work, image, outputs)
-
-
-@kernel
-def _pool_image(n, facts, work, image, outputs):
-    """Pool an image (OH, OW, M) that begins at ``work[image]``."""
     y, cells = outputs
-    window, m, oh, ow = facts.window, facts.filters, facts.out_height, facts.out_width
-    line = facts.pooled_width * m
+    window, oh, ow, line = facts.window, facts.out_height, facts.out_width, facts.pooled_width * m
     for i in range(facts.pooled_height):
         top = i * window.row_step - window.top
         r0, r1 = inside(top, window.row_gap, window.rows, oh)
@@ -200,13 +193,15 @@ class GradientCall(NamedTuple):
 
 
 @kernel
-def _place_weight(weight, facts, work):
-    """The weight as (M, cell, field), each where its window's cell sees it."""
-    taps, field, places = facts.taps, facts.field, facts.places
-    depth, cells_at = facts.images.channels, field.pooled_count + field.cell_count
+def _place_weight(weight, filters, sizes, facts, work):
+    """The weight as (M, cell, field), each where its window's cell sees it.
+
+    ``sizes = (channels, elements of a placed field)``.
+    """
+    (depth, row), (taps, field, places) = sizes, facts
+    cells_at = field.pooled_count + field.cell_count
     count, length = taps.rows * taps.columns, taps.columns * depth
-    row = field.steps * len(facts.sums.field_vectors) * lanes_of(work)
-    for k in range(facts.filters):
+    for k in range(filters):
         for c in range(depth):
             for tap in range(count):
                 work[places.by_tap + tap * depth + c] = weight[(k * depth + c) * count + tap]
@@ -224,39 +219,31 @@ def _gradients_chunk(chunk, worker, outputs, x, facts, call, work, dx):
 
     ``outputs = (dy, y, cells)``, of the pooling.
     """
-    places, count = facts.places, facts.image_count
+    (dy, y, cells), places, count = outputs, facts.places, facts.image_count
+    field, steps, m = facts.field, facts.taps.steps, facts.filters
+    pitch, rows = facts.images.pitch * facts.images.channels, len(facts.sums.rows)
+    size = rows * len(facts.sums.vectors) * lanes_of(work)
     sums, at = chunk * places.chunk_sums, places.workers + worker * places.worker_elements
     clear_run(work, sums, places.chunk_sums)
     for n in range(count * chunk // facts.chunks, count * (chunk + 1) // facts.chunks):
         if call.by_weight:
             load_image(x, n, call.channels_first, facts.images, work, at)
-            _add_image(n, outputs, facts, call.relu, work, at, sums)
+            first = n * field.pooled_count * m
+            for k in range(m):
+                gradients = PooledGradients(dy, y, cells, first + k, m, call.relu, field.cell_count)
+                for step in range(steps):
+                    total = add_fields(
+                        facts.sums,
+                        field.pooled_count,
+                        gradients,
+                        (field.table, 0, field.pooled_count),
+                        (work, at + step * rows * pitch, pitch),
+                        (work, sums + (k * steps + step) * size),
+                    )
+                    if step == 0:
+                        work[sums + m * steps * size + k] += total
         if call.by_input:
             _input_gradient(n, outputs, facts, call.relu, work, at + facts.images.elements, dx)
-
-
-@kernel
-def _add_image(n, outputs, facts, relu, work, image, chunk_sums):
-    """Add what a padded image contributes to a chunk's gradients by weight and bias."""
-    dy, y, cells = outputs
-    field, steps, m = facts.field, facts.taps.steps, facts.filters
-    pitch = facts.images.pitch * facts.images.channels
-    rows, vectors = len(facts.sums.rows), len(facts.sums.vectors)
-    size = rows * vectors * lanes_of(work)
-    first = n * field.pooled_count * m
-    for k in range(m):
-        gradients = PooledGradients(dy, y, cells, first + k, m, relu, field.cell_count)
-        for step in range(steps):
-            total = add_fields(
-                facts.sums,
-                field.pooled_count,
-                gradients,
-                (field.table, 0, field.pooled_count),
-                (work, image + step * rows * pitch, pitch),
-                (work, chunk_sums + (k * steps + step) * size),
-            )
-            if step == 0:
-                work[chunk_sums + m * steps * size + k] += total
 
 
 @kernel
@@ -282,18 +269,19 @@ def _input_gradient(n, outputs, facts, relu, work, image, dx):
 
 
 @kernel
-def _unpack_sums(facts, work, dw, db):
-    """The gradients by weight (M, C, R, S) and bias of the first chunk's sums."""
-    taps, depth = facts.taps, facts.images.channels
-    row = len(facts.sums.vectors) * lanes_of(work)
-    size = taps.steps * len(facts.sums.rows) * row
-    for k in range(facts.filters):
+def _unpack_sums(taps, sizes, work, dw, db):
+    """Weight (M, C, R, S) and bias gradients of the first chunk's sums.
+
+    ``sizes = (channels, elements of a row of sums, of a filter's sums)``.
+    """
+    depth, row, size = sizes
+    for k in range(db.size):
         for r in range(taps.rows):
             for s in range(taps.columns):
                 for c in range(depth):
                     place = ((k * depth + c) * taps.rows + r) * taps.columns + s
                     dw[place] = work[k * size + r * row + s * depth + c]
-        db[k] = work[facts.filters * size + k]
+        db[k] = work[db.size * size + k]
 
 
 @kernel
@@ -304,8 +292,11 @@ def conv2d_max_pool2d_backward(outputs, x, weight, facts, call, work, dx, weight
     `facts` are `GradientFacts` and `call` is a `GradientCall`.
     """
     facts, call = named(GradientFacts, facts), named(GradientCall, call)
+    depth, filters, taps = facts.images.channels, facts.filters, facts.taps
     if call.by_input:
-        _place_weight(weight, facts, work)
+        placed = facts.field.steps * len(facts.sums.field_vectors) * lanes_of(work)
+        where = (taps, facts.field, facts.places)
+        _place_weight(weight, filters, (depth, placed), where, work)
     arguments = (outputs, x, facts, call, work, dx)
     parallel_for(_gradients_chunk, facts.chunks, call.workers, arguments)
     if not call.by_weight:
@@ -313,4 +304,5 @@ def conv2d_max_pool2d_backward(outputs, x, weight, facts, call, work, dx, weight
     for chunk in range(1, facts.chunks):
         add_run(work, 0, work, chunk * facts.places.chunk_sums, facts.places.chunk_sums)
     dw, db = weight_gradients
-    _unpack_sums(facts, work, dw, db)
+    row = len(facts.sums.vectors) * lanes_of(work)
+    _unpack_sums(taps, (depth, row, taps.steps * len(facts.sums.rows) * row), work, dw, db)

@@ -3,4 +3,5 @@
 from fastlayers.runtime.modules import on_use
 
 _MODULES = ("dropout", "philox")
-__getattr__, __dir__ = on_use(__name__, _MODULES)
+_STAND_INS = {"dropout": "fastlayers.reference.kernels.dropout"}
+__getattr__, __dir__ = on_use(__name__, _MODULES, stand_ins=_STAND_INS)

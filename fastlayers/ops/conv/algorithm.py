@@ -9,7 +9,9 @@ import numpy as np
 
 from fastlayers.ops.conv.shape import ConvShape
 
-__all__ = ["Algorithm", "Pass"]
+__all__ = ["Algorithm", "Grads", "Pass"]
+
+Grads = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
 
 
 class Pass(StrEnum):
@@ -33,6 +35,8 @@ class Algorithm:
     exact: ClassVar[bool] = True
     # Whether its forward pass reads images of channels-first memory without converting them.
     any_layout: ClassVar[bool] = False
+    # Whether `backward` gives all gradients at once.
+    together: ClassVar[bool] = False
 
     def __init__(self, shape: ConvShape) -> None:
         self.shape = shape
@@ -60,4 +64,17 @@ class Algorithm:
         self, x: np.ndarray, dy: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Weight gradient, and bias gradient where it comes at no further pass over `dy`."""
+        raise NotImplementedError
+
+    def backward(
+        self,
+        dy: np.ndarray,
+        x: np.ndarray,
+        weight: np.ndarray,
+        needs: tuple[bool, bool, bool],
+    ) -> Grads:
+        """The gradients that are needed, of images with or without a batch axis.
+
+        Only where `together`; all are in any layout.
+        """
         raise NotImplementedError

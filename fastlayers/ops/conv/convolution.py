@@ -10,16 +10,15 @@ import numpy as np
 
 from fastlayers.ops import check
 from fastlayers.ops.conv import routes
-from fastlayers.ops.conv.algorithm import Algorithm, Pass
+from fastlayers.ops.conv.algorithm import Algorithm, Grads, Pass
 from fastlayers.ops.conv.shape import conv_shape
 from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_last
 from fastlayers.ops.reduce import column_sums
-from fastlayers.runtime import backend, memory
+from fastlayers.runtime import memory
 
 __all__ = ["Convolution", "Grads", "Padding", "prepare"]
 
 Padding = int | Sequence[int] | str
-Grads = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -56,13 +55,10 @@ class Convolution:
         self.unbatched = len(images) == 3
         self.out_shape = shape.out_shape[1:] if self.unbatched else shape.out_shape
         self.zeros = np.zeros(m, dtype)  # for no bias; nobody writes to them
-        self.options = (stride, padding, dilation, groups)
         self.choice = algorithm
+        self.algorithms = routes.algorithms(shape, algorithm)
         # Whether its forward pass reads images in the layout that they come in.
-        self.any_layout = True
-        if not backend.NUMPY:
-            self.algorithms = routes.algorithms(shape, algorithm)
-            self.any_layout = self.algorithms.forward.any_layout
+        self.any_layout = self.algorithms.forward.any_layout
 
     def algorithm(self, which: Pass) -> Algorithm:
         """The algorithm that serves a pass."""
@@ -71,8 +67,6 @@ class Convolution:
 
     def reasons(self) -> list[tuple[str, str, str]]:
         """Each pass, what computes it, and why."""
-        if backend.NUMPY:
-            return [(which, "NumPy", "there is no Numba") for which in Pass]
         rows = {which: routes.route(self.shape, which, self.choice) for which in Pass}
         return [(w, self.algorithm(w).describe(w), row.reason) for w, row in rows.items()]
 
@@ -91,9 +85,6 @@ class Convolution:
         """Output of arrays that were checked."""
         if not input.size:  # there are no images, and maybe no pixels that plans could cut
             return memory.empty(self.out_shape, input.dtype)
-        if backend.NUMPY:
-            y: np.ndarray = backend.reference("conv2d", input, weight, bias, *self.options)
-            return np.maximum(y, 0, out=y) if relu else y
         x = input[None] if self.unbatched else input
         w = weight if weight.flags.carray else kernel_ready(weight)
         y = from_channels_last(self.algorithms.forward.forward(x, w, bias, relu))
@@ -112,9 +103,8 @@ class Convolution:
             wanted = zip(shapes, needs, strict=True)
             dx, dw, db = (memory.zeros(s, input.dtype) if need else None for s, need in wanted)
             return dx, dw, db
-        if backend.NUMPY:
-            arguments = (grad_output, input, weight, *self.options, needs)
-            return backend.reference("conv2d_backward", *arguments)  # type: ignore[no-any-return]
+        if self.algorithms.backward:
+            return self.algorithms.backward.backward(grad_output, input, weight, needs)
         if self.unbatched:
             grad_output, input = grad_output[None], input[None]
         dx = dw = db = None

@@ -13,12 +13,13 @@ from fastlayers.ops.conv import planar, winograd_rows
 from fastlayers.ops.conv.algorithm import Pass
 from fastlayers.ops.conv.convolution import Convolution, Grads
 from fastlayers.ops.conv.pooled_plan import ImagePlan, SparsePlan
+from fastlayers.ops.conv.reference import Reference
 from fastlayers.ops.conv.winograd import Winograd
 from fastlayers.ops.conv.winograd_rows import WinogradRows
 from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_last
 from fastlayers.ops.pool.max_pool import max_pool2d_backward, max_pool2d_forward
 from fastlayers.ops.pool.window import Window
-from fastlayers.runtime import backend, memory, threads
+from fastlayers.runtime import memory, threads
 
 __all__ = ["ROUTES", "Choice", "Pool", "PooledAlgorithm", "Route", "Separate", "Setting", "choose"]
 
@@ -119,6 +120,14 @@ class Separate(PooledAlgorithm):
         ops = [words[which], "max_pool2d"]
         first, second = ops if which is Pass.FORWARD else ops[::-1]
         return f"{self.name}, {first}, then {second}"
+
+
+class BehindReference(Separate):
+    """As `Separate`, where there is no Numba."""
+
+    def serves(self, which: Pass) -> bool:
+        """Convolutions that NumPy computes."""
+        return isinstance(self.setting.convolution.algorithm(which), Reference)
 
 
 class BehindWinograd(Separate):
@@ -281,6 +290,7 @@ class Choice(NamedTuple):
 
 # The first that serves a pass computes it.
 ROUTES = (
+    Route(BehindReference, "there is no Numba"),
     Route(BehindWinograd, "3x3 kernels at stride 1: Winograd's tiles save more than fusion would"),
     Route(PooledRows, "2x2 windows behind kernels 5 wide and few channels: lanes are images"),
     Route(PooledPlanes, "2x2 windows and few output channels: lanes are pixels"),
@@ -292,6 +302,5 @@ ROUTES = (
 
 def choose(setting: Setting, which: Pass) -> Choice:
     """The algorithm that computes a pass."""
-    rows = ROUTES[-1:] if backend.NUMPY else ROUTES
-    choices = (Choice(row.algorithm(setting), row.reason) for row in rows)
+    choices = (Choice(row.algorithm(setting), row.reason) for row in ROUTES)
     return next(choice for choice in choices if choice.algorithm.serves(which))

@@ -11,6 +11,7 @@ from fastlayers.ops.conv.algorithm import Algorithm, Pass
 from fastlayers.ops.conv.depthwise import Depthwise
 from fastlayers.ops.conv.direct import Direct
 from fastlayers.ops.conv.planar import Planar
+from fastlayers.ops.conv.reference import Reference
 from fastlayers.ops.conv.shape import ConvShape
 from fastlayers.ops.conv.winograd import ForcedWinograd, Winograd
 from fastlayers.ops.conv.winograd_rows import WinogradRows
@@ -28,15 +29,17 @@ class Route(NamedTuple):
 
 
 class Algorithms(NamedTuple):
-    """What serves each `Pass`."""
+    """What serves each `Pass`, and what computes all gradients in one call, if anything."""
 
     forward: Algorithm
     backward_input: Algorithm
     backward_weight: Algorithm
+    backward: Algorithm | None
 
 
 # The first that serves a pass computes it.
 ROUTES = (
+    Route(Reference, "there is no Numba"),
     Route(WinogradRows, "kernels 5 wide and few channels: lanes are images, rows are transformed"),
     Route(Winograd, "3x3 kernels at stride 1: transformed tiles need fewer products"),
     Route(Planar, "few output channels: lanes are pixels"),
@@ -48,7 +51,7 @@ _EXACT = tuple(row for row in ROUTES if row.algorithm.exact)
 _CHOICES = {
     "auto": ROUTES,
     "direct": _EXACT,
-    "winograd": (Route(ForcedWinograd, "the caller's choice"), *_EXACT),
+    "winograd": (ROUTES[0], Route(ForcedWinograd, "the caller's choice"), *_EXACT[1:]),
 }
 
 
@@ -71,4 +74,5 @@ def algorithms(shape: ConvShape, algorithm: str = "auto") -> Algorithms:
     """What computes each pass; one object for passes of the same algorithm."""
     kinds = [route(shape, which, algorithm).algorithm for which in Pass]
     made = {kind: kind(shape) for kind in kinds}
-    return Algorithms(*(made[kind] for kind in kinds))
+    forward, dx, dw = (made[kind] for kind in kinds)
+    return Algorithms(forward, dx, dw, dx if dx is dw and dx.together else None)

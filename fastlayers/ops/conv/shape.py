@@ -24,6 +24,7 @@ class ConvShape:
     kernel: Pair
     stride: Pair
     padding: Pair  # before the first row and column
+    given_padding: Pair | str  # as the caller gave it, such as "same"
     dilation: Pair
     out_size: Pair
     itemsize: int
@@ -123,6 +124,7 @@ def conv_shape(
         (kernel[0], kernel[1]),
         stride,
         (before[0], before[1]),
+        padding,
         dilation,
         (out[0], out[1]),
         itemsize,

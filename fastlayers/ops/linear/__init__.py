@@ -14,7 +14,7 @@ from fastlayers.ops.layout import kernel_ready
 from fastlayers.ops.linear.algorithm import Grads
 from fastlayers.ops.linear.routes import algorithms
 from fastlayers.ops.reduce import masked_column_sums
-from fastlayers.runtime import backend, memory, threads
+from fastlayers.runtime import memory, threads
 
 __all__ = ["linear", "linear_backward", "linear_rows", "linear_rows_backward", "prepare"]
 
@@ -75,9 +75,6 @@ def linear_rows(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, relu: bool
 ) -> np.ndarray:
     """`linear` of a matrix, with arguments that were checked."""
-    if backend.NUMPY:
-        y: np.ndarray = backend.reference("linear", x, weight, bias)
-        return np.maximum(y, 0, out=y) if relu else y
     rows, k = x.shape
     chosen = algorithms(rows, k, len(weight), x.dtype, threads.get_num_threads())
     return chosen.forward.forward(x, weight, bias, relu)
@@ -177,9 +174,6 @@ def linear_rows_backward(
     needs: tuple[bool, bool, bool],
 ) -> Grads:
     """`linear_backward` of matrices, behind a ReLU if it gave y; arguments were checked."""
-    if backend.NUMPY:
-        dy = dy if y is None else backend.reference("relu_backward", dy, y)
-        return backend.reference("linear_backward", dy, x, weight, needs)  # type: ignore[no-any-return]
     rows, k = x.shape
     chosen = algorithms(rows, k, len(weight), x.dtype, threads.get_num_threads())
     if chosen.backward:

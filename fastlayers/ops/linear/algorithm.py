@@ -6,11 +6,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from fastlayers.ops.conv.algorithm import Pass
+from fastlayers.ops.conv.algorithm import Grads, Pass
 
 __all__ = ["Algorithm", "Grads", "LinearShape", "Pass"]
-
-Grads = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
 
 
 class LinearShape(NamedTuple):

@@ -12,8 +12,9 @@ import numpy as np
 
 from fastlayers.ops.linear.algorithm import Algorithm, LinearShape, Pass
 from fastlayers.ops.linear.large import Blocks, Dots, Ranks
+from fastlayers.ops.linear.reference import Reference
 from fastlayers.ops.linear.small import Short, Small
-from fastlayers.runtime import backend, threads
+from fastlayers.runtime import threads
 
 __all__ = ["ROUTES", "Algorithms", "Route", "algorithms", "reasons", "route"]
 
@@ -36,6 +37,7 @@ class Algorithms(NamedTuple):
 
 # The first that serves a pass computes it.
 ROUTES = (
+    Route(Reference, "there is no Numba"),
     Route(Short, "many rows and short sums: sums of lanes would cost more than transposing"),
     Route(Dots, "one stream through the weight, and nothing is transposed"),
     Route(Small, "the weight fits the caches: GEMM reads it in place"),
@@ -61,8 +63,6 @@ def algorithms(rows: int, inputs: int, outputs: int, dtype: np.dtype, available:
 
 def reasons(x: np.ndarray, weight: np.ndarray) -> list[tuple[str, str, str]]:
     """Each pass of matrices, what computes it, and why."""
-    if backend.NUMPY:
-        return [(which, "NumPy", "there is no Numba") for which in Pass]
     rows, inputs = x.shape
     shape = LinearShape(rows, inputs, len(weight), x.dtype)
     chosen = algorithms(*shape, threads.get_num_threads())

@@ -10,7 +10,7 @@ from fastlayers import kernels
 from fastlayers.ops import check
 from fastlayers.ops.layout import kernel_ready, like
 from fastlayers.ops.loss.common import REDUCTIONS, as_array, class_axis, class_weights
-from fastlayers.runtime import backend, memory, threads
+from fastlayers.runtime import memory, threads
 
 __all__ = [
     "cross_entropy",
@@ -52,10 +52,6 @@ def _loss_and_slopes(
     labels = _labels(op, target, shape, classes, ignored)
     weights = class_weights(op, weight, classes, x.dtype)
     smoothing = check.probability(op, "label_smoothing", label_smoothing)
-    if backend.NUMPY:
-        target = check.labels(op, target, shape, classes, ignored).reshape(shape)
-        options = (weights, ignored, reduction, float(x.dtype.type(smoothing)))
-        return _by_reference(x, target, options, needs_grad)
     options = (weights, ignored, reduction, smoothing)
     wrong, loss, slopes = _by_kernel(x, labels, options, needs_grad)
     if wrong >= 0:
@@ -65,14 +61,6 @@ def _loss_and_slopes(
         return loss, None
     slopes = slopes.reshape(*shape, classes)
     return loss, slopes if x.ndim <= 2 else np.moveaxis(slopes, -1, 1)
-
-
-def _by_reference(x: np.ndarray, target: np.ndarray, options: Options, needs_grad: bool) -> Losses:
-    loss = np.asarray(backend.reference("cross_entropy", x, target, *options), x.dtype)
-    if not needs_grad:
-        return loss, None
-    arguments = (np.ones(loss.shape, x.dtype), x, target, *options)
-    return loss, np.asarray(backend.reference("cross_entropy_backward", *arguments))
 
 
 def _by_kernel(

@@ -6,8 +6,6 @@ from abc import ABC
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from fastlayers.runtime import backend
-
 __all__ = ["PAIR", "Algorithm", "Route", "algorithm", "reasons"]
 
 # Tells a kernel that rows, or rows and columns, of a window are two cells long.
@@ -56,8 +54,6 @@ def reasons(
     shape: Any, forward: Sequence[Route], backward: Sequence[Route]
 ) -> list[tuple[str, str, str]]:
     """Each pass of a pooling, what computes it, and why."""
-    if backend.NUMPY:
-        return [(which, "NumPy", "there is no Numba") for which in ("forward", "backward")]
     return [
         ("forward", shape.forward.describe(), _route(forward, shape).reason),
         ("backward", shape.backward.describe(), _route(backward, shape).reason),

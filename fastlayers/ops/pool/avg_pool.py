@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from fastlayers.ops import check
-from fastlayers.ops.layout import from_channels_last
 from fastlayers.ops.pool.avg_routes import MeanShape
 from fastlayers.ops.pool.window import (
     IntPair,
@@ -22,7 +21,6 @@ from fastlayers.ops.pool.window import (
     restored,
     window,
 )
-from fastlayers.runtime import backend
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -41,27 +39,13 @@ def _check_possible(op: str, images: Sizes, out_size: tuple[int, int]) -> None:
     check.possible(op, "the output", (n, depth, *out_size), 4)
 
 
-def _mean(op: str, x: np.ndarray, shape: MeanShape, ndim: int, *options: Any) -> np.ndarray:
-    if backend.NUMPY:
-        y = np.asarray(backend.reference(op, from_channels_last(x), *options), x.dtype)
-        return y if ndim == 4 else y[0]
-    return restored(shape.forward.run(x), ndim)
-
-
-def _mean_backward(
-    op: str, dy: np.ndarray, shape: MeanShape, ndim: int, *options: Any
-) -> np.ndarray:
+def _mean_backward(op: str, dy: np.ndarray, shape: MeanShape, ndim: int) -> np.ndarray:
     if dy.shape != shape.out_shape:
         n, h, w, c = shape.out_shape
         raise ValueError(
             f"{op}: grad_output must have shape {(n, c, h, w)[4 - ndim :]}, "
             f"got {restored(dy, ndim).shape}"
         )
-    if backend.NUMPY:
-        n, h, w, c = shape.images
-        arguments = (from_channels_last(dy), (n, c, h, w), *options)
-        dx = np.asarray(backend.reference(op, *arguments), dy.dtype)
-        return dx if ndim == 4 else dx[0]
     return restored(shape.backward.run(dy), ndim)
 
 
@@ -82,21 +66,22 @@ def _avg_shape(
         isinstance(divisor, bool) or not isinstance(divisor, (int, np.integer)) or divisor == 0
     ):
         raise ValueError(f"{op}: divisor_override must be an integer other than 0, got {divisor!r}")
-    options = window(op, kernel_size, stride, padding, 1)
+    checked = window(op, kernel_size, stride, padding, 1)
     size = images[1:3]
-    out_size = options.out_size(op, size, ceil_mode)
+    out_size = checked.out_size(op, size, ceil_mode)
     _check_possible(op, images, out_size)
     bounds, counts = [], []
     for axis in range(2):
-        pad, extent = options.padding[axis], options.kernel[axis]
-        starts = [i * options.stride[axis] - pad for i in range(out_size[axis])]
+        pad, extent = checked.padding[axis], checked.kernel[axis]
+        starts = [i * checked.stride[axis] - pad for i in range(out_size[axis])]
         stops = [min(start + extent, size[axis] + pad) for start in starts]
         whole = list(zip(starts, stops, strict=True))
         cut = [(max(start, 0), min(stop, size[axis])) for start, stop in whole]
         bounds.append(cut)
         counts.append([stop - start for start, stop in (whole if count_include_pad else cut)])
     area = np.multiply.outer(*counts) if divisor is None else np.full(out_size, divisor)
-    return MeanShape(images, bounds[0], bounds[1], area, dtype)
+    options = (*checked.geometry[:3], ceil_mode, count_include_pad, divisor)
+    return MeanShape(images, bounds[0], bounds[1], area, dtype, options)
 
 
 def avg_pool2d(
@@ -143,7 +128,7 @@ def avg_pool2d(
     x = channels_last_images(op, input)
     options = (kernel_size, stride, padding, bool(ceil_mode), bool(count_include_pad))
     shape = cached(_avg_shape, op, x.shape, x.dtype.char, *options, divisor_override)
-    return _mean(op, x, shape, input.ndim, *options, divisor_override)
+    return restored(shape.forward.run(x), input.ndim)
 
 
 def avg_pool2d_backward(
@@ -166,7 +151,7 @@ def avg_pool2d_backward(
     dy = channels_last_gradient(op, grad_output, ndim)
     options = (kernel_size, stride, padding, bool(ceil_mode), bool(count_include_pad))
     shape = cached(_avg_shape, op, images, dy.dtype.char, *options, divisor_override)
-    return _mean_backward(op, dy, shape, ndim, *options, divisor_override)
+    return _mean_backward(op, dy, shape, ndim)
 
 
 @functools.lru_cache(maxsize=256, typed=True)
@@ -220,7 +205,7 @@ def adaptive_avg_pool2d(
     op = "adaptive_avg_pool2d"
     x = channels_last_images(op, input)
     shape = cached(_adaptive_shape, op, x.shape, x.dtype.char, output_size)
-    return _mean(op, x, shape, input.ndim, output_size)
+    return restored(shape.forward.run(x), input.ndim)
 
 
 def adaptive_avg_pool2d_backward(

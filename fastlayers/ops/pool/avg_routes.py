@@ -16,6 +16,7 @@ import numpy as np
 
 from fastlayers.kernels import pool as kernels
 from fastlayers.ops.pool.algorithm import PAIR, Algorithm, Route, algorithm, reasons
+from fastlayers.ops.pool.reference import MeanBackward, MeanForward
 from fastlayers.ops.pool.window import TASK_ELEMENTS, Sizes
 from fastlayers.runtime import memory, threads
 
@@ -34,6 +35,8 @@ class MeanShape:
     columns: Bounds
     divisors: np.ndarray
     dtype: str
+    # Those of `avg_pool2d` after its input; None if an output size gave the windows.
+    options: tuple[Any, ...] | None = None
 
     @functools.cached_property
     def out_shape(self) -> Sizes:
@@ -71,15 +74,15 @@ class MeanShape:
         return max(1, TASK_ELEMENTS // (max(1, height // len(self.rows)) * width * depth))
 
     @functools.cached_property
-    def forward(self) -> _Forward:
+    def forward(self) -> _Forward | MeanForward:
         """How the means are computed."""
-        found: _Forward = algorithm(FORWARD, self)
+        found: _Forward | MeanForward = algorithm(FORWARD, self)
         return found
 
     @functools.cached_property
-    def backward(self) -> _Backward:
+    def backward(self) -> _Backward | MeanBackward:
         """How the input gradient is computed."""
-        found: _Backward = algorithm(BACKWARD, self)
+        found: _Backward | MeanBackward = algorithm(BACKWARD, self)
         return found
 
     def reasons(self) -> list[tuple[str, str, str]]:
@@ -180,6 +183,7 @@ class Windows(_Forward):
 
 
 FORWARD = (
+    Route(MeanForward, "there is no Numba"),
     Route(WholeImage, "windows of whole images: long sums, in whole vectors"),
     Route(Tiles, "2x2 windows side by side: their sums stay in registers"),
     Route(Windows, "any windows, however many cells they have"),
@@ -241,6 +245,7 @@ class Gather(_Backward):
 
 
 BACKWARD = (
+    Route(MeanBackward, "there is no Numba"),
     Route(SpreadTiles, "windows side by side: each writes its own pixels, once"),
     Route(Gather, "any windows: pixels in the same windows share a sum"),
 )

@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from fastlayers.ops import check
-from fastlayers.ops.layout import from_channels_last, to_channels_last
+from fastlayers.ops.layout import to_channels_last
 from fastlayers.ops.pool.max_routes import MaxShape
 from fastlayers.ops.pool.window import (
     IntPair,
@@ -21,7 +21,6 @@ from fastlayers.ops.pool.window import (
     restored,
 )
 from fastlayers.ops.pool.window import window as checked_window
-from fastlayers.runtime import backend
 
 __all__ = [
     "max_pool2d",
@@ -103,10 +102,6 @@ def max_pool2d_forward(
     options = (kernel_size, stride, padding, dilation)
     shape = cached(_forward_shape, op, x.shape, ceil_mode, *options)
     floor = 0.0 if check.is_relu(op, activation) else NO_FLOOR
-    if backend.NUMPY:
-        arguments = (from_channels_last(x), *options, ceil_mode, activation)
-        y, cells = backend.reference(op + "_forward", *arguments)
-        return (y, cells) if input.ndim == 4 else (y[0], cells[0])
     y, cells = shape.forward.run(x, floor)
     return restored(y, input.ndim), restored(cells, input.ndim)
 
@@ -270,12 +265,6 @@ def max_pool2d_backward(
         check.same_shape(op, "output", y, grad_output.shape)
         check.same_dtype(op, "output", y, dy.dtype)
         y, floor = to_channels_last(y if ndim == 4 else y[None]).reshape(-1), 0.0
-    if backend.NUMPY:
-        dy = dy if y is None else backend.reference("relu_backward", dy, y.reshape(dy.shape))
-        maxima = (from_channels_last(dy), from_channels_last(cells))
-        n, h, w, c = shape.images
-        dx = backend.reference(op, *maxima, (n, c, h, w), *options)
-        return np.asarray(dx if ndim == 4 else dx[0])
     return restored(shape.backward.run(dy, cells, y, floor), ndim)
 
 

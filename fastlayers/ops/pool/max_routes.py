@@ -15,6 +15,7 @@ import numpy as np
 
 from fastlayers.kernels import pool as kernels
 from fastlayers.ops.pool.algorithm import PAIR, Algorithm, Route, algorithm, reasons
+from fastlayers.ops.pool.reference import MaxBackward, MaxForward
 from fastlayers.ops.pool.window import TASK_ELEMENTS, Sizes, Window
 from fastlayers.runtime import memory, threads
 from fastlayers.runtime.facts import plain
@@ -45,15 +46,15 @@ class MaxShape:
         return n * oh * ow * depth * self.window.cells
 
     @functools.cached_property
-    def forward(self) -> Windows:
+    def forward(self) -> Windows | MaxForward:
         """How the maxima are computed."""
-        found: Windows = algorithm(FORWARD, self)
+        found: Windows | MaxForward = algorithm(FORWARD, self)
         return found
 
     @functools.cached_property
-    def backward(self) -> _Backward:
+    def backward(self) -> _Backward | MaxBackward:
         """How the input gradient is computed."""
-        found: _Backward = algorithm(BACKWARD, self)
+        found: _Backward | MaxBackward = algorithm(BACKWARD, self)
         return found
 
     def task_rows(self, input_rows: int) -> int:
@@ -112,6 +113,7 @@ class UnrolledWindows(Windows):
 
 
 FORWARD = (
+    Route(MaxForward, "there is no Numba"),
     Route(UnrolledWindows, "2x2 and 3x3 windows: their maxima stay in registers"),
     Route(Windows, "any windows, however many cells they have"),
 )
@@ -240,6 +242,7 @@ class Gather(_Backward):
 
 
 BACKWARD = (
+    Route(MaxBackward, "there is no Numba"),
     Route(Tiles, "windows side by side: each writes its own pixels, once"),
     Route(Pairs, "3x3 windows at stride 2: each writes two rows and columns of pixels"),
     Route(Gather, "any windows: each pixel adds what the windows that hold it give"),
