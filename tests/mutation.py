@@ -51,6 +51,13 @@ NOT_USED = ("variable", "no-op")
 
 # Tests of modules that have none of their stem, or more than these; in tests/.
 TESTS = {
+    "kernels/conv/winograd/pixels.py": "ops/test_winograd.py",
+    "kernels/ir/lanes.py": "kernels/test_vectors.py ops/test_conv.py",
+    "ops/conv/algorithm.py": "ops/test_routes.py",
+    "ops/conv/reference.py": "runtime/test_backend.py",
+    "ops/linear/reference.py": "runtime/test_backend.py",
+    "ops/pool/reference.py": "runtime/test_backend.py",
+    "ops/prepared.py": "nn/test_fusion.py",
     "kernels/conv/direct.py": "kernels/test_conv.py ops/test_conv.py",
     "kernels/conv/pooled.py": "ops/test_conv_pool.py",
     "kernels/conv/winograd/forward.py": "ops/test_winograd.py",
