@@ -57,6 +57,7 @@ TESTS = {
     "ops/conv/reference.py": "runtime/test_backend.py",
     "ops/linear/reference.py": "runtime/test_backend.py",
     "ops/pool/reference.py": "runtime/test_backend.py",
+    "ops/routes.py": "ops/test_routes.py ops/test_linear.py",
     "ops/prepared.py": "nn/test_fusion.py",
     "kernels/conv/direct.py": "kernels/test_conv.py ops/test_conv.py",
     "kernels/conv/pooled.py": "ops/test_conv_pool.py",

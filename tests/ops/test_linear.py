@@ -8,7 +8,8 @@ from specs.linear import LARGE, RELU
 from fastlayers import ops
 from fastlayers.ops.linear import large, small
 from fastlayers.ops.linear.algorithm import Algorithm, LinearShape, Pass
-from fastlayers.ops.linear.routes import ROUTES, algorithms, reasons, route
+from fastlayers.ops.linear.routes import ROUTES, algorithms, reasons
+from fastlayers.ops.routes import route
 from fastlayers.runtime.threads import set_num_threads
 
 
@@ -218,7 +219,7 @@ def test_passes_that_an_algorithm_does_not_offer():
 def test_numpy_serves_all_without_numba(monkeypatch):
     monkeypatch.setattr("fastlayers.runtime.backend.NUMPY", True)
     shape = LinearShape(4, 3, 2, np.dtype(np.float64))
-    assert {route(shape, which) for which in Pass} == {ROUTES[0]}
+    assert {route(ROUTES, shape, which) for which in Pass} == {ROUTES[0]}
     assert ROUTES[0].algorithm(shape, 1).describe(Pass.FORWARD) == "NumPy"
 
 

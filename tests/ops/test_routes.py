@@ -5,6 +5,7 @@ import pytest
 
 from fastlayers.ops.conv import prepare, routes
 from fastlayers.ops.conv.algorithm import Algorithm, Pass
+from fastlayers.ops.routes import Route
 from fastlayers.runtime import cpu
 
 LANES = cpu.lanes(4)
@@ -80,7 +81,7 @@ def test_a_row_before_the_others_serves(monkeypatch):
             n, m, h, w = self.shape.out_shape
             return np.ones((n, h, w, m), x.dtype)
 
-    table = (routes.Route(Ones, "a test"), *routes.ROUTES)
+    table = (Route(Ones, "a test"), *routes.ROUTES)
     monkeypatch.setitem(routes._CHOICES, "auto", table)
     shape = prepared((2, 3, 7, 5), (4, 3, 3, 3), {}).shape
     served = routes.algorithms(shape)

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import ClassVar
 
 import numpy as np
 
+from fastlayers.ops import routes
 from fastlayers.ops.conv.shape import ConvShape
+from fastlayers.ops.routes import Grads, Pass
 
 __all__ = ["Algorithm", "Grads", "Pass"]
 
-Grads = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
 
-
-class Pass(StrEnum):
-    """What is computed of a convolution."""
-
-    FORWARD = "forward"
-    BACKWARD_INPUT = "backward_input"
-    BACKWARD_WEIGHT = "backward_weight"
-
-
-class Algorithm:
+class Algorithm(routes.Algorithm):
     """A way to compute the passes of a convolution of one shape, which `serves` has accepted.
 
     Images x are (N, C, H, W) in any layout; `dy` and results are C-contiguous and channels-last,
@@ -30,25 +21,14 @@ class Algorithm:
     Nothing is checked here, and `shape` has images with pixels.
     """
 
-    name: ClassVar[str]
     # Whether each result is the sum of the products as they stand, exact for integers.
     exact: ClassVar[bool] = True
     # Whether its forward pass reads images of channels-first memory without converting them.
     any_layout: ClassVar[bool] = False
-    # Whether `backward` gives all gradients at once.
-    together: ClassVar[bool] = False
+    shape: ConvShape
 
     def __init__(self, shape: ConvShape) -> None:
-        self.shape = shape
-
-    @classmethod
-    def serves(cls, shape: ConvShape, which: Pass) -> bool:
-        """Whether it can compute the pass, and should be faster than those after it."""
-        raise NotImplementedError
-
-    def describe(self, which: Pass) -> str:
-        """How it computes the pass, in words: its name and variant."""
-        return self.name
+        super().__init__(shape)
 
     def forward(
         self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool

@@ -67,8 +67,7 @@ class Convolution:
 
     def reasons(self) -> list[tuple[str, str, str]]:
         """Each pass, what computes it, and why."""
-        rows = {which: routes.route(self.shape, which, self.choice) for which in Pass}
-        return [(w, self.algorithm(w).describe(w), row.reason) for w, row in rows.items()]
+        return routes.reasons(self.shape, self.algorithms, self.choice)
 
     def bias(self, op: str, bias: Any) -> np.ndarray:
         """The bias as kernels take it, zeros for None."""

@@ -19,6 +19,7 @@ from fastlayers.ops.conv.winograd_rows import WinogradRows
 from fastlayers.ops.layout import from_channels_last, kernel_ready, to_channels_last
 from fastlayers.ops.pool.max_pool import max_pool2d_backward, max_pool2d_forward
 from fastlayers.ops.pool.window import Window
+from fastlayers.ops.routes import Route
 from fastlayers.runtime import memory, threads
 
 __all__ = ["ROUTES", "Choice", "Pool", "PooledAlgorithm", "Route", "Separate", "Setting", "choose"]
@@ -274,13 +275,6 @@ class SparseGradients(PooledAlgorithm):
         return dx, dw if needs[1] else None, db if needs[2] else None
 
 
-class Route(NamedTuple):
-    """An algorithm, and why it takes the settings that it serves."""
-
-    algorithm: type[PooledAlgorithm]
-    reason: str
-
-
 class Choice(NamedTuple):
     """An algorithm that was made for a setting, and the reason."""
 
@@ -289,7 +283,7 @@ class Choice(NamedTuple):
 
 
 # The first that serves a pass computes it.
-ROUTES = (
+ROUTES: tuple[Route[PooledAlgorithm], ...] = (
     Route(BehindReference, "there is no Numba"),
     Route(BehindWinograd, "3x3 kernels at stride 1: Winograd's tiles save more than fusion would"),
     Route(PooledRows, "2x2 windows behind kernels 5 wide and few channels: lanes are images"),

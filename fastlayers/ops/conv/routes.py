@@ -5,9 +5,8 @@ A new algorithm is a file with the methods of `algorithm.Algorithm`, and a row h
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from fastlayers.ops.conv.algorithm import Algorithm, Pass
+from fastlayers.ops import routes
+from fastlayers.ops.conv.algorithm import Algorithm
 from fastlayers.ops.conv.depthwise import Depthwise
 from fastlayers.ops.conv.direct import Direct
 from fastlayers.ops.conv.planar import Planar
@@ -15,30 +14,15 @@ from fastlayers.ops.conv.reference import Reference
 from fastlayers.ops.conv.shape import ConvShape
 from fastlayers.ops.conv.winograd import ForcedWinograd, Winograd
 from fastlayers.ops.conv.winograd_rows import WinogradRows
+from fastlayers.ops.routes import Route
 
-__all__ = ["ALGORITHMS", "ROUTES", "Algorithms", "Route", "algorithms", "check", "route"]
+__all__ = ["ALGORITHMS", "ROUTES", "algorithms", "check", "reasons"]
 
 ALGORITHMS = ("auto", "direct", "winograd")
 
 
-class Route(NamedTuple):
-    """An algorithm, and why it takes the shapes that it serves."""
-
-    algorithm: type[Algorithm]
-    reason: str
-
-
-class Algorithms(NamedTuple):
-    """What serves each `Pass`, and what computes all gradients in one call, if anything."""
-
-    forward: Algorithm
-    backward_input: Algorithm
-    backward_weight: Algorithm
-    backward: Algorithm | None
-
-
 # The first that serves a pass computes it.
-ROUTES = (
+ROUTES: tuple[Route[Algorithm], ...] = (
     Route(Reference, "there is no Numba"),
     Route(WinogradRows, "kernels 5 wide and few channels: lanes are images, rows are transformed"),
     Route(Winograd, "3x3 kernels at stride 1: transformed tiles need fewer products"),
@@ -48,7 +32,7 @@ ROUTES = (
 )
 # Those of ``algorithm="direct"``, which sum the products as they stand.
 _EXACT = tuple(row for row in ROUTES if row.algorithm.exact)
-_CHOICES = {
+_CHOICES: dict[str, tuple[Route[Algorithm], ...]] = {
     "auto": ROUTES,
     "direct": _EXACT,
     "winograd": (ROUTES[0], Route(ForcedWinograd, "the caller's choice"), *_EXACT[1:]),
@@ -65,14 +49,13 @@ def check(op: str, shape: ConvShape, algorithm: str) -> None:
         )
 
 
-def route(shape: ConvShape, which: Pass, algorithm: str = "auto") -> Route:
-    """The row of the table that computes a pass."""
-    return next(row for row in _CHOICES[algorithm] if row.algorithm.serves(shape, which))
+def algorithms(shape: ConvShape, algorithm: str = "auto") -> routes.Algorithms[Algorithm]:
+    """What computes each pass."""
+    return routes.algorithms(_CHOICES[algorithm], shape)
 
 
-def algorithms(shape: ConvShape, algorithm: str = "auto") -> Algorithms:
-    """What computes each pass; one object for passes of the same algorithm."""
-    kinds = [route(shape, which, algorithm).algorithm for which in Pass]
-    made = {kind: kind(shape) for kind in kinds}
-    forward, dx, dw = (made[kind] for kind in kinds)
-    return Algorithms(forward, dx, dw, dx if dx is dw and dx.together else None)
+def reasons(
+    shape: ConvShape, made: routes.Algorithms[Algorithm], algorithm: str
+) -> list[tuple[str, str, str]]:
+    """Each pass, what computes it, and why."""
+    return routes.reasons(_CHOICES[algorithm], made, shape)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from fastlayers.ops.conv.algorithm import Grads, Pass
+from fastlayers.ops import routes
+from fastlayers.ops.routes import Grads, Pass
 
 __all__ = ["Algorithm", "Grads", "LinearShape", "Pass"]
 
@@ -30,23 +31,17 @@ class LinearShape(NamedTuple):
         return self.inputs * self.outputs * self.dtype.itemsize
 
 
-class Algorithm:
+class Algorithm(routes.Algorithm):
     """A way to compute the passes of a linear map of one shape, which `serves` has accepted.
 
     All arrays are C-contiguous, and nothing is checked here. `available` threads can be had.
     """
 
-    name: ClassVar[str]
-    # Whether `backward` gives all gradients at once, which costs less than one after the other.
-    together: ClassVar[bool] = False
+    shape: LinearShape
 
     def __init__(self, shape: LinearShape, available: int) -> None:
-        self.shape, self.available = shape, available
-
-    @classmethod
-    def serves(cls, shape: LinearShape, which: Pass) -> bool:
-        """Whether it can compute the pass, and should be faster than those after it."""
-        raise NotImplementedError
+        super().__init__(shape)
+        self.available = available
 
     def describe(self, which: Pass) -> str:
         """How it computes the pass, in words: its name, and the rows that it has."""

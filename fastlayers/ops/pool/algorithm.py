@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
+
+from fastlayers.ops.routes import Route
 
 __all__ = ["PAIR", "Algorithm", "Route", "algorithm", "reasons"]
 
@@ -34,24 +36,17 @@ class Algorithm(ABC):
         return f"{self.name}, {self.shape.describe()}"
 
 
-class Route(NamedTuple):
-    """An algorithm, and why it takes the shapes that it serves."""
-
-    algorithm: type[Algorithm]
-    reason: str
-
-
-def _route(routes: Sequence[Route], shape: Any) -> Route:
+def _route(routes: Sequence[Route[Algorithm]], shape: Any) -> Route[Algorithm]:
     return next(row for row in routes if row.algorithm.serves(shape))
 
 
-def algorithm(routes: Sequence[Route], shape: Any) -> Any:
+def algorithm(routes: Sequence[Route[Algorithm]], shape: Any) -> Any:
     """What computes a pass: the first algorithm of a table that serves the shape."""
     return _route(routes, shape).algorithm(shape)
 
 
 def reasons(
-    shape: Any, forward: Sequence[Route], backward: Sequence[Route]
+    shape: Any, forward: Sequence[Route[Algorithm]], backward: Sequence[Route[Algorithm]]
 ) -> list[tuple[str, str, str]]:
     """Each pass of a pooling, what computes it, and why."""
     return [
