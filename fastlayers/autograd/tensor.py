@@ -94,7 +94,7 @@ class Tensor(Differentiable):
         self._storage: Storage | None = data.storage if isinstance(data, Tensor) else None
         # The call that gives the values, until they are first used.
         self.deferred: lazy.Deferred | None = None
-        # Whether the memory is the library's, so that nobody changes it behind the tensor's back.
+        # Whether the memory is the library's, so that only tensors change it.
         self.is_own = False
 
     # The values.

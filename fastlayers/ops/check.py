@@ -101,7 +101,7 @@ def same_dtype(op: str, name: str, value: np.ndarray, dtype: np.dtype) -> None:
 
 
 def same_shape(op: str, name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless the shape is the one that is asked for."""
+    """Raise ValueError unless the value has the given shape."""
     if value.shape != shape:
         raise ValueError(f"{op}: {name} must have shape {shape}, got {describe(value)}")
 

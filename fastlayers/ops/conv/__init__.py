@@ -76,9 +76,9 @@ def conv2d(
     NaN or infinity in an image reaches the outputs whose windows see it, and "direct" keeps it
     there, as PyTorch does. "winograd" spreads it as NaN over the tile, of up to 4 x 4 outputs at
     the distance of the dilation, and the transform of rows over 4 outputs of a row, of the same
-    image. The gradients alike: by the input over a tile, by the weight over all taps of the channel
-    or, for a gradient that is NaN, of the filter. Where a weight that is NaN or infinite meets the
-    padding, the output may be NaN.
+    image. In the input gradient it spreads likewise, in the weight gradient over all taps of the
+    channel or, if the output gradient is NaN, of the filter. Where a weight that is NaN or infinite
+    meets the padding, the output may be NaN.
 
     References
     ----------
@@ -104,7 +104,7 @@ def conv2d_backward(
     *,
     algorithm: str = "auto",
 ) -> Grads:
-    """Gradients of `conv2d` by input, weight and bias, each only where `needs` asks for it.
+    """Input, weight and bias gradient of `conv2d`, each only where `needs` asks for it.
 
     Parameters
     ----------

@@ -51,9 +51,9 @@ class ConvShape:
 
     @functools.cached_property
     def fewest(self) -> tuple[int, int, int]:
-        """Terms that are not padding, of the shortest sums of the output and both gradients.
+        """Terms, not counting padding, of the shortest sums of output, input and weight gradient.
 
-        By the input and by the weight; 0 where an output sees padding alone, for example.
+        0 where an output sees padding alone, for example.
         """
         counts = [self.weight[1], self.weight[0] // self.groups, self.images[0]]
         for axis, out in enumerate(self.out_size):

@@ -161,7 +161,7 @@ class Winograd(Algorithm):
 
 
 class ForcedWinograd(Winograd):
-    """`Winograd` where the caller asked for it: with tiles of 4 x 4 if direct should be faster."""
+    """`Winograd` as the caller's choice: where direct should be faster, with tiles of 4 x 4."""
 
     @classmethod
     def _tile(cls, shape: ConvShape, which: Pass) -> int:

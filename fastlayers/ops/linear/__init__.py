@@ -129,7 +129,7 @@ def linear_backward(
     activation: str | None = None,
     output: np.ndarray | None = None,
 ) -> Grads:
-    """Gradients of `linear` by input, weight and bias, each only where `needs` asks for it.
+    """Input, weight and bias gradient of `linear`, each only where `needs` asks for it.
 
     ``dinput = dy @ weight``, ``dweight = dy.T @ input``, ``dbias = sum of dy over the rows``,
     where ``dy = grad_output``, or with a ReLU that where the output is above 0 (or NaN), else 0.

@@ -43,7 +43,7 @@ def _loss_and_slopes(
     label_smoothing: Any,
     needs_grad: bool,
 ) -> Losses:
-    """The loss, and where it is needed its derivative by the input."""
+    """The loss and, where it is needed, the input gradient."""
     x = check.array(op, "input", input)
     check.one_of(op, "reduction", reduction, REDUCTIONS)
     axis = class_axis(op, x)
