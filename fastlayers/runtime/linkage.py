@@ -24,7 +24,8 @@ from fastlayers.runtime.compiler import InnerKernel
 __all__ = ["SharedKernel"]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
-_slot_type = ir.ArrayType(_i64, 2)
+_pointer = ir.IntType(8).as_pointer()
+_slot_type = ir.ArrayType(_pointer, 2)
 _resolver = ctypes.CFUNCTYPE(ctypes.c_int64)
 
 
@@ -90,14 +91,14 @@ class SharedKernel:
         It may compile and takes the GIL, so it belongs before a parallel region, not in a task. If
         the compilation fails or is interrupted, the caller returns with an error.
         """
+        nothing = ir.Constant(_pointer, None)
         address = builder.load(self._slot_field(builder, 0))
-        with builder.if_then(builder.icmp_signed("==", address, _i64(0)), likely=False):
+        with builder.if_then(builder.icmp_unsigned("==", address, nothing), likely=False):
             resolver = builder.load(self._slot_field(builder, 1))
-            resolver = builder.inttoptr(resolver, ir.FunctionType(_i64, []).as_pointer())
-            builder.call(resolver, [])
+            builder.call(builder.bitcast(resolver, ir.FunctionType(_i64, []).as_pointer()), [])
             # Not its result, which is undefined if an interrupt arrives between two lines.
             found = builder.load(self._slot_field(builder, 0))
-            with builder.if_then(builder.icmp_signed("==", found, _i64(0)), likely=False):
+            with builder.if_then(builder.icmp_unsigned("==", found, nothing), likely=False):
                 message = f"{self.symbol}: the compilation failed or was interrupted"
                 cgctx.call_conv.return_user_exc(builder, RuntimeError, (message,))
 
@@ -105,7 +106,7 @@ class SharedKernel:
         """Emit a call with Numba's calling convention."""
         function_type = cgctx.call_conv.get_function_type(types.none, self.args)
         address = builder.load(self._slot_field(builder, 0))
-        function = builder.inttoptr(address, function_type.as_pointer())
+        function = builder.bitcast(address, function_type.as_pointer())
         outputs = [cgutils.alloca_once(builder, t.pointee) for t in function_type.args[:2]]
         arguments = cgctx.get_arg_packer(self.args).as_arguments(builder, values)
         status = builder.call(function, [*outputs, *arguments])
