@@ -51,19 +51,22 @@ __all__ = ["MOST", "TEAM", "run"]
 
 # Words of the pool: a futex that changes with each job, a bit for each sleeping worker, whether
 # threads are being started, how many there are with the caller, the core of the last caller that
-# woke workers, and when one was last found to have lost its core.
-BOARD, SLEEPERS, STARTING, TEAM, CALLER, CALLER_OFF = 0, LINE, 2 * LINE, 3 * LINE, 49, 50
-# Words of a thread: when it looked last, since when it has its core, when it was last found to have
-# lost it, how often it had, and its number as a worker.
-SEEN, SINCE, OFF, SWITCHES, NUMBER = range(5)
+# woke workers, and until when callers count as disturbed.
+BOARD, SLEEPERS, STARTING, TEAM, CALLER, CALLER_DISTURBED = 0, LINE, 2 * LINE, 3 * LINE, 49, 50
+# Words of a thread: when it looked last, since when it has its core, until when it counts as
+# disturbed, how often it has lost its core, and its number as a worker.
+SEEN, SINCE, DISTURBED, SWITCHES, NUMBER = range(5)
 THREAD = 4 * LINE
 ANY = 0xFFFFFFFF  # bits of a futex
-# Nanoseconds. LOST: without a look at the clock, after which a thread asks whether it has lost its
-# core. CALM: without such a loss until it counts as undisturbed, and the same of a caller.
-TURN, LOST, CALM, CALM_CALLER = 1_500_000, 1_000_000, 100_000_000, 20_000_000
+# Nanoseconds: that a worker keeps its core for, and without a look at the clock, after which a
+# thread asks whether it has lost its core.
+TURN, LOST = 1_500_000, 1_000_000
+# For how long a thread counts as disturbed, in units of the time for which it had lost its core:
+# a worker, and a caller. A time slice of 3 ms is remembered for 0.1 s, an interrupt for 1 ms.
+MEMORY, CALLER_MEMORY = 32, 8
 # Nanoseconds of waiting in a loop before a thread sleeps: usually, and where another program wants
 # the core.
-PATIENCE, SHORT_PATIENCE = 100_000, 2_000
+PATIENCE, SHORT_PATIENCE = 1_000_000, 2_000
 LOOKS = 16  # at a word, for one at the clock
 
 
@@ -187,7 +190,7 @@ def _sleep(memory: Any, worker: int, seen: int) -> None:
 @kernel
 def _patience(memory: Any, thread: int, now: int) -> int:
     """How long to wait in a loop."""
-    if now - load(memory, thread + OFF) > CALM or now - load(memory, CALLER_OFF) < CALM_CALLER:
+    if now > load(memory, thread + DISTURBED) or now < load(memory, CALLER_DISTURBED):
         return PATIENCE
     return SHORT_PATIENCE
 
@@ -196,27 +199,29 @@ def _patience(memory: Any, thread: int, now: int) -> int:
 def _look(memory: Any, thread: int, calls: bool) -> bool:
     """Note whether a thread has lost its core, and tell whether its turn is over."""
     now = clock()
-    if now - load(memory, thread + SEEN) > LOST:
-        lost = switches()
-        if lost != load(memory, thread + SWITCHES):
-            store(memory, thread + SWITCHES, lost)
-            store(memory, thread + OFF, now)
-            store(memory, thread + SINCE, now)
-            if calls:
-                store(memory, CALLER_OFF, now)
+    lost = now - load(memory, thread + SEEN)
     store(memory, thread + SEEN, now)
+    if lost > LOST:
+        count = switches()
+        if count != load(memory, thread + SWITCHES):
+            store(memory, thread + SWITCHES, count)
+            store(memory, thread + SINCE, now)
+            store(memory, thread + DISTURBED, now + MEMORY * lost)
+            if calls:
+                store(memory, CALLER_DISTURBED, now + CALLER_MEMORY * lost)
     return now - load(memory, thread + SINCE) > TURN
 
 
 @kernel
 def _take_turns(memory: Any, thread: int) -> None:
-    """Let other programs have the core, unless the caller waits for its own."""
+    """Let other programs have the core, unless the caller has to wait for its own."""
     begin = load(memory, thread + SEEN)
-    if begin - load(memory, CALLER_OFF) > CALM_CALLER:
-        give_way()
+    if begin < load(memory, CALLER_DISTURBED):
+        return
+    give_way()
     now = clock()
-    if now - begin > SHORT_PATIENCE * 10:
-        store(memory, thread + OFF, now)
+    disturbed = max(load(memory, thread + DISTURBED), now + MEMORY * (now - begin))
+    store(memory, thread + DISTURBED, disturbed)
     store(memory, thread + SEEN, now)
     store(memory, thread + SINCE, now)
 
