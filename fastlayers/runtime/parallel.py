@@ -30,7 +30,9 @@ __all__ = ["parallel_for", "threading_layer"]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
 _pointer = ir.IntType(8).as_pointer()
-BUSY = jobs.FIRST - jobs.LINE  # a word: 1 while a region runs on Numba, and always in a forked child
+BUSY = (
+    jobs.FIRST - jobs.LINE
+)  # a word: 1 while a region runs on Numba, and always in a forked child
 _chunk_type = ir.FunctionType(ir.VoidType(), [_pointer, _i64, _i64])
 
 

@@ -64,9 +64,9 @@ TURN, LOST = 1_500_000, 1_000_000
 # For how long a thread counts as disturbed, in units of the time for which it had lost its core:
 # a worker, and a caller. A time slice of 3 ms is remembered for 0.1 s, an interrupt for 1 ms.
 MEMORY, CALLER_MEMORY = 32, 8
-# Nanoseconds of waiting in a loop before a thread sleeps: usually, and where another program wants
-# the core.
-PATIENCE, SHORT_PATIENCE = 1_000_000, 2_000
+# Nanoseconds of waiting in a loop before a thread sleeps: usually; if the caller is disturbed, or
+# waits for the last chunks itself; and if another program wants this core.
+PATIENCE, CALLER_PATIENCE, SHORT_PATIENCE = 1_000_000, 100_000, 2_000
 LOOKS = 16  # at a word, for one at the clock
 
 
@@ -136,7 +136,7 @@ def _await(memory: Any, job: int) -> None:
                 return
             relax()
         if end == 0:
-            end = clock() + PATIENCE
+            end = clock() + CALLER_PATIENCE
     add(memory, job + jobs.PENDING, 1)
     while True:
         pending = load(memory, job + jobs.PENDING)
@@ -190,9 +190,9 @@ def _sleep(memory: Any, worker: int, seen: int) -> None:
 @kernel
 def _patience(memory: Any, thread: int, now: int) -> int:
     """How long to wait in a loop."""
-    if now > load(memory, thread + DISTURBED) or now < load(memory, CALLER_DISTURBED):
-        return PATIENCE
-    return SHORT_PATIENCE
+    if now < load(memory, CALLER_DISTURBED):
+        return CALLER_PATIENCE
+    return SHORT_PATIENCE if now < load(memory, thread + DISTURBED) else PATIENCE
 
 
 @kernel
