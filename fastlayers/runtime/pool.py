@@ -33,8 +33,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.runtime.cache import kernel
 from fastlayers.runtime import jobs
+from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.jobs import LINE, MOST
 from fastlayers.runtime.system import (
     clock,

@@ -20,6 +20,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 __all__ = [
+    "Words",
     "add",
     "call",
     "emit_words",
@@ -35,7 +36,6 @@ __all__ = [
     "swap",
     "words",
     "write",
-    "Words",
 ]
 
 WORDS = 1 << 15
