@@ -74,11 +74,11 @@ class Effort:
     """How often each company is met, and the seconds of each time and of the warm-up."""
 
     rounds: int = 4
-    seconds: float = 2.5
+    seconds: float = 2.0
     warm_up: float = 2.0
 
 
-QUICK = Effort(2, 0.4, 0.3)
+QUICK = Effort(2, 0.5, 0.3)
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def _start(name: str, threads: int, stack: ExitStack) -> tuple[Contestant, Conte
     return both
 
 
-class _Team:
+class _Contestants:
     """The contestants, each with its rival, and why others have left."""
 
     def __init__(self, names: list[str], threads: int, stack: ExitStack) -> None:
@@ -249,8 +249,8 @@ class _Team:
             for name, (contestant, rival) in self.pairs.items():
                 for company in companies:
                     with company.start(rival):
+                        time.sleep(SETTLE)
                         for part in parts:
-                            time.sleep(SETTLE)
                             more = contestant.call(part, effort.seconds)
                             found.setdefault((name, company.name, part), []).extend(more)
         return found
@@ -270,23 +270,25 @@ def measure(
     effort: Effort | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Records of each model in each company, then of launches and of a product's turns."""
-    cases, effort = cases or MODELS, effort or (QUICK if quick else Effort())
+    cases = cases or (MODELS[:2] if quick else MODELS)
+    effort = effort or (QUICK if quick else Effort())
     available, _ = cores.available()
     companies = _companies(threads, counts or _busy_counts(threads), available)
     with ExitStack() as stack:
-        team = _Team(names or list(CONTESTANTS), threads, stack)
+        contestants = _Contestants(names or list(CONTESTANTS), threads, stack)
         for case in cases:
-            team.prepare(case)
-            for contestant, _ in team.pairs.values():
+            contestants.prepare(case)
+            for contestant, _ in contestants.pairs.values():
                 contestant.call("step", effort.warm_up)
-            times = team.times(["step"], companies, effort)
+            times = contestants.times(["step"], companies, effort)
             row = {"model": case.name, "batch": case.batch, "threads": threads}
-            row |= {"cores": available, "errors": dict(team.errors)}
+            row |= {"cores": available, "errors": dict(contestants.errors)}
             for company in companies:
-                found = {name: _step(times, name, company.name) for name in team.pairs}
+                found = {name: _step(times, name, company.name) for name in contestants.pairs}
                 yield row | {"beside": company.name, "fair": company.fair, "contestants": found}
-        team.prepare(cases[0])
-        yield _alone(team, companies[:1], effort) | {"threads": threads, "model": cases[0].name}
+        contestants.prepare(cases[0])
+        alone = _alone(contestants, companies[:1], effort)
+        yield alone | {"model": cases[0].name, "threads": threads}
 
 
 def _step(
@@ -301,13 +303,13 @@ def _step(
     }
 
 
-def _alone(team: _Team, nothing: list[Company], effort: Effort) -> dict[str, Any]:
+def _alone(contestants: _Contestants, nothing: list[Company], effort: Effort) -> dict[str, Any]:
     """Seconds of a launch, and of a step and a product in turn over the sum of both alone."""
     parts = ["step", "product", "both", "launches"]
-    times = team.times(parts, nothing, effort)
+    times = contestants.times(parts, nothing, effort)
     middle = {key: statistics.median(found) for key, found in times.items() if found}
     ratios, launches = {}, {}
-    for name in team.pairs:
+    for name in contestants.pairs:
         step, product, both = (middle[name, "nothing", part] for part in parts[:3])
         ratios[name] = both / (step + product)
         if (name, "nothing", "launches") in middle:
@@ -370,7 +372,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         "Median of a step over the median beside nothing in the same run (90th percentile over "
         "that median); fair is what an equal share of the cores gives:",
         table_of(rows),
-        f"Each from {min(steps)} to {max(steps)} steps." if steps else "",
+        *([f"Each from {min(steps)} to {max(steps)} steps."] if steps else []),
         *(["Failed:", "\n".join(errors)] if errors else []),
     ]
     return "\n\n".join(parts)
@@ -385,7 +387,7 @@ def main() -> None:
     add("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     add("--threads", type=int, default=2)
     add("--busy", nargs="+", type=int, help="numbers of busy processes")
-    add("--quick", action="store_true", help="two short turns of each")
+    add("--quick", action="store_true", help="two short turns each")
     add("--markdown", type=Path, help="a file for the table")
     options = parser.parse_args()
     cases = [known[name] for name in options.models]
