@@ -78,7 +78,7 @@ class Effort:
     warm_up: float = 2.0
 
 
-QUICK = Effort(2, 0.5, 0.3)
+QUICK = Effort(2, 0.35, 0.3)
 
 
 @dataclass(frozen=True)
