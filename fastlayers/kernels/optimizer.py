@@ -140,7 +140,9 @@ def _address_at(typingctx, address, skipped):
 def _entry(cgctx, builder, sig, values):
     """Where ``table[i, role]`` is, by the first three arguments, as the place of a pointer."""
     table = cgctx.make_array(sig.args[0])(cgctx, builder, values[0])
-    place = cgutils.get_item_pointer(cgctx, builder, sig.args[0], table, values[1:3])
+    place = cgutils.get_item_pointer(
+        cgctx, builder, sig.args[0], table, values[1:3], boundscheck=cgctx.enable_boundscheck
+    )
     return builder.bitcast(place, _byte_pointer.as_pointer())
 
 
