@@ -51,8 +51,8 @@ STEPS = {
     "sgd": ((-1.0, 0.01, 0.1, 0.9, 0.5, True), 3),
 }
 NAMES = sorted(KERNELS.keys() - PARTS - {f"optimizer.{name}" for name in (*STEPS, "gather")})
-# Arrays with a part for each worker: what they hold depends on which of them did what.
-OF_WORKERS = {"pattern", "sums", "work"}
+# Memory of workers, and sums whose padding comes from it: they depend on which worker did what.
+OF_WORKERS = {"parts", "pattern", "sums", "work"}
 # Products are contracted in a user's loop, where LLVM moves the choice of a logarithm out of it.
 CONTRACTED = {"activation.softmax_backward": 1e-5}
 SHARED = {
