@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastlayers import kernels
+from fastlayers.ops.cuts import LEAST_BYTES, MOST_CHUNKS, chunks
 from fastlayers.runtime import memory, threads
 
 __all__ = [
@@ -39,8 +40,10 @@ def kernel_ready(x: np.ndarray) -> np.ndarray:
 
 def swapped(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Exchange the last two axes of a contiguous (N, A, B) array, giving it the final `shape`."""
-    out = memory.empty((x.shape[0], x.shape[2], x.shape[1]), x.dtype)
-    kernels.layout.swap_axes(x, threads.workers_for(x.size), out)
+    n = x.shape[0]
+    out = memory.empty((n, x.shape[2], x.shape[1]), x.dtype)
+    pieces = chunks(2 * x.nbytes / max(n, 1), LEAST_BYTES, max(1, MOST_CHUNKS // max(n, 1)))
+    kernels.layout.swap_axes(x, pieces, threads.workers_for(x.size), out)
     return out.reshape(shape)
 
 

@@ -169,19 +169,23 @@ def test_statistics_are_stable(shape, start):
     np.testing.assert_allclose(invstd, expected, 2e-5)
 
 
-def test_merged_moments_are_those_of_all():
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal((100, 5)) + 1e3
-    counts = [0, 7, 1, 0, 30, 12, 50]
-    parts = np.zeros((len(counts), 11))
-    for part, block in zip(parts, np.split(values, np.cumsum(counts)[:-1]), strict=True):
-        part[10] = len(block)
+@pytest.mark.parametrize(("rows", "folds"), [(100, 1), (100, 8), (64, 8), (65, 32), (3, 1)])
+def test_merged_moments_are_those_of_all(rows, folds):
+    values = np.random.default_rng(0).standard_normal((rows, 5)) + 1e3
+    span, long_rows = 3, rows // folds
+    chunks = -(-long_rows // span)
+    facts = layout.layout_of((rows, 5), 8).facts
+    facts = (rows, 5, folds, 5 * folds, span, chunks, *facts[6:])
+    starts = [min(k * span, long_rows) * folds for k in range(chunks + 1)]
+    parts = np.full((chunks + 1, 10), np.nan)
+    for part, block in zip(parts, np.split(values, starts[1:]), strict=True):
         if len(block):
-            part[:5], part[5:10] = block.mean(0), block.var(0) * len(block)
-    kernels.norm.batchnorm.merge_moments(parts.reshape(-1), len(counts), 11, 5)
-    assert parts[0, 10] == 100
+            part[:5], part[5:] = block.mean(0), block.var(0) * len(block)
+    merge = kernels.norm.batchnorm.merge_moments
+    for first, size in ((0, 2), (2, 3)):
+        merge(parts.reshape(-1), facts, first, size)
     np.testing.assert_allclose(parts[0, :5], values.mean(0), 1e-14)
-    np.testing.assert_allclose(parts[0, 5:10], values.var(0) * 100, 1e-9)
+    np.testing.assert_allclose(parts[0, 5:], values.var(0) * rows, 1e-9)
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])

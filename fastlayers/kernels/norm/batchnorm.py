@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import add_run, clear_run, view
+from fastlayers.kernels.ir.runs import add_run, clear_run, flat, view
 from fastlayers.kernels.norm.matrix import (
     Channels,
     Facts,
@@ -40,6 +40,7 @@ from fastlayers.kernels.norm.rows import (
     input_gradient,
     normalise,
 )
+from fastlayers.kernels.reduce import add_rows, sum_workers
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
@@ -67,6 +68,7 @@ FIXED, OWN, SHARED = 0, 1, 2
 BLOCK = 256
 # A first row four deviations from the mean would cost the variance 4 bits, a mean of four rows 2.
 PIVOT_ROWS = 4
+CHANNELS = 64  # of a task that merges statistics
 
 
 class StatisticsCall(NamedTuple):
@@ -116,27 +118,36 @@ def _merge(count, mean, m2, more, more_mean, more_m2):
 
 
 @kernel
-def merge_moments(parts, rows, stride, channels):
-    """Merge statistics by pairs, of pairs and so on, into the first row.
+def _rows_before(part, facts):
+    """Rows of the matrix before a part of it: a chunk, or the short row behind all of them."""
+    if part > facts.chunks:
+        return facts.rows
+    return min(part * facts.span, facts.rows // facts.folds) * facts.folds
 
-    Each of the `rows`, `stride` elements apart in the flat array, holds ``[mean (channels), sum of
-    squared deviations (channels), count]``; a count may be 0.
+
+@kernel
+def merge_moments(parts, facts, first, size):
+    """Merge the statistics of some channels by pairs of parts, of pairs and so on, into the first.
+
+    The flat array holds ``[mean (channels), sum of squared deviations (channels)]`` of each chunk,
+    and then of the short row.
     """
-    step = 1
-    while step < rows:
-        for row in range(0, rows - step, 2 * step):
-            left, right = row * stride, (row + step) * stride
-            count, more = parts[left + 2 * channels], parts[right + 2 * channels]
+    facts = named(Facts, facts)
+    channels, number, step = facts.channels, facts.chunks + 1, 1
+    while step < number:
+        for part in range(0, number - step, 2 * step):
+            start, middle = _rows_before(part, facts), _rows_before(part + step, facts)
+            more = _rows_before(min(part + 2 * step, number), facts) - middle
             if more > 0:
+                left, right = 2 * channels * part + first, 2 * channels * (part + step) + first
                 _merge(
-                    count,
-                    view(parts, left, channels),
-                    view(parts, left + channels, channels),
+                    middle - start,
+                    view(parts, left, size),
+                    view(parts, left + channels, size),
                     more,
-                    view(parts, right, channels),
-                    view(parts, right + channels, channels),
+                    view(parts, right, size),
+                    view(parts, right + channels, size),
                 )
-                parts[left + 2 * channels] = count + more
         step *= 2
 
 
@@ -196,11 +207,10 @@ def _moments_chunk(chunk, worker, x, facts, parts, work):
         mean, m2 = view(mean, 0, period), view(m2, 0, period)
         _merge(count, mean, m2, count, upper, upper_m2)
         count *= 2
-    out = chunk * (2 * channels + 1)
+    out = view(parts, 2 * channels * chunk, 2 * channels)
     for c in range(channels):
-        parts[out + c] = mean[c]
-        parts[out + channels + c] = m2[c]
-    parts[out + 2 * channels] = count
+        out[c] = mean[c]
+        out[channels + c] = m2[c]
 
 
 @kernel
@@ -209,17 +219,47 @@ def _moments_of_short_row(x, facts, parts, out):
     rows, channels = facts.rows, facts.channels
     first = rows // facts.folds * facts.folds
     count = rows - first
+    if count == 0:
+        return
     for c in range(channels):
         mean = m2 = x.dtype.type(0)
         for row in range(first, rows):
             mean += x[row * channels + c] - x[c]
-        mean /= x.dtype.type(max(count, 1))
+        mean /= x.dtype.type(count)
         for row in range(first, rows):
             delta = (x[row * channels + c] - x[c]) - mean
             m2 += delta * delta
         parts[out + c] = mean
         parts[out + channels + c] = m2
-    parts[out + 2 * channels] = count
+
+
+@kernel
+def _finish_block(block, worker, x, running_mean, running_var, call, parts, out):
+    """Merge the statistics of a block of channels, and write what `batch_norm_statistics` gives."""
+    facts, dtype = call.facts, out.dtype.type
+    channels, first = facts.channels, block * CHANNELS
+    size = min(CHANNELS, channels - first)
+    means, invstds = view(out, first, size), view(out, channels + first, size)
+    old_mean, old_var = view(running_mean, first, size), view(running_var, first, size)
+    eps = dtype(call.eps)
+    if not call.of_batch:
+        for c in range(size):
+            means[c] = old_mean[c]
+            invstds[c] = dtype(1) / math.sqrt(old_var[c] + eps)
+        return
+    merge_moments(parts, facts, first, size)
+    origin, mean = view(x, first, size), view(parts, first, size)
+    m2 = view(parts, channels + first, size)
+    for c in range(size):
+        means[c] = origin[c] + mean[c]
+        invstds[c] = dtype(1) / math.sqrt(m2[c] / dtype(facts.rows) + eps)
+    if not math.isnan(call.update):
+        # Not running + update * (batch - running): of 1 nothing old may remain.
+        share = dtype(call.update)
+        keep = dtype(1) - share
+        for c in range(size):
+            old_mean[c] = keep * old_mean[c] + share * means[c]
+            old_var[c] = keep * old_var[c] + share * (m2[c] / dtype(facts.rows - 1))
 
 
 @kernel(unroll=True)
@@ -227,34 +267,21 @@ def batch_norm_statistics(x, running_mean, running_var, call, work, out):
     """Mean and ``1 / sqrt(var + eps)`` of each channel, into ``out[0]`` and ``out[1]``.
 
     `call` is a `StatisticsCall`. The running arrays are moved with the unbiased variance. `work`
-    holds (chunks + 1) * (2 * channels + 1) elements, and 6 * period a worker. Where the statistics
-    are the batch's, it is left with the means, as differences from the first pixel, and then the
-    sums of squared deviations.
+    holds (chunks + 1) * 2 * channels elements, and 6 * period a worker. Where the statistics are
+    the batch's, it is left with the means, as differences from the first pixel, and then the sums
+    of squared deviations.
     """
     call = named(StatisticsCall, call)
     facts, workers = call.facts, call.workers
-    rows, channels, chunks = facts.rows, facts.channels, facts.chunks
-    dtype, stride = out.dtype.type, 2 * channels + 1
-    parts = view(work, 0, (chunks + 1) * stride)
+    chunks, blocks = facts.chunks, (facts.channels + CHANNELS - 1) // CHANNELS
+    parts = view(work, 0, (chunks + 1) * 2 * facts.channels)
     if call.of_batch:
         scratch = view(work, parts.size, workers * 6 * facts.period)
         parallel_for(_moments_chunk, chunks, workers, (x, facts, parts, scratch))
-        _moments_of_short_row(x, facts, parts, chunks * stride)
-        merge_moments(parts, chunks + 1, stride, channels)
-    for c in range(channels):
-        if call.of_batch:
-            mean, m2 = x[c] + parts[c], parts[channels + c]
-            var = m2 / dtype(rows)
-            if not math.isnan(call.update):
-                # Not running + update * (batch - running): of 1 nothing old may remain.
-                share = dtype(call.update)
-                keep = dtype(1) - share
-                running_mean[c] = keep * running_mean[c] + share * mean
-                running_var[c] = keep * running_var[c] + share * (m2 / dtype(rows - 1))
-        else:
-            mean, var = running_mean[c], running_var[c]
-        out[0, c] = mean
-        out[1, c] = dtype(1) / math.sqrt(var + dtype(call.eps))
+        _moments_of_short_row(x, facts, parts, chunks * 2 * facts.channels)
+    finishers = sum_workers(parts.size, workers) if call.of_batch else 1
+    arguments = (x, running_mean, running_var, call, parts, flat(out))
+    parallel_for(_finish_block, blocks, finishers, arguments)
 
 
 @kernel
@@ -303,10 +330,8 @@ def _gradients_chunk(chunk, worker, dy, x, mask, call, work):
 
 @kernel
 def _add_folds(facts, sums):
-    """Add the chunks' sums, then the folds', into the first `channels` of either row."""
+    """Add the folds' sums into the first `channels` of either row."""
     period = width = facts.period
-    for chunk in range(1, facts.chunks):
-        add_run(sums, 0, sums, 2 * chunk * period, 2 * period)
     while width > facts.channels:
         width //= 2
         add_run(sums, 0, sums, width, width)
@@ -365,6 +390,7 @@ def batch_norm_backward(dy, x, mask, channels, call, work, dx, grads):
     through = call.statistics
     if through != SHARED and (through == OWN or grads.size or mode == FROM_OUTPUT):
         parallel_for(_gradients_chunk, chunks, workers, (dy, x, mask, call, work))
+        add_rows(sums, 2 * period, chunks, workers)
         _add_folds(facts, sums)
         for c in range(grads.size // 2):
             grads[0, c] = sums[period + c] * invstd[c]

@@ -300,7 +300,7 @@ def take_statistics(
     without elements they are the running ones.
     """
     dtype, channels = running_mean.dtype, layout.channels
-    workers, size = threads.workers_for(layout.size), (layout.chunks + 1) * (2 * channels + 1)
+    workers, size = threads.workers_for(layout.size), (layout.chunks + 1) * 2 * channels
     if elements is not None:
         size += workers * 6 * layout.period
     out, work = np.empty((2, channels), dtype), memory.scratch((size,), dtype)[0]
