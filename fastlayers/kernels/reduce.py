@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import add_run, copy_run
+from fastlayers.kernels.ir.runs import copy_run, view
 from fastlayers.kernels.linear.tile import STRIP, Strip, sum_strip
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
@@ -64,16 +64,20 @@ def sum_workers(count, workers):
 def _add_rows_block(block, worker, sums, columns, rows):
     first = block * SUM_BLOCK
     count = min(SUM_BLOCK, columns - first)
+    total = view(sums, first, count)
     for row in range(1, rows):
-        add_run(sums, first, sums, row * columns + first, count)
+        values = view(sums, row * columns + first, count)
+        for j in range(count):  # whole vectors, where `add_run` has masked stores
+            total[j] += values[j]
 
 
 @kernel(inner=True)
 def add_rows(sums, columns, rows, workers):
     """Add the rows of a flat matrix to its first, in their order."""
-    blocks = (columns + SUM_BLOCK - 1) // SUM_BLOCK
-    adders = sum_workers(rows * columns, workers)
-    parallel_for(_add_rows_block, blocks, adders, (sums, columns, rows))
+    if rows > 1:
+        blocks = (columns + SUM_BLOCK - 1) // SUM_BLOCK
+        adders = sum_workers(rows * columns, workers)
+        parallel_for(_add_rows_block, blocks, adders, (sums, columns, rows))
 
 
 @kernel

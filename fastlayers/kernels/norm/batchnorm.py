@@ -18,11 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import add_run, clear_run, flat, view
+from fastlayers.kernels.ir.runs import add_run, flat, view
 from fastlayers.kernels.norm.matrix import (
     Channels,
     Facts,
     chunk_rows,
+    clear,
     repeat_channels,
     reversed_chunk,
     write_factors,
@@ -155,7 +156,7 @@ def merge_moments(parts, facts, first, size):
 def _mean_rows(x, at, rows, mean):
     """Mean of some rows, as their deviation from the first."""
     first, share = view(x, at, mean.size), x.dtype.type(1 / rows)
-    clear_run(mean, 0, mean.size)
+    clear(mean)
     for row in range(1, rows):
         values = view(x, at + row * mean.size, mean.size)
         for c in range(mean.size):
@@ -168,7 +169,7 @@ def _mean_rows(x, at, rows, mean):
 def _block_moments(x, rows, origin, pivot, moments):
     """Means, as differences from `origin`, and sums of squared deviations of a block's columns."""
     period = rows.width
-    clear_run(moments, 0, 2 * period)
+    clear(view(moments, 0, 2 * period))
     _mean_rows(x, rows.start, min(PIVOT_ROWS, rows.number), pivot)
     add_shifted(x, rows, pivot, moments)
     mean, m2 = view(moments, 0, period), view(moments, period, period)
@@ -317,7 +318,7 @@ def _gradients_chunk(chunk, worker, dy, x, mask, call, work):
     facts, mode = call.facts, call.mode
     factors, stream = Factors(work, facts.period), facts.stream_gradient
     sums = (5 + 2 * chunk) * facts.period
-    clear_run(work, sums, 2 * facts.period)
+    clear(view(work, sums, 2 * facts.period))
     for short in (False, True):
         rows = chunk_rows(short, chunk, facts)
         if mode == FROM_OUTPUT:
@@ -358,7 +359,7 @@ def _write_slopes(call, invstd, sums, grads, work):
     """Write slope and offset of each column: what passes through mean and variance."""
     facts = call.facts
     period = facts.period
-    clear_run(work, 3 * period, 2 * period)
+    clear(view(work, 3 * period, 2 * period))
     if call.statistics == FIXED:
         return
     for c in range(facts.channels):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import clear_run, view
-from fastlayers.kernels.norm.matrix import Channels, reversed_chunk, write_factors
+from fastlayers.kernels.ir.runs import view
+from fastlayers.kernels.norm.matrix import Channels, clear, reversed_chunk, write_factors
 from fastlayers.kernels.norm.window_loops import Facts, Pooled, Start
 from fastlayers.kernels.norm.windows import add_row, pool_row, spread_row
 from fastlayers.kernels.reduce import add_rows
@@ -85,7 +85,7 @@ def batch_norm_max_pool2d(x, channels, call, work, y, cells):
 def _sums_chunk(chunk, worker, dy, pooled, x, call, work):
     facts = call.facts
     sums = view(work, (5 + 2 * chunk) * facts.channels, 2 * facts.channels)
-    clear_run(sums, 0, 2 * facts.channels)
+    clear(sums)
     for row in _chunk_rows(chunk, facts):
         add_row(dy, pooled, x, _row_start(row, facts), facts, work, call.relu, sums)
 
@@ -136,7 +136,7 @@ def batch_norm_max_pool2d_backward(dy, pooled, x, channels, call, work, dx, grad
         parallel_for(_sums_chunk, chunks, call.workers, (dy, pooled, x, call, work))
         sums = view(work, 5 * size, 2 * max(chunks, 1) * size)
         if chunks == 0:
-            clear_run(sums, 0, 2 * size)
+            clear(sums)
         add_rows(sums, 2 * size, chunks, call.workers)
         for c in range(size):
             grads[0, c] = sums[size + c] * invstd[c]

@@ -24,8 +24,8 @@ SMALL, SMALL_FEW = 2 << 20, 512 << 10
 FEW_ROWS = 8
 # Rows, or outputs, of which a panel is at most 8 MiB.
 SMALL_DEPTH = 1 << 16
-# Multiply-adds of a task: 4 us, so that two threads end together and a task's start is nothing.
-TASK = 240_000
+# Multiply-adds of a task: 3 us, so that two threads end together and a task's start is nothing.
+TASK = 160_000
 TASKS = 32  # of one of two products, at most
 
 
