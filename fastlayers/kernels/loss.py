@@ -19,7 +19,7 @@ from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["Call", "cross_entropy"]
 
-# Targets that one thread checks, which takes 1 to 2 ns each.
+# Targets whose checking threads share; it takes 1 to 2 ns each.
 CHECKED = 1 << 14
 
 _i64 = ir.IntType(64)
@@ -221,7 +221,7 @@ def cross_entropy(x, target, weight, call, losses, slopes, work, out):
     classes, target_weights = weight.size, 0.0
     chunks = (target.size + call.chunk_rows - 1) // call.chunk_rows
     parts, checked = view(work, 0, chunks), view(work, chunks, 2 * chunks)
-    checkers = call.workers if target.size > CHECKED else 1
+    checkers = call.workers if target.size >= CHECKED else 1
     parallel_for(_check_chunk, chunks, checkers, (target, weight, call, checked))
     for chunk in range(chunks):
         if checked[2 * chunk + 1]:

@@ -16,7 +16,7 @@ __all__ = ["Cut", "add_rows", "column_sums", "sum_workers"]
 VECTOR_BYTES = cpu.vector_bytes()
 BLOCK = 256  # columns of a task
 SUM_BLOCK = 64  # columns of a task that adds partial sums
-# Partial sums that one thread adds: 128 KiB, most of it in the caches of other cores, take 10 us.
+# Partial sums that threads share: 128 KiB, most of it in the caches of other cores, take 10 us.
 SUMS = 1 << 15
 
 
@@ -57,7 +57,7 @@ def _column_sums_task(task, worker, x, y, cut, parts, masked):
 @kernel(inner=True)
 def sum_workers(count, workers):
     """How many of the threads should add so many partial sums."""
-    return workers if count > SUMS else 1
+    return workers if count >= SUMS else 1
 
 
 @kernel

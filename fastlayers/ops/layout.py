@@ -6,6 +6,8 @@ what every op returns, as a transposed view; other layouts are converted once, a
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from fastlayers import kernels
@@ -38,11 +40,16 @@ def kernel_ready(x: np.ndarray) -> np.ndarray:
     return memory.writable_view(x)
 
 
+@functools.lru_cache(1024)
+def _pieces(number: int, nbytes: int) -> int:
+    """Pieces of each of a number of images of so many bytes."""
+    return chunks(2 * nbytes, LEAST_BYTES, max(1, MOST_CHUNKS // max(number, 1)))
+
+
 def swapped(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Exchange the last two axes of a contiguous (N, A, B) array, giving it the final `shape`."""
-    n = x.shape[0]
-    out = memory.empty((n, x.shape[2], x.shape[1]), x.dtype)
-    pieces = chunks(2 * x.nbytes / max(n, 1), LEAST_BYTES, max(1, MOST_CHUNKS // max(n, 1)))
+    n, rows, columns = x.shape
+    out, pieces = memory.empty((n, columns, rows), x.dtype), _pieces(n, rows * columns * x.itemsize)
     kernels.layout.swap_axes(x, pieces, threads.workers_for(x.size), out)
     return out.reshape(shape)
 

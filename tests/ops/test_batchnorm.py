@@ -214,7 +214,7 @@ def test_needs_of_the_fused(residual, activation, training):
                 assert gradient is None
 
 
-@pytest.mark.parametrize("shape", [(67, 6, 23, 21), (3000, 64), (40, 16, 57, 59)])
+@pytest.mark.parametrize("shape", [(67, 6, 23, 21), (3000, 64), (40, 16, 57, 59), (1200, 530)])
 def test_fused_results_do_not_depend_on_threads(shape):
     x, dy, other = (images(shape, np.float32, seed) for seed in range(3))
     weight, bias = vectors(shape[1], np.float32)
@@ -235,6 +235,24 @@ def test_fused_results_do_not_depend_on_threads(shape):
         known = known or results
         for value, expected in zip(results, known, strict=True):
             np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks"),
+    [
+        ((4, 6, 28, 28), 1),
+        ((64, 512), 1),
+        ((128, 16, 32, 32), 128),
+        ((128, 64, 8, 8), 32),
+        ((16, 64, 56, 56), 128),
+        ((16, 512, 7, 7), 16),
+        ((2, 2048, 7, 7), 6),  # of 16 rows at least
+    ],
+)
+def test_chunks_of_layers(shape, chunks):
+    found = layout.layout_of(shape, 4)
+    assert found.chunks == chunks
+    assert found.span * chunks <= 1.1 * found.rows // found.folds
 
 
 def test_relu_keeps_nan():

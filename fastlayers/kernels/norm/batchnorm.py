@@ -182,16 +182,13 @@ def _block_moments(x, rows, origin, pivot, moments):
 
 
 @kernel
-def _moments_chunk(chunk, worker, x, facts, parts, work):
+def _moments_chunk(chunk, worker, x, facts, origin, parts, work):
     """Statistics of a chunk's long rows: of all columns, then of columns of one channel merged."""
     channels, period, start = facts.channels, facts.period, chunk * facts.span
     stop = min(start + facts.span, facts.rows // facts.folds)
-    base = 6 * period * worker
+    base = 5 * period * worker
     mean, m2 = view(work, base, period), view(work, base + period, period)
-    origin, pivot = view(work, base + 4 * period, period), view(work, base + 5 * period, period)
-    for c in range(channels):
-        origin[c] = x[c]
-    repeat_channels(origin, facts, 0, 1)
+    pivot = view(work, base + 4 * period, period)
     count = 0
     while start < stop:
         n = min(BLOCK, stop - start)
@@ -268,17 +265,21 @@ def batch_norm_statistics(x, running_mean, running_var, call, work, out):
     """Mean and ``1 / sqrt(var + eps)`` of each channel, into ``out[0]`` and ``out[1]``.
 
     `call` is a `StatisticsCall`. The running arrays are moved with the unbiased variance. `work`
-    holds (chunks + 1) * 2 * channels elements, and 6 * period a worker. Where the statistics are
-    the batch's, it is left with the means, as differences from the first pixel, and then the sums
-    of squared deviations.
+    holds (chunks + 1) * 2 * channels + period elements, and 5 * period a worker. Where the
+    statistics are the batch's, it is left with the means, as differences from the first pixel, and
+    then the sums of squared deviations.
     """
     call = named(StatisticsCall, call)
     facts, workers = call.facts, call.workers
     chunks, blocks = facts.chunks, (facts.channels + CHANNELS - 1) // CHANNELS
     parts = view(work, 0, (chunks + 1) * 2 * facts.channels)
     if call.of_batch:
-        scratch = view(work, parts.size, workers * 6 * facts.period)
-        parallel_for(_moments_chunk, chunks, workers, (x, facts, parts, scratch))
+        origin = view(work, parts.size, facts.period)
+        for c in range(facts.channels):
+            origin[c] = x[c]
+        repeat_channels(origin, facts, 0, 1)
+        scratch = view(work, parts.size + facts.period, workers * 5 * facts.period)
+        parallel_for(_moments_chunk, chunks, workers, (x, facts, origin, parts, scratch))
         _moments_of_short_row(x, facts, parts, chunks * 2 * facts.channels)
     finishers = sum_workers(parts.size, workers) if call.of_batch else 1
     arguments = (x, running_mean, running_var, call, parts, flat(out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -65,18 +66,25 @@ def _loss_and_slopes(
     return loss, slopes if x.ndim <= 2 else np.moveaxis(slopes, -1, 1)
 
 
+@functools.lru_cache(1024)
+def _cut(rows: int, classes: int) -> tuple[int, int, int]:
+    """Operations for a matrix of logits, the rows of a chunk, and the number of chunks."""
+    work = rows * (EXP_WORK * classes + ROW_WORK)
+    chunk_rows = max(1, -(-rows // chunks(work)))
+    return work, chunk_rows, -(-rows // chunk_rows)
+
+
 def _by_kernel(
     x: np.ndarray, labels: np.ndarray, options: Options, needs_grad: bool
 ) -> tuple[int, np.ndarray, np.ndarray]:
     """First row whose label is no class, or -1; flat loss; flat derivative, empty if not needed."""
     weight, ignored, reduction, smoothing = options
     last = x if x.ndim <= 2 else np.moveaxis(x, 1, -1)
-    work, dtype = EXP_WORK * x.size + ROW_WORK * labels.size, x.dtype
-    workers = threads.workers_for(work)
+    work, chunk_rows, parts = _cut(labels.size, weight.size)
+    workers, dtype = threads.workers_for(work), x.dtype
     slopes = memory.empty(x.size if needs_grad else 0, dtype)
     losses = memory.empty(labels.size if reduction == "none" else 0, dtype)
-    chunk_rows = max(1, -(-labels.size // chunks(work)))
-    elements = 3 * -(-labels.size // chunk_rows) + (0 if needs_grad else workers * weight.size)
+    elements = 3 * parts + (0 if needs_grad else workers * weight.size)
     (scratch,) = memory.scratch((elements,), dtype)
     total = np.empty(1, dtype)
     call = (ignored, smoothing, reduction == "mean", chunk_rows, workers)
