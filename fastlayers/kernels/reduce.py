@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import copy_run, view
+from fastlayers.kernels.ir.runs import copy_run
 from fastlayers.kernels.linear.tile import STRIP, Strip, sum_strip
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
@@ -15,7 +15,6 @@ __all__ = ["Cut", "add_rows", "column_sums", "sum_workers"]
 
 VECTOR_BYTES = cpu.vector_bytes()
 BLOCK = 256  # columns of a task
-SUM_BLOCK = 64  # columns of a task that adds partial sums
 # Partial sums that threads share: 128 KiB, most of it in the caches of other cores, take 10 us.
 SUMS = 1 << 15
 
@@ -60,24 +59,13 @@ def sum_workers(count, workers):
     return workers if count >= SUMS else 1
 
 
-@kernel
-def _add_rows_block(block, worker, sums, columns, rows):
-    first = block * SUM_BLOCK
-    count = min(SUM_BLOCK, columns - first)
-    total = view(sums, first, count)
-    for row in range(1, rows):
-        values = view(sums, row * columns + first, count)
-        for j in range(count):  # whole vectors, where `add_run` has masked stores
-            total[j] += values[j]
-
-
 @kernel(inner=True)
 def add_rows(sums, columns, rows, workers):
     """Add the rows of a flat matrix to its first, in their order."""
     if rows > 1:
-        blocks = (columns + SUM_BLOCK - 1) // SUM_BLOCK
-        adders = sum_workers(rows * columns, workers)
-        parallel_for(_add_rows_block, blocks, adders, (sums, columns, rows))
+        adders, blocks = sum_workers(rows * columns, workers), (columns + BLOCK - 1) // BLOCK
+        arguments = (sums, sums, Cut(0, columns, rows, 1), sums, sums)
+        parallel_for(_column_sums_task, blocks, adders, arguments)
 
 
 @kernel

@@ -119,14 +119,6 @@ def _merge(count, mean, m2, more, more_mean, more_m2):
 
 
 @kernel
-def _rows_before(part, facts):
-    """Rows of the matrix before a part of it: a chunk, or the short row behind all of them."""
-    if part > facts.chunks:
-        return facts.rows
-    return min(part * facts.span, facts.rows // facts.folds) * facts.folds
-
-
-@kernel
 def merge_moments(parts, facts, first, size):
     """Merge the statistics of some channels by pairs of parts, of pairs and so on, into the first.
 
@@ -135,10 +127,12 @@ def merge_moments(parts, facts, first, size):
     """
     facts = named(Facts, facts)
     channels, number, step = facts.channels, facts.chunks + 1, 1
+    chunk_rows, long_rows = facts.span * facts.folds, facts.rows // facts.folds * facts.folds
     while step < number:
         for part in range(0, number - step, 2 * step):
-            start, middle = _rows_before(part, facts), _rows_before(part + step, facts)
-            more = _rows_before(min(part + 2 * step, number), facts) - middle
+            start, middle = part * chunk_rows, min((part + step) * chunk_rows, long_rows)
+            end = min((part + 2 * step) * chunk_rows, long_rows)
+            more = (facts.rows if part + 2 * step >= number else end) - middle
             if more > 0:
                 left, right = 2 * channels * part + first, 2 * channels * (part + step) + first
                 _merge(
@@ -232,11 +226,11 @@ def _moments_of_short_row(x, facts, parts, out):
 
 
 @kernel
-def _finish_block(block, worker, x, running_mean, running_var, call, parts, out):
-    """Merge the statistics of a block of channels, and write what `batch_norm_statistics` gives."""
+def _finish_block(block, worker, x, running_mean, running_var, call, parts, most, out):
+    """Merge the statistics of at most so many channels, and write those of the batch."""
     facts, dtype = call.facts, out.dtype.type
-    channels, first = facts.channels, block * CHANNELS
-    size = min(CHANNELS, channels - first)
+    channels, first = facts.channels, block * most
+    size = min(most, channels - first)
     means, invstds = view(out, first, size), view(out, channels + first, size)
     old_mean, old_var = view(running_mean, first, size), view(running_var, first, size)
     eps = dtype(call.eps)
@@ -271,19 +265,21 @@ def batch_norm_statistics(x, running_mean, running_var, call, work, out):
     """
     call = named(StatisticsCall, call)
     facts, workers = call.facts, call.workers
-    chunks, blocks = facts.chunks, (facts.channels + CHANNELS - 1) // CHANNELS
-    parts = view(work, 0, (chunks + 1) * 2 * facts.channels)
+    chunks, channels = facts.chunks, facts.channels
+    parts = view(work, 0, (chunks + 1) * 2 * channels)
     if call.of_batch:
         origin = view(work, parts.size, facts.period)
-        for c in range(facts.channels):
+        for c in range(channels):
             origin[c] = x[c]
         repeat_channels(origin, facts, 0, 1)
         scratch = view(work, parts.size + facts.period, workers * 5 * facts.period)
         parallel_for(_moments_chunk, chunks, workers, (x, facts, origin, parts, scratch))
-        _moments_of_short_row(x, facts, parts, chunks * 2 * facts.channels)
-    finishers = sum_workers(parts.size, workers) if call.of_batch else 1
-    arguments = (x, running_mean, running_var, call, parts, flat(out))
-    parallel_for(_finish_block, blocks, finishers, arguments)
+        _moments_of_short_row(x, facts, parts, chunks * 2 * channels)
+    shared = call.of_batch and sum_workers(parts.size, workers) > 1
+    most = CHANNELS if shared else channels  # a merge costs 20 ns besides its channels
+    arguments = (x, running_mean, running_var, call, parts, most, flat(out))
+    blocks = (channels + most - 1) // most
+    parallel_for(_finish_block, blocks, workers if shared else 1, arguments)
 
 
 @kernel
