@@ -39,6 +39,7 @@ from fastlayers.kernels.norm.rows import (
     add_gradients,
     add_shifted,
     input_gradient,
+    merge_run,
     normalise,
 )
 from fastlayers.kernels.reduce import add_rows, sum_workers
@@ -108,14 +109,11 @@ class BackwardCall(NamedTuple):
 
 
 @kernel
-def _merge(count, mean, m2, more, more_mean, more_m2):
-    """Merge statistics of `more` values into those of `count`; arrays (channels,)."""
-    share = mean.dtype.type(more / (count + more))
-    weight = mean.dtype.type(count * (more / (count + more)))
-    for c in range(mean.size):
-        delta = more_mean[c] - mean[c]
-        mean[c] += delta * share
-        m2[c] += more_m2[c] + delta * delta * weight
+def _merge(table, left, right, gap, size, count, more):
+    """Merge statistics of `more` values into those of `count`; see `merge_run`."""
+    share = table.dtype.type(more / (count + more))
+    weight = table.dtype.type(count * (more / (count + more)))
+    merge_run(table, left, right, gap, size, share, weight)
 
 
 @kernel
@@ -135,14 +133,7 @@ def merge_moments(parts, facts, first, size):
             more = (facts.rows if part + 2 * step >= number else end) - middle
             if more > 0:
                 left, right = 2 * channels * part + first, 2 * channels * (part + step) + first
-                _merge(
-                    middle - start,
-                    view(parts, left, size),
-                    view(parts, left + channels, size),
-                    more,
-                    view(parts, right, size),
-                    view(parts, right + channels, size),
-                )
+                _merge(parts, left, right, channels, size, middle - start, more)
         step *= 2
 
 
@@ -179,9 +170,8 @@ def _block_moments(x, rows, origin, pivot, moments):
 def _moments_chunk(chunk, worker, x, facts, origin, parts, work):
     """Statistics of a chunk's long rows: of all columns, then of columns of one channel merged."""
     channels, period, start = facts.channels, facts.period, chunk * facts.span
-    stop = min(start + facts.span, facts.rows // facts.folds)
+    width, stop = period, min(start + facts.span, facts.rows // facts.folds)
     base = 5 * period * worker
-    mean, m2 = view(work, base, period), view(work, base + period, period)
     pivot = view(work, base + 4 * period, period)
     count = 0
     while start < stop:
@@ -191,14 +181,13 @@ def _moments_chunk(chunk, worker, x, facts, origin, parts, work):
         rows = Rows(start * period, n, period)
         _block_moments(x, rows, origin, pivot, view(work, at, 2 * period))
         if count:
-            _merge(count, mean, m2, n, view(work, at, period), view(work, at + period, period))
+            _merge(work, base, at, period, period, count, n)
         count, start = count + n, start + n
-    while period > channels:  # halves of the row, down to one fold
-        period //= 2
-        upper, upper_m2 = view(mean, period, period), view(m2, period, period)
-        mean, m2 = view(mean, 0, period), view(m2, 0, period)
-        _merge(count, mean, m2, count, upper, upper_m2)
+    while width > channels:  # halves of the row, down to one fold
+        width //= 2
+        _merge(work, base, base + width, period, width, count, count)
         count *= 2
+    mean, m2 = view(work, base, channels), view(work, base + period, channels)
     out = view(parts, 2 * channels * chunk, 2 * channels)
     for c in range(channels):
         out[c] = mean[c]
@@ -276,7 +265,7 @@ def batch_norm_statistics(x, running_mean, running_var, call, work, out):
         parallel_for(_moments_chunk, chunks, workers, (x, facts, origin, parts, scratch))
         _moments_of_short_row(x, facts, parts, chunks * 2 * channels)
     shared = call.of_batch and sum_workers(parts.size, workers) > 1
-    most = CHANNELS if shared else channels  # a merge costs 20 ns besides its channels
+    most = CHANNELS if shared else channels
     arguments = (x, running_mean, running_var, call, parts, most, flat(out))
     blocks = (channels + most - 1) // most
     parallel_for(_finish_block, blocks, workers if shared else 1, arguments)
