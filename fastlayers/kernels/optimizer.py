@@ -24,8 +24,9 @@ from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["AdadeltaOptions", "AdamOptions", "SGDOptions", "adadelta", "adam", "gather", "sgd"]
 
-# Elements of a task: some microseconds of work, where taking the next task costs about 0.1.
-CHUNK = 16384
+# Elements of a task: SGD with momentum moves 160 KiB, in 4 us within the caches, where taking the
+# next task costs about 0.1.
+CHUNK = 8192
 
 # The first fields of NumPy's PyArrayObject_fields, part of its ABI, after Python's header.
 HEADER = object.__basicsize__
