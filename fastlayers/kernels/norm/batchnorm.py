@@ -215,13 +215,13 @@ def _moments_of_short_row(x, facts, parts, out):
 
 
 @kernel
-def _finish_block(block, worker, x, running_mean, running_var, call, parts, most, out):
+def _finish_block(block, worker, x, running, call, parts, most, out):
     """Merge the statistics of at most so many channels, and write those of the batch."""
     facts, dtype = call.facts, out.dtype.type
     channels, first = facts.channels, block * most
     size = min(most, channels - first)
     means, invstds = view(out, first, size), view(out, channels + first, size)
-    old_mean, old_var = view(running_mean, first, size), view(running_var, first, size)
+    old_mean, old_var = view(running[0], first, size), view(running[1], first, size)
     eps = dtype(call.eps)
     if not call.of_batch:
         for c in range(size):
@@ -266,7 +266,7 @@ def batch_norm_statistics(x, running_mean, running_var, call, work, out):
         _moments_of_short_row(x, facts, parts, chunks * 2 * channels)
     shared = call.of_batch and sum_workers(parts.size, workers) > 1
     most = CHANNELS if shared else channels
-    arguments = (x, running_mean, running_var, call, parts, most, flat(out))
+    arguments = (x, (running_mean, running_var), call, parts, most, flat(out))
     blocks = (channels + most - 1) // most
     parallel_for(_finish_block, blocks, workers if shared else 1, arguments)
 
