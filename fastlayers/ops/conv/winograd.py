@@ -29,8 +29,8 @@ __all__ = ["LEAST_CHANNELS", "LEAST_TERMS", "ForcedWinograd", "Winograd", "choos
 BLOCK_BYTES = 768 * 1024
 LEAST_TILES = 48
 # Where threads share blocks, all of them have so many tasks, of which none has much fewer tiles or
-# rows of the weight gradient than this: each reads a panel again. With 128 tasks, the gradient of 64
-# -> 64 channels takes 1.2 times as long as where each thread has a block, with 64 1.06 times.
+# rows of the weight gradient than this: each reads a panel again. With 128 tasks, the gradient of
+# 64 -> 64 channels takes 1.2 times as long as where each thread has a block, with 64 1.06 times.
 SHARED_TASKS = 64
 SHARED_TILES = 24
 LEAST_ROWS = 12
