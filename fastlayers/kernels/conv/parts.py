@@ -8,14 +8,14 @@ from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["sum_parts", "sum_workers"]
 
-# Elements of a task, and those that one thread adds before others have been woken, 10 us.
+# Elements of a task, and those that one thread moves before others have been woken, 5 us.
 BLOCK = 1024
-SERIAL_ELEMENTS = 65536
+SERIAL_ELEMENTS = 32768
 
 
 @kernel(inner=True)
 def sum_workers(elements, workers):
-    """Workers worth using to add so many elements."""
+    """Workers worth using to add or move so many elements."""
     return workers if elements >= SERIAL_ELEMENTS else 1
 
 

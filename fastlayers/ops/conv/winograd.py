@@ -311,13 +311,14 @@ class _WeightGradient(_Plan):
         """Filters of a task where threads share chunks, or 0 where a chunk is one task."""
         if self.by_panels:
             return 0
-        filters, rows = self.tiles.filters, kernels.winograd.weight.GRADIENT_ROWS
+        home = kernels.winograd.weight
+        filters, rows = self.tiles.filters, cpu.tile_rows()
         panels = -(-self.tiles.channels // (2 * self.tiles.lanes))
         tasks = chunks(self.work, most=SHARED_TASKS) * span // max(1, self.tiles.total)
         blocks = max(1, min(filters // LEAST_ROWS, -(-tasks // panels)))
         if panels * blocks == 1:
             return 0
-        return min(rows, -(-filters // (blocks * cpu.tile_rows())) * cpu.tile_rows())
+        return min(-(-filters // (blocks * rows)) * rows, int(home.GRADIENT_ROWS))
 
     def _step(self, span: int) -> int:
         """Tiles of a block: a chunk in equal parts."""
