@@ -63,7 +63,7 @@ class WeightGather:
         tasks = chunks(self.work, most=MOST_TASKS)
         blocks = 1 if self.few else min(tasks, -(-per_group // block))
         enough = CHUNK_PIXELS if kh * kw > 1 else 3 * CHUNK_PIXELS // 2
-        wanted = max(min(FEW_TASKS // blocks, tasks), min(pixels // enough, tasks // blocks))
+        wanted = max(min(FEW_TASKS // blocks, tasks), chunks(pixels, enough, tasks // blocks))
         most = max(1, PARTS_BYTES // (m * cells * itemsize))
         wanted = max(1, min(wanted, most))
         least = min(max(SLAB_PIXELS, SLAB_WORK * 16 // k), max(SLAB_PIXELS, pixels // wanted))
