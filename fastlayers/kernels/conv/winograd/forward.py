@@ -169,12 +169,12 @@ def _group_filters(group, groups, tiles):
 
 
 @kernel
-def _multiply_tiles(run, columns, worker, v, u, facts, zeros, work, out):
+def _multiply_tiles(part, worker, v, u, facts, zeros, work, out):
     """Products of tiles, transformed to v, and some filters, transformed back.
 
-    ``run = (first, count)`` of tiles, and ``columns = (first, count)`` of filters.
+    `part` is the first tile and their number, and the first filter and their number.
     """
-    (first, count), (begin, columns) = run, columns
+    first, count, begin, columns = part
     tiles = facts.tiles
     channels, lanes = tiles.channels, tiles.lanes
     at, patch = _products_at(worker, facts)
@@ -196,8 +196,8 @@ def _winograd_block(block, worker, inputs, facts, zeros, work, out):
     first, count = _block_tiles(block, facts)
     v, (_, patch) = _inputs(worker, facts, work), _products_at(worker, facts)
     transform_inputs(facts.tiles, x, first, count, zeros, work, patch, v)
-    columns = (0, facts.tiles.filters)
-    _multiply_tiles((first, count), columns, worker, v, u, facts, zeros, work, out)
+    part = (first, count, 0, facts.tiles.filters)
+    _multiply_tiles(part, worker, v, u, facts, zeros, work, out)
 
 
 @kernel
@@ -218,15 +218,15 @@ def _shared_products(task, worker, u, begin, facts, zeros, work, out):
     """Products of tiles of one of the blocks from `begin` and some filters, transformed back."""
     groups, size = facts.groups, facts.shared_tiles
     pieces = (facts.step + size - 1) // size
-    share, part = task // (pieces * groups), task % (pieces * groups)
-    start = part // groups * size
+    share, start = task // (pieces * groups), task // groups % pieces * size
     first, count = _block_tiles(begin + share, facts)
     some = min(size, count - start)
     if some > 0:
-        v, columns = _inputs(share, facts, work), _group_filters(part % groups, groups, facts.tiles)
+        v = _inputs(share, facts, work)
         rows = Transformed(work, v.at + start * v.row, v.row, v.point)
-        run = (first + start, some)
-        _multiply_tiles(run, columns, worker, rows, u, facts, zeros, work, out)
+        columns, filters = _group_filters(task % groups, groups, facts.tiles)
+        part = (first + start, some, columns, filters)
+        _multiply_tiles(part, worker, rows, u, facts, zeros, work, out)
 
 
 @kernel
@@ -298,8 +298,12 @@ def _transform_panel(panel, start, stop, worker, weight, facts, work, u):
 
 
 @kernel
-def _multiply_panel(panel, start, count, worker, u, facts, v_array, zeros, work, out):
-    """Products of tiles and a transformed panel of the weight, transformed back."""
+def _multiply_panel(part, worker, u, facts, v_array, zeros, work, out):
+    """Products of tiles and a transformed panel of the weight, transformed back.
+
+    `part` is the panel, the first tile and their number.
+    """
+    panel, start, count = part
     tiles = facts.tiles
     channels, lanes, width = tiles.channels, tiles.lanes, u.row
     first = panel * width
@@ -320,7 +324,7 @@ def _winograd_panel(panel, worker, weight, facts, v_array, zeros, work, out):
     """Convolution with one panel of filters, whose transform need not leave the cache."""
     tiles, u = facts.tiles, _panel_filters(worker, facts, work)
     _transform_panel(panel, 0, tiles.channels, worker, weight, facts, work, u)
-    _multiply_panel(panel, 0, tiles.total, worker, u, facts, v_array, zeros, work, out)
+    _multiply_panel((panel, 0, tiles.total), worker, u, facts, v_array, zeros, work, out)
 
 
 @kernel
@@ -340,7 +344,7 @@ def _shared_panel(task, worker, begin, facts, v_array, zeros, work, out):
     pieces = (total + size - 1) // size
     share, start = task // pieces, task % pieces * size
     u, count = _panel_filters(share, facts, work), min(size, total - start)
-    _multiply_panel(begin + share, start, count, worker, u, facts, v_array, zeros, work, out)
+    _multiply_panel((begin + share, start, count), worker, u, facts, v_array, zeros, work, out)
 
 
 @kernel

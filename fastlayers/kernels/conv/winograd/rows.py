@@ -1,16 +1,14 @@
 """Convolution with kernels 5 wide, by Winograd's transform along rows: lanes run over images.
 
-Eighth of the folder's files: passes by rows, apart from those by tiles; `rows_tiles` has what is
-done to vectors. Few channels fill few lanes, but a batch fills all. F(4, 5) needs 8 products for 4
-neighbours in a row instead of 20, and each of its points is a convolution down the columns: a
-matrix product whose rows are output channels, whose sums go over input channels and the kernel's
-rows, and whose columns are the vectors of (output row, tile of the row). They are contiguous, so no
-place is wasted.
+Eighth of the folder's files; `rows_tiles` has what is done to vectors. Few channels fill few lanes,
+but a batch fills all. F(4, 5) needs 8 products for 4 neighbours in a row instead of 20, and each of
+its points is a convolution down the columns: a matrix product whose rows are output channels, whose
+sums go over input channels and the kernel's rows, and whose columns are the vectors of (output row,
+tile of the row), which are contiguous.
 
 A block is as many images as a vector has lanes. Its transformed rows are
-``v[point, channel, row, tile, lane]`` and ``z[point, filter, row of a piece, tile, lane]``; a piece
-is a few output rows that reach the same rows of the kernel, so that zeros above and below the image
-are left out.
+``v[point, channel, row, tile, lane]`` and ``z[point, filter, row of a piece, tile, lane]``. A piece
+is a few output rows that reach the same rows of the kernel: zeros outside the image are left out.
 """
 
 from __future__ import annotations
@@ -57,9 +55,7 @@ __all__ = [
     "slots",
 ]
 
-
-# Of each worker, where there are more than two, to make up for uneven ones.
-TASKS = 4
+TASKS = 4  # of each worker, where there are more than two, to make up for uneven ones
 
 
 class Weight(NamedTuple):
