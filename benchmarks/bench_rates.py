@@ -99,7 +99,8 @@ class Moves(Attributes):
         for name, (op, which, layer) in MOVES.items():
             case, batch, work = _work(op, which, layer)
             moved = case.bytes(batch, which)
-            source, out = (memory.zeros(moved // 8, np.float32) for _ in range(2))
+            source, out = (memory.empty(moved // 8, np.float32) for _ in range(2))
+            source.fill(1)  # of pages that nobody has touched, all reads are of one
             ours, theirs = _alternating(work, functools.partial(copy, source, threads, out))
             found[name] = moved / ours / 1e9, theirs / ours
         return found

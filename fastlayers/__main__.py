@@ -17,7 +17,7 @@ import numpy as np
 import fastlayers as fl
 from fastlayers import distributed, precompile
 from fastlayers.data.dataset import MapStyle
-from fastlayers.runtime import backend, cpu, threads
+from fastlayers.runtime import backend, cores, cpu, threads, topology
 
 __all__ = ["main"]
 
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=_positive, help=f"default: {BATCH_SIZES}")
     add("--lr", type=float, default=0.01, help="highest learning rate of the one-cycle schedule")
     add("--seed", type=int, default=0)
-    add("--threads", type=_positive, help="default: all cores that this process may use")
+    add("--threads", type=_positive, help="default: the number that info prints")
     add("--out", type=Path, help="folder of the results (default: runs/<data>-<model>-<time>)")
     add("--resume", action="store_true", help="keep the state in <out>/last.*, and resume from it")
     warmup = commands.add_parser("warmup", help="compile kernels in advance, e.g. for an image")
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--input-shape", type=_positive, nargs=4, metavar=("N", "C", "H", "W"))
     add("--dtype", choices=("float32", "float64"), default="float32")
     add("--cpu", choices=cpu.FLEETS, help="for machines of this level, run with FASTLAYERS_CPU")
-    info = commands.add_parser("info", help="print versions, CPU, threads and cache folder")
+    info = commands.add_parser("info", help="print versions, CPU, cores, threads and cache folder")
     info.add_argument("--json", action="store_true", help="as a JSON object")
     info.set_defaults(run=_info)
     return parser
@@ -266,12 +266,29 @@ def _info(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(rows, indent=2))
         return 0
-    if "threads" in rows:
-        rows["threads"] = f"{rows['threads']} ({rows.pop('threads set by')})"
+    rows |= _in_words(rows) if "threads" in rows else {}
+    rows.pop("threads set by", None)
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:<{width}}  {value}")
     return 0
+
+
+def _in_words(rows: dict[str, Any]) -> dict[str, str]:
+    """What takes more than a value to say."""
+    caches = (
+        f"{name} {cache['bytes'] >> 10} KiB"
+        + (f" shared by {cache['cores']} logical cores" if cache["cores"] > 1 else "")
+        for name, cache in rows["caches"].items()
+    )
+    count = {name: "unknown" if n is None else n for name, n in rows["cores"].items()}
+    return {
+        "threads": f"{rows['threads']} ({rows['threads set by']})",
+        "cores": f"{count['logical']} logical, {count['physical']} physical; this process may use "
+        f"{count['allowed']} logical, {count['allowed physical']} physical",
+        "CPU quota": "none" if rows["CPU quota"] is None else f"{rows['CPU quota']} cores",
+        "caches": ", ".join(caches) or "unknown",
+    }
 
 
 def _compiled_info() -> dict[str, Any]:
@@ -281,12 +298,24 @@ def _compiled_info() -> dict[str, Any]:
     from fastlayers.runtime import cache
     from fastlayers.runtime.parallel import threading_layer
 
-    folder = cache.cache_dir()
+    folder, allowed = cache.cache_dir(), cores.affinity()
+    machine = topology.online() or range(os.cpu_count() or 1)
     return {
         "Numba": numba.__version__,
         "llvmlite": llvmlite.__version__,
         "CPU": cpu.fleet() or cpu.cpu_name(),
         "vector bits": 8 * cpu.vector_bytes(),
+        "caches": {
+            cache.name: {"bytes": cache.nbytes, "cores": cache.shared_by}
+            for cache in topology.caches()
+        },
+        "cores": {
+            "logical": len(machine),
+            "physical": topology.physical(machine),
+            "allowed": len(allowed),
+            "allowed physical": topology.physical(allowed),
+        },
+        "CPU quota": cores.quota(),
         "threads": fl.get_num_threads(),
         "threads set by": threads.origin(),
         "threading layer": threading_layer(),

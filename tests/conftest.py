@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-# Threads that spin at a barrier use up their share of a busy machine: 70 s instead of 6 for the
-# small convolutions of `specs/conv_sizes.py`. Read when the first parallel region is launched.
+# Where regions run on GNU OpenMP, its threads spin at a barrier and use up their share of a busy
+# machine: 70 s instead of 6 for the small convolutions of `specs/conv_sizes.py`. Read when the
+# first parallel region is launched.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 

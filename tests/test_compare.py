@@ -12,7 +12,7 @@ import fastlayers as fl
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks.compare import curve, models, record, sections, start
+from benchmarks.compare import curve, load, models, record, sections, start
 from benchmarks.compare.__main__ import main, publish
 from benchmarks.compare.cases import CASES, initial_value
 from benchmarks.compare.contestants import Start
@@ -87,7 +87,7 @@ def test_other_work_is_taken_out():
     right = [Told("fastlayers", [2.0, 1.5]), Told("torch", [2.00001, 1.5005])]
     wrong = [Told("compile", [2.0, 1.6]), Told("jax", [2.0, np.nan]), Told("x", [2.0, 1.5], 8)]
     contestants, errors = [*right, *wrong, Told("bfloat16", [2.02, 1.48])], {}
-    models._check(contestants, errors)
+    models.check(contestants, errors)
     assert [c.name for c in contestants] == ["fastlayers", "torch", "bfloat16"]
     assert set(errors) == {"compile", "jax", "x"}
 
@@ -243,6 +243,18 @@ def model_row(batch, seconds):
     return row | {"contestants": contestants}
 
 
+def load_rows():
+    row = {"model": "M", "batch": 4, "threads": 2, "cores": 2, "errors": {"torch": "gone"}}
+    quiet = {"quiet": 0.002, "median": 0.002, "p90": 0.003, "steps": 50}
+    late = quiet | {"median": 0.003, "p90": 0.006}
+    alone = {"model": "M", "threads": 2, "neighbour": {"fastlayers": 1.1}, "launch": {}}
+    return [
+        row | {"beside": "nothing", "fair": 1.0, "contestants": {"fastlayers": quiet}},
+        row | {"beside": "1 busy process", "fair": 1.5, "contestants": {"fastlayers": late}},
+        alone | {"launch": {"fastlayers": 2.9e-6}},
+    ]
+
+
 def test_sections_show_what_was_recorded(tmp_path):
     rows = {
         "ops": [
@@ -252,12 +264,14 @@ def test_sections_show_what_was_recorded(tmp_path):
         ],
         "models": [model_row(4, {"fastlayers": 1e-3, "torch": 3e-3, "channels_last": 2e-3})],
         "memory": [model_row(4, {"fastlayers": 1e-3})],
+        "load": load_rows(),
         "start": [{"facts": {}, "probes": []}],
     }
     shown = {
         "ops": ("| 3x3 | 4.00 (2.00) | - |", "200.0 GFLOP/s (200% of the peak)", "4.0 GB/s"),
         "models": ("| MLP | 4 | 2 | 1 (10%) | 3 (10%) | 2 (10%) | 4000 | 2.00 |",),
         "memory": ("| MLP | 4 | 2 | 300 (200) |",),
+        "load": ("| M, batch 4 | 2 | 1 busy process | 1.5 | 1.50 (3.00) | failed |", "torch: gone"),
         "start": ("of 0 processes",),
     }
     assert set(rows) == set(sections.SECTIONS)
@@ -270,6 +284,47 @@ def test_sections_show_what_was_recorded(tmp_path):
         assert "`the command`" in section.summary(found)
         section.draw(found, tmp_path)
     assert {p.name for p in tmp_path.glob("*.png")} == {"models.png", "ops.png", "roofline.png"}
+
+
+def test_busy_processes_are_gone_after_an_error():
+    with pytest.raises(KeyboardInterrupt), load.busy(2) as processes:
+        assert [process.poll() for process in processes] == [None, None]
+        raise KeyboardInterrupt
+    assert all(process.returncode for process in processes)
+
+
+def test_busy_processes_end_with_the_one_that_started_them():
+    with load.busy(1) as [process]:
+        process.stdin.close()
+        assert process.wait(30) == 0
+
+
+def test_fair_is_an_equal_share_of_the_cores():
+    assert [load.fair(2, others, 2) for others in (0, 1, 2)] == [1.0, 1.5, 2.0]
+    assert load.fair(4, 4, 16) == 1.0
+    names = [company.name for company in load._companies(16, load._busy_counts(16), 16)]
+    assert names == ["nothing", "4 busy processes", "8 busy processes", "a second training"]
+
+
+def test_load_is_measured_in_every_company(monkeypatch):
+    monkeypatch.setattr(load, "SETTLE", 0.0)
+    monkeypatch.setitem(load.CONTESTANTS, "torch", ("fastlayers", {"FASTLAYERS_BACKEND": "none"}))
+    before = dict(os.environ)
+    case = next(case.at(4) for case in CASES if case.factory == "MLP")
+    effort = load.Effort(1, 0.0, 0.0)
+    rows = list(load.measure(2, True, ["fastlayers", "torch"], [case], [1], effort))
+    assert [row.get("beside") for row in rows] == [
+        "nothing",
+        "1 busy process",
+        "a second training",
+        None,
+    ]
+    for row in rows[:-1]:
+        assert "FASTLAYERS_BACKEND" in row["errors"]["torch"]
+        assert row["contestants"]["fastlayers"]["steps"] == 1
+    assert rows[-1]["neighbour"]["fastlayers"] > 0
+    assert rows[-1]["launch"]["fastlayers"] > 0
+    assert dict(os.environ) == before
 
 
 def test_publish_replaces_what_is_between_the_marks():
@@ -288,7 +343,7 @@ def test_readme_has_a_place_for_every_section():
 
 def test_command_refuses_what_it_does_not_know(tmp_path, capsys):
     for arguments, text in (
-        (["speed"], "a section is one of models, ops, memory, start, got speed"),
+        (["speed"], "a section is one of models, ops, memory, load, start, got speed"),
         (["ops", "--render", "--results", str(tmp_path)], "ops.json does not exist"),
     ):
         with pytest.raises(SystemExit):

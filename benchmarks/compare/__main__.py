@@ -1,6 +1,6 @@
 """fastlayers beside PyTorch and JAX: measure, record, tables, charts and the README's figures.
 
-    python -m benchmarks.compare [ops] [models] [start] [memory] [--threads N ...] [--quick]
+    python -m benchmarks.compare [ops] [models] [start] [memory] [load] [--threads N ...] [--quick]
         [--results FOLDER] [--render] [--publish]
 
 Without sections, all are measured. Each writes a JSON record with the machine and the versions, a

@@ -23,7 +23,7 @@ Batches = list[tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a comparison: a factory in `fastlayers.vision.models` and its input."""
+    """One row of a comparison: a factory of `fastlayers.vision.models`, or mobile; its input."""
 
     name: str
     factory: str

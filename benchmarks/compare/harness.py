@@ -21,6 +21,7 @@ __all__ = [
     "alternate",
     "alternate_for",
     "peak_memory",
+    "repeated_times",
     "resident_memory",
     "spread",
     "table",
@@ -68,6 +69,15 @@ class Contestant:
     def call(self, *arguments: Any) -> Any:
         """Do the work once with these arguments, and return what it returns."""
         return self._ask("call", *arguments)
+
+    def keep_on(self, *arguments: Any) -> None:
+        """Do the work with these arguments again and again until `rest`; returns at once."""
+        with contextlib.suppress(ConnectionError):  # `rest` says so
+            self._pipe.send(("keep on", *arguments))
+
+    def rest(self) -> None:
+        """End what `keep_on` began, after the work that is being done."""
+        self._ask("rest")
 
     def peak_memory(self) -> int:
         """Peak resident bytes of the process."""
@@ -127,9 +137,14 @@ def _serve(
                     work, value = prepare(threads, *options, *arguments)
                     pipe.send(value)
                 case "run", repetitions, seconds:
-                    pipe.send(_times(work, repetitions, seconds))
+                    pipe.send(repeated_times(work, repetitions, seconds))
                 case "call", *arguments:
                     pipe.send(work(*arguments))
+                case "keep on", *arguments:
+                    while not pipe.poll():
+                        work(*arguments)
+                case ("rest",):
+                    pipe.send(None)
                 case ("memory",):
                     pipe.send(peak_memory())
     except EOFError:  # the parent was stopped
@@ -138,7 +153,8 @@ def _serve(
         pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
-def _times(work: Callable[[], Any], repetitions: int, seconds: float) -> list[float]:
+def repeated_times(work: Callable[[], Any], repetitions: int, seconds: float) -> list[float]:
+    """Repeat the work at least this often and this long: the seconds of each."""
     times: list[float] = []
     begin = time.perf_counter()
     while len(times) < repetitions or time.perf_counter() - begin < seconds:

@@ -181,7 +181,8 @@ def prepare_copy(
     y = _first(_fastlayers_passes(op, _aligned(shape))["forward"]())
     of_input, of_output = op.forward if which == "forward" else op.backward
     size = (of_input * math.prod(shape) + of_output * y.size) // 8
-    source, out = (memory.zeros(size, np.float32) for _ in range(2))
+    source, out = (memory.empty(size, np.float32) for _ in range(2))
+    source.fill(1)  # of pages that nobody has touched, all reads are of one
     return lambda: copy(source, threads, out), 4 * size
 
 

@@ -21,7 +21,7 @@ from benchmarks.compare.cases import CASES, Case
 from benchmarks.compare.contestants import CONTESTANTS, TORCH_FLOAT32, start
 from benchmarks.compare.harness import Contestant, alternate_for, table
 
-__all__ = ["compare", "main", "size_table", "step_table"]
+__all__ = ["check", "compare", "main", "size_table", "step_table"]
 
 # The first loss agrees to rounding; the next ones show whether the gradients do.
 LOSS_GAP = 1e-4
@@ -37,7 +37,7 @@ def compare(case: Case, threads: int, names: list[str], quick: bool = False) -> 
     row |= {"contestants": {}, "errors": {}}
     with ExitStack() as stack:
         contestants = _prepared(case, threads, names, stack, row["errors"])
-        _check(contestants, row["errors"])
+        check(contestants, row["errors"])
         alternate_for(contestants, SECONDS, QUICK_ROUNDS if quick else ROUNDS)
         for contestant in contestants:
             row["contestants"][contestant.name] = {
@@ -68,7 +68,7 @@ def _prepared(
     return contestants
 
 
-def _check(contestants: list[Contestant], errors: dict[str, str]) -> None:
+def check(contestants: list[Contestant], errors: dict[str, str]) -> None:
     """Take out the contestants whose losses or parameters are not those of the first one."""
     for contestant in contestants[1:]:
         first, other = contestants[0].value, contestant.value

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import charts, memory_bound, models, ops, start
+from benchmarks.compare import charts, load, memory_bound, models, ops, start
 from benchmarks.compare.contestants import CONTESTANTS
 from benchmarks.compare.harness import table
 from benchmarks.compare.record import Record
@@ -54,7 +54,9 @@ def _conditions(record: Record) -> str:
 def _told(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for row in rows:
         named = [
-            str(row[key]) for key in ("group", "model", "shape", "batch", "pass") if key in row
+            str(row[key])
+            for key in ("group", "model", "shape", "batch", "pass", "beside")
+            if key in row
         ]
         print(", ".join(named), flush=True)
         yield row
@@ -206,9 +208,25 @@ def _report_start(record: Record) -> str:
     return f"{start.report(*start.read(measured))}\n{_conditions(record)}"
 
 
+# Company
+
+
+def _measure_load(threads: list[int], quick: bool) -> Rows:
+    return [row for count in threads for row in _told(load.measure(count, quick))]
+
+
+def _report_load(record: Record) -> str:
+    return f"{_conditions(record)}\n\n{load.report(record['rows'])}"
+
+
+def _summary_load(record: Record) -> str:
+    return f"{load.table_of(record['rows'])}\n\n{_conditions(record)}"
+
+
 SECTIONS = {
     "models": Section(_measure_models, _report_models, _summary_models, _draw_models),
     "ops": Section(_measure_ops, _report_ops, _summary_ops, _draw_ops),
     "memory": Section(_measure_memory, _summary_memory, _summary_memory, _draw_nothing),
+    "load": Section(_measure_load, _report_load, _summary_load, _draw_nothing),
     "start": Section(_measure_start, _report_start, _report_start, _draw_nothing),
 }

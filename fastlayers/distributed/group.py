@@ -258,15 +258,16 @@ def _share_cores(neighbours: Any) -> None:
     """Assign this rank its share of the cores that the ranks of its host may use together."""
     if threads.is_chosen():
         return
+    own = cores.affinity()
     mine = np.zeros(MOST_CORES, np.uint8)  # equally long on all ranks, whichever cores they have
-    mine[list(cores.affinity())] = 1
+    mine[list(own)] = 1
     together = mine.copy()
     neighbours.Allreduce(mine, together, op=_world.mpi.MAX)
-    available = int(together.sum())
+    available = cores.without_siblings(np.flatnonzero(together).tolist())
     if (quota := cores.quota()) is not None:  # of a container that holds the host's ranks
         available = min(available, quota)
     share = available // neighbours.Get_size()
-    threads.share(max(1, min(int(mine.sum()), share)), "share of the host's cores")
+    threads.share(max(1, min(cores.without_siblings(own), share)), "share of the host's cores")
 
 
 Hook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]

@@ -17,25 +17,28 @@ from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
-__all__ = ["TASK_ROWS", "Call", "cross_entropy"]
+__all__ = ["Call", "cross_entropy"]
 
-TASK_ROWS = 64
+# Targets whose checking threads share; it takes 1 to 2 ns each.
+CHECKED = 1 << 14
 
 _i64 = ir.IntType(64)
 
 
 class Call(NamedTuple):
-    """Options of a cross entropy, and its threads."""
+    """Options of a cross entropy, the rows of a chunk, and threads."""
 
     ignore_index: int
     smoothing: float
     mean: bool
+    chunk_rows: int
     workers: int
 
 
 class _Targets(NamedTuple):
     """What is computed of each row, in the dtype of the logits."""
 
+    chunk_rows: int
     target: Any
     weight: Any
     ignore_index: int
@@ -138,13 +141,38 @@ def _exp_row(typingctx, x, x_at, count, out, out_at):
 
 
 @kernel
+def _check_chunk(chunk, worker, target, weight, call, checked):
+    """The sum of the weights of a chunk's targets, and whether one of them is no class."""
+    total, wrong, first = 0.0, 0, chunk * call.chunk_rows
+    for i in range(first, min(first + call.chunk_rows, target.size)):
+        label = target[i]
+        if label != call.ignore_index:
+            if label < 0 or label >= weight.size:
+                wrong = 1
+            else:
+                total += weight[label]
+    checked[2 * chunk] = total
+    checked[2 * chunk + 1] = wrong
+
+
+@kernel
+def _first_wrong(target, first, classes, ignore_index):
+    """The first row from `first` on whose target is no class; there is one."""
+    i = first
+    while target[i] == ignore_index or 0 <= target[i] < classes:
+        i += 1
+    return i
+
+
+@kernel
 def _cross_entropy_chunk(chunk, worker, x, targets, losses, slopes, work, parts):
     weight, classes, scale = targets.weight, targets.weight.size, targets.scale
     one, smoothing = x.dtype.type(1), targets.smoothing
     spread = smoothing / x.dtype.type(classes)
     total = 0.0
-    for k in range(min(TASK_ROWS, targets.target.size - chunk * TASK_ROWS)):
-        i = chunk * TASK_ROWS + k
+    first = chunk * targets.chunk_rows
+    for k in range(min(targets.chunk_rows, targets.target.size - first)):
+        i = first + k
         label, loss = targets.target[i], x.dtype.type(0)
         if label == targets.ignore_index:
             if slopes.size:
@@ -185,27 +213,30 @@ def cross_entropy(x, target, weight, call, losses, slopes, work, out):
     ``(1 - s) * w[t] * -log p[t] + s / C * sum_c w[c] * -log p[c]`` with ``p = softmax(x)`` for each
     row and s the smoothing of a `Call`, 0 where the target is its `ignore_index`: in `losses`,
     unless that is empty, and their sum in ``out[0]``, with `mean` over the weights of the targets.
-    The gradient of that sum, or mean, is in `slopes`, unless that is empty. `work` has an element
-    for each `TASK_ROWS` rows, and without slopes `classes` more for each worker. Returns the first
-    row whose target is no class, before anything is written, or -1.
+    The gradient of that sum, or mean, is in `slopes`, unless that is empty. `work` has three
+    elements for each chunk of rows, and without slopes `classes` more for each worker. Returns the
+    first row whose target is no class, before anything but work is written, or -1.
     """
     real, call = x.dtype.type, named(Call, call)
     classes, target_weights = weight.size, 0.0
-    for i in range(target.size):
-        label = target[i]
-        if label != call.ignore_index:
-            if label < 0 or label >= classes:
-                return i
-            target_weights += weight[label]
+    chunks = (target.size + call.chunk_rows - 1) // call.chunk_rows
+    parts, checked = view(work, 0, chunks), view(work, chunks, 2 * chunks)
+    checkers = call.workers if target.size >= CHECKED else 1
+    parallel_for(_check_chunk, chunks, checkers, (target, weight, call, checked))
+    for chunk in range(chunks):
+        if checked[2 * chunk + 1]:
+            return _first_wrong(target, chunk * call.chunk_rows, classes, call.ignore_index)
+        target_weights += checked[2 * chunk]
     weight_sum, scale = real(0), real(1)
     for c in range(classes):
         weight_sum += weight[c]
     if call.mean:
         scale = real(1 / target_weights if target_weights else math.nan)
     smoothing = real(call.smoothing)
-    targets = _Targets(target, weight, call.ignore_index, smoothing, weight_sum, scale)
-    chunks = (target.size + TASK_ROWS - 1) // TASK_ROWS
-    parts, rows = view(work, 0, chunks), view(work, chunks, work.size - chunks)
+    targets = _Targets(
+        call.chunk_rows, target, weight, call.ignore_index, smoothing, weight_sum, scale
+    )
+    rows = view(work, 3 * chunks, work.size - 3 * chunks)
     arguments = (x, targets, losses, slopes, rows, parts)
     parallel_for(_cross_entropy_chunk, chunks, call.workers, arguments)
     total = 0.0

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import add_run, copy_run
+from fastlayers.kernels.ir.runs import copy_run
 from fastlayers.kernels.linear.tile import STRIP, Strip, sum_strip
 from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
-__all__ = ["Cut", "column_sums"]
+__all__ = ["Cut", "add_rows", "column_sums", "sum_workers"]
 
 VECTOR_BYTES = cpu.vector_bytes()
 BLOCK = 256  # columns of a task
+# Partial sums that threads share: 128 KiB, most of it in the caches of other cores, take 10 us.
+SUMS = 1 << 15
 
 
 class Cut(NamedTuple):
@@ -51,6 +53,21 @@ def _column_sums_task(task, worker, x, y, cut, parts, masked):
         j += count
 
 
+@kernel(inner=True)
+def sum_workers(count, workers):
+    """How many of the threads should add so many partial sums."""
+    return workers if count >= SUMS else 1
+
+
+@kernel(inner=True)
+def add_rows(sums, columns, rows, workers):
+    """Add the rows of a flat matrix to its first, in their order."""
+    if rows > 1:
+        adders, blocks = sum_workers(rows * columns, workers), (columns + BLOCK - 1) // BLOCK
+        arguments = (sums, sums, Cut(0, columns, rows, 1), sums, sums)
+        parallel_for(_column_sums_task, blocks, adders, arguments)
+
+
 @kernel
 def column_sums(x, y, cut, workers, parts, masked, out):
     """``out[j] = sum_i x[i, j]``: chunks of rows by a `Cut`, added in the order of the chunks.
@@ -62,6 +79,5 @@ def column_sums(x, y, cut, workers, parts, masked, out):
     blocks = (cut.columns + BLOCK - 1) // BLOCK
     arguments = (x, y, cut, parts, masked)
     parallel_for(_column_sums_task, cut.chunks * blocks, workers, arguments)
-    for chunk in range(1, cut.chunks):
-        add_run(parts, 0, parts, chunk * cut.columns, cut.columns)
+    add_rows(parts, cut.columns, cut.chunks, workers)
     copy_run(out, 0, parts, 0, out.size)

@@ -6,9 +6,12 @@ what every op returns, as a transposed view; other layouts are converted once, a
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from fastlayers import kernels
+from fastlayers.ops.cuts import LEAST_BYTES, MOST_CHUNKS, chunks
 from fastlayers.runtime import memory, threads
 
 __all__ = [
@@ -37,10 +40,17 @@ def kernel_ready(x: np.ndarray) -> np.ndarray:
     return memory.writable_view(x)
 
 
+@functools.lru_cache(1024)
+def _pieces(number: int, nbytes: int) -> int:
+    """Pieces of each of a number of images of so many bytes."""
+    return chunks(2 * nbytes, LEAST_BYTES, max(1, MOST_CHUNKS // max(number, 1)))
+
+
 def swapped(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Exchange the last two axes of a contiguous (N, A, B) array, giving it the final `shape`."""
-    out = memory.empty((x.shape[0], x.shape[2], x.shape[1]), x.dtype)
-    kernels.layout.swap_axes(x, threads.workers_for(x.size), out)
+    n, rows, columns = x.shape
+    out, pieces = memory.empty((n, columns, rows), x.dtype), _pieces(n, rows * columns * x.itemsize)
+    kernels.layout.swap_axes(x, pieces, threads.workers_for(x.size), out)
     return out.reshape(shape)
 
 

@@ -7,19 +7,23 @@ import functools
 import numpy as np
 
 from fastlayers import kernels
+from fastlayers.ops.cuts import LEAST_BYTES, MOST_CHUNKS, chunks
 from fastlayers.runtime import cpu, memory, threads
 
 __all__ = ["column_sums", "masked_column_sums", "sum_chunks"]
 
-CHUNKS = 16
+# Rows of a chunk at least, so that adding its sums to others' is a small part of its work.
+LEAST_ROWS = 64
 # Elements of a row at most, and of a matrix for which a second sum of 2 us pays.
 WIDE, FOLDED = 256, 1 << 15
 
 
 @functools.lru_cache(1024)
-def sum_chunks(rows: int, columns: int, available: int) -> tuple[int, int, int]:
+def sum_chunks(rows: int, columns: int, itemsize: int, available: int) -> tuple[int, int, int]:
     """Rows of a chunk and number of chunks of `column_sums`, and its threads out of `available`."""
-    chunk_rows = max(256, -(-rows // CHUNKS))
+    blocks = -(-columns // kernels.reduce.BLOCK)  # which are tasks too
+    most = max(1, min(MOST_CHUNKS // max(blocks, 1), rows // LEAST_ROWS))
+    chunk_rows = max(1, -(-rows // chunks(rows * columns * itemsize, LEAST_BYTES, most)))
     workers = 1 if threads.workers_for(rows * columns) == 1 else available
     return chunk_rows, max(1, -(-rows // chunk_rows)), workers
 
@@ -39,7 +43,7 @@ def _folds(rows: int, columns: int, lanes: int) -> int:
 
 
 def column_sums(x: np.ndarray) -> np.ndarray:
-    """Sum of a contiguous matrix over its rows, in at most 16 chunks of a size fixed by it."""
+    """Sum of a contiguous matrix over its rows, in chunks of a size fixed by it."""
     return masked_column_sums(x, None)[1]
 
 
@@ -48,12 +52,13 @@ def masked_column_sums(x: np.ndarray, y: np.ndarray | None) -> tuple[np.ndarray,
     (rows, columns), dtype = x.shape, x.dtype
     folds = _folds(rows, columns, cpu.lanes(dtype.itemsize))
     rows, columns = rows // folds, columns * folds
-    chunk_rows, chunks, workers = sum_chunks(rows, columns, threads.get_num_threads())
+    available = threads.get_num_threads()
+    chunk_rows, number, workers = sum_chunks(rows, columns, dtype.itemsize, available)
     out, flat = memory.empty(columns, dtype), x.reshape(-1)
-    parts = out if chunks == 1 else memory.empty(chunks * columns, dtype)
+    parts = out if number == 1 else memory.empty(number * columns, dtype)
     masked = x if y is None else memory.empty(x.shape, dtype)
     outputs = flat if y is None else y.reshape(-1)
-    cut = (int(y is not None), columns, chunk_rows, chunks)
+    cut = (int(y is not None), columns, chunk_rows, number)
     kernels.reduce.column_sums(flat, outputs, cut, workers, parts, masked.reshape(-1), out)
     if folds > 1:
         with np.errstate(all="ignore"):

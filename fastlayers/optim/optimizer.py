@@ -190,7 +190,8 @@ class Optimizer:
                 arrays += [entry.get(name) for entry in entries]
         dtype_id, like = _LIKE.get(arrays[0].dtype, (0, arrays[0]))
         table = np.empty((len(params), len(arrays) // len(params) + 1), np.int64)
-        total = kernels.optimizer.gather(id(arrays), dtype_id, _ARRAY_TYPE, table)
+        table[0, 0] = id(arrays)
+        total = kernels.optimizer.gather(dtype_id, _ARRAY_TYPE, table)
         return None if total < 0 else (like, table, threads.workers_for(ELEMENT_WORK * total))
 
     def _step_slowly(self, parts: list[tuple[Group, Any, list[Parameter]]]) -> None:

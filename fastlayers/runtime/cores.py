@@ -1,5 +1,8 @@
 """How many cores this process may use, by its affinity and its CPU quota.
 
+Hyperthreads share the multipliers of a physical core, so a second thread there adds little to a
+kernel that keeps them busy, and every region of work waits for the slower of the two.
+
 A container limited to 2 of 64 cores by a quota still sees all 64: with a thread on each, all of
 them are stopped once the quota of a period, usually 0.1 s, is used up.
 """
@@ -9,18 +12,36 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
-__all__ = ["affinity", "available", "quota"]
+from fastlayers.runtime import topology
+
+__all__ = ["affinity", "available", "quota", "without_siblings"]
 
 
-def available() -> tuple[int, str]:
-    """How many cores this process may use, and what limits them."""
-    limits = [(os.cpu_count() or 1, "all cores"), (len(affinity()), "affinity")]
-    if (limit := quota()) is not None:
+def available(root: Path = Path("/")) -> tuple[int, str]:
+    """How many cores this process may use, and what limits them.
+
+    Parameters
+    ----------
+    root : Path
+        Where ``proc``, ``sys`` and the mounted groups are.
+    """
+    allowed = affinity()
+    limits = [
+        (os.cpu_count() or 1, "all cores"),
+        (len(allowed), "affinity"),
+        (without_siblings(allowed, root), "physical cores"),
+    ]
+    if (limit := quota(root)) is not None:
         limits.append((limit, "CPU quota"))
     return min(limits, key=lambda limit: limit[0])
+
+
+def without_siblings(logical: Collection[int], root: Path = Path("/")) -> int:
+    """How many physical cores these logical ones are on; all count where that is unknown."""
+    return topology.physical(logical, root) or len(logical)
 
 
 def affinity() -> set[int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from pathlib import Path
+
+from fastlayers.runtime import topology
 
 __all__ = ["FLEETS", "cache_bytes", "cpu_name", "fleet", "lanes", "tile_rows", "vector_bytes"]
 
@@ -80,11 +81,8 @@ def cache_bytes() -> int:
     """
     if fleet():
         return CACHE
-    levels = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
-    try:
-        return int(levels[-1].read_text().strip().removesuffix("K")) << 10
-    except (IndexError, OSError, ValueError):  # not Linux, or a machine that does not report it
-        return CACHE
+    levels = topology.caches()
+    return levels[-1].nbytes if levels else CACHE
 
 
 def lanes(itemsize: int) -> int:

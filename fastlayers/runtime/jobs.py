@@ -79,7 +79,7 @@ def claim(memory: Any, share: int, worker: int) -> int:
         if left == 0 or word >> WORKERS_BIT <= worker:
             return -1
         if swap(memory, share + LEFT, word, word - 1):
-            return load(memory, share + LAST) - left
+            return int(load(memory, share + LAST) - left)
 
 
 @kernel(inner=True)

@@ -112,6 +112,12 @@ class _Loan(np.ndarray):
         home.append(block)
 
 
+class _NewLoan(_Loan):
+    """Owner of a block that nobody had before: zeros, in pages that nobody has touched."""
+
+    __slots__ = ()
+
+
 def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
     """Uninitialised C-contiguous array; a large one is 64-byte aligned."""
     if not isinstance(dtype, _dtype):
@@ -123,12 +129,16 @@ def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
         free = _frees_of[nbytes]
     except KeyError:
         free = _free_of(nbytes)
+    kind = _Loan
     try:
         block = free.pop()
     except IndexError:
-        block = _larger_block(free.size) or _new_block(free, nbytes)
+        found = _larger_block(free.size)
+        if found is None:
+            found, kind = _new_block(free, nbytes), _NewLoan
+        block = found
     free.last_use = _pool.made
-    return _Loan(shape, dtype, block, block.offset).view(_ndarray)
+    return kind(shape, dtype, block, block.offset).view(_ndarray)
 
 
 def _free_of(nbytes: int) -> _Free:
@@ -229,9 +239,14 @@ def largest() -> int:
 
 
 def zeros(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
-    """As `empty`, filled with zeros."""
+    """As `empty`, filled with zeros.
+
+    Memory that is new from the system is left alone: the threads that use it touch its pages first,
+    and on a machine with several sockets get them in their own memory.
+    """
     array = empty(shape, dtype)
-    array.fill(0)
+    if type(array.base) is not _NewLoan:
+        array.fill(0)
     return array
 
 

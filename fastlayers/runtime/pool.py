@@ -209,7 +209,7 @@ def _look(memory: Any, thread: int, calls: bool) -> bool:
             store(memory, thread + DISTURBED, now + MEMORY * lost)
             if calls:
                 store(memory, CALLER_DISTURBED, now + CALLER_MEMORY * lost)
-    return now - load(memory, thread + SINCE) > TURN
+    return bool(now - load(memory, thread + SINCE) > TURN)
 
 
 @kernel

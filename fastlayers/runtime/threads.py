@@ -38,8 +38,8 @@ def get_num_threads() -> int:
 
     Decided by the first of these that is set: `set_num_threads`, ``FASTLAYERS_NUM_THREADS``,
     ``OMP_NUM_THREADS`` (the first number of a list; what OpenMP ignores is ignored) limited by
-    ``NUMBA_NUM_THREADS``, or the latter alone. By default all cores that this process may run on,
-    or fewer if the CPU quota of its control group is lower.
+    ``NUMBA_NUM_THREADS``, or the latter alone. By default one for each physical core that this
+    process may run on, or fewer if the CPU quota of its control group is lower.
 
     Raises
     ------

@@ -38,6 +38,7 @@ for number, cores, quota in eval(sys.argv[1]):
     if distributed.rank() < number:
         os.sched_getaffinity = lambda process: set(cores[distributed.rank()])
         group.cores.quota = lambda: quota
+        group.cores.without_siblings = len
         group._share_cores(everyone)
         print(distributed.rank(), threads.get_num_threads())
 """

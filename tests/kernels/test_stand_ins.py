@@ -27,7 +27,7 @@ CALLS = {
     "activation.log_softmax_backward": ([*NUMBERS[:2]], (5, 70)),
     "activation.softmax": ([NUMBERS[0]], (5, 70)),
     "activation.softmax_backward": ([*NUMBERS[:2]], (5, 70)),
-    "layout.swap_axes": ([NUMBERS], (3, 70, 5)),
+    "layout.swap_axes": ([NUMBERS, 3], (3, 70, 5)),
 }
 # Options of steps, and how many arrays a parameter has.
 STEPS = {
@@ -116,7 +116,7 @@ def test_losses_are_those_of_kernels(reduction, wrong):
     for run in both("loss.cross_entropy"):
         losses, slopes = np.zeros(5 if reduction == "none" else 0), np.zeros(x.size)
         work, out = np.empty(200), np.zeros(1)
-        call = (-5, 0.25, reduction == "mean", 1)
+        call = (-5, 0.25, reduction == "mean", 2, 1)
         row = run(x.reshape(-1), target, weight, call, losses, slopes, work, out)
         assert row == (3 if wrong else -1)
         results.append([losses, slopes] if losses.size else [slopes, out])

@@ -169,19 +169,23 @@ def test_statistics_are_stable(shape, start):
     np.testing.assert_allclose(invstd, expected, 2e-5)
 
 
-def test_merged_moments_are_those_of_all():
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal((100, 5)) + 1e3
-    counts = [0, 7, 1, 0, 30, 12, 50]
-    parts = np.zeros((len(counts), 11))
-    for part, block in zip(parts, np.split(values, np.cumsum(counts)[:-1]), strict=True):
-        part[10] = len(block)
+@pytest.mark.parametrize(("rows", "folds"), [(100, 1), (100, 8), (64, 8), (65, 32), (3, 1)])
+def test_merged_moments_are_those_of_all(rows, folds):
+    values = np.random.default_rng(0).standard_normal((rows, 5)) + 1e3
+    span, long_rows = 3, rows // folds
+    chunks = -(-long_rows // span)
+    facts = layout.layout_of((rows, 5), 8).facts
+    facts = (rows, 5, folds, 5 * folds, span, chunks, *facts[6:])
+    starts = [min(k * span, long_rows) * folds for k in range(chunks + 1)]
+    parts = np.full((chunks + 1, 10), np.nan)
+    for part, block in zip(parts, np.split(values, starts[1:]), strict=True):
         if len(block):
-            part[:5], part[5:10] = block.mean(0), block.var(0) * len(block)
-    kernels.norm.batchnorm.merge_moments(parts.reshape(-1), len(counts), 11, 5)
-    assert parts[0, 10] == 100
+            part[:5], part[5:] = block.mean(0), block.var(0) * len(block)
+    merge = kernels.norm.batchnorm.merge_moments
+    for first, size in ((0, 2), (2, 3)):
+        merge(parts.reshape(-1), facts, first, size)
     np.testing.assert_allclose(parts[0, :5], values.mean(0), 1e-14)
-    np.testing.assert_allclose(parts[0, 5:10], values.var(0) * 100, 1e-9)
+    np.testing.assert_allclose(parts[0, 5:], values.var(0) * rows, 1e-9)
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])
@@ -210,7 +214,7 @@ def test_needs_of_the_fused(residual, activation, training):
                 assert gradient is None
 
 
-@pytest.mark.parametrize("shape", [(67, 6, 23, 21), (3000, 64), (40, 16, 57, 59)])
+@pytest.mark.parametrize("shape", [(67, 6, 23, 21), (3000, 64), (40, 16, 57, 59), (1200, 530)])
 def test_fused_results_do_not_depend_on_threads(shape):
     x, dy, other = (images(shape, np.float32, seed) for seed in range(3))
     weight, bias = vectors(shape[1], np.float32)
@@ -231,6 +235,24 @@ def test_fused_results_do_not_depend_on_threads(shape):
         known = known or results
         for value, expected in zip(results, known, strict=True):
             np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks"),
+    [
+        ((4, 6, 28, 28), 1),
+        ((64, 512), 1),
+        ((128, 16, 32, 32), 128),
+        ((128, 64, 8, 8), 32),
+        ((16, 64, 56, 56), 128),
+        ((16, 512, 7, 7), 16),
+        ((2, 2048, 7, 7), 6),  # of 16 rows at least
+    ],
+)
+def test_chunks_of_layers(shape, chunks):
+    found = layout.layout_of(shape, 4)
+    assert found.chunks == chunks
+    assert found.span * chunks <= 1.1 * found.rows // found.folds
 
 
 def test_relu_keeps_nan():

@@ -1,12 +1,15 @@
 """The ways in which direct convolutions are cut into parts, and that exact cases reach each."""
 
 import numpy as np
-from cases import Case
+import pytest
+from cases import Case, compare, conv
 from specs.conv_sizes import EXACT as CONVOLUTIONS
 
+from fastlayers import ops
 from fastlayers.kernels.gemm import gemm
 from fastlayers.ops.conv import prepare
 from fastlayers.ops.conv.direct import Direct
+from fastlayers.runtime.threads import set_num_threads
 
 
 def cuts(case: Case) -> dict[str, bool]:
@@ -24,7 +27,10 @@ def cuts(case: Case) -> dict[str, bool]:
         "dinput of few channels": plan.columns is not None,
         "dweight of few channels": weight.few,
         "dinput in phases": len(gathers["dinput"].phases) > 1,
-        "dinput in phases and bands": min(len(gathers["dinput"].phases), weight.slabs.bands) > 1,
+        "dinput in phases and bands": min(
+            len(gathers["dinput"].phases), gathers["dinput"].slabs.bands
+        )
+        > 1,
         "dinput of a phase without taps": not gathers["dinput"].phases[:, 4].all(),
         "dweight in blocks": weight.tasks > weight.chunks,
         "dweight in chunks of a slab": weight.slabs.count == weight.chunks > 1,
@@ -55,3 +61,22 @@ def cuts(case: Case) -> dict[str, bool]:
 def test_cases_reach_every_cut():
     found = [cuts(case) for case in CONVOLUTIONS]
     assert not {name for name in found[0] if not any(ways[name] for ways in found)}
+
+
+# Few slabs of many channels, whose outputs are cut into more blocks for more threads; few channels.
+@pytest.mark.parametrize(
+    ("x", "weight", "options"),
+    [
+        ((4, 72, 14, 14), (200, 72, 3, 3), {"padding": 1, "stride": 2}),
+        ((4, 200, 9, 10), (136, 200, 1, 1), {"stride": 2}),
+        ((40, 3, 17, 16), (32, 3, 3, 3), {"padding": 1}),
+    ],
+)
+def test_threads_do_not_change_results(x, weight, options):
+    case, results = conv(x, weight, **options, algorithm="direct"), []
+    arrays = case.arrays(np.float32)
+    for threads in (1, 2, 3, 16):
+        set_num_threads(threads)
+        results.append(case.run(ops, arrays))
+    for other in results[1:]:
+        compare(other, results[0], (0, 0))

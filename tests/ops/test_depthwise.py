@@ -30,6 +30,7 @@ CONFIGS = [
     config(4, size=(1, 1), kernel=1, padding=3),
     config(16, 4, 4, size=(7, 30)),
     config(32, 1, 2, size=(19, 17), images=3),
+    config(64, size=(40, 41)),  # pieces of an image, and chunks of the weight gradient
 ]
 
 

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from cases import DTYPES
+from cases import DTYPES, check_threads, labelled
 
 from fastlayers import ops
+from fastlayers.runtime.threads import set_num_threads
 
 LABELLED = ("cross_entropy", "nll_loss")
 
@@ -129,3 +130,13 @@ def test_exponential_is_within_an_ulp_and_a_half(dtype):
     ulps = np.abs(probability - expected) / np.spacing(np.maximum(expected, np.finfo(dtype).tiny))
     assert ulps.max() <= 3  # exponential, sum, quotient and product
     assert probability[-1] == probability[-2] == 0 and probability[-3] == 0.5
+
+
+def test_threads_share_the_check_of_many_targets():
+    check_threads(labelled("cross_entropy", (20000, 3), True))
+    x, target = np.zeros((20000, 3)), np.zeros(20000, np.int64)
+    target[19990] = 3
+    for threads in (1, 3):
+        set_num_threads(threads)
+        with pytest.raises(ValueError, match="target must"):
+            ops.cross_entropy(x, target)

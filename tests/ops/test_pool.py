@@ -114,6 +114,18 @@ def test_threads_write_their_own_rows_only(channels, window):
         compare(other, results[0], (0, 0))
 
 
+@pytest.mark.parametrize("channels", [3, 33])
+@pytest.mark.parametrize("window", [{"kernel_size": 3, "stride": 2, "padding": 1}, None], ids=str)
+def test_threads_share_the_rows_of_an_image(channels, window):
+    shape = (2, channels, 91, 47)
+    dy = np.ones((2, channels, *((46, 24) if window else (1, 1))), np.float32)
+    name = "avg_pool2d_backward" if window else "adaptive_avg_pool2d_backward"
+    want = getattr(reference, name)(dy, shape, **(window or {}))
+    for threads in (1, 2, 3):
+        set_num_threads(threads)
+        compare({"dx": getattr(ops, name)(dy, shape, **(window or {}))}, {"dx": want})
+
+
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_nothing_is_written_beside_the_results(channels, monkeypatch):
     guarded = []

@@ -112,15 +112,38 @@ def test_relu_raises_negative_values_and_keeps_nan(tile):
     assert np.isnan(forward(x, weight, bias, (1, 1), tile, relu=True)[0, 0, 0]).all()
 
 
-@pytest.mark.parametrize("shape", [(16, 16, 16, 32, 16), (2, 9, 7, 256, 304)], ids=str)
+# Of the last two, many threads share blocks and chunks, or panels.
+@pytest.mark.parametrize(
+    "shape",
+    [(16, 16, 16, 32, 16), (2, 9, 7, 256, 304), (8, 17, 18, 40, 72), (16, 6, 7, 48, 272)],
+    ids=str,
+)
 def test_threads_do_not_change_results(shape):
     arrays, results = draw(shape, (1, 1), np.float32), []
-    for threads in (1, 2, 4):
+    for threads in (1, 2, 4, 16):
         set_num_threads(threads)
         results.append(run(*arrays, (1, 1), 4))
     for other in results[1:]:
         for value, first in zip(other, results[0], strict=True):
             np.testing.assert_array_equal(value, first)
+
+
+# ResNet-20's and ResNet-18's: N, H, W, C = M.
+@pytest.mark.parametrize(
+    "sizes", [(128, 16, 16, 32), (128, 8, 8, 64), (16, 28, 28, 128), (16, 14, 14, 256)], ids=str
+)
+def test_threads_that_share_have_many_tasks(sizes):
+    channels = sizes[3]
+    made = Winograd(shaped(sizes, (channels, channels, 3, 3), (1, 1), size=4))
+    forward, weight = made._forward, made._backward_weight
+    panels = -(-channels // (2 * forward.tiles.lanes))
+    step = forward._step()
+    groups, size = forward._shared(step)
+    assert groups <= panels
+    assert -(-forward.tiles.total // step) * groups * -(-step // size) >= 48
+    span = weight._span()
+    blocks = -(-channels // weight._shared_rows(span))
+    assert -(-forward.tiles.total // span) * panels * blocks >= 48
 
 
 @pytest.mark.parametrize("tile", [2, 4])

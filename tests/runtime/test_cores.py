@@ -115,22 +115,44 @@ def test_without_control_groups(root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "allowed", "quota", "expected"),
+    ("count", "allowed", "physical", "quota", "expected"),
     [
-        (8, 8, None, (8, "all cores")),
-        (8, 8, 8, (8, "all cores")),
-        (8, 3, None, (3, "affinity")),
-        (8, 3, 3, (3, "affinity")),
-        (8, 6, 2, (2, "CPU quota")),
-        (4, 8, 9, (4, "all cores")),
-        (None, 1, None, (1, "all cores")),
+        (8, 8, None, None, (8, "all cores")),
+        (8, 8, 8, 8, (8, "all cores")),
+        (8, 3, None, None, (3, "affinity")),
+        (8, 3, 3, 3, (3, "affinity")),
+        (8, 6, 3, None, (3, "physical cores")),
+        (8, 8, 4, 4, (4, "physical cores")),
+        (8, 6, 3, 2, (2, "CPU quota")),
+        (8, 6, None, 2, (2, "CPU quota")),
+        (4, 8, None, 9, (4, "all cores")),
+        (None, 1, None, None, (1, "all cores")),
+        (2, 2, 1, None, (1, "physical cores")),
     ],
 )
-def test_the_least_limit_counts(monkeypatch, count, allowed, quota, expected):
+def test_the_smallest_limit_counts(monkeypatch, count, allowed, physical, quota, expected):
     monkeypatch.setattr(os, "cpu_count", lambda: count)
     monkeypatch.setattr(cores, "affinity", lambda: set(range(allowed)))
-    monkeypatch.setattr(cores, "quota", lambda: quota)
+    monkeypatch.setattr(cores.topology, "physical", lambda logical, root: physical)
+    monkeypatch.setattr(cores, "quota", lambda root: quota)
     assert cores.available() == expected
+
+
+def test_files_of_one_root_decide(root, monkeypatch):
+    """A container with a quota of 3 of 8 hyperthreads, of which 4 are on the same 2 cores."""
+    files = {"sys/fs/cgroup/cpu.max": "300000 100000\n"}
+    for n in range(8):
+        pair = f"{n % 4},{n % 4 + 4}\n"
+        files[f"sys/devices/system/cpu/cpu{n}/topology/core_cpus_list"] = pair
+    folder = root("0::/\n", VERSION_2.format("/"), **files)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    for allowed, expected in (
+        (range(8), (3, "CPU quota")),
+        ((1, 2, 5, 6), (2, "physical cores")),
+        ((0, 1), (2, "affinity")),
+    ):
+        monkeypatch.setattr(cores, "affinity", lambda allowed=allowed: set(allowed))
+        assert cores.available(folder) == expected
 
 
 def test_affinity(monkeypatch):

@@ -1,11 +1,14 @@
-"""Each threading layer of Numba: threads at once, nested calls, fork, spawn, and idle threads."""
+"""The pool and each threading layer of Numba: threads at once, nested, fork, spawn, and idle."""
 
 import importlib
 import os
 
 import pytest
 
-LAYERS = {"omp": "omppool", "tbb": "tbbpool", "workqueue": "workqueue"}
+from fastlayers.runtime.system import has_futex
+
+# The library's own threads, and Numba's layers with their modules.
+LAYERS = {"pool": None, "omp": "omppool", "tbb": "tbbpool", "workqueue": "workqueue"}
 # All three ops ask for two threads.
 OPS = """
 import multiprocessing, os, signal, sys, threading, time
@@ -14,6 +17,7 @@ import numba
 import numpy as np
 import fastlayers as fl
 from fastlayers import ops
+from fastlayers.runtime.parallel import threading_layer
 
 fl.set_num_threads(2)
 rng = np.random.default_rng(0)
@@ -34,7 +38,7 @@ from fastlayers.reference import conv2d
 np.testing.assert_allclose(expected[0], conv2d(image, weight), rtol=1e-4, atol=1e-3)
 assert np.array_equal(expected[1], np.maximum(x, 0))
 np.testing.assert_allclose(expected[2], (x - 1) / 2, rtol=1e-5)
-assert numba.threading_layer() == os.environ["NUMBA_THREADING_LAYER"]
+assert threading_layer() == os.environ["LAYER"]
 """
 THREADS = """
 with ThreadPoolExecutor(8) as pool:
@@ -100,9 +104,9 @@ assert nested(0)
 with ThreadPoolExecutor(4) as pool:
     assert all(pool.map(nested, range(4)))
 """
-# CPU time that other threads use while this one sleeps, which NumPy's BLAS could have. Those of GNU
-# OpenMP look for the next region for 3 ms, others not; one that did so for good would use 0.5 s,
-# and what a busy machine counts besides was 0.1.
+# CPU time that other threads use while this one sleeps, which NumPy's BLAS could have. Those of the
+# pool look for the next region for 1 ms, those of GNU OpenMP for 3 ms, others not; one that did so
+# for good would use 0.5 s, and what a busy machine counts besides was 0.1.
 IDLE = """
 ops.relu(x)
 used = time.process_time()
@@ -114,15 +118,24 @@ assert used < 0.3, used
 
 @pytest.fixture(params=LAYERS)
 def layer(request):
+    if request.param == "pool":
+        if not has_futex():
+            pytest.skip("needs Linux on a CPU of 64 bits")
+        return {"LAYER": "pool", "FASTLAYERS_THREADING": "pool"}
     try:
         importlib.import_module(f"numba.np.ufunc.{LAYERS[request.param]}")
     except ImportError as error:
         pytest.skip(str(error))
-    return request.param
+    return {
+        "LAYER": request.param,
+        "FASTLAYERS_THREADING": "numba",
+        "NUMBA_THREADING_LAYER": request.param,
+        "NUMBA_NUM_THREADS": 2,
+    }
 
 
 def check(run, layer, code):
-    result = run(OPS + USED + code, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS=2)
+    result = run(OPS + USED + code, **layer)
     assert result.returncode == 0, result.stderr
     # Numba warns of a fork from a second thread with TBB, which is not used in the child.
     lines = [
@@ -141,5 +154,5 @@ def test_pools(run, layer, tmp_path):
     (tmp_path / "pool.py").write_text(OPS + USED + POOL)
     main = f"import runpy, sys; sys.argv[1:] = {methods}\n"
     main += f"runpy.run_path({str(tmp_path / 'pool.py')!r}, run_name='__main__')"
-    result = run(main, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS=2)
+    result = run(main, **layer)
     assert result.returncode == 0 and not result.stderr, result.stderr

@@ -57,6 +57,7 @@ assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
 """
 
 
-def test_threading_layer_in_a_forked_child(run):
-    result = run(FORK)
+@pytest.mark.parametrize("threading", ["auto", "numba"])
+def test_threading_layer_in_a_forked_child(run, threading):
+    result = run(FORK, FASTLAYERS_THREADING=threading)
     assert result.returncode == 0, result.stderr

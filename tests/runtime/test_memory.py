@@ -1,4 +1,5 @@
 import gc
+import mmap
 import subprocess
 import sys
 import threading
@@ -73,6 +74,18 @@ def test_zeros_of_a_used_block():
     memory.empty(LARGE, np.uint8).fill(7)
     assert free_blocks() == 1
     assert not memory.zeros(LARGE, np.uint8).any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts page faults as Linux does")
+def test_zeros_of_a_new_block_are_not_touched():
+    resource, pages = pytest.importorskip("resource"), 256
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    zeros = memory.zeros(pages * mmap.PAGESIZE, np.uint8)
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before < pages // 2
+    assert not zeros.any()
+    zeros.fill(1)
+    del zeros
+    assert not memory.zeros(pages * mmap.PAGESIZE, np.uint8).any()
 
 
 def test_statistics_and_empty_cache():

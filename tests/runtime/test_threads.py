@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,8 +10,8 @@ from numba import njit
 import fastlayers as fl
 from fastlayers import ops
 from fastlayers.__main__ import main
-from fastlayers.runtime import threads
-from fastlayers.runtime.parallel import parallel_for
+from fastlayers.runtime import cores, threads, topology
+from fastlayers.runtime.parallel import POOL, parallel_for
 from fastlayers.runtime.threads import workers_for
 
 
@@ -123,10 +124,10 @@ def nested(out, workers):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_nested_regions_run_serially(workers):
+def test_nested_regions(workers):
     out = np.zeros((50, 10), np.int64)
     nested(out, workers)
-    if workers == 2:  # the inner region's only worker is 0
+    if workers == 2 and not POOL:  # the inner region's only worker is 0
         np.testing.assert_array_equal(out.ravel(), np.arange(500))
     assert (out - np.arange(500).reshape(50, 10) <= 1).all()
 
@@ -188,7 +189,7 @@ if pid == 0:
 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 sys.exit(code or not np.array_equal(ops.conv2d(x, w), want))
 """
-POOL = """
+CHILDREN = """
 with multiprocessing.get_context({method!r}).Pool(1) as pool:
     sys.exit(not np.array_equal(pool.apply(ops.conv2d, (x, w)), want))
 """
@@ -196,7 +197,7 @@ with multiprocessing.get_context({method!r}).Pool(1) as pool:
 
 @pytest.mark.parametrize(
     "code",
-    [FORK, POOL.format(method="fork"), POOL.format(method="spawn")],
+    [FORK, CHILDREN.format(method="fork"), CHILDREN.format(method="spawn")],
     ids=["os", "fork", "spawn"],
 )
 def test_child_processes(run, code):
@@ -245,3 +246,45 @@ def test_info_says_what_set_the_number(capsys):
     assert main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["threads"], found["threads set by"]) == (2, "set_num_threads")
+
+
+def test_info_says_what_the_machine_has(capsys, monkeypatch):
+    levels = [topology.Cache("L1d", 49152, 1), topology.Cache("L2", 2 << 20, 4)]
+    monkeypatch.setattr(topology, "caches", lambda: levels)
+    monkeypatch.setattr(topology, "online", lambda: set(range(8)))
+    monkeypatch.setattr(topology, "physical", lambda logical: len(logical) // 2)
+    monkeypatch.setattr(cores, "affinity", lambda: {0, 1, 4, 5})
+    monkeypatch.setattr(cores, "quota", lambda: 3)
+    main(["info"])
+    out = capsys.readouterr().out
+    for line in (
+        r"^caches +L1d 48 KiB, L2 2048 KiB shared by 4 logical cores$",
+        r"^cores +8 logical, 4 physical; this process may use 4 logical, 2 physical$",
+        r"^CPU quota +3 cores$",
+    ):
+        assert re.search(line, out, re.MULTILINE), out
+    main(["info", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["caches"] == {
+        "L1d": {"bytes": 49152, "cores": 1},
+        "L2": {"bytes": 2 << 20, "cores": 4},
+    }
+    count = {"logical": 8, "physical": 4, "allowed": 4, "allowed physical": 2}
+    assert found["cores"] == count and found["CPU quota"] == 3
+
+
+def test_info_where_the_system_says_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(topology, "caches", list)
+    for name in ("online", "physical"):
+        monkeypatch.setattr(topology, name, lambda *logical: None)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(cores, "affinity", lambda: {0})
+    monkeypatch.setattr(cores, "quota", lambda: None)
+    main(["info"])
+    out = capsys.readouterr().out
+    for line in (
+        r"^caches +unknown$",
+        r"^cores +2 logical, unknown physical; this process may use 1 logical, unknown physical$",
+        r"^CPU quota +none$",
+    ):
+        assert re.search(line, out, re.MULTILINE), out

@@ -103,12 +103,13 @@ EXACT = (
         for s in (1, 2)
     ),
     conv((1, 2, 5, 211), (3, 2, 3, 3), padding=1),
+    *(conv((2, 31, 41, 29), (67, 31, 3, 3), padding=1, stride=s) for s in (1, 2)),
     *(conv((n, c, 20, 19), (m, c, 3, 3), padding=1) for n in (1, 2) for c, m in ((5, 67), (67, 5))),
     *(conv((1, 2 * c, 14, 13), (2 * c, c, 3, 3), groups=2) for c in (31, 67)),
     # Rows of so many channels that a slab holds one image, and one chunk of the weight's gradient
     # one slab, several or all.
     *(conv((n, 1024, 8, 8), (m, 1024, 1, 1)) for n, m in ((5, 31), (8, 97), (3, 800))),
-    conv((18, 600, 8, 8), (1, 600, 3, 3), padding=1),
+    conv((26, 600, 8, 8), (1, 600, 3, 3), padding=1),
     conv((13, 500, 2, 2), (769, 500, 3, 3), padding=1),
     # Blocks of k: a long run, many short ones, and both for each of the three passes.
     *(conv((1, c, 3, 3), (5, c, 1, 1)) for c in DEPTHS),

@@ -15,7 +15,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from cases import DTYPES, compare
+from cases import DTYPES, compare, conv
 from churn import Churn
 from guards import CALLS, POISONS, Endless, Guarded, channels_last, served
 from specs import SPECS
@@ -68,6 +68,30 @@ def test_nothing_is_written_beyond_arrays_or_read_before_it_is_written(name, eff
                 assert_same_bits(CALLS[name](np.copy, dtype), expected)
             figures.count(CHAPTER, "arrays between guard bytes", guarded.check())
         figures.count(CHAPTER, "calls with guard bytes and poison", len(POISONS))
+
+
+# Winograd's blocks and chunks, and panels, that many threads share; a direct convolution's blocks.
+@pytest.mark.parametrize(
+    ("x", "weight", "options"),
+    [
+        ((8, 40, 17, 18), (72, 40, 3, 3), {"padding": 1, "algorithm": "winograd"}),
+        ((16, 48, 6, 7), (272, 48, 3, 3), {"padding": 1, "algorithm": "winograd"}),
+        ((4, 72, 14, 14), (200, 72, 3, 3), {"padding": 1, "stride": 2}),
+    ],
+)
+def test_many_threads_stay_inside_of_arrays(x, weight, options):
+    case = conv(x, weight, **options)
+    arrays = case.arrays(np.float32)
+    expected = case.run(ops, arrays)
+    threads.set_num_threads(11)
+    try:
+        for poison in POISONS:
+            guarded = Guarded(poison)
+            with served(guarded.empty):
+                assert_same_bits(case.run(ops, arrays), expected)
+            guarded.check()
+    finally:
+        threads.set_num_threads(2)
 
 
 def python(*arguments, **variables):

@@ -19,9 +19,10 @@ from fastlayers.kernels.conv.grouped_tile import (
     correlate_tile,
     weight_tile,
 )
+from fastlayers.kernels.conv.parts import sum_parts, sum_workers
 from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import add_run, clear_run, flat, prefetch_run
+from fastlayers.kernels.ir.runs import clear_run, flat, prefetch_run
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
@@ -124,8 +125,8 @@ def _steps_inside(facts, first, last, row):
 
 
 @kernel
-def _pack_taps(weight, facts, packed):
-    """Pack a flat (M, C/G, R*S) weight as ``[vector][tap][lane]``.
+def _pack_taps(v, worker, weight, facts, packed):
+    """Pack one vector of a flat (M, C/G, R*S) weight as ``[vector][tap][lane]``.
 
     Lanes are channels that are written: those of M, or of C for the input gradient.
     """
@@ -136,15 +137,14 @@ def _pack_taps(weight, facts, packed):
     out_stride, in_stride = group_in * facts.kernel, facts.kernel
     if facts.transposed:
         out_stride, in_stride = facts.kernel, group_out * facts.kernel
-    for v in range(_vectors(sizes)):
-        first, at = _first_group(sizes, v), v * count * lanes
-        for lane in range(per_vector * group_out):
-            source = (first + lane // group_out) * group_stride + lane % group_out * out_stride
-            for k in range(count):
-                packed[at + k * lanes + lane] = weight[source + taps[k, 0] + taps[k, 1] * in_stride]
-        for lane in range(per_vector * group_out, lanes):
-            for k in range(count):
-                packed[at + k * lanes + lane] = 0
+    first, at = _first_group(sizes, v), v * count * lanes
+    for lane in range(per_vector * group_out):
+        source = (first + lane // group_out) * group_stride + lane % group_out * out_stride
+        for k in range(count):
+            packed[at + k * lanes + lane] = weight[source + taps[k, 0] + taps[k, 1] * in_stride]
+    for lane in range(per_vector * group_out, lanes):
+        for k in range(count):
+            packed[at + k * lanes + lane] = 0
 
 
 @kernel
@@ -213,7 +213,8 @@ def correlate(x, weight, bias, facts, call, packed, y):
     `facts` are `Facts`, `call` is a `Call`; the weight is packed to `packed`.
     """
     facts, call = named(Facts, facts), named(Call, call)
-    _pack_taps(weight, facts, packed)
+    few = sum_workers(packed.size, call.workers)
+    parallel_for(_pack_taps, _vectors(facts.sizes), few, (weight, facts, packed))
     pieces = (facts.phases[0, 2] + facts.piece_rows - 1) // facts.piece_rows
     arguments = ((x, packed, bias, y), facts, call.floor)
     parallel_for(_correlate_piece, facts.sizes.images * pieces, call.workers, arguments)
@@ -268,21 +269,18 @@ def _weight_row(row, x, dy, facts, sums, sums_at):
 
 
 @kernel
-def _unpack_taps(sums, facts, dw, db):
-    """The weight gradient (M, C/G, R*S) and bias gradient of their sums, all flat."""
+def _unpack_taps(v, worker, sums, facts, dw, db):
+    """One vector of the weight gradient (M, C/G, R*S) and bias gradient of their sums, all flat."""
     sizes, taps, lanes = facts.sizes, facts.taps, lanes_of(sums)
     group_in, group_out = sizes.read // sizes.groups, sizes.written // sizes.groups
-    at = 0
-    for v in range(_vectors(sizes)):
-        first = _first_group(sizes, v) * group_out
-        for k in range(taps.shape[0]):
-            for lane in range(sizes.per_vector * group_out):
-                place = ((first + lane) * group_in + taps[k, 1]) * facts.kernel + taps[k, 0]
-                dw[place] = sums[at + lane]
-            at += lanes
+    first, at = _first_group(sizes, v) * group_out, v * (taps.shape[0] + 1) * lanes
+    for k in range(taps.shape[0]):
         for lane in range(sizes.per_vector * group_out):
-            db[first + lane] = sums[at + lane]
+            place = ((first + lane) * group_in + taps[k, 1]) * facts.kernel + taps[k, 0]
+            dw[place] = sums[at + lane]
         at += lanes
+    for lane in range(sizes.per_vector * group_out):
+        db[first + lane] = sums[at + lane]
 
 
 @kernel
@@ -295,6 +293,6 @@ def correlate_weight(x, dy, facts, workers, parts, dw, db):
     facts = named(Facts, facts)
     parallel_for(_weight_chunk, parts.shape[0], workers, (x, dy, facts, parts))
     sums, size = flat(parts), parts.shape[1]
-    for chunk in range(1, parts.shape[0]):
-        add_run(sums, 0, sums, chunk * size, size)
-    _unpack_taps(sums, facts, dw, db)
+    sum_parts(sums, parts.shape[0], size, workers)
+    few = sum_workers(size, workers)
+    parallel_for(_unpack_taps, _vectors(facts.sizes), few, (sums, facts, dw, db))

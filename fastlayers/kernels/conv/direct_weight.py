@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastlayers.kernels.conv.parts import sum_parts, sum_workers
 from fastlayers.kernels.conv.slabs import ImageSize, Slabs, open_slab, slab_at
 from fastlayers.kernels.gemm.gemm import gemm, panel_width, prepare_gemm
 from fastlayers.kernels.gemm.operands import FETCH, Bias, Block, Epilogue, Left, Right, Size, Target
@@ -115,10 +116,13 @@ def _few_channels_task(task, worker, x, dy, zeros, facts, work, parts):
 
 
 @kernel
-def _sum_chunks(row, worker, parts, chunks, rows, length):
-    """Add one row of all chunks to that of the first, in order."""
+def _sum_channel(m, worker, parts, shape, side, dw):
+    """Add all chunks of one output channel in order, and swap (R*S, C) to (C, R*S)."""
+    chunks, channels, taps, depth = shape
+    length = taps * depth
     for chunk in range(1, chunks):
-        add_run(parts, row * length, parts, (chunk * rows + row) * length, length)
+        add_run(parts, m * length, parts, (chunk * channels + m) * length, length)
+    swap_axes_image(m, worker, parts, (taps, depth), side, dw)
 
 
 @kernel
@@ -143,12 +147,12 @@ def conv2d_backward_weight(x, dy, zeros, facts, workers, work, parts, dw):
     m, taps, depth = facts.target.channels, facts.taps, facts.source.channels // facts.groups
     if facts.few_channels:
         parallel_for(_few_channels_task, facts.tasks, workers, arguments)
-        parallel_for(
-            _sum_chunks, facts.block_rows, workers, (parts, facts.chunks, facts.block_rows, m)
-        )
-        parallel_for(_spread_cells, m, workers, (parts, (depth, taps, m), dw))
+        size = facts.block_rows * m
+        sum_parts(parts, facts.chunks, size, workers)
+        few = sum_workers(size, workers)
+        parallel_for(_spread_cells, m, few, (parts, (depth, taps, m), dw))
         return
     parallel_for(_weight_task, facts.tasks, workers, arguments)
-    parallel_for(_sum_chunks, m, workers, (parts, facts.chunks, m, taps * depth))
-    # (R, S, C) to (C, R, S)
-    parallel_for(swap_axes_image, m, workers, (parts, (taps, depth), square_side(dw), dw))
+    few = sum_workers(facts.chunks * dw.size, workers)
+    shape = (facts.chunks, m, taps, depth)
+    parallel_for(_sum_channel, m, few, (parts, shape, square_side(dw), dw))

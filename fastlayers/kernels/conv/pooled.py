@@ -15,6 +15,7 @@ import math
 from typing import Any, NamedTuple
 
 from fastlayers.kernels.conv.padded import Images, load_image
+from fastlayers.kernels.conv.parts import sum_parts, sum_workers
 from fastlayers.kernels.conv.pooled_tile import PooledGradients, Sums, add_fields, mix_rows
 from fastlayers.kernels.gemm.gemm import gemm, panel_width, prepare_gemm
 from fastlayers.kernels.gemm.operands import STORE, Bias, Epilogue, Left, Right, Size, Target
@@ -164,7 +165,6 @@ class Places(NamedTuple):
 
     chunk_sums: int  # of one chunk
     placed: int  # the weight, moved to its place for each cell
-    by_tap: int  # the weight of a filter, with its channels innermost
     workers: int
     worker_elements: int
 
@@ -193,24 +193,26 @@ class GradientCall(NamedTuple):
 
 
 @kernel
-def _place_weight(weight, filters, sizes, facts, work):
-    """The weight as (M, cell, field), each where its window's cell sees it.
+def _place_filter(k, worker, weight, sizes, facts, work):
+    """A filter as (cell, field), each where its window's cell sees it.
 
-    ``sizes = (channels, elements of a placed field)``.
+    ``sizes = (channels, elements of a placed field)``. The worker's memory has room for the filter
+    with its channels innermost.
     """
-    (depth, row), (taps, field, places) = sizes, facts
+    depth, row = sizes
+    taps, field, places = facts.taps, facts.field, facts.places
     cells_at = field.pooled_count + field.cell_count
     count, length = taps.rows * taps.columns, taps.columns * depth
-    for k in range(filters):
-        for c in range(depth):
-            for tap in range(count):
-                work[places.by_tap + tap * depth + c] = weight[(k * depth + c) * count + tap]
-        for cell in range(field.cell_count):
-            at = places.placed + (k * field.cell_count + cell) * row
-            clear_run(work, at, row)
-            for r in range(taps.rows):
-                place = at + field.table[cells_at + cell] + r * field.row_elements
-                copy_run(work, place, work, places.by_tap + r * length, length)
+    by_tap = places.workers + worker * places.worker_elements
+    for c in range(depth):
+        for tap in range(count):
+            work[by_tap + tap * depth + c] = weight[(k * depth + c) * count + tap]
+    for cell in range(field.cell_count):
+        at = places.placed + (k * field.cell_count + cell) * row
+        clear_run(work, at, row)
+        for r in range(taps.rows):
+            place = at + field.table[cells_at + cell] + r * field.row_elements
+            copy_run(work, place, work, by_tap + r * length, length)
 
 
 @kernel
@@ -269,19 +271,18 @@ def _input_gradient(n, outputs, facts, relu, work, image, dx):
 
 
 @kernel
-def _unpack_sums(taps, sizes, work, dw, db):
-    """Weight (M, C, R, S) and bias gradients of the first chunk's sums.
+def _unpack_sums(k, worker, taps, sizes, work, dw, db):
+    """One filter's weight (M, C, R, S) and bias gradients of the first chunk's sums.
 
     ``sizes = (channels, elements of a row of sums, of a filter's sums)``.
     """
     depth, row, size = sizes
-    for k in range(db.size):
-        for r in range(taps.rows):
-            for s in range(taps.columns):
-                for c in range(depth):
-                    place = ((k * depth + c) * taps.rows + r) * taps.columns + s
-                    dw[place] = work[k * size + r * row + s * depth + c]
-        db[k] = work[db.size * size + k]
+    for r in range(taps.rows):
+        for s in range(taps.columns):
+            for c in range(depth):
+                place = ((k * depth + c) * taps.rows + r) * taps.columns + s
+                dw[place] = work[k * size + r * row + s * depth + c]
+    db[k] = work[db.size * size + k]
 
 
 @kernel
@@ -295,14 +296,17 @@ def conv2d_max_pool2d_backward(outputs, x, weight, facts, call, work, dx, weight
     depth, filters, taps = facts.images.channels, facts.filters, facts.taps
     if call.by_input:
         placed = facts.field.steps * len(facts.sums.field_vectors) * lanes_of(work)
-        where = (taps, facts.field, facts.places)
-        _place_weight(weight, filters, (depth, placed), where, work)
-    arguments = (outputs, x, facts, call, work, dx)
-    parallel_for(_gradients_chunk, facts.chunks, call.workers, arguments)
+        few = sum_workers(filters * facts.field.cell_count * placed, call.workers)
+        arguments = (weight, (depth, placed), facts, work)
+        parallel_for(_place_filter, filters, few, arguments)
+    images = (outputs, x, facts, call, work, dx)
+    parallel_for(_gradients_chunk, facts.chunks, call.workers, images)
     if not call.by_weight:
         return
-    for chunk in range(1, facts.chunks):
-        add_run(work, 0, work, chunk * facts.places.chunk_sums, facts.places.chunk_sums)
+    size = facts.places.chunk_sums
+    sum_parts(work, facts.chunks, size, call.workers)
     dw, db = weight_gradients
     row = len(facts.sums.vectors) * lanes_of(work)
-    _unpack_sums(taps, (depth, row, taps.steps * len(facts.sums.rows) * row), work, dw, db)
+    sizes = (depth, row, taps.steps * len(facts.sums.rows) * row)
+    few = sum_workers(size, call.workers)
+    parallel_for(_unpack_sums, filters, few, (taps, sizes, work, dw, db))

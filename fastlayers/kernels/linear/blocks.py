@@ -14,6 +14,7 @@ __all__ = ["PAD", "Blocked", "Sizes", "blocked", "blocked_size", "task_rows"]
 # Packed rows are this much longer than their block, so that the rows of a tile do not fall into
 # one set of the L1: at a distance of 16 KiB, 12 rows evict each other.
 PAD = 16
+PACKED_ROWS = 32  # of a block, that a task packs: 32 to 128 KiB
 
 
 class Sizes(NamedTuple):
@@ -39,8 +40,10 @@ def blocked_size(rows, k, block):
 
 
 @kernel
-def _pack_block(i, worker, x, rows, k, block, packed):
-    for row in range(rows):
+def _pack_rows(task, worker, x, rows, k, block, packed):
+    pieces = (rows + PACKED_ROWS - 1) // PACKED_ROWS
+    i, first = task // pieces, task % pieces * PACKED_ROWS
+    for row in range(first, min(first + PACKED_ROWS, rows)):
         at = (i * rows + row) * (block + PAD)
         move_run(0, packed, at, x, row * k + i * block, min(block, k - i * block))
 
@@ -50,7 +53,8 @@ def blocked(x, rows, k, block, workers, packed):
     """Pack a matrix to ``[block][row][block + PAD]`` if `packed` has room for it."""
     if packed.size == 0:
         return Blocked(x, block, k)
-    parallel_for(_pack_block, (k + block - 1) // block, workers, (x, rows, k, block, packed))
+    tasks = (k + block - 1) // block * ((rows + PACKED_ROWS - 1) // PACKED_ROWS)
+    parallel_for(_pack_rows, tasks, workers, (x, rows, k, block, packed))
     return Blocked(packed, rows * (block + PAD), block + PAD)
 
 

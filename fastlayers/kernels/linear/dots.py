@@ -93,7 +93,7 @@ def linear(x, weight, bias, floor, workers, packed, y):
     across = max(1, (batch + DOT_BATCH - 1) // DOT_BATCH)
     rows = max(1, (batch + across * FEW - 1) // (across * FEW)) * FEW
     ahead = weight.size * weight.itemsize > IN_CACHE
-    step = task_rows(n, across, DOT_ROWS, 48, 16 if ahead else 32)
+    step = task_rows(n, across, DOT_ROWS, 48, 32)
     tasks = (n + step - 1) // step * across
     cut = Cut(block, step, rows, ahead)
     arguments = (left, (flat(weight), bias), floor, sizes, cut, flat(y))

@@ -18,11 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import add_run, clear_run, view
+from fastlayers.kernels.ir.runs import add_run, flat, view
 from fastlayers.kernels.norm.matrix import (
     Channels,
     Facts,
     chunk_rows,
+    clear,
     repeat_channels,
     reversed_chunk,
     write_factors,
@@ -38,8 +39,10 @@ from fastlayers.kernels.norm.rows import (
     add_gradients,
     add_shifted,
     input_gradient,
+    merge_run,
     normalise,
 )
+from fastlayers.kernels.reduce import add_rows, sum_workers
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
@@ -67,6 +70,7 @@ FIXED, OWN, SHARED = 0, 1, 2
 BLOCK = 256
 # A first row four deviations from the mean would cost the variance 4 bits, a mean of four rows 2.
 PIVOT_ROWS = 4
+CHANNELS = 64  # of a task that merges statistics
 
 
 class StatisticsCall(NamedTuple):
@@ -105,38 +109,31 @@ class BackwardCall(NamedTuple):
 
 
 @kernel
-def _merge(count, mean, m2, more, more_mean, more_m2):
-    """Merge statistics of `more` values into those of `count`; arrays (channels,)."""
-    share = mean.dtype.type(more / (count + more))
-    weight = mean.dtype.type(count * (more / (count + more)))
-    for c in range(mean.size):
-        delta = more_mean[c] - mean[c]
-        mean[c] += delta * share
-        m2[c] += more_m2[c] + delta * delta * weight
+def _merge(table, left, right, gap, size, count, more):
+    """Merge statistics of `more` values into those of `count`; see `merge_run`."""
+    share = table.dtype.type(more / (count + more))
+    weight = table.dtype.type(count * (more / (count + more)))
+    merge_run(table, left, right, gap, size, share, weight)
 
 
 @kernel
-def merge_moments(parts, rows, stride, channels):
-    """Merge statistics by pairs, of pairs and so on, into the first row.
+def merge_moments(parts, facts, first, size):
+    """Merge the statistics of some channels by pairs of parts, of pairs and so on, into the first.
 
-    Each of the `rows`, `stride` elements apart in the flat array, holds ``[mean (channels), sum of
-    squared deviations (channels), count]``; a count may be 0.
+    The flat array holds ``[mean (channels), sum of squared deviations (channels)]`` of each chunk,
+    and then of the short row.
     """
-    step = 1
-    while step < rows:
-        for row in range(0, rows - step, 2 * step):
-            left, right = row * stride, (row + step) * stride
-            count, more = parts[left + 2 * channels], parts[right + 2 * channels]
+    facts = named(Facts, facts)
+    channels, number, step = facts.channels, facts.chunks + 1, 1
+    chunk_rows, long_rows = facts.span * facts.folds, facts.rows // facts.folds * facts.folds
+    while step < number:
+        for part in range(0, number - step, 2 * step):
+            start, middle = part * chunk_rows, min((part + step) * chunk_rows, long_rows)
+            end = min((part + 2 * step) * chunk_rows, long_rows)
+            more = (facts.rows if part + 2 * step >= number else end) - middle
             if more > 0:
-                _merge(
-                    count,
-                    view(parts, left, channels),
-                    view(parts, left + channels, channels),
-                    more,
-                    view(parts, right, channels),
-                    view(parts, right + channels, channels),
-                )
-                parts[left + 2 * channels] = count + more
+                left, right = 2 * channels * part + first, 2 * channels * (part + step) + first
+                _merge(parts, left, right, channels, size, middle - start, more)
         step *= 2
 
 
@@ -144,7 +141,7 @@ def merge_moments(parts, rows, stride, channels):
 def _mean_rows(x, at, rows, mean):
     """Mean of some rows, as their deviation from the first."""
     first, share = view(x, at, mean.size), x.dtype.type(1 / rows)
-    clear_run(mean, 0, mean.size)
+    clear(mean)
     for row in range(1, rows):
         values = view(x, at + row * mean.size, mean.size)
         for c in range(mean.size):
@@ -157,7 +154,7 @@ def _mean_rows(x, at, rows, mean):
 def _block_moments(x, rows, origin, pivot, moments):
     """Means, as differences from `origin`, and sums of squared deviations of a block's columns."""
     period = rows.width
-    clear_run(moments, 0, 2 * period)
+    clear(view(moments, 0, 2 * period))
     _mean_rows(x, rows.start, min(PIVOT_ROWS, rows.number), pivot)
     add_shifted(x, rows, pivot, moments)
     mean, m2 = view(moments, 0, period), view(moments, period, period)
@@ -170,16 +167,12 @@ def _block_moments(x, rows, origin, pivot, moments):
 
 
 @kernel
-def _moments_chunk(chunk, worker, x, facts, parts, work):
+def _moments_chunk(chunk, worker, x, facts, origin, parts, work):
     """Statistics of a chunk's long rows: of all columns, then of columns of one channel merged."""
     channels, period, start = facts.channels, facts.period, chunk * facts.span
-    stop = min(start + facts.span, facts.rows // facts.folds)
-    base = 6 * period * worker
-    mean, m2 = view(work, base, period), view(work, base + period, period)
-    origin, pivot = view(work, base + 4 * period, period), view(work, base + 5 * period, period)
-    for c in range(channels):
-        origin[c] = x[c]
-    repeat_channels(origin, facts, 0, 1)
+    width, stop = period, min(start + facts.span, facts.rows // facts.folds)
+    base = 5 * period * worker
+    pivot = view(work, base + 4 * period, period)
     count = 0
     while start < stop:
         n = min(BLOCK, stop - start)
@@ -188,19 +181,17 @@ def _moments_chunk(chunk, worker, x, facts, parts, work):
         rows = Rows(start * period, n, period)
         _block_moments(x, rows, origin, pivot, view(work, at, 2 * period))
         if count:
-            _merge(count, mean, m2, n, view(work, at, period), view(work, at + period, period))
+            _merge(work, base, at, period, period, count, n)
         count, start = count + n, start + n
-    while period > channels:  # halves of the row, down to one fold
-        period //= 2
-        upper, upper_m2 = view(mean, period, period), view(m2, period, period)
-        mean, m2 = view(mean, 0, period), view(m2, 0, period)
-        _merge(count, mean, m2, count, upper, upper_m2)
+    while width > channels:  # halves of the row, down to one fold
+        width //= 2
+        _merge(work, base, base + width, period, width, count, count)
         count *= 2
-    out = chunk * (2 * channels + 1)
+    mean, m2 = view(work, base, channels), view(work, base + period, channels)
+    out = view(parts, 2 * channels * chunk, 2 * channels)
     for c in range(channels):
-        parts[out + c] = mean[c]
-        parts[out + channels + c] = m2[c]
-    parts[out + 2 * channels] = count
+        out[c] = mean[c]
+        out[channels + c] = m2[c]
 
 
 @kernel
@@ -209,17 +200,47 @@ def _moments_of_short_row(x, facts, parts, out):
     rows, channels = facts.rows, facts.channels
     first = rows // facts.folds * facts.folds
     count = rows - first
+    if count == 0:
+        return
     for c in range(channels):
         mean = m2 = x.dtype.type(0)
         for row in range(first, rows):
             mean += x[row * channels + c] - x[c]
-        mean /= x.dtype.type(max(count, 1))
+        mean /= x.dtype.type(count)
         for row in range(first, rows):
             delta = (x[row * channels + c] - x[c]) - mean
             m2 += delta * delta
         parts[out + c] = mean
         parts[out + channels + c] = m2
-    parts[out + 2 * channels] = count
+
+
+@kernel
+def _finish_block(block, worker, x, running, call, parts, most, out):
+    """Merge the statistics of at most so many channels, and write those of the batch."""
+    facts, dtype = call.facts, out.dtype.type
+    channels, first = facts.channels, block * most
+    size = min(most, channels - first)
+    means, invstds = view(out, first, size), view(out, channels + first, size)
+    old_mean, old_var = view(running[0], first, size), view(running[1], first, size)
+    eps = dtype(call.eps)
+    if not call.of_batch:
+        for c in range(size):
+            means[c] = old_mean[c]
+            invstds[c] = dtype(1) / math.sqrt(old_var[c] + eps)
+        return
+    merge_moments(parts, facts, first, size)
+    origin, mean = view(x, first, size), view(parts, first, size)
+    m2 = view(parts, channels + first, size)
+    for c in range(size):
+        means[c] = origin[c] + mean[c]
+        invstds[c] = dtype(1) / math.sqrt(m2[c] / dtype(facts.rows) + eps)
+    if not math.isnan(call.update):
+        # Not running + update * (batch - running): of 1 nothing old may remain.
+        share = dtype(call.update)
+        keep = dtype(1) - share
+        for c in range(size):
+            old_mean[c] = keep * old_mean[c] + share * means[c]
+            old_var[c] = keep * old_var[c] + share * (m2[c] / dtype(facts.rows - 1))
 
 
 @kernel(unroll=True)
@@ -227,34 +248,27 @@ def batch_norm_statistics(x, running_mean, running_var, call, work, out):
     """Mean and ``1 / sqrt(var + eps)`` of each channel, into ``out[0]`` and ``out[1]``.
 
     `call` is a `StatisticsCall`. The running arrays are moved with the unbiased variance. `work`
-    holds (chunks + 1) * (2 * channels + 1) elements, and 6 * period a worker. Where the statistics
-    are the batch's, it is left with the means, as differences from the first pixel, and then the
-    sums of squared deviations.
+    holds (chunks + 1) * 2 * channels + period elements, and 5 * period a worker. Where the
+    statistics are the batch's, it is left with the means, as differences from the first pixel, and
+    then the sums of squared deviations.
     """
     call = named(StatisticsCall, call)
     facts, workers = call.facts, call.workers
-    rows, channels, chunks = facts.rows, facts.channels, facts.chunks
-    dtype, stride = out.dtype.type, 2 * channels + 1
-    parts = view(work, 0, (chunks + 1) * stride)
+    chunks, channels = facts.chunks, facts.channels
+    parts = view(work, 0, (chunks + 1) * 2 * channels)
     if call.of_batch:
-        scratch = view(work, parts.size, workers * 6 * facts.period)
-        parallel_for(_moments_chunk, chunks, workers, (x, facts, parts, scratch))
-        _moments_of_short_row(x, facts, parts, chunks * stride)
-        merge_moments(parts, chunks + 1, stride, channels)
-    for c in range(channels):
-        if call.of_batch:
-            mean, m2 = x[c] + parts[c], parts[channels + c]
-            var = m2 / dtype(rows)
-            if not math.isnan(call.update):
-                # Not running + update * (batch - running): of 1 nothing old may remain.
-                share = dtype(call.update)
-                keep = dtype(1) - share
-                running_mean[c] = keep * running_mean[c] + share * mean
-                running_var[c] = keep * running_var[c] + share * (m2 / dtype(rows - 1))
-        else:
-            mean, var = running_mean[c], running_var[c]
-        out[0, c] = mean
-        out[1, c] = dtype(1) / math.sqrt(var + dtype(call.eps))
+        origin = view(work, parts.size, facts.period)
+        for c in range(channels):
+            origin[c] = x[c]
+        repeat_channels(origin, facts, 0, 1)
+        scratch = view(work, parts.size + facts.period, workers * 5 * facts.period)
+        parallel_for(_moments_chunk, chunks, workers, (x, facts, origin, parts, scratch))
+        _moments_of_short_row(x, facts, parts, chunks * 2 * channels)
+    shared = call.of_batch and sum_workers(parts.size, workers) > 1
+    most = CHANNELS if shared else channels
+    arguments = (x, (running_mean, running_var), call, parts, most, flat(out))
+    blocks = (channels + most - 1) // most
+    parallel_for(_finish_block, blocks, workers if shared else 1, arguments)
 
 
 @kernel
@@ -290,7 +304,7 @@ def _gradients_chunk(chunk, worker, dy, x, mask, call, work):
     facts, mode = call.facts, call.mode
     factors, stream = Factors(work, facts.period), facts.stream_gradient
     sums = (5 + 2 * chunk) * facts.period
-    clear_run(work, sums, 2 * facts.period)
+    clear(view(work, sums, 2 * facts.period))
     for short in (False, True):
         rows = chunk_rows(short, chunk, facts)
         if mode == FROM_OUTPUT:
@@ -303,10 +317,8 @@ def _gradients_chunk(chunk, worker, dy, x, mask, call, work):
 
 @kernel
 def _add_folds(facts, sums):
-    """Add the chunks' sums, then the folds', into the first `channels` of either row."""
+    """Add the folds' sums into the first `channels` of either row."""
     period = width = facts.period
-    for chunk in range(1, facts.chunks):
-        add_run(sums, 0, sums, 2 * chunk * period, 2 * period)
     while width > facts.channels:
         width //= 2
         add_run(sums, 0, sums, width, width)
@@ -333,7 +345,7 @@ def _write_slopes(call, invstd, sums, grads, work):
     """Write slope and offset of each column: what passes through mean and variance."""
     facts = call.facts
     period = facts.period
-    clear_run(work, 3 * period, 2 * period)
+    clear(view(work, 3 * period, 2 * period))
     if call.statistics == FIXED:
         return
     for c in range(facts.channels):
@@ -365,6 +377,7 @@ def batch_norm_backward(dy, x, mask, channels, call, work, dx, grads):
     through = call.statistics
     if through != SHARED and (through == OWN or grads.size or mode == FROM_OUTPUT):
         parallel_for(_gradients_chunk, chunks, workers, (dy, x, mask, call, work))
+        add_rows(sums, 2 * period, chunks, workers)
         _add_folds(facts, sums)
         for c in range(grads.size // 2):
             grads[0, c] = sums[period + c] * invstd[c]

@@ -13,7 +13,15 @@ from fastlayers.kernels.ir.runs import copy_run
 from fastlayers.kernels.norm.rows import Rows
 from fastlayers.runtime.cache import kernel
 
-__all__ = ["Channels", "Facts", "chunk_rows", "repeat_channels", "reversed_chunk", "write_factors"]
+__all__ = [
+    "Channels",
+    "Facts",
+    "chunk_rows",
+    "clear",
+    "repeat_channels",
+    "reversed_chunk",
+    "write_factors",
+]
 
 
 class Facts(NamedTuple):
@@ -60,6 +68,13 @@ def chunk_rows(short, chunk, facts):
         return Rows(first * facts.period, last - first, facts.period)
     width = (facts.rows - long_rows * facts.folds) * facts.channels
     return Rows(long_rows * facts.period, int(last == long_rows), width)
+
+
+@kernel
+def clear(sums):
+    """Set all elements to 0, by LLVM's memset: the masked stores of `clear_run` take longer."""
+    for i in range(sums.size):
+        sums[i] = 0
 
 
 @kernel

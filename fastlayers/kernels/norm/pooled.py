@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import add_run, clear_run, view
-from fastlayers.kernels.norm.matrix import Channels, reversed_chunk, write_factors
+from fastlayers.kernels.ir.runs import view
+from fastlayers.kernels.norm.matrix import Channels, clear, reversed_chunk, write_factors
 from fastlayers.kernels.norm.window_loops import Facts, Pooled, Start
 from fastlayers.kernels.norm.windows import add_row, pool_row, spread_row
+from fastlayers.kernels.reduce import add_rows
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
@@ -44,19 +45,25 @@ class BackwardCall(NamedTuple):
 
 
 @kernel
-def _row_start(n, i, facts):
-    """Where row i of the windows of image n starts."""
-    image = (n * facts.height + i * facts.window_rows) * facts.width
-    row = n * (facts.height // facts.window_rows) + i
+def _chunk_rows(chunk, facts):
+    """The rows of windows of a chunk, counted through all images."""
+    rows = facts.images * (facts.height // facts.window_rows)
+    return range(chunk * facts.span, min((chunk + 1) * facts.span, rows))
+
+
+@kernel
+def _row_start(row, facts):
+    """Where a row of windows starts."""
+    rows = facts.height // facts.window_rows
+    image = (row // rows * facts.height + row % rows * facts.window_rows) * facts.width
     pooled = row * (facts.width // facts.window_columns)
     return Start(image * facts.channels, pooled * facts.channels)
 
 
 @kernel
 def _forward_chunk(chunk, worker, x, facts, factors, floor, pooled):
-    for n in range(chunk * facts.span, min((chunk + 1) * facts.span, facts.images)):
-        for i in range(facts.height // facts.window_rows):
-            pool_row(x, _row_start(n, i, facts), facts, factors, floor, pooled)
+    for row in _chunk_rows(chunk, facts):
+        pool_row(x, _row_start(row, facts), facts, factors, floor, pooled)
 
 
 @kernel(opt=3)
@@ -78,10 +85,9 @@ def batch_norm_max_pool2d(x, channels, call, work, y, cells):
 def _sums_chunk(chunk, worker, dy, pooled, x, call, work):
     facts = call.facts
     sums = view(work, (5 + 2 * chunk) * facts.channels, 2 * facts.channels)
-    clear_run(sums, 0, 2 * facts.channels)
-    for n in range(chunk * facts.span, min((chunk + 1) * facts.span, facts.images)):
-        for i in range(facts.height // facts.window_rows):
-            add_row(dy, pooled, x, _row_start(n, i, facts), facts, work, call.relu, sums)
+    clear(sums)
+    for row in _chunk_rows(chunk, facts):
+        add_row(dy, pooled, x, _row_start(row, facts), facts, work, call.relu, sums)
 
 
 @kernel
@@ -101,16 +107,16 @@ def _input_chunk(chunk, worker, dy, pooled, x, call, work, dx):
     rows, columns = height // facts.window_rows, width // facts.window_columns
     chunk = reversed_chunk(chunk, facts.chunks, call.workers)
     covered, below = columns * facts.window_columns, rows * facts.window_rows
-    for n in range(chunk * facts.span, min((chunk + 1) * facts.span, facts.images)):
-        for i in range(rows):
-            spread_row(dy, pooled, x, _row_start(n, i, facts), facts, work, call.relu, dx)
-            if covered < width:
-                row = n * height + i * facts.window_rows
-                for r in range(row, row + facts.window_rows):
-                    at = (r * width + covered) * channels
-                    _gradient_of_run(x, at, width - covered, channels, work, dx)
-        at, rest = (n * height + below) * width * channels, height - below
-        _gradient_of_run(x, at, rest * width, channels, work, dx)
+    for row in _chunk_rows(chunk, facts):
+        start = _row_start(row, facts)
+        spread_row(dy, pooled, x, start, facts, work, call.relu, dx)
+        if covered < width:
+            for r in range(facts.window_rows):
+                at = start.image + (r * width + covered) * channels
+                _gradient_of_run(x, at, width - covered, channels, work, dx)
+        if row % rows == rows - 1:
+            at = start.image + facts.window_rows * width * channels
+            _gradient_of_run(x, at, (height - below) * width, channels, work, dx)
 
 
 @kernel(opt=3)
@@ -130,9 +136,8 @@ def batch_norm_max_pool2d_backward(dy, pooled, x, channels, call, work, dx, grad
         parallel_for(_sums_chunk, chunks, call.workers, (dy, pooled, x, call, work))
         sums = view(work, 5 * size, 2 * max(chunks, 1) * size)
         if chunks == 0:
-            clear_run(sums, 0, 2 * size)
-        for chunk in range(1, chunks):
-            add_run(sums, 0, sums, 2 * chunk * size, 2 * size)
+            clear(sums)
+        add_rows(sums, 2 * size, chunks, call.workers)
         for c in range(size):
             grads[0, c] = sums[size + c] * invstd[c]
             grads[1, c] = sums[c]

@@ -28,6 +28,7 @@ __all__ = [
     "add_gradients",
     "add_shifted",
     "input_gradient",
+    "merge_run",
     "normalise",
 ]
 
@@ -191,6 +192,46 @@ def add_shifted(typingctx, x, rows, pivots, sums):
         return cgctx.get_dummy_value()
 
     return types.void(x, rows, pivots, sums), codegen
+
+
+@intrinsic
+def merge_run(typingctx, table, left, right, gap, size, share, weight):
+    """Merge means and sums of squared deviations from `right` on into those from `left` on.
+
+    The sums lie `gap` elements behind the means. With ``delta`` the difference of the means,
+    ``share * delta`` is added to the mean, and ``weight * delta^2`` and the other sum to the sum.
+    A loop over the elements would not be made of vectors, as LLVM can't tell the four runs apart.
+    """
+
+    def codegen(cgctx, builder, sig, args):
+        lanes = cpu.lanes(table.dtype.bitwidth // 8)
+        emit = Vectors(builder, cgctx.get_data_type(table.dtype), lanes)
+        first, second, gap, size = args[1:5]
+        share, weight = emit.splat(args[5]), emit.splat(args[6])
+        runs = [
+            element_pointer(cgctx, builder, table, args[0], at)
+            for at in (first, builder.add(first, gap), second, builder.add(second, gap))
+        ]
+
+        def body(at, mask) -> None:
+            mean, total, other_mean, other_total = (
+                emit.load_vector(builder.gep(run, [at]), mask=mask) for run in runs
+            )
+            delta = builder.fsub(other_mean, mean)
+            other_total = emit.fma(builder.fmul(delta, delta), weight, other_total)
+            mean, total = emit.fma(delta, share, mean), builder.fadd(total, other_total)
+            emit.store_vector(mean, builder.gep(runs[0], [at]), mask=mask)
+            emit.store_vector(total, builder.gep(runs[1], [at]), mask=mask)
+
+        wide = builder.and_(size, _i64(-lanes))
+        with cgutils.for_range_slice(builder, _i64(0), wide, _i64(lanes), _i64) as (at, _):
+            body(at, None)
+        with builder.if_then(builder.icmp_signed("<", wide, size)):
+            body(wide, emit.first_lanes(builder.sub(size, wide)))
+        return cgctx.get_dummy_value()
+
+    i8 = types.int64
+    return types.void(table, i8, i8, i8, i8, table.dtype, table.dtype), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -31,7 +31,7 @@ class Facts(NamedTuple):
     channels: int
     window_rows: int
     window_columns: int
-    span: int  # images of a chunk
+    span: int  # rows of windows of a chunk
     chunks: int
     stream_gradient: bool  # by non-temporal stores: then the channels fill aligned vectors
 

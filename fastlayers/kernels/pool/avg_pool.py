@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from fastlayers.kernels.ir.runs import add_run, clear_run, copy_run, flat
+from fastlayers.kernels.ir.runs import add_run, clear_run, copy_run, flat, view
 from fastlayers.kernels.pool.loops import Images, image_sizes, spilled_lanes
 from fastlayers.kernels.pool.windows_gradient import OutputGradient, gather_window
 from fastlayers.kernels.pool.windows_mean import (
@@ -202,34 +202,45 @@ def _repeat_run(dx, at, size, count):
 
 
 @kernel
-def _window_mean_backward_image(n, worker, dy, images, divisors, table, quotients, dx):
-    width, depth, ow = images.width, images.depth, images.out_width
-    # The gradient of each sum.
-    image = n * images.out_height * ow * depth
-    for i in range(images.out_height):
+def _quotient_rows(chunk, worker, dy, images, divisors, task_rows, quotients):
+    """The gradient of each sum of a window."""
+    depth, ow, first = images.depth, images.out_width, chunk * task_rows
+    for row in range(first, min(first + task_rows, dy.size // (ow * depth))):
         for j in range(ow):
-            at = image + (i * ow + j) * depth
+            at, divisor = (row * ow + j) * depth, divisors[row % images.out_height, j]
+            values, out = view(dy, at, depth), view(quotients, at, depth)
             for c in range(depth):
-                quotients[at + c] = dy[at + c] / divisors[i, j]
-    gradient, none = OutputGradient(quotients, None, None, image), dy.dtype.type(0)
+                out[c] = values[c] / divisor
+
+
+@kernel
+def _window_mean_backward_rows(task, worker, images, table, task_rows, quotients, dx):
+    width, depth, pieces = images.width, images.depth, (images.height + task_rows - 1) // task_rows
+    n, top = task // pieces, task % pieces * task_rows
+    bottom = min(top + task_rows, images.height)
+    image = n * images.out_height * images.out_width * depth
+    gradient, none = OutputGradient(quotients, None, None, image), dx.dtype.type(0)
     row_runs, column_runs = table[0], table[1]
     for k in range(row_runs):
         here = 2 + 4 * k
+        first, last = max(top, table[here]), min(bottom, table[here] + table[here + 1])
+        if first >= last:
+            continue
         rows = (table[here + 2], table[here + 3])
-        line = (n * images.height + table[here]) * width * depth
+        line = (n * images.height + first) * width * depth
         for m in range(column_runs):
             there = 2 + 4 * (row_runs + m)
             at = line + table[there] * depth
             columns = (table[there + 2], table[there + 3])
             gather_window((dx, at), gradient, table, rows, columns, depth, none)
             _repeat_run(dx, at, depth, table[there + 1] * depth)
-        for _ in range(1, table[here + 1]):
+        for _ in range(first + 1, last):
             copy_run(dx, line + width * depth, dx, line, width * depth)
             line += width * depth
 
 
 @kernel
-def window_mean_backward(dy, divisors, table, workers, quotients, dx):
+def window_mean_backward(dy, divisors, table, cut, workers, quotients, dx):
     """Give each input pixel the sum of ``dy[i, j] / divisors[i, j]`` of the windows that hold it.
 
     Parameters
@@ -241,11 +252,19 @@ def window_mean_backward(dy, divisors, table, workers, quotients, dx):
         each run of rows its first row, its length, and where in the table its windows begin and
         end; then the runs of columns alike; then for each window of a run its distance in elements
         from the first one, and 0.
-    workers : int
+    cut : (int, int)
+        Rows of dy that a task divides, and rows of dx of a task.
+    workers : (int, int)
+        For the division and for the rest.
     quotients : array
         Workspace of dy's size.
     dx : array
         (N, H, W, C).
     """
-    arguments = (flat(dy), image_sizes(dx, dy), divisors, table, quotients, flat(dx))
-    parallel_for(_window_mean_backward_image, dx.shape[0], workers, arguments)
+    images, (out_rows, task_rows) = image_sizes(dx, dy), cut
+    chunks = (dy.shape[0] * dy.shape[1] + out_rows - 1) // out_rows
+    arguments = (flat(dy), images, divisors, out_rows, quotients)
+    parallel_for(_quotient_rows, chunks, workers[0], arguments)
+    tasks = dx.shape[0] * ((images.height + task_rows - 1) // task_rows)
+    arguments = (images, table, task_rows, quotients, flat(dx))
+    parallel_for(_window_mean_backward_rows, tasks, workers[1], arguments)

@@ -11,6 +11,7 @@ from fastlayers.kernels import conv as kernels
 from fastlayers.kernels import gemm
 from fastlayers.ops.conv.shape import ConvShape
 from fastlayers.ops.conv.slabs import SLAB_PIXELS, SLAB_WORK, Axis, Cut
+from fastlayers.ops.cuts import chunks
 from fastlayers.runtime import cpu
 from fastlayers.runtime.facts import plain
 
@@ -18,8 +19,6 @@ __all__ = ["Columns", "Gather"]
 
 Pair = tuple[int, int]
 
-# Slabs, or blocks of output channels where there are few slabs, that make up for uneven threads.
-TASKS = 8
 # Larger images come from memory and go there. An output is written by non-temporal stores, which
 # saves reading what it replaces, and an input is copied, since a tile's 12 rows are more streams
 # than hardware prefetches: 1x1, 256 -> 64 channels, 9.6 to 8.9 ms.
@@ -53,14 +52,15 @@ class Gather:
         work = max(1, taps // (rows.step * columns.step)) * k * -(-n // lanes)
         least = max(SLAB_PIXELS, SLAB_WORK // work)
         pixels = source[0] * rows.count * columns.count
-        least = min(least, max(SLAB_PIXELS, pixels // (2 * TASKS)))
+        self.work = pixels * work * groups
+        wanted = chunks(self.work)  # slabs, or blocks of output channels where slabs are few
+        least = min(least, max(SLAB_PIXELS, pixels // wanted))
         large = math.prod(source) * itemsize > STREAM_BYTES
         copied = large or not (rows.inside and columns.inside)
         self.slabs = slabs = Cut.cut((source, itemsize), rows, columns, least, copied)
         panels = -(-n // width)
-        self.blocks = min(panels, -(-TASKS // max(1, slabs.count)))
-        self.tasks = slabs.count * self.blocks if rows.count and columns.count else 0
-        self.work = pixels * work * groups
+        self.blocks = max(1, min(panels, -(-wanted // max(1, slabs.count))))
+        self.slab_count = slabs.count if rows.count and columns.count else 0
         self.out_shape = (source[0], rows.out_size, columns.out_size, channels)
         stream = math.prod(self.out_shape) * itemsize > STREAM_BYTES and channels % lanes == 0
         stream = stream and n % lanes == 0 and rows.step * columns.step == 1
@@ -76,7 +76,7 @@ class Gather:
             self.blocks,
             rows.step,
             write,
-            self.tasks,
+            self.slab_count,
             self.phases,
             *tables,
         )

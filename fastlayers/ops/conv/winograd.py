@@ -14,6 +14,7 @@ import numpy as np
 from fastlayers.kernels import conv as kernels
 from fastlayers.ops.conv.algorithm import Algorithm, Pass
 from fastlayers.ops.conv.shape import ConvShape
+from fastlayers.ops.cuts import chunks
 from fastlayers.ops.layout import to_channels_last
 from fastlayers.runtime import cpu, memory, threads
 from fastlayers.runtime.facts import plain
@@ -27,6 +28,12 @@ __all__ = ["LEAST_CHANNELS", "LEAST_TERMS", "ForcedWinograd", "Winograd", "choos
 # 48 tiles: each block reads the whole transformed weight.
 BLOCK_BYTES = 768 * 1024
 LEAST_TILES = 48
+# Where threads share blocks, all of them have so many tasks, of which none has much fewer tiles or
+# rows of the weight gradient than this: each reads a panel again. With 128 tasks, the gradient of
+# 64 -> 64 channels takes 1.2 times as long as where each thread has a block, with 64 1.06 times.
+SHARED_TASKS = 64
+SHARED_TILES = 24
+LEAST_ROWS = 12
 # With fewer channels the transforms cost more than the products save.
 LEAST_CHANNELS = 16
 # A sum of few terms, as at an image's edge, may be so much smaller than the others of its tile that
@@ -37,8 +44,11 @@ WORK_BYTES = 8 * 1024 * 1024
 # Up to here the weight gradient is cut by its panels: 16 images of 7 x 7, 512 -> 512, take 18.0 ms
 # by panels and 20.9 by tiles (2 threads 10.0, 13.2); of 14 x 14, 256 -> 256, 21.5 and 16.3.
 PANEL_TILES = 128
-# Partial sums of the weight gradient: at most 16, and 64 MiB in all.
+# Partial sums of the weight gradient: at most 16, or more of as many tiles as this, and 64 MiB in
+# all. With 64, 64 -> 64 channels of 16 images of 56 x 56 take 1.19 times as long, 32 -> 32 of 128
+# of 16 x 16 1.29 times: each has 36 products for every 9 sums. So threads share chunks instead.
 CHUNKS = 16
+CHUNK_TILES = 256
 CHUNK_BYTES = 64 * 1024 * 1024
 # Results of this size are written by non-temporal stores. Forward and the batch norm that reads it
 # take 0.92 of the time at 8 MiB (16 channels; 2 threads 0.97), but up to 1.05 at 4; both gradients
@@ -228,7 +238,9 @@ class _Convolution(_Plan):
         large = size >= (STREAMED_GRADIENT if transposed else STREAMED)
         stream = int(large and lines and not self.by_panels)
         self.worker_elements = _whole_lines(elements)
-        facts = home.Facts(tiles, transposed, step, self.worker_elements, self.zeros, stream)
+        cut = self._shared(step)
+        share = self.worker_elements
+        facts = home.Facts(tiles, transposed, step, *cut, share, self.zeros, stream)
         self.facts = plain(facts)
         self.no_bias = np.zeros(tiles.filters, self.dtype)
         self.floors = tuple(self.dtype.type(floor) for floor in (-np.inf, 0))
@@ -240,6 +252,16 @@ class _Convolution(_Plan):
         fits = max(min(fits, WORK_BYTES // self.tile_bytes), 4)
         blocks = max(-(-total // fits), min(8, total // 24), 2)
         return -(-total // (blocks + blocks % 2) // 4) * 4 or 4
+
+    def _shared(self, step: int) -> Pair:
+        """Groups of panels of filters, and tiles, to cut blocks into where threads share them."""
+        tiles, wanted = self.tiles, chunks(self.work, most=SHARED_TASKS)
+        panels = -(-tiles.filters // (2 * tiles.lanes))
+        if self.by_panels:
+            return panels, _piece(tiles.total, -(-wanted // panels))
+        wanted = -(-wanted // max(1, -(-tiles.total // step)))  # tasks of a block
+        groups = -(-panels // max(1, panels // wanted))
+        return groups, _piece(step, -(-wanted // groups))
 
     def run(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool) -> np.ndarray:
         """Output of channels-last images."""
@@ -271,7 +293,8 @@ class _WeightGradient(_Plan):
             step = self._step(span)
             self.sums *= max(1, -(-tiles.total // span))
         self.worker_elements = _whole_lines(home.worker_elements(tiles, step))
-        self.facts = plain(home.Facts(tiles, step, span, self.worker_elements, self.zeros))
+        rows, share = self._shared_rows(span), self.worker_elements
+        self.facts = plain(home.Facts(tiles, step, span, rows, share, self.zeros))
         self.shape = shape.weight
 
     def _span(self) -> int:
@@ -279,9 +302,23 @@ class _WeightGradient(_Plan):
         tiles = self.tiles
         one = tiles.filters * 9 * tiles.channels * self.dtype.itemsize
         most = max(tiles.total // 64, min(2, tiles.total // 16))
-        chunks = max(1, min(CHUNKS, CHUNK_BYTES // one, most))
-        chunks += chunks > 1 and chunks % 2  # 3 would take two threads as long as 4
-        return max(1, -(-tiles.total // chunks))
+        most = max(min(CHUNKS, most), chunks(tiles.total, CHUNK_TILES))
+        parts = max(1, min(most, CHUNK_BYTES // one))
+        parts += parts > 1 and parts % 2  # 3 would take two threads as long as 4
+        return max(1, -(-tiles.total // parts))
+
+    def _shared_rows(self, span: int) -> int:
+        """Filters of a task where threads share chunks, or 0 where a chunk is one task."""
+        if self.by_panels:
+            return 0
+        home = kernels.winograd.weight
+        filters, rows = self.tiles.filters, cpu.tile_rows()
+        panels = -(-self.tiles.channels // (2 * self.tiles.lanes))
+        tasks = chunks(self.work, most=SHARED_TASKS) * span // max(1, self.tiles.total)
+        blocks = max(1, min(filters // LEAST_ROWS, -(-tasks // panels)))
+        if panels * blocks == 1:
+            return 0
+        return min(-(-filters // (blocks * rows)) * rows, int(home.GRADIENT_ROWS))
 
     def _step(self, span: int) -> int:
         """Tiles of a block: a chunk in equal parts."""
@@ -309,6 +346,12 @@ class _WeightGradient(_Plan):
 def _whole_lines(elements: int) -> int:
     """So many elements or a few more, which fill cache lines of any type."""
     return -(-elements // 16) * 16
+
+
+def _piece(step: int, wanted: int) -> int:
+    """Tiles of a task, where so many are `wanted` to share `step` of them."""
+    pieces = max(1, min(round(step / SHARED_TILES), wanted))
+    return -(-step // pieces // 12) * 12  # whole tiles of the GEMM
 
 
 def _stride(tiles: int, channels: int, lanes: int) -> int:

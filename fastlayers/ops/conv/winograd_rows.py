@@ -105,6 +105,7 @@ class Plan:
             channels=weight.depth,
             out_height=oh,
             out_width=ow,
+            top=top,
             left=left,
             tiles=tiles,
             pooled=pooled,

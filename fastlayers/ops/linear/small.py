@@ -7,6 +7,7 @@ from typing import cast
 import numpy as np
 
 from fastlayers.kernels import linear as kernels
+from fastlayers.ops.cuts import chunks
 from fastlayers.ops.linear.algorithm import Algorithm, Grads, LinearShape, Pass
 from fastlayers.ops.reduce import sum_chunks
 from fastlayers.runtime import cpu, memory, threads
@@ -23,8 +24,9 @@ SMALL, SMALL_FEW = 2 << 20, 512 << 10
 FEW_ROWS = 8
 # Rows, or outputs, of which a panel is at most 8 MiB.
 SMALL_DEPTH = 1 << 16
-# Multiply-adds of a task: 4 us, so that two threads end together and a task's start is nothing.
-TASK = 240_000
+# Multiply-adds of a task: 3 us, so that two threads end together and a task's start is nothing.
+TASK = 160_000
+TASKS = 32  # of one of two products, at most
 
 
 def _steps(m: int, n: int, k: int, workers: int, width: int) -> kernels.small.Steps:
@@ -34,7 +36,7 @@ def _steps(m: int, n: int, k: int, workers: int, width: int) -> kernels.small.St
     a few rows have whole rows, the same for a thread in each call: 32 to 24 us for the weight
     gradient of 4x1024 -> 256, and 50 in blocks of columns.
     """
-    tasks = min(16, max(1, m * n * k // TASK)) if workers > 1 else 1
+    tasks = chunks(m * n * k, TASK, TASKS) if workers > 1 else 1
     if k <= kernels.tile.FEW:
         return kernels.small.Steps(-(-m // (4 * tasks)) * 4 or 4, 1024)
     panels = -(-n // width)
@@ -96,7 +98,7 @@ class Small(Algorithm):
         one = threads.workers_for(products * self.shape.work / 6) == 1
         workers = 1 if one else self.available
         steps = [_steps(*size, workers, width) for size in ((rows, k, n), (n, k, rows))]
-        sums = sum_chunks(rows, n, self.available)
+        sums = sum_chunks(rows, n, dtype.itemsize, self.available)
         flags = int(relu), int(dx), int(dw)
         facts = kernels.small.Backward(*flags, *steps[0], *steps[1], *sums, workers)
         zeros = min(k, max(facts.input_columns, facts.weight_columns))

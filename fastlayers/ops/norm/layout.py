@@ -14,6 +14,7 @@ import numpy as np
 
 from fastlayers.kernels import norm as kernels
 from fastlayers.ops import check
+from fastlayers.ops.cuts import LEAST_BYTES, MOST_CHUNKS, chunks
 from fastlayers.ops.layout import kernel_ready, to_channels_last
 from fastlayers.runtime import cpu, memory, threads
 from fastlayers.runtime.facts import plain
@@ -32,9 +33,8 @@ __all__ = [
 # Bytes of the rows that kernels read: shorter ones are read several at a time, until they fill
 # whole cache lines or would be longer than the upper limit.
 SHORTEST, LONGEST = 512, 4608
-# Chunks of at least 256 long rows, or an eighth of all, and at most 32 of them; one where the work
-# is serial. The order of additions is fixed by the shape, not by the threads.
-SPAN, CHUNKS, FEWEST = 256, 32, 8
+# Long rows of a chunk at least: to merge its statistics with others' costs as much as about two.
+LEAST_ROWS = 16
 
 # Bytes from which gradients are written by non-temporal stores: 8 MiB take 0.65 ms with them, 1.03
 # without. Outputs are where input and output together are larger than the cache: 8 MiB that fit
@@ -107,9 +107,10 @@ def layout_of(shape: tuple[int, ...], itemsize: int) -> Layout:
             break
         folds, width = 2 * folds, 2 * width
     long_rows, size = rows // folds, rows * channels
-    span = max(-(-long_rows // CHUNKS), min(SPAN, -(-long_rows // FEWEST)))
+    most = max(1, min(MOST_CHUNKS, long_rows // LEAST_ROWS))
     if size < threads.SERIAL_WORK:
-        span = max(long_rows, 1)
+        most = 1
+    span = max(1, -(-long_rows // chunks(2 * size * itemsize, LEAST_BYTES, most)))
     memory_shape, rank = (n, *spatial, channels), len(shape)
     strides = [itemsize * math.prod(memory_shape[i + 1 :]) for i in range(rank)]
     return Layout(

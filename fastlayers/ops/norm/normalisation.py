@@ -300,9 +300,9 @@ def take_statistics(
     without elements they are the running ones.
     """
     dtype, channels = running_mean.dtype, layout.channels
-    workers, size = threads.workers_for(layout.size), (layout.chunks + 1) * (2 * channels + 1)
+    workers, size = threads.workers_for(layout.size), (layout.chunks + 1) * 2 * channels
     if elements is not None:
-        size += workers * 6 * layout.period
+        size += (1 + 5 * workers) * layout.period
     out, work = np.empty((2, channels), dtype), memory.scratch((size,), dtype)[0]
     kernels.batchnorm.batch_norm_statistics(
         EMPTY[dtype] if elements is None else elements,

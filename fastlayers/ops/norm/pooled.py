@@ -12,6 +12,7 @@ import numpy as np
 
 from fastlayers.kernels import norm as kernels
 from fastlayers.ops import check
+from fastlayers.ops.cuts import LEAST_BYTES, chunks
 from fastlayers.ops.layout import from_channels_last, to_channels_last
 from fastlayers.ops.norm.layout import EMPTY, STREAMED, Layout, flat_elements, layout_of
 from fastlayers.ops.norm.normalisation import Grads, Normalisation, prepare_with
@@ -24,8 +25,6 @@ from fastlayers.runtime.facts import plain
 __all__ = ["batch_norm_max_pool2d", "batch_norm_max_pool2d_backward", "pooled_backward"]
 
 IntPair = int | Sequence[int]
-# Elements of a chunk of images, and chunks at most: the order of additions is fixed by the shape.
-SPAN, CHUNKS = 32768, 32
 
 
 def _images(op: str, input: Any) -> tuple[np.ndarray, Layout]:
@@ -56,7 +55,8 @@ def _tiles(x: np.ndarray, window: Window, size: tuple[int, ...]) -> _Tiles | Non
 @functools.lru_cache(maxsize=1024)
 def _tiles_of(shape: tuple[int, ...], itemsize: int, rows: int, columns: int) -> _Tiles:
     n, channels, height, width = shape
-    span = max(-(-n // CHUNKS), -(-SPAN // (height * width * channels)))
+    size, all_rows = math.prod(shape), n * (height // rows)
+    span = max(1, -(-all_rows // chunks(2 * size * itemsize, LEAST_BYTES)))
     facts = kernels.pooled.Facts(
         images=n,
         height=height,
@@ -65,9 +65,9 @@ def _tiles_of(shape: tuple[int, ...], itemsize: int, rows: int, columns: int) ->
         window_rows=rows,
         window_columns=columns,
         span=span,
-        chunks=-(-n // span),
+        chunks=-(-all_rows // span),
         stream_gradient=(
-            math.prod(shape) * itemsize >= STREAMED and channels * itemsize % memory.ALIGNMENT == 0
+            size * itemsize >= STREAMED and channels * itemsize % memory.ALIGNMENT == 0
         ),
     )
     return _Tiles(plain(facts), facts.chunks)

@@ -234,12 +234,14 @@ class Gather(_Backward):
     def __init__(self, shape: MeanShape) -> None:
         super().__init__(shape)
         self._kernel = kernels.avg_pool.window_mean_backward
-        self._windows = shape.rounded_divisors(), _run_table(shape)
+        _, _, width, depth = shape.images
+        rows = (max(1, TASK_ELEMENTS // (n * depth)) for n in (shape.out_shape[2], width))
+        self._windows = shape.rounded_divisors(), _run_table(shape), tuple(rows)
 
     def run(self, dy: np.ndarray) -> np.ndarray:
         """The input gradient of that of the means."""
-        dx, workers = memory.empty(self._images, dy.dtype), threads.workers_for(self._work)
-        quotients = memory.empty(dy.size, dy.dtype)
+        dx, quotients = memory.empty(self._images, dy.dtype), memory.empty(dy.size, dy.dtype)
+        workers = threads.workers_for(dy.size), threads.workers_for(self._work)
         self._kernel(dy, *self._windows, workers, quotients, dx)
         return dx
 

@@ -7,23 +7,21 @@ import numpy as np
 from fastlayers.reference import loss as reference
 from fastlayers.reference.types import Array, Labels
 
-__all__ = ["TASK_ROWS", "cross_entropy"]
-
-TASK_ROWS = 64
+__all__ = ["cross_entropy"]
 
 
 def cross_entropy(
     x: Array,
     target: Labels,
     weight: Array,
-    call: tuple[int, float, bool, int],
+    call: tuple[int, float, bool, int, int],
     losses: Array,
     slopes: Array,
     work: Array,
     out: Array,
 ) -> int:
     """Loss of logits x (rows * classes), and its gradient; or the first row that has no class."""
-    ignored, smoothing, mean, _ = call
+    ignored, smoothing, mean, *_ = call
     wrong = np.flatnonzero((target != ignored) & ((target < 0) | (target >= weight.size)))
     if wrong.size:
         return int(wrong[0])

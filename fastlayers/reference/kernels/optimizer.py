@@ -13,7 +13,7 @@ from fastlayers.reference.types import Array
 __all__ = ["adadelta", "adam", "gather", "sgd"]
 
 
-def gather(arrays: int, dtype: int, array_type: int, table: Array) -> int:
+def gather(dtype: int, array_type: int, table: Array) -> int:
     """Tell that the arrays are not as they should be, so that a step goes through copies."""
     return -1
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from fastlayers.kernels.conv.parts import sum_parts, sum_workers
 from fastlayers.kernels.conv.winograd.rows_tiles import (
     FACTORS,
     ORIGIN,
@@ -37,7 +38,7 @@ from fastlayers.kernels.conv.winograd.rows_tiles import (
     write_cells,
 )
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import add_run, clear_run, copy_run, no_table, transpose_block, view
+from fastlayers.kernels.ir.runs import clear_run, copy_run, no_table, transpose_block, view
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
@@ -55,6 +56,10 @@ __all__ = [
     "conv2d_winograd_rows_backward_weight",
     "slots",
 ]
+
+
+# Of each worker, where there are more than two, to make up for uneven ones.
+TASKS = 4
 
 
 class Weight(NamedTuple):
@@ -98,7 +103,8 @@ class Facts(NamedTuple):
     channels: int
     out_height: int
     out_width: int
-    left: int  # columns of zeros
+    top: int  # rows of zeros, which are not in memory, and columns
+    left: int
     tiles: int  # of a row
     pooled: int  # 2 for a max pooling of 2x2 that follows, or 1
     chunks: int  # of blocks, in the weight gradient
@@ -130,31 +136,31 @@ def _gather_row(x, at, image, count, elements, row, row_at):
 
 
 @kernel
-def _transform_images(block, x, channels_first, facts, work, at):
-    """The transformed rows of a block of images, v."""
+def _transform_images(block, rows, x, channels_first, facts, work, at):
+    """The transformed rows ``rows = (first, last)``, but for the last, of a block of images, v."""
     height, width, channels, tiles = facts.height, facts.width, facts.channels, facts.tiles
     lanes = VECTOR_BYTES // x.itemsize
     first, image = block * lanes, height * width * channels
     count = min(lanes, facts.images - first)
     row, depth = at + facts.places.in_row, 1 if channels_first else channels
     clear_run(work, row, (STEP * tiles + TAPS - 1) * depth * lanes)
-    for line in range(height * channels // depth):
-        start = first * image + line * width * depth
-        _gather_row(x, start, image, count, width * depth, work, row + facts.left * depth * lanes)
-        channel, i = divmod(line, height)
-        for c in range(depth):
-            source = (work, row + c * lanes, depth * lanes)
-            to = at + ((channel + c) * height + i) * tiles * lanes
-            transform_inputs(tiles, source, (work, to, facts.places.v_point))
+    for channel in range(0, channels, depth):
+        for i in range(rows[0], rows[1]):
+            start = first * image + (channel * height + i * depth) * width
+            to = row + facts.left * depth * lanes
+            _gather_row(x, start, image, count, width * depth, work, to)
+            for c in range(depth):
+                source = (work, row + c * lanes, depth * lanes)
+                to = at + ((channel + c) * height + i) * tiles * lanes
+                transform_inputs(tiles, source, (work, to, facts.places.v_point))
 
 
 @kernel
-def _multiply_piece(piece, u, facts, work, at):
-    """The products of v and the transformed weight for one piece, z."""
+def _multiply_piece(piece, i, rows, u, facts, work, at):
+    """The products of v and the transformed weight for `rows` rows of one piece, from i, z."""
     places = facts.places
     lanes = VECTOR_BYTES // work.itemsize
     row = facts.tiles * lanes
-    i, rows = facts.pieces[piece, 0], facts.pieces[piece, 1]
     first, count = facts.pieces[piece, 2], facts.pieces[piece, 3]
     tables = (facts.filter_table, facts.image_table, first, count)
     groups = (facts.weight.filters + ROWS - 1) // ROWS
@@ -208,31 +214,48 @@ def _write_row(i, first, facts, work, at, outputs):
 
 
 @kernel
-def _forward_block(block, worker, inputs, facts, call, work, outputs):
-    """The output of one block of images."""
+def _forward_band(task, worker, inputs, facts, call, bands, work, outputs):
+    """A band of output rows of one block of images."""
     x, u, bias = inputs
+    block, band = divmod(task, bands)
+    begin, end = _band_row(band, bands, facts), _band_row(band + 1, bands, facts)
     at = worker * facts.worker_elements
-    _transform_images(block, x, call.channels_first, facts, work, at)
+    low = max(0, begin - facts.top)
+    rows = (low, max(low, min(end - 1 + facts.weight.rows - facts.top, facts.height)))
+    _transform_images(block, rows, x, call.channels_first, facts, work, at)
     first = block * (VECTOR_BYTES // x.itemsize)
     for piece in range(facts.pieces.shape[0]):
-        i, rows = facts.pieces[piece, 0], facts.pieces[piece, 1]
-        _multiply_piece(piece, u, facts, work, at)
-        for r in range(0, rows - facts.pooled + 1, facts.pooled):
+        i = max(begin, facts.pieces[piece, 0])
+        count = min(end, facts.pieces[piece, 0] + facts.pieces[piece, 1]) - i
+        if count <= 0:
+            continue
+        _multiply_piece(piece, i, count, u, facts, work, at)
+        for r in range(0, count - facts.pooled + 1, facts.pooled):
             _untransform_rows(r, bias, call.floor, facts, work, at)
             _write_row(i + r, first, facts, work, at, outputs)
 
 
+@kernel(inner=True)
+def _band_row(band, bands, facts):
+    """First row of a band, which is not inside of a window."""
+    if band == bands:
+        return facts.out_height
+    return facts.out_height * band // bands // facts.pooled * facts.pooled
+
+
 @kernel
-def _transform_weight(weight, facts, u):
-    """``u[point, group of filters, depth * kernel row, filter]`` of ``G w`` along the rows."""
+def _transform_group(group, worker, weight, facts, u):
+    """One group of ``u[point, group of filters, depth * kernel row, filter]``, of ``G w``."""
     depth, rows, tap = facts.depth, facts.rows, facts.tap_step
     point = u.size // POINTS
-    clear_run(u, 0, u.size)
-    for f in range(facts.filters):
+    if (group + 1) * ROWS > facts.filters:
+        for p in range(POINTS):
+            clear_run(u, p * point + group * depth * rows * ROWS, depth * rows * ROWS)
+    for f in range(group * ROWS, min((group + 1) * ROWS, facts.filters)):
         for k in range(depth * rows):
             at = facts.first + f * facts.filter_step
             at += k // rows * facts.channel_step + k % rows * facts.row_step
-            to = (f // ROWS * depth * rows + k) * ROWS + f % ROWS
+            to = (group * depth * rows + k) * ROWS + f % ROWS
             w0, w1, w2 = weight[at], weight[at + tap], weight[at + 2 * tap]
             w3, w4 = weight[at + 3 * tap], weight[at + 4 * tap]
             u[to] = ORIGIN * w0
@@ -250,15 +273,21 @@ def conv2d_winograd_rows(x, weight, bias, facts, call, work, y, cells):
     """``y = max(floor, bias + x * weight)``, pooled with its `cells`; all arrays are flat.
 
     x is of either memory layout, y channels-last. Behind the workers' memory in `work` is the
-    transformed weight.
+    transformed weight. Each band transforms all rows that it reads, so that many of them, which
+    change no bit of the result, are for many workers only.
     """
     facts, call = named(Facts, facts), named(Call, call)
     u = view(work, call.workers * facts.worker_elements, facts.weight_elements)
-    _transform_weight(weight, facts.weight, u)
+    groups = (facts.weight.filters + ROWS - 1) // ROWS
+    few = sum_workers(u.size, call.workers)
+    parallel_for(_transform_group, groups, few, (weight, facts.weight, u))
     lanes = VECTOR_BYTES // x.itemsize
     blocks = (facts.images + lanes - 1) // lanes
-    arguments = ((x, u, bias), facts, call, work, (y, cells))
-    parallel_for(_forward_block, blocks, call.workers, arguments)
+    wanted = call.workers if call.workers <= 2 else TASKS * call.workers
+    bands = (wanted + blocks - 1) // max(1, blocks)
+    bands = max(1, min(bands, facts.out_height // facts.weight.rows))
+    arguments = ((x, u, bias), facts, call, bands, work, (y, cells))
+    parallel_for(_forward_band, blocks * bands, call.workers, arguments)
 
 
 @kernel
@@ -320,7 +349,7 @@ def _weight_chunk(chunk, worker, images, facts, channels_first, work, parts):
     clear_run(work, totals, m * lanes)
     clear_run(work, at + facts.places.out_row, STEP * facts.tiles * m * lanes)
     for block in range(blocks * chunk // chunks, blocks * (chunk + 1) // chunks):
-        _transform_images(block, x, channels_first, facts, work, at)
+        _transform_images(block, (0, facts.height), x, channels_first, facts, work, at)
         for piece in range(facts.pieces.shape[0]):
             _transform_piece(piece, block * lanes, dy, facts, work, at)
             _add_piece(piece, facts, work, at, parts, chunk * size)
@@ -331,31 +360,31 @@ def _weight_chunk(chunk, worker, images, facts, channels_first, work, parts):
 
 
 @kernel
-def _untransform_weight(parts, facts, dw):
-    """``dw[filter, channel, row] += G^T u`` of the sums in the first chunk of `parts`."""
+def _untransform_filter(f, worker, parts, facts, dw):
+    """``dw[filter, channel, row] = G^T u`` of one filter's sums in the first chunk of `parts`."""
     rows, table = facts.weight.rows, facts.filter_table
     groups, columns = _columns(facts)
     tile = (facts.part_elements - facts.weight.filters) // (POINTS * groups * columns)
-    clear_run(dw, 0, dw.size)
-    for f in range(facts.weight.filters):
-        for k in range(table.size):
-            if table[k] < 0:
-                continue
-            at = (f // ROWS * columns + k // VECTORS) * tile
-            at += f % ROWS * VECTORS + k % VECTORS
-            point = groups * columns * tile
-            to = (f * facts.weight.depth * rows + table[k] // ROWS) * TAPS
-            dw[to] += ORIGIN * parts[at]
-            for i in range(3):
-                p, q = PAIRS[i], PAIRS[i] * PAIRS[i]
-                plus, minus = parts[at + (2 * i + 1) * point], parts[at + (2 * i + 2) * point]
-                even, odd = FACTORS[i] * (plus + minus), FACTORS[i] * p * (plus - minus)
-                dw[to] += even
-                dw[to + 1] += odd
-                dw[to + 2] += q * even
-                dw[to + 3] += q * odd
-                dw[to + 4] += q * q * even
-            dw[to + 4] += parts[at + (POINTS - 1) * point]
+    size = facts.weight.depth * rows * TAPS
+    clear_run(dw, f * size, size)
+    for k in range(table.size):
+        if table[k] < 0:
+            continue
+        at = (f // ROWS * columns + k // VECTORS) * tile
+        at += f % ROWS * VECTORS + k % VECTORS
+        point = groups * columns * tile
+        to = (f * facts.weight.depth * rows + table[k] // ROWS) * TAPS
+        dw[to] += ORIGIN * parts[at]
+        for i in range(3):
+            p, q = PAIRS[i], PAIRS[i] * PAIRS[i]
+            plus, minus = parts[at + (2 * i + 1) * point], parts[at + (2 * i + 2) * point]
+            even, odd = FACTORS[i] * (plus + minus), FACTORS[i] * p * (plus - minus)
+            dw[to] += even
+            dw[to + 1] += odd
+            dw[to + 2] += q * even
+            dw[to + 3] += q * odd
+            dw[to + 4] += q * q * even
+        dw[to + 4] += parts[at + (POINTS - 1) * point]
 
 
 @kernel
@@ -369,7 +398,7 @@ def conv2d_winograd_rows_backward_weight(x, dy, facts, call, work, parts, dw, db
     size = facts.part_elements
     arguments = ((x, dy), facts, call.channels_first, work, parts)
     parallel_for(_weight_chunk, facts.chunks, call.workers, arguments)
-    for chunk in range(1, facts.chunks):
-        add_run(parts, 0, parts, chunk * size, size)
+    sum_parts(parts, facts.chunks, size, call.workers)
     copy_run(db, 0, parts, size - db.size, db.size)
-    _untransform_weight(parts, facts, dw)
+    few = sum_workers(size, call.workers)
+    parallel_for(_untransform_filter, facts.weight.filters, few, (parts, facts, dw))

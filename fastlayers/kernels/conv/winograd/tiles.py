@@ -30,6 +30,7 @@ from fastlayers.runtime.cache import kernel
 __all__ = [
     "TRANSFORM_TILES",
     "Tiles",
+    "is_shared",
     "matrix_stride",
     "patch_elements",
     "points",
@@ -37,6 +38,7 @@ __all__ = [
     "prepare_inputs",
     "prepare_outputs",
     "row_length",
+    "share_size",
     "transform_gradients",
     "transform_inputs",
     "transform_outputs",
@@ -89,6 +91,24 @@ def row_length(channels, lanes):
 def matrix_stride(step, channels, lanes):
     """Elements from one xi to the next in a transformed block of `step` tiles."""
     return step * row_length(channels, lanes) + lanes
+
+
+@kernel(inner=True)
+def is_shared(blocks, workers):
+    """Whether workers share blocks, instead of taking one each.
+
+    Transformed inputs then go from one core to another, and there are two parallel regions for as
+    many blocks as there are workers, but threads are busy to the end. Two threads have no need of
+    it: blocks are an even number.
+    """
+    return workers > 2 and blocks < 4 * workers
+
+
+@kernel(inner=True)
+def share_size(blocks, workers):
+    """Blocks that are shared at a time: each has its place in the buffer of one worker."""
+    rounds = (blocks + workers - 1) // workers
+    return (blocks + rounds - 1) // rounds
 
 
 def patch_elements(tiles: Tiles) -> int:
