@@ -150,7 +150,7 @@ def protocol(changes: Changes = (), **constants: int) -> dict[str, Any]:
         space |= {"call": lambda *given: _chunk(functions["run"], *given)}
         if spaces:
             space["jobs"] = SimpleNamespace(**spaces[0])
-        exec(code, space)  # noqa: S102
+        exec(code, space)
         spaces.append(space)
     functions: dict[str, Any] = spaces[1]
     return functions
@@ -207,6 +207,15 @@ class Thread:
         return self.known
 
 
+@functools.cache
+def is_private(at: int) -> bool:
+    """Whether a word is of one thread alone, as `own` checks."""
+    if at < jobs.FIRST:
+        return at >= pool.THREAD
+    return jobs.OWN <= (at - jobs.FIRST) % jobs.SIZE < jobs.SHARES
+
+
+@functools.cache
 def is_field(at: int) -> bool:
     """Whether a word is a share's `LAST`."""
     of_share = (at - jobs.FIRST) % jobs.SIZE - jobs.SHARES
@@ -246,16 +255,10 @@ class Simulation:
 
     def is_local(self, name: str, *given: Any) -> bool:
         if name in ("load", "store"):
-            return self.is_private(given[1]) or (not self.scenario.fine and is_field(given[1]))
+            return is_private(given[1]) or (not self.scenario.fine and is_field(given[1]))
         if name in ("begin", "load_pointer", "store_pointer"):
             return not self.scenario.fine
         return name in LOCAL
-
-    def is_private(self, at: int) -> bool:
-        """Whether a word is of one thread alone, as `own` checks."""
-        if at < jobs.FIRST:
-            return at >= pool.THREAD
-        return jobs.OWN <= (at - jobs.FIRST) % jobs.SIZE < jobs.SHARES
 
     def can_run(self, thread: Thread) -> bool:
         if thread.asleep is not None:
@@ -321,11 +324,13 @@ class Simulation:
 
     def set(self, thread: Thread, at: int, value: int) -> None:
         old = self.at(at)
-        if old != value:
-            self.memory[at] = value
-            self.digest ^= hash((at, old)) ^ hash((at, value))
+        if old == value:
+            return
+        self.memory[at] = value
+        self.digest ^= hash((at, old)) ^ hash((at, value))
+        if self.scenario.waits and not is_private(at):
             for other in self.threads.values():
-                if other is not thread and not self.is_private(at):
+                if other is not thread:
                     other.news, other.waits = True, False
 
     def own(self, thread: Thread, at: int) -> None:
@@ -336,12 +341,12 @@ class Simulation:
             raise Fault(f"threads {self.owners[key]} and {thread.number} use word {at}")
 
     def load(self, thread: Thread, memory: Any, at: int) -> int:
-        if self.is_private(at):
+        if is_private(at):
             self.own(thread, at)
         return self.at(at)
 
     def store(self, thread: Thread, memory: Any, at: int, value: int) -> None:
-        if self.is_private(at):
+        if is_private(at):
             self.own(thread, at)
         if (at - jobs.FIRST) % jobs.SIZE == jobs.TAKEN:
             self.owners.pop(-1 - (at - jobs.FIRST) // jobs.SIZE, None)
@@ -533,14 +538,14 @@ class Ordered(Simulation):
         self.written[what], self.read[what] = (thread.number, clocks[thread.number]), {}
 
     def load(self, thread: Thread, memory: Any, at: int) -> int:
-        if self.is_private(at) or is_field(at):
+        if is_private(at) or is_field(at):
             self.note_read(thread, at)
         else:
             self.acquire(thread, at)
         return super().load(thread, memory, at)
 
     def store(self, thread: Thread, memory: Any, at: int, value: int) -> None:
-        if self.is_private(at) or is_field(at):
+        if is_private(at) or is_field(at):
             self.note_write(thread, at)
         elif self.releases:
             self.release(thread, at, {})

@@ -25,23 +25,21 @@ SYSTEMS = {
     "sleeps": {},
     "waits": {"waits": True},
     "turn over": {"turn_over": True},
-    "turn over, disturbed": {"turn_over": True, "disturbed": True},
     "signals": {"interrupts": 1},
 }
-# Schedules of one caller with one worker are explored with up to 2 preemptions, others with 1.
+# Schedules of one caller with one worker are explored with up to 2 preemptions on each system,
+# others with 1, and some further on one system.
 SMALL = {"one after the other", "nested", "nested without a place", "chunks that meet"}
+DEEP = {"one after the other": 3, "nested without a place": 3, "two callers for one place": 2}
 ALONE = {"workers without a core", "no threads allowed"}
 
-# What makes the protocol wrong: the change, and a scenario that shows it.
+# What makes the protocol wrong: the changes, and a scenario that shows it.
 WRITES = """\
         store(memory, share + LAST, last)
         store(memory, share + LEFT, (workers << WORKERS_BIT) | (last - first))
 """
 CHUNKS_NOT_DONE = "    store(memory, job + PENDING, 2 * count)\n"
-CLAIM = """\
-        if swap(memory, share + LEFT, word, word - 1):
-            return load(memory, share + LAST) - left
-"""
+CLAIM = "if swap(memory, share + LEFT, word, word - 1):"
 RUN = """\
             jobs.run_chunk(memory, job, index, worker)
             done += 1
@@ -74,7 +72,7 @@ MISTAKES = {
         "one after the other",
     ),
     "a claim is two steps": (
-        [(CLAIM, CLAIM.replace("swap", "not store").replace("word, word - 1", "word - 1"))],
+        [(CLAIM, "if not store(memory, share + LEFT, word - 1):")],
         "one after the other",
     ),
     "a chunk counts as done before it is": (
@@ -125,6 +123,13 @@ MISTAKES = {
 }
 
 
+# With more preemptions than others.
+HARD = {
+    "the last chunk is read before the claim": 3,
+    "a place is free before its job is done": 2,
+}
+
+
 def bound(name):
     return 2 if name in SMALL else 1
 
@@ -134,6 +139,13 @@ def test_schedules(name):
     for system in SYSTEMS.values():
         found = explore(replace(SCENARIOS[name], **system), preemptions=bound(name))
         assert found.schedules >= (1 if name in ALONE else 400)
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_more_preemptions(name):
+    found = explore(SCENARIOS[name], preemptions=DEEP[name])
+    assert found.schedules >= 1000
+    assert found.caller_slept >= 50
 
 
 def test_switches_at_each_step():
@@ -154,7 +166,7 @@ def test_mistakes_are_found(mistake):
     with pytest.raises(Fault):
         for system in SYSTEMS.values():
             scenario = replace(SCENARIOS[name], fine=True, **system)
-            explore(scenario, tuple(changes), bound(name))
+            explore(scenario, tuple(changes), HARD.get(mistake, bound(name)))
 
 
 def test_stores_must_release():
