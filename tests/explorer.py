@@ -7,12 +7,14 @@ thread for one such step at a time, and raises `Fault` when something is wrong. 
 through all schedules, depth first, by running the program again for each, and leaves a schedule
 when it comes to a state that is known. `sample` runs random ones.
 
-Memory is sequentially consistent here: a load sees the latest store. It is enough for the pool,
-whose loads acquire and whose stores release, because each decision rests on one word, which only
-atomic exchanges and additions change while others look (`LEFT`, `PENDING`, `TAKEN`), and because
-all else is written before that word and read after it. `sample` checks the second part: it follows
-with vector clocks what happens before what by these words alone, and raises `Fault` if a field of
-a job, or what a chunk reads or writes, is not ordered by it.
+Memory is sequentially consistent here: a load sees the latest store. The pool's loads acquire and
+its stores release, which is less, but enough, because each decision rests on one word (`LEFT`,
+`PENDING`, `TAKEN`): that is changed by atomic exchanges and additions while others look at it, and
+all else is written before it and read after it. `sample` checks the latter: it follows with vector
+clocks what happens before what by acquiring and releasing, and raises `Fault` if a job's fields, or
+what chunks read and write, are not ordered by that. Two words decide only whether a worker sleeps
+through a job: it sets its bit in `SLEEPERS`, and the system then looks at `BOARD`; the caller
+changes `BOARD` and then looks at `SLEEPERS`, by additions both, which don't pass each other.
 """
 
 from __future__ import annotations
@@ -234,7 +236,8 @@ class Simulation:
         self.regions: dict[int, Region] = {}
         self.begun = self.ended = self.running = 0  # bits of chunks, and of workers in chunks
         self.interrupts = scenario.interrupts
-        self.current, self.gave_way, self.steps, self.caller_slept = 0, True, 0, False
+        self.current, self.gave_way, self.caller_slept = 0, True, False
+        self.log: list[tuple[int, tuple[Any, ...]]] = []  # steps and their threads
         if scenario.disturbed:
             self.memory[pool.CALLER_DISTURBED] = FOREVER
         for number, regions in enumerate(scenario.callers, 100):
@@ -282,8 +285,8 @@ class Simulation:
     def step(self, number: int) -> None:
         thread = self.threads[number]
         self.current, self.gave_way = number, False
-        self.steps += 1
-        if self.steps > STEPS:
+        self.log.append((number, thread.request))
+        if len(self.log) > STEPS:
             raise Fault("no end")
         if thread.asleep is not None:
             self.interrupts -= 1
@@ -305,6 +308,11 @@ class Simulation:
         )
         state = (self.digest, self.begun, self.ended, self.running, self.interrupts, threads)
         return hash(state)
+
+    def story(self) -> str:
+        """The schedule up to now."""
+        lines = (f"{number:4d} {name}{given}" for number, (name, *given) in self.log[-200:])
+        return "\n".join(["thread and step:", *lines])
 
     def finish(self) -> None:
         """Check the last state, in which no thread can go on."""
@@ -462,7 +470,7 @@ def explore(scenario: Scenario, changes: Changes = (), preemptions: int | None =
                 run.step(number)
             rest += _follow(run, schedule, left, known, preemptions is not None)
         except Fault as fault:
-            fault.add_note(f"after {run.steps} steps, {found}")
+            fault.add_note(run.story())
             raise
         found.schedules += 1
         found.caller_slept += run.caller_slept
@@ -617,13 +625,15 @@ def sample(
         options = {"disturbed": chance.random() < 0.2, "interrupts": chance.randrange(3)}
         run = Ordered(functions, replace(scenario, fine=True, **options), chance, releases)
         stays = chance.choice((0.0, 0.5, 0.9, 0.97))
-        while not run.stuck():
-            runnable = run.runnable()
-            if run.current not in runnable or chance.random() >= stays:
-                run.step(chance.choice(runnable))
-            else:
-                run.step(run.current)
-        run.finish()
+        try:
+            while not run.stuck():
+                runnable = run.runnable()
+                goes_on = run.current in runnable and chance.random() < stays
+                run.step(run.current if goes_on else chance.choice(runnable))
+            run.finish()
+        except Fault as fault:
+            fault.add_note(run.story())
+            raise
         found.schedules += 1
         found.caller_slept += run.caller_slept
     return found
