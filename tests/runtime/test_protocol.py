@@ -47,7 +47,7 @@ RUN = """\
 ANNOUNCE = "    add(memory, SLEEPERS, bit)\n"
 SLEEP = "    futex_wait(memory, BOARD, seen, (bit | (bit >> 32)) & ANY)\n"
 TELL = "    add(memory, BOARD, 1)\n"
-ASLEEP = "    asleep = load(memory, SLEEPERS) & ((1 << (workers - 1)) - 1)\n"
+ASLEEP = "    asleep = add(memory, SLEEPERS, 0) & ((1 << (workers - 1)) - 1)\n"
 RETURN = "    _await(memory, job)\n    store(memory, job + jobs.TAKEN, 0)\n"
 OTHERS = " or word >> WORKERS_BIT <= worker"
 MISTAKES = {
