@@ -112,7 +112,7 @@ class _Steps(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
         self.generic_visit(node)
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id  # type: ignore[attr-defined]
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
         value: ast.expr
         if name in PRIMITIVES:
             value = ast.Yield(ast.Tuple([ast.Constant(name), *node.args], ast.Load()))
@@ -137,7 +137,7 @@ def _compiled(changes: Changes) -> list[CodeType]:
         assert sum(text.count(old) for text in texts) == 1, f"not once in the source: {old!r}"
         texts = [text.replace(old, new) for text in texts]
     kernels = [[node for node in ast.parse(text).body if _is_kernel(node)] for text in texts]
-    functions = {node.name for nodes in kernels for node in nodes}  # type: ignore[attr-defined]
+    functions = {node.name for nodes in kernels for node in nodes}
     steps = _Steps(functions | {"call"})
     modules = [ast.Module([steps.visit(node) for node in nodes], []) for nodes in kernels]
     return [compile(ast.fix_missing_locations(module), "steps", "exec") for module in modules]
