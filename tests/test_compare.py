@@ -12,7 +12,7 @@ import fastlayers as fl
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks.compare import curve, load, models, record, sections, start
+from benchmarks.compare import curve, load, models, record, regions, sections, start
 from benchmarks.compare.__main__ import main, publish
 from benchmarks.compare.cases import CASES, initial_value
 from benchmarks.compare.contestants import Start
@@ -325,6 +325,36 @@ def test_load_is_measured_in_every_company(monkeypatch):
     assert rows[-1]["neighbour"]["fastlayers"] > 0
     assert rows[-1]["launch"]["fastlayers"] > 0
     assert dict(os.environ) == before
+
+
+def test_regions_are_recorded_chunk_by_chunk():
+    x, threads = np.linspace(-1, 1, 1 << 20, dtype=np.float32), fl.get_num_threads()
+    fl.ops.relu(x)  # compiled
+    fl.set_num_threads(2)
+    try:
+        with regions.recorded() as calls:
+            y = fl.ops.relu(x)
+    finally:
+        fl.set_num_threads(threads)
+    assert np.array_equal(y, np.maximum(x, 0))
+    [call] = calls
+    assert call.name == f"relu {x.size}"
+    [chunks] = call.regions
+    assert len(chunks) > 8
+    assert (chunks > 0).all()
+    assert call.seconds >= chunks.sum()
+    assert np.array_equal(fl.ops.relu(x), y)
+
+
+def test_time_of_a_region_on_threads():
+    launch = regions.LAUNCH
+    assert regions.on_threads(np.full(8, 1.0), 1) == 8
+    assert regions.on_threads(np.full(8, 1.0), 3) == 3 + 3 * launch
+    assert regions.on_threads(np.full(2, 1.0), 64) == 1 + 2 * launch
+    # The second worker takes what the first, held up by a long chunk, has left.
+    assert regions.on_threads(np.array([5.0, 1, 1, 1, 1, 1]), 2) == 5 + 2 * launch
+    call = regions.Call("", 9.0, [np.full(8, 1.0)])
+    assert regions.growth([call], 1.0, 8) == pytest.approx(10 / (3 + 8 * launch))
 
 
 def test_publish_replaces_what_is_between_the_marks():
