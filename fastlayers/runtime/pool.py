@@ -94,7 +94,9 @@ def run(chunk: Any, context: Any, count: int, workers: int) -> None:
 def _wake(memory: Any, workers: int) -> None:
     """Tell waiting workers of a job, and wake those that sleep and may work for it."""
     add(memory, BOARD, 1)
-    asleep = load(memory, SLEEPERS) & ((1 << (workers - 1)) - 1)
+    # An addition, too: ARM's acquiring load (LDAPR) may pass the one before it, and would miss a
+    # worker that goes to sleep just then.
+    asleep = add(memory, SLEEPERS, 0) & ((1 << (workers - 1)) - 1)
     if asleep != 0:
         store(memory, CALLER, core())
         futex_wake(memory, BOARD, (asleep | (asleep >> 32)) & ANY)
