@@ -1,7 +1,7 @@
 """No schedule of the pool's threads breaks a region; see `explorer`.
 
 Beyond what these tests run, the scenarios without threads that run, those of one caller with one
-worker, and two callers for one place were explored without a bound on preemptions (up to 70,000
+worker, and two callers for one place were explored without a bound on preemptions (up to 72,000
 schedules each), the other two with up to 2; and 10,000 random schedules of each were run.
 """
 
