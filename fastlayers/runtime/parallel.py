@@ -169,6 +169,9 @@ def _emit_chunk(cgctx: Any, caller: Any, compiled: Any, args: Any, context_type:
     name = caller.module.get_unique_name(f"{caller.function.name}.chunk")
     function = ir.Function(caller.module, _chunk_type, name)
     function.linkage = "internal"
+    # A copy in the caller could be optimised further, and multiply and add in one rounding where
+    # this one does not: another number of threads would change bits.
+    function.attributes.add("noinline")
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     context = builder.bitcast(function.args[0], context_type.as_pointer())
     failed, packed = (builder.gep(context, [_i32(0), _i32(k)]) for k in range(2))

@@ -129,5 +129,10 @@ def signal_masks():
 
 
 def workers():
-    """How many threads the pool has: those that block interrupts."""
-    return sum(mask >> (signal.SIGINT - 1) & 1 for mask in signal_masks().values())
+    """How many threads the pool has: those that block interrupts, but not SIGSEGV as ending ones."""
+
+    def blocks(mask, number):
+        return mask >> (number - 1) & 1
+
+    masks = signal_masks().values()
+    return sum(blocks(m, signal.SIGINT) and not blocks(m, signal.SIGSEGV) for m in masks)

@@ -27,7 +27,7 @@ def _sum_block(block, worker, parts, chunks, size):
         add_run(parts, first, parts, chunk * size + first, min(BLOCK, size - first))
 
 
-@kernel
+@kernel(inner=True)
 def sum_parts(parts, chunks, size, workers):
     """Add the `size` sums of all chunks to those of the first, in order."""
     blocks = (size + BLOCK - 1) // BLOCK

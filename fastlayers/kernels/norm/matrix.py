@@ -70,7 +70,7 @@ def chunk_rows(short, chunk, facts):
     return Rows(long_rows * facts.period, int(last == long_rows), width)
 
 
-@kernel
+@kernel(inner=True)
 def clear(sums):
     """Set all elements to 0, by LLVM's memset: the masked stores of `clear_run` take longer."""
     for i in range(sums.size):
