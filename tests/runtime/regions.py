@@ -129,10 +129,14 @@ def signal_masks():
 
 
 def workers():
-    """How many threads the pool has: those that block interrupts, but not SIGSEGV as ending ones."""
+    """How many threads the pool has: those that block SIGINT.
+
+    The C library blocks SIGSEGV as well in threads that start or end; those are waited for.
+    """
 
     def blocks(mask, number):
         return mask >> (number - 1) & 1
 
-    masks = signal_masks().values()
-    return sum(blocks(m, signal.SIGINT) and not blocks(m, signal.SIGSEGV) for m in masks)
+    while any(blocks(mask, signal.SIGSEGV) for mask in signal_masks().values()):
+        pass
+    return sum(blocks(mask, signal.SIGINT) for mask in signal_masks().values())
