@@ -35,7 +35,7 @@ STEPS = 5000  # of all threads, after which a schedule counts as endless
 FOREVER = 1 << 40
 PRIMITIVES = {*words.__all__, *system.__all__, "_spawn"} - {"call"}
 # Steps that others cannot see, and those that need not be told from the next one.
-LOCAL = {"clock", "core", "leave_core", "launched", "returned", "switches", "words"}
+LOCAL = {"clock", "core", "cpu_time", "leave_core", "launched", "returned", "words"}
 LOCAL |= {"give_way", "relax"}
 Changes = tuple[tuple[str, str], ...]
 
@@ -88,6 +88,7 @@ class Scenario:
             "JOBS": self.places,
             "LOOKS": 1,
             "TURN": turn,
+            "PERIOD": turn,
             "LOST": turn,
             **dict.fromkeys(names, patience),
         }
@@ -408,7 +409,7 @@ class Simulation:
     def leave_core(self, thread: Thread, core: int) -> None:
         pass
 
-    def switches(self, thread: Thread) -> int:
+    def cpu_time(self, thread: Thread) -> int:
         return 1
 
     def words(self, thread: Thread) -> int:
@@ -585,7 +586,7 @@ class Ordered(Simulation):
     def core(self, thread: Thread) -> int:
         return self.chance.randrange(2)
 
-    def switches(self, thread: Thread) -> int:
+    def cpu_time(self, thread: Thread) -> int:
         return self.chance.randrange(2)
 
     def launched(self, thread: Thread, region: Region) -> None:
@@ -619,7 +620,7 @@ def sample(
     """Run random schedules, with a clock, cores and signals that are random too."""
     chance, found = random.Random(seed), Found()
     patience = ("PATIENCE", "CALLER_PATIENCE", "SHORT_PATIENCE")
-    constants = dict.fromkeys(patience, 3) | {"LOOKS": 2, "TURN": 2, "LOST": 1}
+    constants = dict.fromkeys(patience, 3) | {"LOOKS": 2, "TURN": 2, "PERIOD": 1, "LOST": 0}
     functions = protocol(changes, **scenario.constants() | constants)
     for _ in range(count):
         options = {"disturbed": chance.random() < 0.2, "interrupts": chance.randrange(3)}

@@ -39,11 +39,11 @@ from fastlayers.runtime.jobs import LINE, MOST
 from fastlayers.runtime.system import (
     clock,
     core,
+    cpu_time,
     futex_wait,
     futex_wake,
     give_way,
     leave_core,
-    switches,
 )
 from fastlayers.runtime.words import add, call, emit_words, load, relax, store, swap, words
 
@@ -53,20 +53,20 @@ __all__ = ["MOST", "TEAM", "run"]
 # threads are being started, how many there are with the caller, the core of the last caller that
 # woke workers, and until when callers count as disturbed.
 BOARD, SLEEPERS, STARTING, TEAM, CALLER, CALLER_DISTURBED = 0, LINE, 2 * LINE, 3 * LINE, 49, 50
-# Words of a thread: when it looked last, since when it has its core, until when it counts as
-# disturbed, how often it has lost its core, and its number as a worker.
-SEEN, SINCE, DISTURBED, SWITCHES, NUMBER = range(5)
+# Words of a thread: when it was last checked, its CPU time then, since when it has its core, until
+# when it counts as disturbed, and its number as a worker.
+CHECKED, USED, SINCE, DISTURBED, NUMBER = range(5)
 THREAD = 4 * LINE
 ANY = 0xFFFFFFFF  # bits of a futex
-# Nanoseconds: that a worker keeps its core for, and without a look at the clock, after which a
-# thread asks whether it has lost its core.
-TURN, LOST = 1_500_000, 1_000_000
+# Nanoseconds: that a worker keeps its core for, between two checks whether a thread had its core,
+# and without it that count.
+TURN, PERIOD, LOST = 1_500_000, 1_000_000, 300_000
 # For how long a thread counts as disturbed, in units of the time for which it had lost its core:
 # a worker, and a caller. A time slice of 3 ms is remembered for 0.1 s, an interrupt for 1 ms.
 MEMORY, CALLER_MEMORY = 32, 8
 # Nanoseconds of waiting in a loop before a thread sleeps: usually; if the caller is disturbed, or
 # waits for the last chunks itself; and if another program wants this core.
-PATIENCE, CALLER_PATIENCE, SHORT_PATIENCE = 1_000_000, 100_000, 2_000
+PATIENCE, CALLER_PATIENCE, SHORT_PATIENCE = 1_000_000, 200_000, 2_000
 LOOKS = 16  # at a word, for one at the clock
 
 
@@ -84,7 +84,9 @@ def run(chunk: Any, context: Any, count: int, workers: int) -> None:
         _start(memory, workers)
     jobs.publish(memory, job, chunk, context, count, workers)
     _wake(memory, workers)
-    store(memory, job + jobs.OWN + SEEN, clock())
+    now = clock()
+    if now - load(memory, job + jobs.OWN + CHECKED) > PERIOD:
+        _lost(memory, job + jobs.OWN, now)
     _work(memory, job, 0, job + jobs.OWN)
     _await(memory, job)
     store(memory, job + jobs.TAKEN, 0)
@@ -151,10 +153,9 @@ def _await(memory: Any, job: int) -> None:
 def _serve(memory: Any, worker: int) -> None:
     """Work for all jobs, and wait for others: what the worker's thread runs, without end."""
     thread = THREAD + LINE * worker
+    _lost(memory, thread, clock())
     while True:
         seen = load(memory, BOARD)
-        now = clock()
-        store(memory, thread + SEEN, now)
         for k in range(jobs.JOBS):
             _work(memory, jobs.FIRST + k * jobs.SIZE, worker, thread)
         if not _sees_job(memory, thread, seen):
@@ -183,7 +184,9 @@ def _sleep(memory: Any, worker: int, seen: int) -> None:
     add(memory, SLEEPERS, bit)
     futex_wait(memory, BOARD, seen, (bit | (bit >> 32)) & ANY)
     add(memory, SLEEPERS, -bit)
-    store(memory, THREAD + LINE * worker + SINCE, clock())
+    now, thread = clock(), THREAD + LINE * worker
+    store(memory, thread + SINCE, now)
+    _lost(memory, thread, now)
     own = core()
     if own == load(memory, CALLER):
         leave_core(own)
@@ -201,12 +204,9 @@ def _patience(memory: Any, thread: int, now: int) -> int:
 def _look(memory: Any, thread: int, calls: bool) -> bool:
     """Note whether a thread has lost its core, and tell whether its turn is over."""
     now = clock()
-    lost = now - load(memory, thread + SEEN)
-    store(memory, thread + SEEN, now)
-    if lost > LOST:
-        count = switches()
-        if count != load(memory, thread + SWITCHES):
-            store(memory, thread + SWITCHES, count)
+    if now - load(memory, thread + CHECKED) > PERIOD:
+        lost = _lost(memory, thread, now)
+        if lost > LOST:
             store(memory, thread + SINCE, now)
             store(memory, thread + DISTURBED, now + MEMORY * lost)
             if calls:
@@ -215,17 +215,28 @@ def _look(memory: Any, thread: int, calls: bool) -> bool:
 
 
 @kernel
+def _lost(memory: Any, thread: int, now: int) -> int:
+    """For how long a thread did not have its core since the last check."""
+    before, used = load(memory, thread + USED), cpu_time()
+    passed = now - load(memory, thread + CHECKED)
+    store(memory, thread + CHECKED, now)
+    store(memory, thread + USED, used)
+    # A job's words may have been those of another caller, with another CPU time.
+    return int(min(passed - (used - before), passed)) if used > before else 0
+
+
+@kernel
 def _take_turns(memory: Any, thread: int) -> None:
     """Let other programs have the core, unless the caller has to wait for its own."""
-    begin = load(memory, thread + SEEN)
+    begin = clock()
     if begin < load(memory, CALLER_DISTURBED):
         return
     give_way()
     now = clock()
     disturbed = max(load(memory, thread + DISTURBED), now + MEMORY * (now - begin))
     store(memory, thread + DISTURBED, disturbed)
-    store(memory, thread + SEEN, now)
     store(memory, thread + SINCE, now)
+    _lost(memory, thread, now)
 
 
 @kernel

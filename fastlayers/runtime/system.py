@@ -19,12 +19,12 @@ from fastlayers.runtime.words import Words, extern, primitive
 __all__ = [
     "clock",
     "core",
+    "cpu_time",
     "futex_wait",
     "futex_wake",
     "give_way",
     "has_futex",
     "leave_core",
-    "switches",
 ]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
@@ -32,7 +32,7 @@ _int = types.int64
 # Number of the system call `futex` in /usr/include/asm-generic/unistd.h, and in that of x86-64.
 _FUTEX = {"x86_64": 202, "aarch64": 98, "riscv64": 98}
 _FUTEX_WAIT, _FUTEX_WAKE = 9 | 128, 10 | 128  # the variants with a mask of bits, in one process
-_MONOTONIC, _RUSAGE_THREAD, _INVOLUNTARY, _RUSAGE_WORDS = 1, 1, 17, 18  # of Linux's headers
+_MONOTONIC, _THREAD_CPU = 1, 3  # of Linux's headers
 _CORES = 1024  # of a `cpu_set_t`
 
 
@@ -46,14 +46,25 @@ def has_futex() -> bool:
     )
 
 
+def _time(builder: Any, clock: int) -> Any:
+    """Nanoseconds of one of the system's clocks."""
+    time = cgutils.alloca_once(builder, ir.ArrayType(_i64, 2))
+    function = extern(builder, "clock_gettime", _i32, _i32, time.type)
+    builder.call(function, [_i32(clock), time])
+    seconds, rest = (builder.load(builder.gep(time, [_i32(0), _i32(k)])) for k in range(2))
+    return builder.add(builder.mul(seconds, _i64(10**9)), rest)
+
+
 @primitive(_int())
 def clock(builder: Any) -> Any:
     """Nanoseconds of a clock that never goes back; 25 ns a call."""
-    time = cgutils.alloca_once(builder, ir.ArrayType(_i64, 2))
-    function = extern(builder, "clock_gettime", _i32, _i32, time.type)
-    builder.call(function, [_i32(_MONOTONIC), time])
-    seconds, rest = (builder.load(builder.gep(time, [_i32(0), _i32(k)])) for k in range(2))
-    return builder.add(builder.mul(seconds, _i64(10**9)), rest)
+    return _time(builder, _MONOTONIC)
+
+
+@primitive(_int())
+def cpu_time(builder: Any) -> Any:
+    """Nanoseconds for which this thread has had a core; 0.2 us a call."""
+    return _time(builder, _THREAD_CPU)
 
 
 def _futex(builder: Any, words: Any, at: Any, operation: int, value: Any, bits: Any) -> None:
@@ -81,15 +92,6 @@ def futex_wake(builder: Any, words: Any, at: Any, bits: Any) -> None:
 def give_way(builder: Any) -> None:
     """Let another thread that waits for this core run; 0.4 us if there is none."""
     builder.call(extern(builder, "sched_yield", _i32), [])
-
-
-@primitive(_int())
-def switches(builder: Any) -> Any:
-    """How often this thread has lost its core to another; 0.3 us."""
-    usage = cgutils.alloca_once(builder, ir.ArrayType(_i64, _RUSAGE_WORDS))
-    function = extern(builder, "getrusage", _i32, _i32, usage.type)
-    builder.call(function, [_i32(_RUSAGE_THREAD), usage])
-    return builder.load(builder.gep(usage, [_i32(0), _i32(_INVOLUNTARY)]))
 
 
 @primitive(_int())
