@@ -60,9 +60,9 @@ THREAD = 4 * LINE
 ANY = 0xFFFFFFFF  # bits of a futex
 # Nanoseconds: that a worker keeps its core for, between two checks whether a thread had its core,
 # and without it that count.
-TURN, PERIOD, LOST = 1_500_000, 1_000_000, 300_000
+TURN, PERIOD, LOST = 1_500_000, 1_000_000, 500_000
 # For how long a thread counts as disturbed, in units of the time for which it had lost its core:
-# a worker, and a caller. A time slice of 3 ms is remembered for 0.1 s, an interrupt for 1 ms.
+# a worker, and a caller. A time slice of 3 ms is remembered for 0.1 s.
 MEMORY, CALLER_MEMORY = 32, 8
 # Nanoseconds of waiting in a loop before a thread sleeps: usually; if the caller is disturbed, or
 # waits for the last chunks itself; and if another program wants this core.
@@ -233,8 +233,8 @@ def _take_turns(memory: Any, thread: int) -> None:
         return
     give_way()
     now = clock()
-    disturbed = max(load(memory, thread + DISTURBED), now + MEMORY * (now - begin))
-    store(memory, thread + DISTURBED, disturbed)
+    if now - begin > LOST:
+        store(memory, thread + DISTURBED, now + MEMORY * (now - begin))
     store(memory, thread + SINCE, now)
     _lost(memory, thread, now)
 
