@@ -354,7 +354,7 @@ def test_time_of_a_region_on_threads():
     # The second worker takes what the first, held up by a long chunk, has left.
     assert regions.on_threads(np.array([5.0, 1, 1, 1, 1, 1]), 2) == 5 + 2 * launch
     call = regions.Call("", 9.0, [np.full(8, 1.0)])
-    assert regions.growth([call], 1.0, 8) == pytest.approx(10 / (3 + 8 * launch))
+    assert regions.predicted([call], 8) == pytest.approx(2 + 8 * launch)
 
 
 def test_publish_replaces_what_is_between_the_marks():

@@ -3,11 +3,12 @@
     python -m benchmarks.compare.regions [--models NAMES] [--batch 32] [--threads 2 16 64]
         [--markdown FILE]
 
-A step runs with all its regions in one thread, and each chunk is timed. From these times follows
-that of each region on more threads: each begins with its share of the chunks and then takes what
-others have left, as `runtime.pool` does. What is outside the regions stays as it is. Cores are
-assumed to be as fast together as one alone, memory too, so that the result is what the cut of the
-work allows. For one and two threads the step is measured as well, as far as the machine has them.
+A step is cut for a number of threads, runs with all its regions in one, and each chunk is timed.
+From these times follows that of each region on the threads: each begins with its share of the
+chunks and then takes what others have left, as `runtime.pool` does. What is outside the regions
+stays as it is. Cores are assumed to be as fast together as one alone, memory too, so that the
+result is what the cut of the work allows. The step is measured too on as many threads as the
+machine has cores.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from fastlayers.runtime.linkage import SharedKernel
 from fastlayers.runtime.system import clock
 from fastlayers.runtime.words import Words, add, call, primitive, store
 
-__all__ = ["Call", "growth", "main", "on_threads", "recorded"]
+__all__ = ["Call", "main", "on_threads", "predicted", "recorded"]
 
 ROOM = 1 << 20  # words of the record
 STEPS = 5
@@ -158,10 +159,9 @@ def recorded() -> Iterator[list[Call]]:
             setattr(module, name, kernel)
 
 
-def growth(calls: list[Call], outside: float, threads: int) -> float:
-    """Time on one thread over that on more; `outside` the kernels nothing changes."""
-    alone = outside + sum(call.on(1) for call in calls)
-    return alone / (outside + sum(call.on(threads) for call in calls))
+def predicted(calls: list[Call], threads: int) -> float:
+    """Seconds of all calls on so many threads."""
+    return sum(call.on(threads) for call in calls)
 
 
 def _median(step: Callable[[], Any]) -> float:
@@ -191,52 +191,55 @@ def _typical(step: Callable[[], Any]) -> tuple[list[Call], float]:
     return typical, statistics.median(outside)
 
 
-def _layer_lines(calls: list[Call], threads: list[int]) -> Iterator[list[str]]:
-    """A line for each kernel and shape, the longest first."""
-    layers: dict[str, list[Call]] = defaultdict(list)
-    for one in calls:
-        layers[one.name].append(one)
-    for name, same in sorted(layers.items(), key=lambda pair: -sum(c.seconds for c in pair[1])):
-        seconds = sum(call.seconds for call in same)
+def _layer_lines(cuts: dict[int, list[Call]], shown: int) -> Iterator[list[str]]:
+    """A line for each kernel and shape, the longest first; chunks are those for `shown` threads."""
+    layers: dict[str, list[int]] = defaultdict(list)
+    for index, one in enumerate(cuts[shown]):
+        layers[one.name].append(index)
+    alone = {name: sum(cuts[1][k].on(1) for k in places) for name, places in layers.items()}
+    for name, places in sorted(layers.items(), key=lambda pair: -alone[pair[0]]):
+        same = [cuts[shown][k] for k in places]
         largest = [chunks.max() / chunks.sum() for chunks in same[0].regions]
         yield [
             name,
             str(len(same)),
-            f"{1e3 * seconds:.2f}",
+            f"{1e3 * alone[name]:.2f}",
             " + ".join(str(len(chunks)) for chunks in same[0].regions) or "-",
             " + ".join(f"{share:.1%}" for share in largest) or "-",
-            f"{sum(call.serial for call in same) / seconds:.1%}",
-            *(f"{seconds / sum(call.on(n) for call in same):.1f}" for n in threads),
+            f"{sum(one.serial for one in same) / sum(one.seconds for one in same):.1%}",
+            *(f"{alone[name] / predicted([cuts[n][k] for k in places], n):.1f}" for n in cuts),
         ]
 
 
 def account(case: Case, threads: list[int]) -> str:
     """The tables of one model."""
-    step, _ = prepare_fastlayers(2, case)  # so that regions are launched, and then recorded
-    step()
-    calls, outside = _typical(step)
-    measured = {}
-    for n in (1, 2):
+    step, _ = prepare_fastlayers(2, case)
+    cuts, outside, measured = {}, {}, {}
+    for n in sorted({1, 2, *threads}):
         if n <= cores.available()[0]:
             fl.set_num_threads(n)
             measured[n] = _median(step)
-    alone = outside + sum(call.on(1) for call in calls)
+        fl.set_num_threads(max(2, n))  # on one thread there are no regions to record
+        step()
+        cuts[n], outside[n] = _typical(step)
+    alone, kernels = outside[1] + predicted(cuts[1], 1), predicted(cuts[1], 1)
     steps = [
         [
             str(n),
-            f"{1e3 * alone / growth(calls, outside, n):.1f}",
+            f"{1e3 * (outside[1] + predicted(cuts[n], n)):.1f}",
             f"{1e3 * measured[n]:.1f}" if n in measured else "-",
-            f"{growth(calls, outside, n):.2f}",
-            f"{growth(calls, 0.0, n):.2f}",
+            f"{alone / (outside[1] + predicted(cuts[n], n)):.2f}",
+            f"{kernels / predicted(cuts[n], n):.2f}",
         ]
-        for n in sorted({1, 2, *threads})
+        for n in cuts
     ]
     header = ["threads", "predicted ms", "measured ms", "growth", "growth of the kernels"]
-    layers = ["kernel", "calls", "ms", "chunks", "largest share", "serial"]
-    layers += [f"growth {n}" for n in threads]
-    title = f"### {case.name}, batch {case.batch}: {1e3 * outside:.1f} ms outside kernels"
+    shown = threads[len(threads) // 2]
+    layers = ["kernel", "calls", "ms", f"chunks for {shown} threads", "largest share", "serial"]
+    layers += [f"growth {n}" for n in cuts]
+    title = f"### {case.name}, batch {case.batch}: {1e3 * outside[1]:.1f} ms outside kernels"
     return "\n\n".join(
-        [title, table(header, steps), table(layers, list(_layer_lines(calls, threads)))]
+        [title, table(header, steps), table(layers, list(_layer_lines(cuts, shown)))]
     )
 
 
