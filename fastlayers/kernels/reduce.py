@@ -55,7 +55,7 @@ def _column_sums_task(task, worker, x, y, cut, parts, masked):
 
 @kernel(inner=True)
 def sum_workers(count, workers):
-    """How many of the threads should add so many partial sums."""
+    """How many of the threads should add, or move, so many partial sums."""
     return workers if count >= SUMS else 1
 
 

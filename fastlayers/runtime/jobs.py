@@ -28,6 +28,7 @@ __all__ = [
     "claim",
     "drain",
     "publish",
+    "run_alone",
     "run_chunk",
     "take",
 ]
@@ -86,6 +87,13 @@ def claim(memory: Any, share: int, worker: int) -> int:
 def run_chunk(memory: Any, job: int, index: int, worker: int) -> None:
     """Run a chunk that was claimed."""
     call(load_pointer(memory, job + CHUNK), load_pointer(memory, job + CONTEXT), index, worker)
+
+
+@kernel(inner=True)
+def run_alone(chunk: Any, context: Any, count: int) -> None:
+    """Run all chunks of a region in its caller."""
+    for index in range(count):
+        call(chunk, context, index, 0)
 
 
 @kernel(inner=True)

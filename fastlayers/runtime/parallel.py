@@ -24,7 +24,7 @@ from fastlayers.runtime import jobs, pool, threads
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.linkage import SharedKernel
 from fastlayers.runtime.system import has_futex
-from fastlayers.runtime.words import call, reset, store, swap, words, write
+from fastlayers.runtime.words import chunk_type, reset, store, swap, words, write
 
 __all__ = ["parallel_for", "threading_layer"]
 
@@ -33,7 +33,6 @@ _pointer = ir.IntType(8).as_pointer()
 BUSY = (
     jobs.FIRST - jobs.LINE
 )  # a word: 1 while a region runs on Numba, and always in a forked child
-_chunk_type = ir.FunctionType(ir.VoidType(), [_pointer, _i64, _i64])
 
 
 def _uses_pool() -> bool:
@@ -95,8 +94,7 @@ def region_on_numba(chunk: Any, context: Any, count: int, workers: int) -> None:
         _drive(jobs.FIRST, workers)
         store(memory, BUSY, 0)
     else:
-        for index in range(count):
-            call(chunk, context, index, 0)
+        jobs.run_alone(chunk, context, count)
 
 
 _region = SharedKernel(
@@ -167,7 +165,7 @@ def parallel_for(typingctx: Any, task: Any, count: Any, workers: Any, args: Any)
 def _emit_chunk(cgctx: Any, caller: Any, compiled: Any, args: Any, context_type: ir.Type) -> Any:
     """Emit ``chunk(context, index, worker)``, which calls the task."""
     name = caller.module.get_unique_name(f"{caller.function.name}.chunk")
-    function = ir.Function(caller.module, _chunk_type, name)
+    function = ir.Function(caller.module, chunk_type, name)
     function.linkage = "internal"
     # A copy in the caller could be optimised further, and multiply and add in one rounding where
     # this one does not: another number of threads would change bits.

@@ -6,11 +6,8 @@ holds no chunk is not waited for, and none needs to be there at all: that a work
 or was never started, changes the time but not the result. GNU OpenMP instead waits for each thread
 of its team at the end of each region.
 
-Protocol, in the words of `runtime.words`. Each share of a job's chunks has a word that counts
-those left, beside the number of workers. Who sets it to one less, by `swap`, has claimed a chunk
-of the job that is in this place now, be it another than a moment ago: all else about that job is
-written before the counts and kept until its last chunk is done, and is read after the claim.
-`PENDING` counts chunks not done; its lowest bit says that the caller sleeps.
+`runtime.jobs` has how chunks are claimed. A job's `PENDING` counts chunks that are not done; its
+lowest bit says that the caller sleeps.
 
 Where other programs want the cores:
 
@@ -45,9 +42,9 @@ from fastlayers.runtime.system import (
     give_way,
     leave_core,
 )
-from fastlayers.runtime.words import add, call, emit_words, load, relax, store, swap, words
+from fastlayers.runtime.words import add, emit_words, extern, load, relax, store, swap, words
 
-__all__ = ["MOST", "TEAM", "run"]
+__all__ = ["run"]
 
 # Words of the pool: a futex that changes with each job, a bit for each sleeping worker, whether
 # threads are being started, how many there are with the caller, the core of the last caller that
@@ -76,8 +73,7 @@ def run(chunk: Any, context: Any, count: int, workers: int) -> None:
     memory = words()
     job = jobs.take(memory)
     if job < 0:
-        for index in range(count):
-            call(chunk, context, index, 0)
+        jobs.run_alone(chunk, context, count)
         return
     workers = min(workers, count, MOST)
     if load(memory, TEAM) < workers:
@@ -279,15 +275,13 @@ def _spawn(typingctx: Any, serve: Any, memory: Any, worker: Any) -> Any:
         inside.ret(ir.Constant(_pointer, None))
         cgctx.active_code_library.add_linking_library(compiled.library)
 
-        def extern(name: str, *arguments: Any) -> Any:
-            return cgutils.get_or_insert_function(module, ir.FunctionType(_i32, arguments), name)
-
         signals = ir.ArrayType(_i64, _SIGNAL_WORDS)
         ours, theirs = (cgutils.alloca_once(builder, signals) for _ in range(2))
         builder.store(ir.Constant(signals, [~_OWN_SIGNALS] + [-1] * (_SIGNAL_WORDS - 1)), ours)
-        mask = extern("pthread_sigmask", _i32, ours.type, ours.type)
+        mask = extern(builder, "pthread_sigmask", _i32, _i32, ours.type, ours.type)
         handle = cgutils.alloca_once(builder, _i64)
-        create = extern("pthread_create", handle.type, _pointer, start.as_pointer(), _pointer)
+        started = handle.type, _pointer, start.as_pointer(), _pointer
+        create = extern(builder, "pthread_create", _i32, *started)
         builder.call(mask, [_i32(_SIG_SETMASK), ours, theirs])
         own = builder.add(_i64(THREAD + NUMBER), builder.mul(_i64(LINE), values[2]))
         number = builder.gep(values[1], [own])
@@ -296,7 +290,7 @@ def _spawn(typingctx: Any, serve: Any, memory: Any, worker: Any) -> Any:
         error = builder.call(create, [handle, ir.Constant(_pointer, None), body, number])
         builder.call(mask, [_i32(_SIG_SETMASK), theirs, ir.Constant(theirs.type, None)])
         with builder.if_then(builder.icmp_signed("==", error, _i32(0))):
-            builder.call(extern("pthread_detach", _i64), [builder.load(handle)])
+            builder.call(extern(builder, "pthread_detach", _i32, _i64), [builder.load(handle)])
         return builder.sext(error, _i64)
 
     return types.int64(serve, memory, types.int64), codegen

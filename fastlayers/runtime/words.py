@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import inspect
-import mmap
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -23,12 +22,12 @@ __all__ = [
     "Words",
     "add",
     "call",
+    "chunk_type",
     "emit_words",
     "extern",
     "load",
     "load_pointer",
     "primitive",
-    "read",
     "relax",
     "reset",
     "store",
@@ -39,10 +38,10 @@ __all__ = [
 ]
 
 WORDS = 1 << 15
-_SYMBOL = "fastlayers_words"
+_SYMBOL, _ALIGNMENT = "fastlayers_words", 128
 _i8, _i32, _i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _pointer, _words_type = _i8.as_pointer(), _i64.as_pointer()
-_chunk_type = ir.FunctionType(ir.VoidType(), [_pointer, _i64, _i64])
+chunk_type = ir.FunctionType(ir.VoidType(), [_pointer, _i64, _i64])
 # LLVM's names of the instructions PAUSE, and ISB with its only operand, by machine.
 _PAUSE, _ISB = ("llvm.x86.sse2.pause",), ("llvm.aarch64.isb", _i32(15))
 _RELAX: dict[str, tuple[Any, ...]] = {
@@ -54,17 +53,13 @@ _RELAX: dict[str, tuple[Any, ...]] = {
 
 
 def _allocate() -> int:
-    """Address of the words: zeros, of this process alone, and never released.
+    """Address of the words: zeros that begin on a line of their own, and are never released.
 
     Threads may look at them until the process has ended.
     """
-    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
-        memory: Any = (ctypes.c_int64 * WORDS)()
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
-        return ctypes.addressof(memory)
-    memory = mmap.mmap(-1, 8 * WORDS, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = (ctypes.c_int64 * (WORDS + _ALIGNMENT // 8))()
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    return -(-ctypes.addressof(memory) // _ALIGNMENT) * _ALIGNMENT
 
 
 _address = _allocate()
@@ -79,11 +74,6 @@ def reset() -> None:
 def write(at: int, value: int) -> None:
     """Set the word at an index, from Python."""
     ctypes.c_int64.from_address(_address + 8 * at).value = value
-
-
-def read(at: int) -> int:
-    """The word at an index, for Python."""
-    return int(ctypes.c_int64.from_address(_address + 8 * at).value)
 
 
 Words = types.CPointer(types.int64)
@@ -169,7 +159,7 @@ def store_pointer(builder: Any, words: Any, at: Any, pointer: Any) -> None:
 @primitive(types.void(_address_of, _address_of, _int, _int))
 def call(builder: Any, chunk: Any, context: Any, index: Any, worker: Any) -> None:
     """Call ``chunk(context, index, worker)``, a function with C's convention."""
-    builder.call(builder.bitcast(chunk, _chunk_type.as_pointer()), [context, index, worker])
+    builder.call(builder.bitcast(chunk, chunk_type.as_pointer()), [context, index, worker])
 
 
 @primitive(types.void())

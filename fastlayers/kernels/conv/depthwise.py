@@ -19,10 +19,10 @@ from fastlayers.kernels.conv.grouped_tile import (
     correlate_tile,
     weight_tile,
 )
-from fastlayers.kernels.conv.parts import sum_parts, sum_workers
 from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.named import named
 from fastlayers.kernels.ir.runs import clear_run, flat, prefetch_run
+from fastlayers.kernels.reduce import add_rows, sum_workers
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
@@ -293,6 +293,6 @@ def correlate_weight(x, dy, facts, workers, parts, dw, db):
     facts = named(Facts, facts)
     parallel_for(_weight_chunk, parts.shape[0], workers, (x, dy, facts, parts))
     sums, size = flat(parts), parts.shape[1]
-    sum_parts(sums, parts.shape[0], size, workers)
+    add_rows(sums, size, parts.shape[0], workers)
     few = sum_workers(size, workers)
     parallel_for(_unpack_taps, _vectors(facts.sizes), few, (sums, facts, dw, db))

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastlayers.kernels.conv.parts import sum_parts, sum_workers
 from fastlayers.kernels.conv.slabs import ImageSize, Slabs, open_slab, slab_at
 from fastlayers.kernels.gemm.gemm import gemm, panel_width, prepare_gemm
 from fastlayers.kernels.gemm.operands import FETCH, Bias, Block, Epilogue, Left, Right, Size, Target
@@ -18,6 +17,7 @@ from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.named import named
 from fastlayers.kernels.ir.runs import add_run, no_table, view
 from fastlayers.kernels.layout import square_side, swap_axes_image
+from fastlayers.kernels.reduce import add_rows, sum_workers
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
@@ -148,7 +148,7 @@ def conv2d_backward_weight(x, dy, zeros, facts, workers, work, parts, dw):
     if facts.few_channels:
         parallel_for(_few_channels_task, facts.tasks, workers, arguments)
         size = facts.block_rows * m
-        sum_parts(parts, facts.chunks, size, workers)
+        add_rows(parts, size, facts.chunks, workers)
         few = sum_workers(size, workers)
         parallel_for(_spread_cells, m, few, (parts, (depth, taps, m), dw))
         return

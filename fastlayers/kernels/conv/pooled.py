@@ -15,7 +15,6 @@ import math
 from typing import Any, NamedTuple
 
 from fastlayers.kernels.conv.padded import Images, load_image
-from fastlayers.kernels.conv.parts import sum_parts, sum_workers
 from fastlayers.kernels.conv.pooled_tile import PooledGradients, Sums, add_fields, mix_rows
 from fastlayers.kernels.gemm.gemm import gemm, panel_width, prepare_gemm
 from fastlayers.kernels.gemm.operands import STORE, Bias, Epilogue, Left, Right, Size, Target
@@ -24,6 +23,7 @@ from fastlayers.kernels.ir.named import named
 from fastlayers.kernels.ir.runs import add_run, clear_run, copy_run, no_table
 from fastlayers.kernels.layout import inside
 from fastlayers.kernels.pool.windows import max_window
+from fastlayers.kernels.reduce import add_rows, sum_workers
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
@@ -304,7 +304,7 @@ def conv2d_max_pool2d_backward(outputs, x, weight, facts, call, work, dx, weight
     if not call.by_weight:
         return
     size = facts.places.chunk_sums
-    sum_parts(work, facts.chunks, size, call.workers)
+    add_rows(work, size, facts.chunks, call.workers)
     dw, db = weight_gradients
     row = len(facts.sums.vectors) * lanes_of(work)
     sizes = (depth, row, taps.steps * len(facts.sums.rows) * row)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from fastlayers.kernels.conv.parts import sum_parts, sum_workers
 from fastlayers.kernels.conv.winograd.rows_tiles import (
     FACTORS,
     ORIGIN,
@@ -37,6 +36,7 @@ from fastlayers.kernels.conv.winograd.rows_tiles import (
 )
 from fastlayers.kernels.ir.named import named
 from fastlayers.kernels.ir.runs import clear_run, copy_run, no_table, transpose_block, view
+from fastlayers.kernels.reduce import add_rows, sum_workers
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
@@ -394,7 +394,7 @@ def conv2d_winograd_rows_backward_weight(x, dy, facts, call, work, parts, dw, db
     size = facts.part_elements
     arguments = ((x, dy), facts, call.channels_first, work, parts)
     parallel_for(_weight_chunk, facts.chunks, call.workers, arguments)
-    sum_parts(parts, facts.chunks, size, call.workers)
+    add_rows(parts, size, facts.chunks, call.workers)
     copy_run(db, 0, parts, size - db.size, db.size)
     few = sum_workers(size, call.workers)
     parallel_for(_untransform_filter, facts.weight.filters, few, (parts, facts, dw))
