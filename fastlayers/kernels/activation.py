@@ -325,33 +325,37 @@ def log_softmax(x, workers, y):
 
 
 @kernel
-def _softmax_backward_chunk(chunk, worker, dy, y, logarithm, dx):
+def _softmax_backward_chunk(chunk, worker, dy, y, dx):
     rows = _rows_per_chunk(y.shape[1])
     for i in range(chunk * rows, min((chunk + 1) * rows, y.shape[0])):
         total = y.dtype.type(0)
         for j in range(y.shape[1]):
-            total += dy[i, j] if logarithm else dy[i, j] * y[i, j]
+            total += dy[i, j] * y[i, j]
         for j in range(y.shape[1]):
-            if logarithm:
-                dx[i, j] = dy[i, j] - math.exp(y[i, j]) * total
-            else:
-                dx[i, j] = y[i, j] * (dy[i, j] - total)
+            dx[i, j] = y[i, j] * (dy[i, j] - total)
 
 
 @kernel
-def _softmax_backward(dy, y, logarithm, workers, dx):
+def _log_softmax_backward_chunk(chunk, worker, dy, y, dx):
     rows = _rows_per_chunk(y.shape[1])
-    chunks = (y.shape[0] + rows - 1) // rows
-    parallel_for(_softmax_backward_chunk, chunks, workers, (dy, y, logarithm, dx))
+    for i in range(chunk * rows, min((chunk + 1) * rows, y.shape[0])):
+        total = y.dtype.type(0)
+        for j in range(y.shape[1]):
+            total += dy[i, j]
+        for j in range(y.shape[1]):
+            dx[i, j] = dy[i, j] - math.exp(y[i, j]) * total
 
 
 @kernel
 def softmax_backward(dy, y, workers, dx):
     """``dx = y * (dy - sum(dy * y))`` in each row."""
-    _softmax_backward(dy, y, False, workers, dx)
+    rows = _rows_per_chunk(y.shape[1])
+    parallel_for(_softmax_backward_chunk, (y.shape[0] + rows - 1) // rows, workers, (dy, y, dx))
 
 
 @kernel
 def log_softmax_backward(dy, y, workers, dx):
     """``dx = dy - exp(y) * sum(dy)`` in each row."""
-    _softmax_backward(dy, y, True, workers, dx)
+    rows = _rows_per_chunk(y.shape[1])
+    chunks = (y.shape[0] + rows - 1) // rows
+    parallel_for(_log_softmax_backward_chunk, chunks, workers, (dy, y, dx))

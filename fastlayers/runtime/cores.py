@@ -1,7 +1,7 @@
 """How many cores this process may use, by its affinity and its CPU quota.
 
 Hyperthreads share the multipliers of a physical core, so a second thread there adds little to a
-kernel that keeps them busy, and every region of work waits for the slower of the two.
+kernel that keeps them busy.
 
 A container limited to 2 of 64 cores by a quota still sees all 64: with a thread on each, all of
 them are stopped once the quota of a period, usually 0.1 s, is used up.

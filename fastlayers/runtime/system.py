@@ -1,6 +1,6 @@
 """Calls of the operating system from compiled code: the clock, futexes, and a thread's core.
 
-All but the clock and `give_way` are Linux's; a futex is the lower half of a word.
+All but the clocks and `give_way` are Linux's; a futex is the lower half of a word.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def clock(builder: Any) -> Any:
 
 @primitive(_int())
 def cpu_time(builder: Any) -> Any:
-    """Nanoseconds for which this thread has had a core; 0.2 us a call."""
+    """Nanoseconds for which this thread has had a core; 0.6 us a call."""
     return _time(builder, _THREAD_CPU)
 
 
@@ -90,7 +90,7 @@ def futex_wake(builder: Any, words: Any, at: Any, bits: Any) -> None:
 
 @primitive(types.void())
 def give_way(builder: Any) -> None:
-    """Let another thread that waits for this core run; 0.4 us if there is none."""
+    """Let another thread that waits for this core run; 0.6 us if there is none."""
     builder.call(extern(builder, "sched_yield", _i32), [])
 
 
