@@ -116,7 +116,7 @@ def _exp_row(typingctx, x, x_at, count, out, out_at):
             value = vectors.load_vector(builder.gep(source, [at]), mask=mask)
             old = builder.load(tops)
             # A NaN is no greater; it comes back in the sum.
-            better = builder.and_(mask, builder.fcmp_ordered(">", value, old))
+            better = builder.and_(mask.bits, builder.fcmp_ordered(">", value, old))
             builder.store(builder.select(better, value, old), tops)
         reduce_max = vectors.declare("llvm.vector.reduce.fmax.{}", element, [vectors.vector])
         top = builder.call(reduce_max, [builder.load(tops)])
@@ -125,7 +125,7 @@ def _exp_row(typingctx, x, x_at, count, out, out_at):
             mask = vectors.first_lanes(builder.sub(count, at))
             value = vectors.load_vector(builder.gep(source, [at]), mask=mask)
             value = _emit_exp(vectors, builder.fsub(value, top_vector))
-            value = builder.select(mask, value, zero)
+            value = builder.select(mask.bits, value, zero)
             vectors.store_vector(value, builder.gep(target, [at]), mask=mask)
             builder.store(builder.fadd(builder.load(sums), value), sums)
         reduce_add = vectors.declare(

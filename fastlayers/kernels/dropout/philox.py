@@ -223,12 +223,12 @@ def _settle(builder, kept, tied, group, count, key, stream, threshold) -> None:
     with cgutils.for_range_slice(builder, zero, n, _i64(_BLOCKS), _i64) as (at, _):
         mask = lanes.first_lanes(builder.sub(n, at))
         elements = lanes.load_vector(builder.gep(found, [at]))
-        elements = builder.select(mask, elements, ir.Constant(lanes.vector, None))
+        elements = builder.select(mask.bits, elements, ir.Constant(lanes.vector, None))
         block = builder.add(lanes.splat(first), elements)
         drawn = _rounds(builder, lanes, key, stream, block)[0]
         drawn = builder.and_(drawn, ir.Constant(lanes.vector, [_LOW] * _BLOCKS))
         drawn = builder.lshr(drawn, ir.Constant(lanes.vector, [8] * _BLOCKS))
-        reached = builder.and_(builder.icmp_unsigned(">=", drawn, lower), mask)
+        reached = builder.and_(builder.icmp_unsigned(">=", drawn, lower), mask.bits)
         reached = builder.zext(reached, lanes.vector)
         for lane in range(_BLOCKS):
             element = builder.extract_element(elements, _i64(lane))

@@ -222,10 +222,10 @@ class _Tile(Vectors):
 
     def store(self, pointers: list[Any], tile: list[list[Any]]) -> None:
         """Write a tile; lanes outside the mask are not touched."""
-        for at, parts in zip(pointers, tile, strict=True):
-            for v, part in enumerate(parts[:-1]):
-                self.store_vector(part, at, v)
-            self.store_vector(parts[-1], at, self.vectors - 1, self.mask)
+        *whole, last = zip(*tile, strict=True)
+        for v, values in enumerate(whole):
+            self.store_vectors(values, pointers, v)
+        self.store_vectors(last, pointers, self.vectors - 1, self.mask)
 
     def stream(self, pointers: list[Any], tile: list[list[Any]]) -> None:
         """Write a whole tile by non-temporal stores."""

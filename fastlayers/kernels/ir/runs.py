@@ -30,8 +30,6 @@ __all__ = [
 ]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
-# AVX-512 stores under a mask as fast as whole vectors, AVX2 of some CPUs takes 18 operations.
-MASKS_ARE_FREE = cpu.vector_bytes() == 64
 # Bytes from a vector that is read to the line that is prefetched.
 AHEAD = 8192
 
@@ -361,31 +359,19 @@ def transpose_block(typingctx, rows, columns, source, out):
                 at = builder.gep(at, [builder.select(more, origin[1], _i64(0))])
             lines.append(vectors.load_vector(at, mask=mask))
         inside, zero = vectors.first_lanes(rows), ir.Constant(vectors.vector, None)
-        lines = [builder.select(inside, line, zero) for line in vectors.transpose(lines)]
+        lines = [builder.select(inside.bits, line, zero) for line in vectors.transpose(lines)]
 
-        def store(mask=None) -> None:
-            done = builder.append_basic_block("transpose.done")
-            for j, line in enumerate(lines):
-                write = builder.append_basic_block("transpose.write")
-                builder.cbranch(builder.icmp_signed("<", _i64(j), columns), write, done)
-                builder.position_at_end(write)
-                row = builder.add(table[_i64(j)], builder.select(table.empty, _i64(j), _i64(0)))
-                with builder.if_then(builder.icmp_signed(">=", row, _i64(0))):
-                    vectors.store_vector(
-                        line, builder.gep(out_at, [builder.mul(row, stride)]), mask=mask
-                    )
-            builder.branch(done)
-            builder.position_at_end(done)
-
-        if MASKS_ARE_FREE:  # a second set of stores would be half of the code
-            store(vectors.first_lanes(width))
-            return cgctx.get_dummy_value()
-        whole = builder.icmp_signed(">=", width, _i64(vectors.lanes))
-        with builder.if_else(whole) as (plain, masked):
-            with plain:
-                store()
-            with masked:
-                store(vectors.first_lanes(width))
+        mask, done = vectors.first_lanes(width), builder.append_basic_block("transpose.done")
+        for j, line in enumerate(lines):
+            write = builder.append_basic_block("transpose.write")
+            builder.cbranch(builder.icmp_signed("<", _i64(j), columns), write, done)
+            builder.position_at_end(write)
+            row = builder.add(table[_i64(j)], builder.select(table.empty, _i64(j), _i64(0)))
+            with builder.if_then(builder.icmp_signed(">=", row, _i64(0))):
+                place = builder.gep(out_at, [builder.mul(row, stride)])
+                vectors.store_vector(line, place, mask=mask)
+        builder.branch(done)
+        builder.position_at_end(done)
         return cgctx.get_dummy_value()
 
     return types.void(types.int64, types.int64, source, out), codegen

@@ -5,13 +5,25 @@ Explicit vector types, because Numba's auto-vectorised loops stay at 256 bits on
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-__all__ = ["LINE", "Table", "Vectors", "element_pointer", "literals", "operand", "prefetch"]
+from fastlayers.runtime import cpu
+
+__all__ = [
+    "LINE",
+    "First",
+    "Table",
+    "Vectors",
+    "element_pointer",
+    "literals",
+    "operand",
+    "prefetch",
+]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
 LINE = 64  # bytes of a cache line
@@ -28,6 +40,13 @@ class Table:
     def __getitem__(self, index):
         index = self._builder.select(self.empty, _i64(0), index)
         return self._builder.load(self._builder.gep(self.data, [index]))
+
+
+class First(NamedTuple):
+    """The first lanes of a vector: how many, which may be more than it has, and their mask."""
+
+    count: Any
+    bits: Any
 
 
 class Vectors:
@@ -68,37 +87,136 @@ class Vectors:
         unordered = self.builder.fcmp_unordered("ugt", new, old)
         return self.builder.and_(unordered, self.builder.fcmp_ordered("ord", old, old))
 
-    def first_lanes(self, count):
-        """Mask of the lanes below `count`, a 64-bit integer."""
+    def first_lanes(self, count) -> First:
+        """The lanes below `count`, a 64-bit integer."""
         most = _i64(self.lanes)  # the lower half of 2**31 is negative
         less = self.builder.icmp_signed("<", count, most)
-        count = self.builder.trunc(self.builder.select(less, count, most), _i32)
+        low = self.builder.trunc(self.builder.select(less, count, most), _i32)
         index = ir.Constant(ir.VectorType(_i32, self.lanes), list(range(self.lanes)))
-        return self.builder.icmp_signed("<", index, self.splat(count))
+        return First(count, self.builder.icmp_signed("<", index, self.splat(low)))
 
     def _at(self, pointer, v: int):
         at = self.builder.gep(pointer, [_i64(v * self.lanes)])
         return self.builder.bitcast(at, self.vector.as_pointer())
 
-    def load_vector(self, pointer, v: int = 0, mask=None):
+    def load_vector(self, pointer, v: int = 0, mask: First | None = None):
         """Read vector `v`; lanes outside the mask are zero and not touched."""
         at = self._at(pointer, v)
         if mask is None:
             return self.builder.load(at, align=self._align)
+        if cpu.masked_loads():
+            return self.load_masked(pointer, mask.bits, v)
+        return self._load_parts(self.builder.gep(pointer, [_i64(v * self.lanes)]), mask.count)
+
+    def load_masked(self, pointer, bits, v: int = 0):
+        """Read the lanes of any mask; the others are zero and not touched."""
+        at = self._at(pointer, v)
         arguments = [at.type, _i32, self._bits, self.vector]
         masked = self.declare("llvm.masked.load.{}.p0", self.vector, arguments)
         zero = ir.Constant(self.vector, None)
-        return self.builder.call(masked, [at, _i32(self._align), mask, zero])
+        return self.builder.call(masked, [at, _i32(self._align), bits, zero])
 
-    def store_vector(self, value, pointer, v: int = 0, mask=None) -> None:
+    def store_vector(self, value, pointer, v: int = 0, mask: First | None = None) -> None:
         """Write vector `v`; lanes outside the mask are not touched."""
-        at = self._at(pointer, v)
+        self.store_vectors([value], [pointer], v, mask)
+
+    def store_vectors(
+        self, values: Sequence[Any], pointers: list[Any], v: int = 0, mask: First | None = None
+    ) -> None:
+        """Write vector `v` at each pointer; lanes outside the mask are not touched."""
+        places = [self._at(pointer, v) for pointer in pointers]
         if mask is None:
-            self.builder.store(value, at, align=self._align)
-            return
-        arguments = [self.vector, at.type, _i32, self._bits]
-        masked = self.declare("llvm.masked.store.{}.p0", ir.VoidType(), arguments)
-        self.builder.call(masked, [value, at, _i32(self._align), mask])
+            for value, at in zip(values, places, strict=True):
+                self.builder.store(value, at, align=self._align)
+        elif cpu.masked_stores():
+            arguments = [self.vector, places[0].type, _i32, self._bits]
+            masked = self.declare("llvm.masked.store.{}.p0", ir.VoidType(), arguments)
+            for value, at in zip(values, places, strict=True):
+                self.builder.call(masked, [value, at, _i32(self._align), mask.bits])
+        else:
+            starts = [self.builder.gep(pointer, [_i64(v * self.lanes)]) for pointer in pointers]
+            self._store_parts(values, starts, mask.count)
+
+    def _store_parts(self, values: Sequence[Any], pointers: list[Any], count) -> None:
+        """Write the first lanes: whole vectors, or halves, quarters ... for the bits of `count`."""
+        builder = self.builder
+        whole = builder.icmp_signed(">=", count, _i64(self.lanes))
+        with builder.if_else(whole, likely=True) as (all_, some):
+            with all_:
+                for value, pointer in zip(values, pointers, strict=True):
+                    builder.store(value, self._at(pointer, 0), align=self._align)
+            with some:
+                for size, bit, at in self._parts(count):
+                    halves = [self._halves(value, size) for value in values]
+                    with builder.if_then(bit):
+                        for (low, _), pointer in zip(halves, pointers, strict=True):
+                            place = builder.gep(pointer, [at])
+                            place = builder.bitcast(place, low.type.as_pointer())
+                            builder.store(low, place, align=self._align)
+                    values = [builder.select(bit, high, low) for low, high in halves]
+
+    def _load_parts(self, pointer, count):
+        """Read the first lanes: a whole vector, or halves, quarters ... for the bits of `count`."""
+        builder = self.builder
+        whole = builder.icmp_signed(">=", count, _i64(self.lanes))
+        with builder.if_else(whole, likely=True) as (all_, some):
+            with all_:
+                full = builder.load(self._at(pointer, 0), align=self._align)
+                full_block = builder.block
+            with some:
+                # What is behind a part; the last one has nothing there.
+                rest = self._zero(1) if self.lanes > 1 else ir.Constant(self.vector, None)
+                for size, bit, at in reversed(list(self._parts(count))):
+                    zero, before = self._zero(size), builder.block
+                    with builder.if_then(bit):
+                        place = builder.gep(pointer, [at])
+                        place = builder.bitcast(place, zero.type.as_pointer())
+                        read = builder.load(place, align=self._align)
+                        inside = builder.block
+                    part = builder.phi(zero.type)
+                    part.add_incoming(zero, before)
+                    part.add_incoming(read, inside)
+                    low, high = builder.select(bit, part, rest), builder.select(bit, rest, zero)
+                    rest = self._joined(low, high, size)
+                some_block = builder.block
+        either = builder.phi(self.vector)
+        either.add_incoming(full, full_block)
+        either.add_incoming(rest, some_block)
+        return either
+
+    def _parts(self, count) -> Iterator[tuple[int, Any, Any]]:
+        """Sizes of a vector's parts, whether the first lanes have each, and where it begins."""
+        builder, size = self.builder, self.lanes // 2
+        some = builder.icmp_signed(">", count, _i64(0))
+        count = builder.select(some, count, _i64(0))
+        while size:
+            bit = builder.icmp_signed("!=", builder.and_(count, _i64(size)), _i64(0))
+            yield size, bit, builder.and_(count, _i64(-2 * size))
+            size //= 2
+
+    def _zero(self, size: int):
+        """So many zeros: a vector, or a scalar, as vectors of one element abort LLVM 22."""
+        if size > 1:
+            return ir.Constant(ir.VectorType(self.element, size), None)
+        return ir.Constant(self.element, 0)
+
+    def _halves(self, value, size: int) -> list[Any]:
+        """Lower and upper half, of `size` lanes each."""
+        if size == 1:
+            return [self.builder.extract_element(value, _i32(i)) for i in (0, 1)]
+        places = (list(range(first, first + size)) for first in (0, size))
+        orders = (ir.Constant(ir.VectorType(_i32, size), lanes) for lanes in places)
+        return [self.builder.shuffle_vector(value, value, order) for order in orders]
+
+    def _joined(self, low, high, size: int):
+        """The vector of two halves of `size` lanes each."""
+        order = ir.Constant(ir.VectorType(_i32, 2 * size), list(range(2 * size)))
+        if size > 1:
+            return self.builder.shuffle_vector(low, high, order)
+        pair = ir.Constant(ir.VectorType(self.element, 2), ir.Undefined)
+        for i, element in enumerate((low, high)):
+            pair = self.builder.insert_element(pair, element, _i32(i))
+        return pair
 
     def stream_vector(self, value, pointer, v: int = 0) -> None:
         """Write an aligned vector by a non-temporal store, which does not read the line first."""

@@ -124,6 +124,7 @@ def _k_loop(builder, vectors: Vectors, k, count: int, step) -> list[Any]:
 
     builder.position_at_end(tail)
     last = step(whole, results, vectors.first_lanes(builder.sub(k, whole)))
+    tail = builder.block  # which loads may have left
     builder.branch(done)
 
     builder.position_at_end(done)

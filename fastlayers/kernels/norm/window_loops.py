@@ -85,7 +85,8 @@ class Windows(Vectors):
                 self.two_columns = True
                 self.first_column = self.first_lanes(self.channels)
                 both = self.first_lanes(builder.mul(self.channels, _i64(2)))
-                self.second_column = builder.and_(both, builder.not_(self.first_column))
+                first = self.first_column.bits
+                self._second_column = builder.and_(both.bits, builder.not_(first))
                 self.both_columns = both
                 emit()
             with many:
@@ -107,10 +108,17 @@ class Windows(Vectors):
             return vectors.load_vector(pointer, mask=mask)
         second = self.builder.gep(pointer, [self.builder.neg(self.channels)])
         return self.builder.select(
-            self.first_column,
+            self.first_column.bits,
             vectors.load_vector(pointer, mask=self.first_column),
-            vectors.load_vector(second, mask=self.second_column),
+            vectors.load_masked(second, self._second_column),
         )
+
+    def second_column(self, value):
+        """The lanes of the second column, moved to those of the first."""
+        held = cgutils.alloca_once(self.builder, self.vector, 2)
+        self.builder.store(value, held)
+        start = self.builder.bitcast(held, self.element.as_pointer())
+        return self.load_vector(self.builder.gep(start, [self.channels]))
 
     def channel_vectors(self):
         """Loop over the vectors of a pixel's channels; gives the first channel of each."""
@@ -209,7 +217,7 @@ class GradientWindows(Windows):
         if self.two_columns:
             one = ir.Constant(self.numbers.vector, [1] * self.lanes)
             right = self.builder.add(number, one)
-            number = self.builder.select(self.first_column, number, right)
+            number = self.builder.select(self.first_column.bits, number, right)
         return self.builder.icmp_unsigned("==", cell_of, number)
 
     def add_to(self, pointer, value, mask) -> None:

@@ -99,8 +99,7 @@ def add_row(typingctx, dy, pooled, x, start, facts, factors, relu, sums):
                 row = builder.gep(row, [emit.channels])
                 emit.add_to(row, builder.load(dot), column)
                 if emit.two_columns:
-                    row = builder.gep(row, [builder.neg(emit.channels)])
-                    emit.add_to(row, builder.load(dot), emit.second_column)
+                    emit.add_to(row, emit.second_column(builder.load(dot)), column)
 
         emit.by_channels(add_all)
         return cgctx.get_dummy_value()
