@@ -78,21 +78,51 @@ def vector_bytes() -> int:
     return min(widest, int(asked))
 
 
-# Size of the last-level cache if the CPU does not report it, and for a fleet.
-CACHE = 32 << 20
+# Bytes of a core's caches where the system does not tell them, and for a fleet, whose machines cut
+# their work alike: what the cores of laptops and servers have at least.
+L1_BYTES, L2_BYTES, L3_BYTES = 32 << 10, 512 << 10, 32 << 20
+
+
+def _cache(name: str, usual: int) -> topology.Cache:
+    """The cache of this name, or one of the usual size."""
+    levels = [] if fleet() else topology.caches()
+    return next((cache for cache in levels if cache.name == name), topology.Cache(name, usual, 1))
+
+
+def _asked(level: str) -> int | None:
+    """Bytes that ``FASTLAYERS_{level}_BYTES`` asks for."""
+    variable = f"FASTLAYERS_{level}_BYTES"
+    asked = os.environ.get(variable)
+    if asked is None:
+        return None
+    if not asked.isdecimal() or int(asked) == 0:
+        raise ValueError(f"{variable}: expected a positive number of bytes, got {asked!r}")
+    return int(asked)
+
+
+@functools.cache
+def l1_bytes() -> int:
+    """Bytes of a core's L1 data cache; ``FASTLAYERS_L1_BYTES`` overrides it."""
+    return _asked("L1") or _cache("L1d", L1_BYTES).nbytes
+
+
+@functools.cache
+def l2_bytes() -> int:
+    """Bytes of a core's L2, or of its share of one; ``FASTLAYERS_L2_BYTES`` overrides it."""
+    asked, cache = _asked("L2"), _cache("L2", L2_BYTES)
+    sharing = max(1, cache.shared_by // _cache("L1d", L1_BYTES).shared_by)
+    return asked or cache.nbytes // sharing
 
 
 @functools.cache
 def cache_bytes() -> int:
-    """Bytes of the last-level cache.
+    """Bytes of the last-level cache, of all cores that share it; ``FASTLAYERS_L3_BYTES`` overrides.
 
     An op that moves more than this leaves nothing useful in the cache for the next op, so its
     results are better written with non-temporal stores.
     """
-    if fleet():
-        return CACHE
-    levels = topology.caches()
-    return levels[-1].nbytes if levels else CACHE
+    levels = [] if fleet() else topology.caches()
+    return _asked("L3") or (levels[-1].nbytes if levels else L3_BYTES)
 
 
 def masked_stores() -> bool:
