@@ -17,7 +17,7 @@ import numpy as np
 import fastlayers as fl
 from fastlayers import distributed, precompile
 from fastlayers.data.dataset import MapStyle
-from fastlayers.runtime import backend, cores, cpu, threads, topology
+from fastlayers.runtime import backend, caches, cores, cpu, threads, topology
 
 __all__ = ["main"]
 
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--all", action="store_true", help="the kernels of all layers and models")
     add("--input-shape", type=_positive, nargs=4, metavar=("N", "C", "H", "W"))
     add("--dtype", choices=("float32", "float64"), default="float32")
-    add("--cpu", choices=cpu.FLEETS, help="for machines of this level, run with FASTLAYERS_CPU")
+    add("--cpu", choices=cpu.LEVELS, help="for machines of this level, run with FASTLAYERS_CPU")
     info = commands.add_parser("info", help="print versions, CPU, cores, threads and cache folder")
     info.add_argument("--json", action="store_true", help="as a JSON object")
     info.set_defaults(run=_info)
@@ -276,18 +276,22 @@ def _info(options: argparse.Namespace) -> int:
 
 def _in_words(rows: dict[str, Any]) -> dict[str, str]:
     """What takes more than a value to say."""
-    caches = (
+    levels = (
         f"{name} {cache['bytes'] >> 10} KiB"
         + (f" shared by {cache['cores']} logical cores" if cache["cores"] > 1 else "")
         for name, cache in rows["caches"].items()
     )
     count = {name: "unknown" if n is None else n for name, n in rows["cores"].items()}
+    sizes = (f"{name} {size >> 10} KiB" for name, size in rows["cache sizes used"].items())
+    free = [name for name, is_free in rows["free masks"].items() if is_free]
     return {
         "threads": f"{rows['threads']} ({rows['threads set by']})",
         "cores": f"{count['logical']} logical, {count['physical']} physical; this process may use "
         f"{count['allowed']} logical, {count['allowed physical']} physical",
         "CPU quota": "none" if rows["CPU quota"] is None else f"{rows['CPU quota']} cores",
-        "caches": ", ".join(caches) or "unknown",
+        "caches": ", ".join(levels) or "unknown",
+        "cache sizes used": ", ".join(sizes),
+        "free masks": " and ".join(free) or "none",
     }
 
 
@@ -305,9 +309,15 @@ def _compiled_info() -> dict[str, Any]:
         "llvmlite": llvmlite.__version__,
         "CPU": cpu.fleet() or cpu.cpu_name(),
         "vector bits": 8 * cpu.vector_bytes(),
+        "free masks": {"loads": cpu.masked_loads(), "stores": cpu.masked_stores()},
         "caches": {
-            cache.name: {"bytes": cache.nbytes, "cores": cache.shared_by}
-            for cache in topology.caches()
+            level.name: {"bytes": level.nbytes, "cores": level.shared_by}
+            for level in caches.caches()
+        },
+        "cache sizes used": {
+            "L1": cpu.l1_bytes(),
+            "L2": cpu.l2_bytes(),
+            "last level": cpu.cache_bytes(),
         },
         "cores": {
             "logical": len(machine),

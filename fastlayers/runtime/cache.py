@@ -37,8 +37,8 @@ _DIGEST = hashlib.sha256().digest_size
 # Seconds after which an unfinished file must have been left by a killed process.
 _ABANDONED = 3600
 _warned: set[str] = set()
-if cpu.fleet():  # otherwise Numba compiles for the host's name and features
-    numba.config.CPU_NAME, numba.config.CPU_FEATURES = cpu.fleet(), ""
+if _level := cpu.LEVELS.get(cpu.fleet() or ""):  # otherwise for the host's name and features
+    numba.config.CPU_NAME, numba.config.CPU_FEATURES = _level.name, _level.features
 
 
 @functools.cache
@@ -56,7 +56,7 @@ def sources_hash() -> str:
     python = platform.python_version(), getattr(sys, "abiflags", "")  # t: without a GIL
     versions = numba.__version__, llvmlite.__version__, *python
     checked = bool(numba.config.BOUNDSCHECK)
-    facts = (*versions, cpu.vector_bytes(), cpu.cache_bytes(), checked)
+    facts = (*versions, *(fact() for fact in cpu.CODE_FACTS), checked)
     digest.update(repr(facts).encode())
     return digest.hexdigest()[:16]
 

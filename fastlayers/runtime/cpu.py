@@ -1,34 +1,98 @@
-"""Properties of the CPU that kernels depend on."""
+"""One page of facts about the CPU: vectors, registers, masks and caches.
+
+All that kernels and plans take from the machine comes from here, so that code can be compiled, and
+work cut, for another CPU than this one: for a level that a fleet of machines shares
+(``FASTLAYERS_CPU``), and in tests.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
+import sys
+from typing import NamedTuple
 
-from fastlayers.runtime import topology
+from fastlayers.runtime import caches
+from fastlayers.runtime.topology import Cache
 
 __all__ = [
-    "FLEETS",
+    "CODE_FACTS",
+    "LEVELS",
+    "Level",
     "cache_bytes",
     "cpu_name",
     "fleet",
+    "l1_bytes",
+    "l2_bytes",
     "lanes",
+    "machine",
     "masked_loads",
     "masked_stores",
+    "scalable",
+    "supports",
     "tile_rows",
     "vector_bytes",
 ]
 
-# Levels of x86-64 that all machines of a fleet may share, and the bytes of their vectors;
-# https://gitlab.com/x86-psABIs/x86-64-ABI, table 3.1. The second has no fused multiply-add.
-FLEETS = {"x86-64-v3": 32, "x86-64-v4": 64}
+
+class Level(NamedTuple):
+    """What all machines of a fleet have, or may be taken to have."""
+
+    machine: str
+    name: str  # of the CPU, and its features, as LLVM has them
+    features: str
+    needs: tuple[str, ...]  # features that LLVM finds on the machines that have this level
+    vector_bytes: int
+    l1_bytes: int  # of a core; `l3_bytes` are of all cores that share it
+    l2_bytes: int
+    l3_bytes: int
+
+
+_KIB, _MIB = 1 << 10, 1 << 20
+# The x86-64 levels are those of the ABI (https://gitlab.com/x86-psABIs/x86-64-ABI, table 3.1; the
+# second has no fused multiply-add), those of Arm what compilers call them. Caches are those that
+# most cores of the level have at least: of ARM a Cortex-A72's, of which four share 1 MiB, and a
+# Cortex-A76's. LLVM's feature `lse` is the atomic instructions of Armv8.1, the last that compiled
+# code of 8.2 has.
+LEVELS = {
+    "x86-64-v3": Level(
+        "x86_64", "x86-64-v3", "", ("avx2", "fma", "bmi2"), 32, 32 * _KIB, 512 * _KIB, 32 * _MIB
+    ),
+    "x86-64-v4": Level(
+        "x86_64", "x86-64-v4", "", ("avx512f", "avx512vl"), 64, 32 * _KIB, _MIB, 32 * _MIB
+    ),
+    "armv8-a": Level("aarch64", "generic", "+neon", (), 16, 32 * _KIB, 256 * _KIB, _MIB),
+    "armv8.2-a": Level(
+        "aarch64", "generic", "+neon,+v8.2a", ("lse",), 16, 64 * _KIB, 512 * _KIB, 2 * _MIB
+    ),
+}
+# Names of one architecture, by which LLVM and Python call it on different systems.
+_SAME = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 @functools.cache
 def _features() -> dict[str, bool]:
     import llvmlite.binding as llvm  # 25 ms, and the first plan needs it
 
-    return dict(llvm.get_host_cpu_features())
+    try:
+        return dict(llvm.get_host_cpu_features())
+    except RuntimeError:  # where LLVM cannot tell
+        return {}
+
+
+@functools.cache
+def _host() -> str:
+    """The architecture of this process; the system's may have 64 bits where Python has 32."""
+    import llvmlite.binding as llvm
+
+    name = str(llvm.get_process_triple()).partition("-")[0].lower()
+    return _SAME.get(name, name)
+
+
+def machine() -> str:
+    """The architecture that code is compiled for, such as ``x86_64`` or ``aarch64``."""
+    named = fleet()
+    return LEVELS[named].machine if named else _host()
 
 
 def cpu_name() -> str:
@@ -49,16 +113,23 @@ def fleet() -> str | None:
     """
     named = os.environ.get("FASTLAYERS_CPU") or None
     if named is not None:
-        if named not in FLEETS:
-            raise ValueError(f"FASTLAYERS_CPU: expected {' or '.join(FLEETS)}, got {named!r}")
-        if FLEETS[named] > _widest():
+        if named not in LEVELS:
+            *names, last = LEVELS
+            expected = f"{', '.join(names)} or {last}"
+            raise ValueError(f"FASTLAYERS_CPU: expected {expected}, got {named!r}")
+        if not supports(named):
             raise ValueError(f"FASTLAYERS_CPU: {cpu_name()} does not support {named}")
     return named
 
 
-def _widest() -> int:
-    features = _features()
-    return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
+def supports(level: str) -> bool:
+    """Whether this machine runs code of a level."""
+    wanted, found = LEVELS[level], _features()
+    if wanted.machine != _host():
+        return False
+    # macOS does not tell LLVM what Apple's CPUs have, which begin with Armv8.3.
+    apple = sys.platform == "darwin" and wanted.machine == "aarch64"
+    return apple or all(found.get(name, False) for name in wanted.needs)
 
 
 @functools.cache
@@ -66,10 +137,10 @@ def vector_bytes() -> int:
     """Bytes of the widest vector register to use: 64, 32 or 16.
 
     ``FASTLAYERS_VECTOR_BYTES`` selects a narrower one, so that the code for smaller CPUs can be
-    tested on a larger one.
+    tested on a larger one. ARM's scalable vectors are not used: see `scalable`.
     """
     named = fleet()
-    widest = FLEETS[named] if named else _widest()
+    widest = LEVELS[named].vector_bytes if named else _widest()
     asked = os.environ.get("FASTLAYERS_VECTOR_BYTES")
     if asked is None:
         return widest
@@ -78,24 +149,37 @@ def vector_bytes() -> int:
     return min(widest, int(asked))
 
 
-# Bytes of a core's caches where the system does not tell them, and for a fleet, whose machines cut
-# their work alike: what the cores of laptops and servers have at least.
-L1_BYTES, L2_BYTES, L3_BYTES = 32 << 10, 512 << 10, 32 << 20
+def _widest() -> int:
+    features = _features()
+    return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
 
 
-def _cache(name: str, usual: int) -> topology.Cache:
-    """The cache of this name, or one of the usual size."""
-    levels = [] if fleet() else topology.caches()
-    return next((cache for cache in levels if cache.name == name), topology.Cache(name, usual, 1))
+def scalable() -> bool:
+    """Whether LLVM must be told not to use ARM's scalable vectors (SVE).
+
+    All kernels are written for vectors of a fixed width; LLVM's own vectoriser would choose
+    scalable ones for the plain loops of some, and their sums would be in another order.
+    """
+    return fleet() is None and _features().get("sve", False)
+
+
+def _usual() -> Level:
+    """The level whose caches a machine is taken to have if it does not tell."""
+    return LEVELS[fleet() or ("armv8-a" if machine() == "aarch64" else "x86-64-v3")]
+
+
+def _found() -> list[Cache]:
+    """Caches that the system tells; none for a fleet, whose machines cut their work alike."""
+    return [] if fleet() else caches.caches()
 
 
 def _asked(level: str) -> int | None:
-    """Bytes that ``FASTLAYERS_{level}_BYTES`` asks for."""
+    """Bytes that ``FASTLAYERS_{level}_BYTES`` asks for, of a fleet's machines too."""
     variable = f"FASTLAYERS_{level}_BYTES"
     asked = os.environ.get(variable)
     if asked is None:
         return None
-    if not asked.isdecimal() or int(asked) == 0:
+    if not (asked.isascii() and asked.isdecimal() and int(asked)):
         raise ValueError(f"{variable}: expected a positive number of bytes, got {asked!r}")
     return int(asked)
 
@@ -103,15 +187,20 @@ def _asked(level: str) -> int | None:
 @functools.cache
 def l1_bytes() -> int:
     """Bytes of a core's L1 data cache; ``FASTLAYERS_L1_BYTES`` overrides it."""
-    return _asked("L1") or _cache("L1d", L1_BYTES).nbytes
+    found = (cache.nbytes for cache in _found() if cache.name == "L1d")
+    return _asked("L1") or next(found, _usual().l1_bytes)
 
 
 @functools.cache
 def l2_bytes() -> int:
-    """Bytes of a core's L2, or of its share of one; ``FASTLAYERS_L2_BYTES`` overrides it."""
-    asked, cache = _asked("L2"), _cache("L2", L2_BYTES)
-    sharing = max(1, cache.shared_by // _cache("L1d", L1_BYTES).shared_by)
-    return asked or cache.nbytes // sharing
+    """Bytes of a core's L2, or of its share of one; ``FASTLAYERS_L2_BYTES`` overrides it.
+
+    Logical cores share what their physical core has, so those of one L1 count as one.
+    """
+    known = {cache.name: cache for cache in _found()}
+    threads = known["L1d"].shared_by if "L1d" in known else 1
+    share = known["L2"].nbytes // max(1, known["L2"].shared_by // threads) if "L2" in known else 0
+    return _asked("L2") or share or _usual().l2_bytes
 
 
 @functools.cache
@@ -121,8 +210,8 @@ def cache_bytes() -> int:
     An op that moves more than this leaves nothing useful in the cache for the next op, so its
     results are better written with non-temporal stores.
     """
-    levels = [] if fleet() else topology.caches()
-    return _asked("L3") or (levels[-1].nbytes if levels else L3_BYTES)
+    found = [cache.nbytes for cache in _found()]
+    return _asked("L3") or (found[-1] if found else _usual().l3_bytes)
 
 
 def masked_stores() -> bool:
@@ -147,7 +236,12 @@ def lanes(itemsize: int) -> int:
 def tile_rows() -> int:
     """Rows of the largest register tile, which is two vectors wide.
 
-    12 x 2 sums, 2 columns and a few broadcasts fit 32 registers (AVX-512, NEON); 6 x 2 fit 16.
+    12 x 2 sums, 2 columns and a few broadcasts fit 32 registers, as AVX-512 and all of AArch64
+    have, whatever an emulator says of NEON; 6 x 2 fit 16.
     """
-    many = vector_bytes() == 64 or _features().get("neon", False)
-    return 12 if many else 6
+    return 12 if vector_bytes() == 64 or machine() == "aarch64" else 6
+
+
+# Facts that are constants in kernels, so that kernels of other facts must not be found. What only
+# plans ask for, such as `l2_bytes`, is no such fact.
+CODE_FACTS = (vector_bytes, tile_rows, masked_loads, masked_stores, cache_bytes)

@@ -259,6 +259,8 @@ def test_info_says_what_the_machine_has(capsys, monkeypatch):
     out = capsys.readouterr().out
     for line in (
         r"^caches +L1d 48 KiB, L2 2048 KiB shared by 4 logical cores$",
+        r"^cache sizes used +L1 \d+ KiB, L2 \d+ KiB, last level \d+ KiB$",
+        r"^free masks +(loads and stores|loads|none)$",
         r"^cores +8 logical, 4 physical; this process may use 4 logical, 2 physical$",
         r"^CPU quota +3 cores$",
     ):

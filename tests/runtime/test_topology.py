@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastlayers.runtime import cpu, topology
+from fastlayers.runtime import topology
 
 # Siblings by the numbers of the logical cores.
 PAIRS = {n: f"{n // 2 * 2}-{n // 2 * 2 + 1}" for n in range(8)}  # 2n and 2n + 1
@@ -97,13 +97,3 @@ def test_caches(root):
 def test_a_malformed_cache_counts_as_missing(root, field, text):
     wrong = (*L3[:field], text, *L3[field + 1 :])
     assert with_caches(root({}), L1, wrong) == [("L1d", 32 << 10, 1)]
-
-
-def test_the_last_level(monkeypatch, root):
-    monkeypatch.delenv("FASTLAYERS_CPU", raising=False)
-    cpu.fleet.cache_clear()
-    found = with_caches(root({}), L1, L1I, L2)
-    monkeypatch.setattr(topology, "caches", lambda: found)
-    assert cpu.cache_bytes.__wrapped__() == 512 << 10
-    found.clear()
-    assert cpu.cache_bytes.__wrapped__() == cpu.CACHE
