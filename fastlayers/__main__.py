@@ -232,7 +232,7 @@ def _write_results(folder: Path, history: fl.training.History, options: argparse
 
 def _warmup(options: argparse.Namespace) -> int:
     if options.cpu:
-        os.environ["FASTLAYERS_CPU"] = options.cpu  # read with the first kernel
+        cpu.choose(options.cpu)
     if backend.NUMPY:
         print("0 kernels compiled: fastlayers runs on NumPy alone")
         return 0

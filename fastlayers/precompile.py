@@ -13,6 +13,7 @@ import numpy as np
 from fastlayers import nn, optim, random
 from fastlayers.autograd import Tensor, no_grad
 from fastlayers.runtime import backend
+from fastlayers.runtime.cpu import choose
 
 __all__ = ["Compiled", "any_loss", "everything", "warmup"]
 
@@ -24,7 +25,7 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-def warmup(model: nn.Module, input_shape: Sequence[int]) -> Compiled:
+def warmup(model: nn.Module, input_shape: Sequence[int], cpu: str | None = None) -> Compiled:
     """Compile the kernels that training and evaluating a model on inputs of one shape need.
 
     A copy of the model takes a training step with each optimiser (`SGD`, `Adam`, `AdamW`), with
@@ -37,6 +38,11 @@ def warmup(model: nn.Module, input_shape: Sequence[int]) -> Compiled:
     model : Module
     input_shape : sequence of int
         Batch size first, such as (32, 3, 32, 32); inputs have the dtype of the parameters.
+    cpu : str, optional
+        Compile for machines of this level, which run with ``FASTLAYERS_CPU`` set to it and a copy
+        of the cache folder: x86-64-v3, x86-64-v4, armv8-a or armv8.2-a. This machine need not
+        support it; then the process can run no ops, and the copy of the model computes nothing, so
+        that a model must not decide by values.
 
     Returns
     -------
@@ -47,19 +53,24 @@ def warmup(model: nn.Module, input_shape: Sequence[int]) -> Compiled:
     ------
     TypeError, ValueError
         If `model` is not a module, `input_shape` holds anything but positive integers, or the model
-        does not take such inputs.
+        does not take such inputs, or if `cpu` is no level.
+    RuntimeError
+        If the process has run an op before, for another CPU than `cpu`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"warmup: model must be a Module, got {type(model).__name__}")
     shape = tuple(input_shape)
     if not shape or not all(type(size) is int and size > 0 for size in shape):
         raise ValueError(f"warmup: input_shape must be positive integers, got {input_shape!r}")
+    if cpu is not None:
+        choose(cpu)
     if backend.NUMPY:
         return Compiled(0, 0.0)
     from fastlayers.runtime.cache import progress  # loads Numba
+    from fastlayers.runtime.cross import compiling
 
     before = progress().kernels, progress().seconds
-    with random.fork_rng():
+    with random.fork_rng(), compiling(), np.errstate(all="ignore"):
         _use(copy.deepcopy(model), shape)
     return Compiled(progress().kernels - before[0], progress().seconds - before[1])
 

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import os
 import pickle
-import platform
 import secrets
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from numba.core import event
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
 from numba.core.serialize import dumps
 
-from fastlayers.runtime import cpu, notice, sources
+from fastlayers.runtime import cpu, cross, notice, sources
 from fastlayers.runtime.compiler import InnerKernel, Kernel, SharedCode
 from fastlayers.runtime.progress import Progress
 
@@ -37,7 +36,9 @@ _DIGEST = hashlib.sha256().digest_size
 # Seconds after which an unfinished file must have been left by a killed process.
 _ABANDONED = 3600
 _warned: set[str] = set()
-if _level := cpu.LEVELS.get(cpu.fleet() or ""):  # otherwise for the host's name and features
+if cpu.compiles_only():
+    cross.install()
+elif _level := cpu.LEVELS.get(cpu.fleet() or ""):  # otherwise for the host's name and features
     numba.config.CPU_NAME, numba.config.CPU_FEATURES = _level.name, _level.features
 
 
@@ -53,7 +54,8 @@ def sources_hash() -> str:
     digest = hashlib.sha256()
     for name, content in sources.contents():
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    python = platform.python_version(), getattr(sys, "abiflags", "")  # t: without a GIL
+    # As Numba names its own files. Machines of a fleet may have other patches of Python.
+    python = sys.implementation.cache_tag, getattr(sys, "abiflags", "")  # t: without a GIL
     versions = numba.__version__, llvmlite.__version__, *python
     checked = bool(numba.config.BOUNDSCHECK)
     facts = (*versions, *(fact() for fact in cpu.CODE_FACTS), checked)
@@ -264,7 +266,8 @@ def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     if function is None:
         return functools.partial(kernel, **options)
     progress()
-    kind = SharedCode if options.pop("shared", False) else Kernel
+    kind = cross.CompiledOnly if cpu.compiles_only() else Kernel
+    kind = SharedCode if options.pop("shared", False) else kind
     inner = options.pop("inner", function.__name__.startswith("_"))
     options = {
         "error_model": "numpy",

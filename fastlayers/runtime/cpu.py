@@ -20,6 +20,8 @@ __all__ = [
     "LEVELS",
     "Level",
     "cache_bytes",
+    "choose",
+    "compiles_only",
     "cpu_name",
     "fleet",
     "l1_bytes",
@@ -28,7 +30,7 @@ __all__ = [
     "machine",
     "masked_loads",
     "masked_stores",
-    "scalable",
+    "same_machine",
     "supports",
     "tile_rows",
     "vector_bytes",
@@ -66,6 +68,7 @@ LEVELS = {
         "aarch64", "generic", "+neon,+v8.2a", ("lse",), 16, 64 * _KIB, 512 * _KIB, 2 * _MIB
     ),
 }
+_chosen: str | None = None  # by `choose`
 # Names of one architecture, by which LLVM and Python call it on different systems.
 _SAME = {"amd64": "x86_64", "arm64": "aarch64"}
 
@@ -95,6 +98,11 @@ def machine() -> str:
     return LEVELS[named].machine if named else _host()
 
 
+def same_machine() -> bool:
+    """Whether that is the architecture of this process."""
+    return machine() == _host()
+
+
 def cpu_name() -> str:
     """LLVM's name of the CPU, such as ``znver4`` or ``apple-m1``."""
     import llvmlite.binding as llvm
@@ -104,22 +112,52 @@ def cpu_name() -> str:
 
 @functools.cache
 def fleet() -> str | None:
-    """The level given by ``FASTLAYERS_CPU``, for machine code that many machines can share.
+    """The level of `choose` or ``FASTLAYERS_CPU``, for machine code that many machines can share.
 
     Raises
     ------
     ValueError
         For an unknown level, or one that this machine does not support.
     """
-    named = os.environ.get("FASTLAYERS_CPU") or None
-    if named is not None:
+    named = _chosen or os.environ.get("FASTLAYERS_CPU") or None
+    if named is not None and named != _chosen:
         if named not in LEVELS:
-            *names, last = LEVELS
-            expected = f"{', '.join(names)} or {last}"
-            raise ValueError(f"FASTLAYERS_CPU: expected {expected}, got {named!r}")
+            raise ValueError(f"FASTLAYERS_CPU: expected {_names()}, got {named!r}")
         if not supports(named):
             raise ValueError(f"FASTLAYERS_CPU: {cpu_name()} does not support {named}")
     return named
+
+
+def _names() -> str:
+    *names, last = LEVELS
+    return f"{', '.join(names)} or {last}"
+
+
+def choose(level: str) -> None:
+    """Compile for a level in this process, which need not support it: then it runs no kernels.
+
+    Raises
+    ------
+    ValueError
+        For an unknown level, or one of another architecture where this system is not Linux.
+    RuntimeError
+        If this process compiles for another CPU already.
+    """
+    global _chosen
+    if level not in LEVELS:
+        raise ValueError(f"warmup: cpu must be {_names()}, got {level!r}")
+    if LEVELS[level].machine != _host() and sys.platform != "linux":
+        raise ValueError(f"warmup: cpu must be of {_host()} except on Linux, got {level!r}")
+    if "fastlayers.runtime.cache" in sys.modules and level != fleet():
+        raise RuntimeError(f"warmup: cpu must be chosen before the first op, got {level!r} after")
+    _chosen = level
+    for fact in (fleet, vector_bytes, l1_bytes, l2_bytes, cache_bytes):
+        fact.cache_clear()
+
+
+def compiles_only() -> bool:
+    """Whether kernels are compiled for a CPU that cannot run here."""
+    return _chosen is not None and not supports(_chosen)
 
 
 def supports(level: str) -> bool:
@@ -137,7 +175,7 @@ def vector_bytes() -> int:
     """Bytes of the widest vector register to use: 64, 32 or 16.
 
     ``FASTLAYERS_VECTOR_BYTES`` selects a narrower one, so that the code for smaller CPUs can be
-    tested on a larger one. ARM's scalable vectors are not used: see `scalable`.
+    tested on a larger one. ARM's scalable vectors are not used.
     """
     named = fleet()
     widest = LEVELS[named].vector_bytes if named else _widest()
@@ -152,15 +190,6 @@ def vector_bytes() -> int:
 def _widest() -> int:
     features = _features()
     return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
-
-
-def scalable() -> bool:
-    """Whether LLVM must be told not to use ARM's scalable vectors (SVE).
-
-    All kernels are written for vectors of a fixed width; LLVM's own vectoriser would choose
-    scalable ones for the plain loops of some, and their sums would be in another order.
-    """
-    return fleet() is None and _features().get("sve", False)
 
 
 def _usual() -> Level:

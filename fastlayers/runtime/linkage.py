@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from fastlayers.runtime import notice
+from fastlayers.runtime import cpu, notice
 from fastlayers.runtime.compiler import InnerKernel
 
 __all__ = ["SharedKernel"]
@@ -89,8 +89,11 @@ class SharedKernel:
         """Emit the resolution of the address, unless it has been resolved.
 
         It may compile and takes the GIL, so it belongs before a parallel region, not in a task. If
-        the compilation fails or is interrupted, the caller returns with an error.
+        the compilation fails or is interrupted, the caller returns with an error. Where no caller
+        runs, it is compiled now.
         """
+        if cpu.compiles_only():
+            self._dispatcher.compile(self.args)
         nothing = ir.Constant(_pointer, None)
         address = builder.load(self._slot_field(builder, 0))
         with builder.if_then(builder.icmp_unsigned("==", address, nothing), likely=False):

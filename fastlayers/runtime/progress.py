@@ -10,7 +10,7 @@ from typing import Any
 
 from numba.core import event
 
-from fastlayers.runtime import notice
+from fastlayers.runtime import cpu, notice
 
 __all__ = ["Progress"]
 
@@ -61,7 +61,8 @@ class Progress(event.Listener):
         if os.environ.get("FASTLAYERS_QUIET", "0") not in ("", "0"):
             return
         if self._next == PATIENCE:
-            text = f"compiling kernels for this CPU, {self._kept} (FASTLAYERS_QUIET=1 hides this)"
+            target = cpu.fleet() or "this CPU"
+            text = f"compiling kernels for {target}, {self._kept} (FASTLAYERS_QUIET=1 hides this)"
         else:
             text = f"{self.kernels} kernels compiled in {seconds:.0f} s"
         notice.tell(f"fastlayers: {text}")

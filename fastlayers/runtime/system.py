@@ -6,7 +6,6 @@ All but the clocks and `give_way` are Linux's; a futex is the lower half of a wo
 from __future__ import annotations
 
 import ctypes
-import platform
 import sys
 from typing import Any
 
@@ -14,6 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from fastlayers.runtime import cpu
 from fastlayers.runtime.words import Words, extern, primitive
 
 __all__ = [
@@ -40,7 +40,7 @@ def has_futex() -> bool:
     """Whether threads can wait for a word here, as on Linux with 64 bits."""
     return (
         sys.platform == "linux"
-        and platform.machine() in _FUTEX
+        and cpu.machine() in _FUTEX
         and sys.byteorder == "little"
         and ctypes.sizeof(ctypes.c_void_p) == 8
     )
@@ -69,7 +69,7 @@ def cpu_time(builder: Any) -> Any:
 
 def _futex(builder: Any, words: Any, at: Any, operation: int, value: Any, bits: Any) -> None:
     function = extern(builder, "syscall", _i64, _i64, var_arg=True)
-    number = _i64(_FUTEX.get(platform.machine(), 0))
+    number = _i64(_FUTEX.get(cpu.machine(), 0))
     nothing = ir.Constant(ir.IntType(8).as_pointer(), None)
     word = builder.gep(words, [at])
     arguments = [number, word, _i64(operation), value, nothing, nothing, bits]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import inspect
-import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from fastlayers.runtime import cpu
 
 __all__ = [
     "Words",
@@ -42,13 +43,10 @@ _SYMBOL, _ALIGNMENT = "fastlayers_words", 128
 _i8, _i32, _i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _pointer, _words_type = _i8.as_pointer(), _i64.as_pointer()
 chunk_type = ir.FunctionType(ir.VoidType(), [_pointer, _i64, _i64])
-# LLVM's names of the instructions PAUSE, and ISB with its only operand, by machine.
-_PAUSE, _ISB = ("llvm.x86.sse2.pause",), ("llvm.aarch64.isb", _i32(15))
+# LLVM's names of the instructions PAUSE, and ISB with its only operand.
 _RELAX: dict[str, tuple[Any, ...]] = {
-    "x86_64": _PAUSE,
-    "AMD64": _PAUSE,
-    "aarch64": _ISB,
-    "arm64": _ISB,
+    "x86_64": ("llvm.x86.sse2.pause",),
+    "aarch64": ("llvm.aarch64.isb", _i32(15)),
 }
 
 
@@ -165,7 +163,7 @@ def call(builder: Any, chunk: Any, context: Any, index: Any, worker: Any) -> Non
 @primitive(types.void())
 def relax(builder: Any) -> None:
     """Tell the core that this thread waits in a loop; some 40-140 cycles on x86."""
-    name, *operands = _RELAX.get(platform.machine(), (None,))
+    name, *operands = _RELAX.get(cpu.machine(), (None,))
     if name:
         kinds = [operand.type for operand in operands]
         builder.call(extern(builder, name, ir.VoidType(), *kinds), operands)

@@ -129,7 +129,6 @@ def test_levels_of_machines(features, monkeypatch, machine, expected):
     monkeypatch.setattr(cpu, "vector_bytes", vector_bytes)
     assert [level for level in cpu.LEVELS if cpu.supports(level)] == expected[0]
     assert cpu.tile_rows() == expected[1]
-    assert cpu.scalable() == ("sve" in names)
 
 
 def test_levels_of_apple(features, monkeypatch):
@@ -179,7 +178,6 @@ def test_facts_of_a_level_are_not_the_machines(features, monkeypatch, level, fac
         found = cpu.vector_bytes(), cpu.tile_rows(), cpu.masked_loads(), cpu.masked_stores()
         assert found == facts
         assert cpu.machine() == cpu.LEVELS[level].machine
-        assert not cpu.scalable()
     assert FACTS.keys() == cpu.LEVELS.keys()
 
 
