@@ -32,6 +32,8 @@ from numba.core.untyped_passes import (
     WithLifting,
 )
 
+from fastlayers.runtime import cpu
+
 __all__ = ["InnerKernel", "Kernel", "SharedCode"]
 
 
@@ -53,7 +55,7 @@ class _InnerLibrary(JITCodeLibrary):
     def _optimize_functions(self, ll_module: Any) -> None:
         """Make functions small, so that callers can decide what to inline."""
         ll_module.data_layout = self._codegen._data_layout
-        builder = llvm.create_pass_builder(self._codegen._tm, _tuning())
+        builder = llvm.create_pass_builder(_machine(self._codegen), _tuning())
         manager = llvm.create_new_function_pass_manager()
         manager.add_sroa_pass()
         manager.add_instruction_combine_pass()
@@ -80,8 +82,25 @@ class _KernelLibrary(JITCodeLibrary):
         ll_module.data_layout = self._codegen._data_layout
 
     def _optimize_final_module(self) -> None:
-        builder = llvm.create_pass_builder(self._codegen._tm, _tuning(**self.tuning))
+        builder = llvm.create_pass_builder(_machine(self._codegen), _tuning(**self.tuning))
         builder.getModulePassManager().run(self._final_module, builder)
+
+
+def _machine(codegen: Any) -> Any:
+    """What LLVM's passes take for the target: a CPU without ARM's scalable vectors (SVE).
+
+    Kernels are written for vectors of a fixed width. LLVM's vectoriser would choose scalable ones
+    for the plain loops of some, and their sums would depend on the width of the machine's.
+    """
+    if cpu.machine() != "aarch64":
+        return codegen._tm
+    return _machine_without_scalable_vectors(*codegen.magic_tuple())
+
+
+@functools.cache
+def _machine_without_scalable_vectors(triple: str, name: str, features: str) -> Any:
+    options = ",".join(filter(None, (features, "-sve")))  # and with it all that need it
+    return llvm.Target.from_triple(triple).create_target_machine(cpu=name, features=options)
 
 
 def _tuning(opt: int = 2, unroll: bool = False) -> Any:

@@ -1,5 +1,7 @@
 """How kernels are compiled."""
 
+import sys
+
 import numba
 import numpy as np
 import pytest
@@ -72,3 +74,35 @@ def test_they_are_not_cached():
     names = {path.name.split("-")[1] for path in cache_dir().glob("kernels.norm.batchnorm-*")}
     assert "batch_norm_statistics" in names
     assert not [name for name in names if name.startswith("_")]
+
+
+SVE = """
+import fastlayers as fl
+from fastlayers import nn, optim
+from fastlayers.runtime import cpu
+cpu.LEVELS["armv8.2-a"] = cpu.LEVELS["armv8.2-a"]._replace(name={name!r}, features="")
+cpu.supports = lambda level: False
+cpu.choose("armv8.2-a")
+from fastlayers.kernels.optimizer import sgd
+from fastlayers.runtime import compiler, cross
+if {allowed}:
+    compiler._machine = lambda codegen: codegen._tm
+parameter = nn.Parameter([1.0])
+parameter.grad = fl.Tensor([1.0])
+with cross.compiling():
+    optim.SGD([parameter], 0.1).step()
+(code,) = sgd.inspect_llvm().values()
+print("<vscale x " in code)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="compiles for Linux, on Linux")
+@pytest.mark.parametrize(
+    ("name", "allowed"), [("neoverse-v1", False), ("neoverse-n2", False), ("neoverse-v1", True)]
+)
+def test_no_kernel_gets_scalable_vectors(run, tmp_path, name, allowed):
+    """LLVM's vectoriser would choose them for the loop over parameters, if it was allowed to."""
+    code = SVE.format(name=name, allowed=allowed)
+    result = run(code, FASTLAYERS_CACHE_DIR=tmp_path, FASTLAYERS_CPU=None)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(allowed)
