@@ -9,7 +9,11 @@ from fastlayers import ops
 from fastlayers.kernels.gemm import gemm
 from fastlayers.ops.conv import prepare
 from fastlayers.ops.conv.direct import Direct
+from fastlayers.runtime import cpu
 from fastlayers.runtime.threads import set_num_threads
+
+# So that small cases have many slabs; `tests/runtime/test_cpu.py` runs them so.
+SMALL_L2 = 32 << 10
 
 
 def cuts(case: Case) -> dict[str, bool]:
@@ -58,7 +62,8 @@ def cuts(case: Case) -> dict[str, bool]:
     return found
 
 
-def test_cases_reach_every_cut():
+def test_cases_reach_every_cut(monkeypatch):
+    monkeypatch.setattr(cpu, "l2_bytes", lambda: SMALL_L2)
     found = [cuts(case) for case in CONVOLUTIONS]
     assert not {name for name in found[0] if not any(ways[name] for ways in found)}
 

@@ -247,7 +247,8 @@ def test_narrow_vectors_give_the_same_integers(run, width, effort):
     """`.ci/run` runs more tests so."""
     if width >= cpu.vector_bytes():
         pytest.skip("all other tests have vectors that are no wider")
-    variables = {"FASTLAYERS_VECTOR_BYTES": width}
+    # Small caches too, as then `tests/ops/test_conv_cuts.py` finds all cuts in these cases.
+    variables = {"FASTLAYERS_VECTOR_BYTES": width, "FASTLAYERS_L2_BYTES": 32 << 10}
     if cpu.vector_bytes() == 64:  # the 16 registers and other instructions of a smaller CPU, too
         variables |= {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""}
     chosen = CONVOLUTIONS[:: effort(EVERY, 1)]

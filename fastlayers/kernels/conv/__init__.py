@@ -8,6 +8,7 @@ _MODULES = (
     "direct_weight",
     "grouped_tile",
     "padded",
+    "panels",
     "planar",
     "pooled",
     "pooled_tile",

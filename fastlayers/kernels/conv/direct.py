@@ -111,7 +111,7 @@ def _conv2d_task(task, worker, inputs, facts, floor, blocks, work, y):
     slabs, target, groups = facts.slabs, facts.target, facts.groups
     number, block = divmod(task, blocks)
     slab = slab_at(number, slabs)
-    source, base = open_slab(slab, worker, x, facts.source, slabs, work)
+    source, base = open_slab(slab, worker * slabs.elements, x, facts.source, slabs, work)
     lanes = lanes_of(y)
     depth, per_group = facts.source.channels // groups, target.channels // groups
     width = panel_width(per_group, lanes)

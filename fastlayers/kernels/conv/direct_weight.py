@@ -9,19 +9,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastlayers.kernels.conv.panels import Region, copy_pixels, pack_region
 from fastlayers.kernels.conv.slabs import ImageSize, Slabs, open_slab, slab_at
 from fastlayers.kernels.gemm.gemm import gemm, panel_width, prepare_gemm
-from fastlayers.kernels.gemm.operands import FETCH, Bias, Block, Epilogue, Left, Right, Size, Target
-from fastlayers.kernels.gemm.tile import gemm_tile
+from fastlayers.kernels.gemm.operands import FETCH, Bias, Epilogue, Left, Right, Size, Target
 from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.named import named
 from fastlayers.kernels.ir.runs import add_run, no_table, view
 from fastlayers.kernels.layout import square_side, swap_axes_image
 from fastlayers.kernels.reduce import add_rows, sum_workers
+from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
 __all__ = ["WeightFacts", "conv2d_backward_weight"]
+
+TILE_ROWS = cpu.tile_rows()
 
 
 class WeightFacts(NamedTuple):
@@ -30,17 +33,24 @@ class WeightFacts(NamedTuple):
     source: ImageSize
     target: ImageSize
     slabs: Slabs
+    region: Region
     groups: int
-    column_step: int
     taps: int
-    pixels_at: int  # in `tables`, behind the offsets of the runs; then the outputs
-    runs: int
-    length: int
     slab_count: int
     chunks: int
     block_rows: int
     tasks: int
     few_channels: bool
+    joined: bool  # the rows of a slab are one run of pixels
+    step: int  # elements of the input from one output pixel to the next
+    columns: int  # channels of the input that are packed at a time
+    panel: int  # elements from one of their panels to the next
+    dy_panel: int
+    work: int  # elements of a worker's scratch memory
+    dy_at: int  # where dy begins in it
+    rows_at: int  # in `tables`, behind the offsets of taps or cells: the inputs of output rows,
+    outputs_at: int  # these rows in a panel of dy,
+    lines_at: int  # and the GEMM's rows in panels of dy
     tables: Any
 
 
@@ -52,46 +62,58 @@ def _chunk_slabs(chunk, facts):
 
 
 @kernel
-def _slab_rows(slab, facts):
-    """Offsets of a slab's rows in the input and in the output's gradient, and of the latter."""
-    rows = slab.images * slab.rows
-    outputs_at = facts.pixels_at + facts.slabs.images_each * facts.slabs.rows_each
+def _pack_gradient(dy, facts, slab, channels, width, out, at):
+    """Pack a slab's pixels of dy in panels, for ``channels = (first, count)``."""
+    m = facts.target.channels
     row = slab.image * facts.target.height + slab.row
-    at = row * facts.target.width * facts.target.channels
-    return view(facts.tables, facts.pixels_at, rows), view(facts.tables, outputs_at, rows), at
+    source = (dy, row * facts.target.width * m + channels[0], m, width)
+    pixels = slab.images * slab.rows * facts.target.width
+    copy_pixels((out, at, width, facts.dy_panel), source, pixels, channels[1])
+
+
+@kernel
+def _runs(slab, facts):
+    """How many runs of how many pixels a slab has, and the tables of both operands' runs."""
+    count, length = slab.images * slab.rows, facts.target.width
+    if facts.joined:
+        return 1, count * length, no_table(), no_table()
+    rows = view(facts.tables, facts.rows_at, count)
+    return count, length, rows, view(facts.tables, facts.outputs_at, count)
 
 
 @kernel
 def _weight_task(task, worker, x, dy, zeros, facts, work, parts):
     """Weight gradient of one chunk of slabs and one block of output channels.
 
-    Six channels, of which the GEMM makes tiles of 4, 1 and 1, have a tile of their own.
+    Both operands are packed, dy in panels as high as a tile, the input in panels of its columns.
     """
-    m, groups, length, lanes = facts.target.channels, facts.groups, facts.length, lanes_of(parts)
-    per_group, depth = m // groups, facts.source.channels // groups
+    m, lanes, tile = facts.target.channels, lanes_of(parts), TILE_ROWS
+    per_group, depth = m // facts.groups, facts.source.channels // facts.groups
     chunk, block = divmod(task, (per_group + facts.block_rows - 1) // facts.block_rows)
     j = block * facts.block_rows
-    rows = min(facts.block_rows, per_group - j)
-    k, column = facts.taps * depth, facts.column_step * facts.source.channels
-    width = panel_width(length, lanes)
+    rows, width = min(facts.block_rows, per_group - j), panel_width(depth, lanes)
+    k, base = facts.taps * depth, worker * facts.work
+    dy_base = base + facts.dy_at
     start, stop = _chunk_slabs(chunk, facts)
     for number in range(start, stop):
-        add, slab = int(number > start), slab_at(number, facts.slabs)
-        source, base = open_slab(slab, worker, x, facts.source, facts.slabs, work)
-        pixels, outputs, from_row = _slab_rows(slab, facts)
-        lines, epilogue = slab.images * slab.rows, Epilogue(-np.inf, add, FETCH)
-        for g in range(groups):
-            a = Left(dy, from_row + g * per_group + j, 1, m, no_table(), outputs)
-            for run in range(facts.runs):
-                at = base + g * depth + facts.tables[run]
-                out = (chunk * m + g * per_group + j) * k + run * length
-                b, c = Right(source, at, width, column, pixels), Target(parts, out, k, no_table())
-                if rows == 6 and width == lanes:
-                    block = Block(0, length, 0, lines, facts.target.width)
-                    gemm_tile((6, 1, 1), block, a, b, Bias(zeros, 0), c, epilogue)
-                    continue
-                product = Size(rows, length, lines, facts.target.width)
-                gemm(product, a, b, Bias(zeros, 0), c, epilogue)
+        slab, epilogue = slab_at(number, facts.slabs), Epilogue(-np.inf, int(number > start), FETCH)
+        runs, length, x_runs, dy_runs = _runs(slab, facts)
+        for g in range(facts.groups):
+            first = g * per_group + j
+            _pack_gradient(dy, facts, slab, (first, rows), tile, work, dy_base)
+            a = Left(work, dy_base, 0, tile, view(facts.tables, facts.lines_at, rows), dy_runs)
+            for c in range(0, depth, facts.columns):
+                columns, panel = min(facts.columns, depth - c), (width, facts.panel)
+                inputs = (g * depth + c, columns)
+                pack_region(
+                    x, facts.source, slab, facts.slabs, facts.region, inputs, panel, work, base
+                )
+                product = Size(rows, columns, runs, length)
+                for tap in range(facts.taps):
+                    at, out = base + facts.tables[tap], (chunk * m + first) * k + tap * depth + c
+                    b = Right(work, at, facts.panel, facts.step, x_runs)
+                    to = Target(parts, out, k, no_table())
+                    gemm(product, a, b, Bias(zeros, 0), to, epilogue)
 
 
 @kernel
@@ -101,15 +123,17 @@ def _few_channels_task(task, worker, x, dy, zeros, facts, work, parts):
     The rows are the cells of a receptive field and vectors run over the output channels, as a
     run of 9 inputs would fill 9 of 16 lanes.
     """
-    m, rows, lanes = facts.target.channels, facts.block_rows, lanes_of(parts)
-    column = facts.column_step * facts.source.channels
+    m, rows, base = facts.target.channels, facts.block_rows, worker * facts.work
+    width = panel_width(m, lanes_of(parts))
+    dy_base = base + facts.dy_at
     start, stop = _chunk_slabs(task, facts)
     for number in range(start, stop):
         add, slab = int(number > start), slab_at(number, facts.slabs)
-        source, base = open_slab(slab, worker, x, facts.source, facts.slabs, work)
-        pixels, outputs, from_row = _slab_rows(slab, facts)
-        a = Left(source, base, 0, column, view(facts.tables, 0, rows), pixels)
-        b = Right(dy, from_row, panel_width(m, lanes), m, outputs)
+        source, at = open_slab(slab, base, x, facts.source, facts.slabs, work)
+        _pack_gradient(dy, facts, slab, (0, m), width, work, dy_base)
+        _, _, pixels, outputs = _runs(slab, facts)
+        a = Left(source, at, 0, facts.step, view(facts.tables, 0, rows), pixels)
+        b = Right(work, dy_base, facts.dy_panel, width, outputs)
         c, epilogue = Target(parts, task * rows * m, m, no_table()), Epilogue(-np.inf, add, FETCH)
         product = Size(rows, m, slab.images * slab.rows, facts.target.width)
         gemm(product, a, b, Bias(zeros, 0), c, epilogue)

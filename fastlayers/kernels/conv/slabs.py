@@ -77,11 +77,10 @@ def _copy_slab(source, size, slab, slabs, out, at):
 
 
 @kernel(inner=True)
-def open_slab(slab, worker, x, size, slabs, work):
-    """The memory that a slab's offsets refer to, and its first element."""
+def open_slab(slab, at, x, size, slabs, work):
+    """The memory that a slab's offsets refer to, and its first element: `at` where it is copied."""
     if slabs.elements == 0:  # nothing is padded: in place
         row = slab.image * size.height + slab.row * slabs.row_step + slabs.top
         return x, (row * size.width + slabs.left) * size.channels
-    at = worker * slabs.elements
     _copy_slab(x, size, slab, slabs, work, at)
     return work, at

@@ -73,7 +73,7 @@ class Direct(Algorithm):
         plan, dtype = self.weight_gather, dy.dtype
         workers = threads.workers_for(plan.work)
         dw = memory.empty(self.shape.weight, dtype)
-        work, parts = memory.scratch((workers * plan.slabs.elements, plan.parts), dtype)
+        work, parts = memory.scratch((workers * plan.elements, plan.parts), dtype)
         x, zeros = to_channels_last(x).reshape(-1), _zeros(plan.zeros, dtype)
         kernels.direct_weight.conv2d_backward_weight(
             x, dy.reshape(-1), zeros, plan.facts, workers, work, parts, dw.reshape(-1)

@@ -17,7 +17,16 @@ import numpy as np
 from fastlayers.kernels import conv as kernels
 from fastlayers.runtime import cpu
 
-__all__ = ["SLAB_PIXELS", "SLAB_WORK", "Axis", "Cut", "Phase", "backward_axis", "forward_axis"]
+__all__ = [
+    "SLAB_PIXELS",
+    "SLAB_WORK",
+    "Axis",
+    "Cut",
+    "Phase",
+    "Shape",
+    "backward_axis",
+    "forward_axis",
+]
 
 Shape = tuple[tuple[int, int, int, int], int]
 
@@ -104,12 +113,23 @@ class Cut:
     band: int  # output rows, of each phase
 
     @classmethod
-    def cut(cls, shape: Shape, rows: Axis, columns: Axis, least: int, copied: bool) -> Cut:
-        """Slabs of about `least` output pixels that stay in L2; shape is (N, H, W, C), itemsize."""
+    def cut(
+        cls,
+        shape: Shape,
+        rows: Axis,
+        columns: Axis,
+        least: int,
+        copied: bool,
+        nbytes: int = SLAB_BYTES,
+    ) -> Cut:
+        """Slabs of about `least` output pixels and at most `nbytes`, where a row is not larger.
+
+        The shape is (N, H, W, C), itemsize.
+        """
         (images, _, _, channels), itemsize = shape
         across, down = max(1, columns.count), max(1, rows.count)
         line = max(1, columns.extent(columns.count) * channels * itemsize)
-        fits = max(rows.reach, SLAB_BYTES // line)  # input rows
+        fits = max(rows.reach, nbytes // line)  # input rows
         whole = max(1, rows.extent(down))
         per = max(1, min(fits // whole, -(-least // (across * down)), images))
         band = min((fits - rows.reach) // rows.stride + 1, -(-least // across), down)

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastlayers.kernels import conv as kernels
 from fastlayers.kernels import gemm
-from fastlayers.ops.conv.slabs import SLAB_PIXELS, SLAB_WORK, Axis, Cut
+from fastlayers.ops.conv.slabs import SLAB_PIXELS, Axis, Cut, Shape
 from fastlayers.ops.cuts import chunks
 from fastlayers.runtime import cpu
 from fastlayers.runtime.facts import plain
 
 __all__ = ["WeightGather"]
 
-# Rows of dW in a task: three of the tallest tiles for 3x3 kernels, and more for smaller ones, whose
-# inputs each task reads or copies: 1x1, 64 -> 128 channels, takes 1.17 times as long in two blocks.
-WEIGHT_ROWS = 36
-# Tasks of the weight gradient: 64 where each chunk has as many pixels as this, and for 1x1 kernels
-# half as many more, else 16. Chunks have sums of their own: 1x1, 64 -> 128 channels, takes 1.05
-# times as long with 392 pixels as with 784, with 196 1.12 times.
+# Tasks of the weight gradient, fewer where their chunks would have fewer pixels than this. Chunks
+# have sums of their own: 16x256x14x14, 3x3 at stride 2, takes 1.15 times as long with 98 pixels.
 MOST_TASKS, FEW_TASKS = 64, 16
 CHUNK_PIXELS = 256
-# Pixels this far apart in the weight gradient's operand share few sets of L1 and L2, of which a
-# copy needs fewer lines: 1x1, 256 -> 64 channels, 13.0 to 9.5 ms.
-PIXEL_BYTES = 1024
+# Pixels of a slab of few channels.
+FEW_PIXELS = 512
+LINE = 64  # bytes of a cache line
 # Partial sums of the weight gradient.
 PARTS_BYTES = 64 * 1024 * 1024
 
@@ -43,43 +39,43 @@ class WeightGather:
         itemsize: int,
     ) -> None:
         m, depth, kh, kw = weight
-        lanes = cpu.lanes(itemsize)
-        k, per_group = kh * kw * depth, m // groups
+        lanes, taps = cpu.lanes(itemsize), kh * kw
+        k, per_group = taps * depth, m // groups
         pixels = source[0] * rows.count * columns.count
         self.work = pixels * k * -(-m // lanes)
-        self.length = depth * kw if groups == 1 and columns.reach == kw else depth
         # Few channels: cells of the receptive field are rows, in whole tiles, and lanes run over
-        # the output's channels, which must fill whole panels since dy is read in place.
+        # the output's channels.
         cells = -(-k // 4) * 4
-        vectors = kh * kw * depth // self.length * -(-self.length // lanes)
-        whole = groups == 1 and m % gemm.gemm.panel_width(m, lanes) == 0
-        self.few = whole and cells * -(-m // lanes) < 0.9 * vectors * m
-
-        inside = rows.inside and columns.inside
-        if not self.few:  # the last panel of the input's last run is read to its full width
-            inside = inside and self.length % gemm.gemm.panel_width(self.length, lanes) == 0
-            inside = inside and columns.stride * source[3] * itemsize < PIXEL_BYTES
-        block = max(WEIGHT_ROWS, WEIGHT_ROWS * 9 // (kh * kw))
-        tasks = chunks(self.work, most=MOST_TASKS)
-        blocks = 1 if self.few else min(tasks, -(-per_group // block))
-        enough = CHUNK_PIXELS if kh * kw > 1 else 3 * CHUNK_PIXELS // 2
-        wanted = max(min(FEW_TASKS // blocks, tasks), chunks(pixels, enough, tasks // blocks))
-        most = max(1, PARTS_BYTES // (m * cells * itemsize))
-        wanted = max(1, min(wanted, most))
-        least = min(max(SLAB_PIXELS, SLAB_WORK * 16 // k), max(SLAB_PIXELS, pixels // wanted))
-        self.slabs = slabs = Cut.cut((source, itemsize), rows, columns, least, not inside)
-        each = max(1, round(slabs.count / wanted), -(-slabs.count // most))  # slabs of a chunk
+        vectors = taps * -(-depth // lanes)
+        self.few = groups == 1 and cells * -(-m // lanes) < 0.9 * vectors * m
+        blocks, wanted = 1, chunks(self.work, most=MOST_TASKS)
+        if not self.few:
+            packed = max(1, rows.stride * columns.stride * pixels) / (m * taps)
+            blocks, wanted = _tasks(wanted, pixels, packed, -(-per_group // cpu.tile_rows()))
+        wanted = max(1, min(wanted, pixels // SLAB_PIXELS, PARTS_BYTES // (m * cells * itemsize)))
+        self.slabs = slabs = self._cut((source, itemsize), rows, columns, pixels // wanted)
+        each = max(1, round(slabs.count / wanted))  # slabs of a chunk
         self.chunks = max(1, -(-slabs.count // each))
-        offsets, _ = slabs.runs(rows.phases[0], columns.phases[0], 0 if self.few else depth)
         if self.few:
-            offsets = np.add.outer(offsets, np.arange(depth)).ravel()
-            offsets = np.append(offsets, np.full(cells - k, offsets[-1]))
             self.tasks, block, self.parts = self.chunks, cells, self.chunks * cells * m
         else:
             block = -(-per_group // (blocks * cpu.tile_rows())) * cpu.tile_rows()
             self.tasks, self.parts = self.chunks * -(-per_group // block), self.chunks * m * k
-        self.zeros = max(self.length, m)
-        self.facts = self._facts(source, (rows, columns), weight, groups, (block, offsets))
+        self.zeros = max(depth, m)
+        self.facts = self._facts(source, (rows, columns), weight, groups, (block, itemsize))
+
+    def _cut(self, shape: Shape, rows: Axis, columns: Axis, most: int) -> Cut:
+        """Slabs of about `most` pixels; a panel of the input is an eighth of an L2 at most.
+
+        A sixteenth to a half are equally fast, a 32nd 5 % slower (16x64x56x56, 3x3).
+        """
+        (*images, channels), itemsize = shape
+        if self.few:
+            least = min(FEW_PIXELS, max(SLAB_PIXELS, most))
+            return Cut.cut(shape, rows, columns, least, not (rows.inside and columns.inside))
+        width = gemm.gemm.panel_width(channels, cpu.lanes(itemsize))
+        panel = (*images, width), itemsize
+        return Cut.cut(panel, rows, columns, max(SLAB_PIXELS, most), True, cpu.l2_bytes() // 8)
 
     def _facts(
         self,
@@ -87,29 +83,118 @@ class WeightGather:
         axes: tuple[Axis, Axis],
         weight: tuple[int, int, int, int],
         groups: int,
-        blocks: tuple[int, np.ndarray],
+        sizes: tuple[int, int],
     ) -> Any:
-        (rows, columns), (block_rows, offsets) = axes, blocks
+        (rows, columns), (block_rows, itemsize) = axes, sizes
         m, depth, kh, kw = weight
-        slabs, taps = self.slabs, kh * kw
-        outputs = np.arange(slabs.per)[:, None] * rows.out_size + np.arange(slabs.band)
-        outputs = outputs.ravel() * columns.out_size * m
-        tables = (offsets, slabs.starts(slabs.band, 1).ravel(), outputs)
+        slabs, lanes = self.slabs, cpu.lanes(itemsize)
+        pixels = slabs.per * slabs.band * columns.out_size
+        if self.few:
+            width = gemm.gemm.panel_width(m, lanes)
+            layout = _few_channels(slabs, depth, block_rows)
+        else:
+            width = cpu.tile_rows()
+            layout = _panels(slabs, gemm.gemm.panel_width(depth, lanes), depth, itemsize)
+        dy_panel = _odd_lines(pixels * width + lanes, itemsize)  # the last pixel is whole vectors
+        line = np.arange(block_rows)
+        lines = line // width * dy_panel + line % width
+        panels = -(-(m if self.few else block_rows) // width)
+        self.elements = layout.elements + dy_panel * panels + 2 * lanes
+        outputs = np.arange(slabs.per * slabs.band) * (columns.out_size * width)
+        tables = (layout.offsets, layout.starts, outputs, lines)
+        rows_at, outputs_at, lines_at, _ = np.cumsum([len(table) for table in tables]).tolist()
         facts = kernels.direct_weight.WeightFacts(
             kernels.slabs.ImageSize(*source[1:]),
             kernels.slabs.ImageSize(rows.out_size, columns.out_size, m),
             slabs.facts,
+            layout.region,
             groups,
-            columns.stride,
-            taps,
-            len(offsets),
-            taps * depth // self.length,
-            self.length,
+            kh * kw,
             slabs.count,
             self.chunks,
             block_rows,
             self.tasks,
             self.few,
+            layout.joined,
+            layout.step,
+            layout.columns,
+            layout.panel,
+            dy_panel,
+            self.elements,
+            layout.elements,
+            rows_at,
+            outputs_at,
+            lines_at,
             np.concatenate(tables).astype(np.int64),
         )
         return plain(facts)
+
+
+def _tasks(tasks: int, pixels: int, packed: float, most_blocks: int) -> tuple[int, int]:
+    """Blocks of rows and chunks of slabs, that give about so many tasks.
+
+    Each block packs the pixels of its chunk once more, in the time of ``packed`` additions for each
+    element of the weight, and each chunk has sums that are added, one for each: ``blocks * packed +
+    chunks`` is least where both are the same. Within 3 % of the best of a sweep, for 13 layers.
+    """
+    while True:
+        blocks = max(1, min(round((tasks / packed) ** 0.5), most_blocks))
+        wanted = -(-tasks // blocks)
+        if tasks <= FEW_TASKS or pixels >= wanted * CHUNK_PIXELS:
+            return blocks, wanted
+        tasks //= 2
+
+
+def _odd_lines(elements: int, itemsize: int) -> int:
+    """At least so many elements, an odd number of cache lines: panels then share no set of L1."""
+    return (-(-elements * itemsize // LINE) | 1) * LINE // itemsize
+
+
+class _Layout(NamedTuple):
+    """Where a slab's inputs lie for the GEMM."""
+
+    region: Any
+    offsets: np.ndarray  # of the taps, or the cells of a receptive field
+    starts: np.ndarray  # of each output row's inputs
+    joined: bool
+    step: int
+    columns: int
+    panel: int
+    elements: int
+
+
+def _few_channels(slabs: Cut, depth: int, cells: int) -> _Layout:
+    """Rows are the cells of a receptive field in the slab."""
+    rows, columns = slabs.rows, slabs.columns
+    offsets, _ = slabs.runs(rows.phases[0], columns.phases[0], 0)
+    offsets = np.add.outer(offsets, np.arange(depth)).ravel()
+    offsets = np.append(offsets, np.full(cells - len(offsets), offsets[-1]))
+    starts = slabs.starts(slabs.band, 1).ravel()
+    region = kernels.panels.Region(1, 1, 1, 1, 1, 1)
+    return _Layout(region, offsets, starts, False, columns.stride * depth, 0, 0, slabs.elements)
+
+
+def _panels(slabs: Cut, width: int, depth: int, itemsize: int) -> _Layout:
+    """Rows are output channels; panels of the input are packed, for all taps."""
+    rows, columns = slabs.rows, slabs.columns
+    kept_rows, kept_columns = (min(axis.reach, axis.stride) for axis in (rows, columns))
+    down = np.arange(rows.reach)
+    down = down // rows.stride * kept_rows + down % rows.stride
+    reach, row = int(down[-1]) + 1, columns.count - 1 + -(-columns.reach // columns.stride)
+    image, line = (slabs.band - 1) * kept_rows + reach, kept_columns * row
+    region = kernels.panels.Region(rows.stride, columns.stride, kept_rows, kept_columns, reach, row)
+    place = _places(columns)
+    across = place % columns.stride * row + place // columns.stride
+    taps = np.add.outer(down[_places(rows)] * line, across).ravel() * width
+    starts = np.add.outer(np.arange(slabs.per) * image, np.arange(slabs.band) * kept_rows)
+    starts = starts.ravel() * (line * width)
+    joined = (line, kept_rows, image) == (columns.out_size, 1, slabs.band)
+    panel = _odd_lines(slabs.per * image * line * width, itemsize)
+    # As many as an L2 has at once: 1x1, 256 -> 64 channels, 12.2 to 10.9 ms, against a quarter.
+    panels = max(1, min(-(-depth // width), cpu.l2_bytes() // (panel * itemsize)))
+    return _Layout(region, taps, starts, joined, width, panels * width, panel, panels * panel)
+
+
+def _places(axis: Axis) -> np.ndarray:
+    """Input positions of the taps, from the first one's."""
+    return np.array(axis.phases[0].offsets, np.int64) - axis.first
