@@ -38,8 +38,8 @@ _ABANDONED = 3600
 _warned: set[str] = set()
 if cpu.compiles_only():
     cross.install()
-elif _level := cpu.LEVELS.get(cpu.fleet() or ""):  # otherwise for the host's name and features
-    numba.config.CPU_NAME, numba.config.CPU_FEATURES = _level.name, _level.features
+elif cpu.fleet():  # otherwise for the host's name and features
+    cross.lower()
 
 
 @functools.cache

@@ -1,9 +1,11 @@
-"""Compilation for a CPU that is not this machine's, so that a laptop fills the cache of a fleet.
+"""Compilation for another CPU than this machine's: for a level that a fleet of machines shares.
 
-Numba's engine would load the code into this process. Here LLVM only makes object code of it, which
-the cache keeps as it keeps any. Kernels compile when they are called, for the types of what they
-are given, and do nothing: so a training step on this machine tells which are needed. All facts of
-the CPU must be the target's from the start, since plans choose kernels by them.
+A level that this machine has is one of Numba's settings. For others, so that a laptop can fill the
+cache of a fleet of boards, kernels are compiled and not run: Numba's engine would load the code
+into this process, so here LLVM only makes object code of it, which the cache keeps as it keeps any.
+Kernels compile when they are called, for the types of what they are given, and do nothing; a
+training step on this machine tells which are needed. All facts of the CPU must be the target's from
+the start, since plans choose kernels by them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from numba.core.registry import cpu_target
 from fastlayers.runtime import cpu
 from fastlayers.runtime.compiler import Kernel
 
-__all__ = ["CompiledOnly", "compiling", "install"]
+__all__ = ["CompiledOnly", "compiling", "install", "lower"]
 
 _compiling = False
 
@@ -55,12 +57,36 @@ def compiling() -> Iterator[None]:
         _compiling = before
 
 
-def install() -> None:
-    """Make Numba compile for the level of `cpu.fleet` from now on."""
-    context = cpu_target.target_context
-    context.refresh()  # loads what Numba itself runs, in code of this machine
+def _configure() -> tuple[str, str]:
+    """Let Numba take the level's name and features for the host's."""
     level = cpu.LEVELS[str(cpu.fleet())]
     config.CPU_NAME, config.CPU_FEATURES = level.name, level.features
+    return level.name, level.features
+
+
+def lower() -> None:
+    """Make Numba compile for a level that this machine has.
+
+    Raises
+    ------
+    RuntimeError
+        If it has compiled for the machine's own CPU in this process, which it then stays with.
+    """
+    wanted = _configure()
+    found = cpu_target.target_context.codegen().magic_tuple()[1:]
+    if found != wanted:
+        raise RuntimeError(
+            f"FASTLAYERS_CPU: Numba compiles for {found[0]} in this process already; run an op of "
+            f"fastlayers before other code, or set NUMBA_CPU_NAME={wanted[0]} and "
+            f"NUMBA_CPU_FEATURES={wanted[1]!r}"
+        )
+
+
+def install() -> None:
+    """Make Numba compile for a level that this machine has not; none of that code can run."""
+    context = cpu_target.target_context
+    context.refresh()  # loads what Numba itself runs, in code of this machine
+    _configure()
     context._internal_codegen = _Codegen("numba.exec")
 
 

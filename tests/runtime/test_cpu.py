@@ -219,6 +219,68 @@ assert "zmm" not in assembly
     assert result.returncode == 0, result.stderr
 
 
+TRAINED = """
+import hashlib
+import numpy as np
+import fastlayers as fl
+from fastlayers import nn
+from fastlayers.runtime import cache, caches, cpu, topology
+
+found = dict.fromkeys({features!r}, True)
+cpu._features = lambda: found
+caches.caches = lambda: [topology.Cache(name, size, 1) for name, size in {sizes!r}]
+fl.manual_seed(0)
+net = nn.Sequential(
+    nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2),
+    nn.ReLU(), nn.Flatten(), nn.Linear(16 * 49, 10),
+)
+optimizer = fl.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+x = np.random.default_rng(0).standard_normal((8, 3, 16, 16), np.float32)
+for _ in range(3):
+    loss = nn.functional.cross_entropy(net(fl.Tensor(x)), np.arange(8))
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+bits = b"".join(np.ascontiguousarray(p.array()).tobytes() for p in net.parameters())
+print(loss.item(), hashlib.sha256(bits).hexdigest(), cache.cache_dir().name)
+"""
+
+
+@pytest.mark.skipif(not any(map(cpu.supports, cpu.LEVELS)), reason="this machine has no level")
+def test_a_level_gives_the_same_bits_on_other_machines(run):
+    """With features that not all machines of the level have, other caches and more threads."""
+    level = next(filter(cpu.supports, cpu.LEVELS))
+    more = ("avx512f", "avx512vl", "neon", "sve", "lse")
+    machines = (
+        (1, cpu.LEVELS[level].needs, [("L1d", 32 << 10), ("L2", 256 << 10)]),
+        (2, (*cpu.LEVELS[level].needs, *more), [("L1d", 48 << 10), ("L2", 2 << 20)]),
+    )
+    told = set()
+    for threads, features, sizes in machines:
+        code = TRAINED.format(features=features, sizes=sizes)
+        result = run(code, FASTLAYERS_CPU=level, FASTLAYERS_NUM_THREADS=threads)
+        assert result.returncode == 0, result.stderr
+        told.add(result.stdout)
+    assert len(told) == 1
+
+
+LATE = """
+import numba, numpy as np, pytest
+assert numba.njit(lambda x: x + 1)(1) == 2
+import fastlayers as fl
+for _ in range(2):
+    with pytest.raises(RuntimeError, match="^FASTLAYERS_CPU: Numba compiles for .* already"):
+        fl.ops.relu(np.ones(3, np.float32))
+"""
+
+
+@pytest.mark.skipif(not any(map(cpu.supports, cpu.LEVELS)), reason="this machine has no level")
+def test_a_level_that_comes_too_late(run):
+    level = next(filter(cpu.supports, cpu.LEVELS))
+    result = run(LATE, FASTLAYERS_CPU=level)
+    assert result.returncode == 0, result.stderr
+
+
 def test_facts():
     assert cpu.cpu_name() and cpu.vector_bytes() in (16, 32, 64)
     assert cpu.lanes(4) * 4 == cpu.lanes(8) * 8 == cpu.vector_bytes()
