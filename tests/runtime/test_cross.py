@@ -1,10 +1,12 @@
 """Kernels for a CPU that this machine is not: compiled, kept, and not run."""
 
 import json
+import re
 import struct
 import sys
 
 import pytest
+from kernels.test_micro import loops
 
 from fastlayers.runtime import cpu
 
@@ -78,3 +80,40 @@ def test_levels_of_other_systems(monkeypatch):
     message = "^warmup: cpu must be of x86_64 except on Linux, got 'armv8-a'$"
     with pytest.raises(ValueError, match=message):
         cpu.choose("armv8-a")
+
+
+ARM = """
+import gc
+import numpy as np
+from numba import types
+from fastlayers import ops
+from fastlayers.runtime import cpu
+cpu.supports = lambda level: False
+cpu.choose("armv8-a")
+from fastlayers.kernels.gemm.gemm import gemm_batch
+from fastlayers.runtime import compiler, cross
+x, w, c = (np.ones(shape, np.float32) for shape in ((2, 8, 6, 6), (8, 1, 3, 3), 8))
+with cross.compiling():
+    ops.conv2d(x, w, groups=8)
+    ops.batch_norm(x, c, c)
+    gemm_batch.body.compile(gemm_batch.signature(types.float32))
+for kernel in gc.get_objects():
+    if isinstance(kernel, compiler.Kernel) and not isinstance(kernel, compiler.InnerKernel):
+        for signature in kernel.overloads:
+            print("NAME", kernel.py_func.__name__)
+            print("MASKED" * ("llvm.masked" in kernel.inspect_llvm(signature)))
+            print(kernel.inspect_asm(signature))
+"""
+BY_LANE = re.compile(r"^\s+fmla\s+v\d+\.4s, v\d+\.4s, v\d+\.s\[")
+
+
+def test_code_for_arm(run, tmp_path):
+    """LLVM takes masked vectors apart, as NEON has none; multiplies by a lane save registers."""
+    result = run(ARM, FASTLAYERS_CACHE_DIR=tmp_path, FASTLAYERS_CPU=None)
+    assert result.returncode == 0, result.stderr
+    kernels = dict(text.split("\n", 1) for text in result.stdout.split("NAME ")[1:])
+    assert {"gemm_batch", "batch_norm_apply"} < kernels.keys()
+    assert not [name for name, text in kernels.items() if "MASKED" in text]
+    functions = re.split(r"\.cfi_endproc|\.Lfunc_end\d+:", kernels["gemm_batch"])
+    tiles = [loop for function in functions for loop in loops(function)]
+    assert max(len(list(filter(BY_LANE.match, loop))) for loop in tiles) == 24  # 12 x 2 sums
