@@ -76,7 +76,10 @@ print('$name==' + m.version('$name'))")")
     for wheel in "$folder"/wheels/*.whl; do
         "$PYTHON" -m zipfile -e "$wheel" "$root/site"
     done
-    echo "${versions[*]}"
+    local python qemu
+    python=$(emulated --version)
+    qemu=$("$folder/host/usr/bin/qemu-aarch64" --version | sed -n 's/.*version \([0-9.]*\).*/qemu \1/p')
+    echo "$python, $qemu, ${versions[*]}"
 }
 
 # Run Python on the emulated CPU.

@@ -1,12 +1,13 @@
 """The test report: runs the long form of all tests and writes tests/REPORT.md.
 
     pip install -e ".[test,train,bench,dev]"
-    python -m tests.report [tests] [coverage] [order] [mutation] [--short] [--workers N] [--runs N]
-        [--mutants N] [--seed S] [--resume] [--render]
+    python -m tests.report [tests] [coverage] [order] [mutation] [arm] [--short] [--workers N]
+        [--runs N] [--mutants N] [--seed S] [--resume] [--render]
 
 ``tests`` runs the long form of every test and takes the figures that they count, ``coverage`` the
 short form under branch coverage, ``order`` the short form N times in random order, ``mutation`` is
-`tests/mutation.py`. Without a step all are run; ``--resume`` goes on with orders and mutants.
+`tests/mutation.py`, and ``arm`` is `tests/arm.sh`, which needs Debian or Ubuntu. Without a step all
+but ``arm`` are run; ``--resume`` goes on with orders and mutants.
 Each leaves a JSON file in .report/, of which ``--render`` makes the page without running anything.
 """
 
@@ -115,11 +116,26 @@ def run_mutation(options: argparse.Namespace) -> Record:
     return {"seed": options.seed, "outcomes": json.loads(outcomes.read_text())}
 
 
+def run_arm(options: argparse.Namespace) -> Record:
+    """Parts of the tests on an emulated ARM CPU."""
+    folder = RESULTS / "arm"
+    (folder / "outcomes.tsv").unlink(missing_ok=True)
+    script = [str(ROOT / "tests" / "arm.sh"), str(folder)]
+    subprocess.run(script, env=os.environ | {"PYTHON": sys.executable}, check=False)
+    return {"outcomes": arm_outcomes(folder)}
+
+
+def arm_outcomes(folder: Path) -> list[list[str]]:
+    """What `tests/arm.sh` wrote of its parts: name, outcome and seconds."""
+    return [line.split("\t") for line in (folder / "outcomes.tsv").read_text().splitlines()]
+
+
 STEPS: dict[str, Callable[[argparse.Namespace], Record]] = {
     "tests": run_tests,
     "coverage": run_coverage,
     "order": run_order,
     "mutation": run_mutation,
+    "arm": run_arm,
 }
 
 
@@ -198,6 +214,15 @@ def _render_mutation(record: Record) -> str:
     return f"{title}\n\n{_told(record)}\n\n{_table(header, rows)}\n\n{told}"
 
 
+def _render_arm(record: Record) -> str:
+    return (
+        "## On ARM, emulated\n\n"
+        "`tests/arm.sh`: a Cortex-A76 by qemu-user, with kernels for armv8.2-a. "
+        f"{_told(record)}\n\n"
+        f"{_table(['part', 'outcome', 'seconds'], record['outcomes'])}"
+    )
+
+
 def render(records: dict[str, Record]) -> str:
     """The page of those steps that were run."""
     parts = {
@@ -205,6 +230,7 @@ def render(records: dict[str, Record]) -> str:
         "coverage": _render_coverage,
         "order": _render_order,
         "mutation": _render_mutation,
+        "arm": _render_arm,
     }
     title = "# Test report\n\nMade by `python -m tests.report`; see CONTRIBUTING.md."
     return "\n\n".join([title, *(parts[name](record) for name, record in records.items())]) + "\n"
@@ -228,7 +254,8 @@ def main() -> None:
     if unknown := set(options.steps) - set(STEPS):
         parser.error(f"a step is one of {', '.join(STEPS)}, got {', '.join(sorted(unknown))}")
     RESULTS.mkdir(exist_ok=True)
-    for name in [] if options.render else options.steps or STEPS:
+    chosen = options.steps or [name for name in STEPS if name != "arm"]
+    for name in [] if options.render else chosen:
         begin = time.monotonic()
         record = _conditions() | STEPS[name](options)
         record["seconds"] = time.monotonic() - begin

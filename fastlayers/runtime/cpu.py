@@ -139,15 +139,15 @@ def choose(level: str) -> None:
     Raises
     ------
     ValueError
-        For an unknown level, or one of another architecture where this system is not Linux.
+        For an unknown level, or one that this machine has not where its system is not Linux.
     RuntimeError
         If this process compiles for another CPU already.
     """
     global _chosen
     if level not in LEVELS:
         raise ValueError(f"warmup: cpu must be {_names()}, got {level!r}")
-    if LEVELS[level].machine != _host() and sys.platform != "linux":
-        raise ValueError(f"warmup: cpu must be of {_host()} except on Linux, got {level!r}")
+    if sys.platform != "linux" and not supports(level):
+        raise ValueError(f"warmup: cpu must be this machine's except on Linux, got {level!r}")
     if "fastlayers.runtime.cache" in sys.modules and level != fleet():
         raise RuntimeError(f"warmup: cpu must be chosen before the first op, got {level!r} after")
     _chosen = level
