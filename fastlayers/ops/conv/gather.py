@@ -10,7 +10,7 @@ import numpy as np
 from fastlayers.kernels import conv as kernels
 from fastlayers.kernels import gemm
 from fastlayers.ops.conv.shape import ConvShape
-from fastlayers.ops.conv.slabs import SLAB_PIXELS, SLAB_WORK, Axis, Cut
+from fastlayers.ops.conv.slabs import LEAST_PIXELS, SLAB_PIXELS, SLAB_WORK, Axis, Cut
 from fastlayers.ops.cuts import chunks
 from fastlayers.runtime import cpu
 from fastlayers.runtime.facts import plain
@@ -19,10 +19,12 @@ __all__ = ["Columns", "Gather"]
 
 Pair = tuple[int, int]
 
-# Larger images come from memory and go there. An output is written by non-temporal stores, which
-# saves reading what it replaces, and an input is copied, since a tile's 12 rows are more streams
-# than hardware prefetches: 1x1, 256 -> 64 channels, 9.6 to 8.9 ms.
+# Larger images come from memory and go there. With AVX-512, where a vector is a line, an output is
+# written by non-temporal stores, which saves reading what it replaces, and an input is copied, as a
+# tile's 12 rows are more streams than hardware prefetches: 1x1, 256 -> 64 channels, 9.6 to 8.9 ms.
+# With AVX2 both lose: 9.1 to 10.9 ms for 64 -> 256, 10.4 to 11.5 for 256 -> 64.
 STREAM_BYTES = 16 * 1024 * 1024
+LINE = 64  # bytes of a cache line
 # A block of receptive fields' gradients, for inputs of few channels.
 COLUMN_BYTES = 256 * 1024
 
@@ -54,16 +56,19 @@ class Gather:
         pixels = source[0] * rows.count * columns.count
         self.work = pixels * work * groups
         wanted = chunks(self.work)  # slabs, or blocks of output channels where slabs are few
-        least = min(least, max(SLAB_PIXELS, pixels // wanted))
-        large = math.prod(source) * itemsize > STREAM_BYTES
+        least = min(least, max(LEAST_PIXELS, pixels // wanted))
+        lines = cpu.vector_bytes() == LINE
+        large = lines and math.prod(source) * itemsize > STREAM_BYTES
         copied = large or not (rows.inside and columns.inside)
         self.slabs = slabs = Cut.cut((source, itemsize), rows, columns, least, copied)
         panels = -(-n // width)
         self.blocks = max(1, min(panels, -(-wanted // max(1, slabs.count))))
         self.slab_count = slabs.count if rows.count and columns.count else 0
         self.out_shape = (source[0], rows.out_size, columns.out_size, channels)
-        stream = math.prod(self.out_shape) * itemsize > STREAM_BYTES and channels % lanes == 0
-        stream = stream and n % lanes == 0 and rows.step * columns.step == 1
+        stream = lines and math.prod(self.out_shape) * itemsize > STREAM_BYTES
+        stream = (
+            stream and channels % lanes == 0 and n % lanes == 0 and rows.step * columns.step == 1
+        )
         write = gemm.operands.STREAM if stream else gemm.operands.FETCH
 
         depths, places = _tap_places(rows, columns, (kh, kw), k)

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastlayers.kernels import conv as kernels
 from fastlayers.kernels import gemm
-from fastlayers.ops.conv.slabs import SLAB_PIXELS, Axis, Cut, Shape
+from fastlayers.ops.conv.slabs import LEAST_PIXELS, Axis, Cut, Shape
 from fastlayers.ops.cuts import chunks
 from fastlayers.runtime import cpu
 from fastlayers.runtime.facts import plain
@@ -52,7 +52,7 @@ class WeightGather:
         if not self.few:
             packed = max(1, rows.stride * columns.stride * pixels) / (m * taps)
             blocks, wanted = _tasks(wanted, pixels, packed, -(-per_group // cpu.tile_rows()))
-        wanted = max(1, min(wanted, pixels // SLAB_PIXELS, PARTS_BYTES // (m * cells * itemsize)))
+        wanted = max(1, min(wanted, pixels // LEAST_PIXELS, PARTS_BYTES // (m * cells * itemsize)))
         self.slabs = slabs = self._cut((source, itemsize), rows, columns, pixels // wanted)
         each = max(1, round(slabs.count / wanted))  # slabs of a chunk
         self.chunks = max(1, -(-slabs.count // each))
@@ -71,11 +71,11 @@ class WeightGather:
         """
         (*images, channels), itemsize = shape
         if self.few:
-            least = min(FEW_PIXELS, max(SLAB_PIXELS, most))
+            least = min(FEW_PIXELS, max(LEAST_PIXELS, most))
             return Cut.cut(shape, rows, columns, least, not (rows.inside and columns.inside))
         width = gemm.gemm.panel_width(channels, cpu.lanes(itemsize))
         panel = (*images, width), itemsize
-        return Cut.cut(panel, rows, columns, max(SLAB_PIXELS, most), True, cpu.l2_bytes() // 8)
+        return Cut.cut(panel, rows, columns, max(LEAST_PIXELS, most), True, cpu.l2_bytes() // 8)
 
     def _facts(
         self,
