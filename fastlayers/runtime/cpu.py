@@ -30,7 +30,9 @@ __all__ = [
     "machine",
     "masked_loads",
     "masked_stores",
+    "panel_bytes",
     "same_machine",
+    "slab_bytes",
     "supports",
     "tile_rows",
     "vector_bytes",
@@ -241,6 +243,24 @@ def cache_bytes() -> int:
     """
     found = [cache.nbytes for cache in _found()]
     return _asked("L3") or (found[-1] if found else _usual().l3_bytes)
+
+
+def slab_bytes() -> int:
+    """Bytes that a task works on, of images or of Winograd's tiles: 3/4 of an L2.
+
+    The rest is for a panel of the weight and the output. With 512 KiB of L2, 384 KiB to 1.5 MiB of
+    images are within 3 % of each other for nine layers, 96 KiB up to 1.2 times as slow, where a
+    slab then has less than 96 pixels; 192 KiB to 1.5 MiB of tiles are within 2 % for ten layers.
+    """
+    return l2_bytes() * 3 // 4
+
+
+def panel_bytes() -> int:
+    """Bytes of one packed panel of an operand that is read from end to end: an eighth of an L2.
+
+    A sixteenth to a half of it are equally fast in weight gradients, a 32nd up to 8 % slower.
+    """
+    return l2_bytes() // 8
 
 
 def masked_stores() -> bool:

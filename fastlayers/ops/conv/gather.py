@@ -25,8 +25,6 @@ Pair = tuple[int, int]
 # With AVX2 both lose: 9.1 to 10.9 ms for 64 -> 256, 10.4 to 11.5 for 256 -> 64.
 STREAM_BYTES = 16 * 1024 * 1024
 LINE = 64  # bytes of a cache line
-# A block of receptive fields' gradients, for inputs of few channels.
-COLUMN_BYTES = 256 * 1024
 
 
 class Gather:
@@ -143,7 +141,7 @@ class Columns:
         lanes = cpu.lanes(shape.itemsize)
         self.work = shape.pixels * m * -(-self.k // lanes)
         # Rows of columns that stay in L2, in whole tiles.
-        self.step = max(12, COLUMN_BYTES // (self.k * shape.itemsize)) // 12 * 12
+        self.step = max(12, cpu.l2_bytes() // 4 // (self.k * shape.itemsize)) // 12 * 12
         self.packed_size = shape.groups * gemm.gemm.packed_size(per_group, self.k, lanes)
         home, table = kernels.direct, np.zeros(1, np.int64)
         self.packing = plain(home.Packing(shape.groups, per_group, self.k, self.k, 1, table))

@@ -123,15 +123,15 @@ class Cut:
         copied: bool,
         nbytes: int | None = None,
     ) -> Cut:
-        """Slabs of about `least` output pixels and at most `nbytes`, by default 3/4 of an L2.
+        """Slabs of about `least` output pixels and at most `nbytes`, where these are 96 pixels.
 
-        The rest is for the weight's panel and the output. The shape is (N, H, W, C), itemsize.
+        The shape is (N, H, W, C), itemsize.
         """
         (images, _, _, channels), itemsize = shape
         across, down = max(1, columns.count), max(1, rows.count)
         line = max(1, columns.extent(columns.count) * channels * itemsize)
         few = min(least, LEAST_PIXELS)
-        fits = (cpu.l2_bytes() * 3 // 4 if nbytes is None else nbytes) // line  # input rows
+        fits = (cpu.slab_bytes() if nbytes is None else nbytes) // line  # input rows
         fits = max(fits, rows.extent(min(down, -(-few // across))))
         whole = max(1, rows.extent(down))
         per = max(-(-few // (across * down)), min(fits // whole, -(-least // (across * down))))

@@ -65,17 +65,14 @@ class WeightGather:
         self.facts = self._facts(source, (rows, columns), weight, groups, (block, itemsize))
 
     def _cut(self, shape: Shape, rows: Axis, columns: Axis, most: int) -> Cut:
-        """Slabs of about `most` pixels; a panel of the input is an eighth of an L2 at most.
-
-        A sixteenth to a half are equally fast, a 32nd 5 % slower (16x64x56x56, 3x3).
-        """
+        """Slabs of about `most` pixels, of which a panel of the input has its size in the cache."""
         (*images, channels), itemsize = shape
         if self.few:
             least = min(FEW_PIXELS, max(LEAST_PIXELS, most))
             return Cut.cut(shape, rows, columns, least, not (rows.inside and columns.inside))
         width = gemm.gemm.panel_width(channels, cpu.lanes(itemsize))
         panel = (*images, width), itemsize
-        return Cut.cut(panel, rows, columns, max(LEAST_PIXELS, most), True, cpu.l2_bytes() // 8)
+        return Cut.cut(panel, rows, columns, max(LEAST_PIXELS, most), True, cpu.panel_bytes())
 
     def _facts(
         self,

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LEAST_CHANNELS", "LEAST_TERMS", "ForcedWinograd", "Winograd", "choose"]
 
-# Transformed inputs and products of one block stay in L2, where that leaves a block of at least
-# 48 tiles: each block reads the whole transformed weight.
-BLOCK_BYTES = 768 * 1024
+# Of a block: each reads the whole transformed weight.
 LEAST_TILES = 48
 # Where threads share blocks, all of them have so many tasks, of which none has much fewer tiles or
 # rows of the weight gradient than this: each reads a panel again. With 128 tasks, the gradient of
@@ -248,7 +246,7 @@ class _Convolution(_Plan):
     def _step(self) -> int:
         """Tiles of a block: a multiple of 4, and blocks of one size, an even number of them."""
         total = self.tiles.total
-        fits = max(BLOCK_BYTES // self.tile_bytes, LEAST_TILES)
+        fits = max(cpu.slab_bytes() // self.tile_bytes, LEAST_TILES)
         fits = max(min(fits, WORK_BYTES // self.tile_bytes), 4)
         blocks = max(-(-total // fits), min(8, total // 24), 2)
         return -(-total // (blocks + blocks % 2) // 4) * 4 or 4
