@@ -16,7 +16,13 @@ from fastlayers.runtime import cpu
 
 Call = Callable[[], Any]
 # Of AVX-512, whatever runs this.
-CPU = {"vector_bytes": 64, "tile_rows": 12, "cache_bytes": 32 << 20}
+CPU = {
+    "vector_bytes": 64,
+    "tile_rows": 12,
+    "l1_bytes": 32 << 10,
+    "l2_bytes": 1 << 20,
+    "cache_bytes": 32 << 20,
+}
 # Entries of a table that is shown; of a longer one the shape is.
 SHOWN = 12
 
