@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from fastlayers.kernels.conv.winograd.matrices import Emitter, vector_loop
-from fastlayers.kernels.ir.vectors import prefetch
+from fastlayers.kernels.ir.vectors import LINE, prefetch
 
 __all__ = ["Pixels", "Square", "copy_pixel", "each_pixel", "opaque", "prefetch_below"]
 
@@ -53,11 +53,15 @@ def prefetch_below(
     line = builder.mul(builder.mul(square.down, square.width), square.channels)
 
     def request(at) -> None:
-        for i in range(m):
-            start = builder.gep(first, [builder.add(builder.mul(line, _i64(i)), at)])
-            for j in range(m):
-                spot = builder.gep(start, [builder.mul(pixel, _i64(j))])
-                prefetch(builder, spot, write)
+        """Once for the vectors of a line: there are two with AVX2, four with NEON."""
+        elements = LINE // (4 if isinstance(base.type.pointee, ir.FloatType) else 8)
+        begins = builder.icmp_signed("==", builder.and_(at, _i64(elements - 1)), _i64(0))
+        with builder.if_then(begins):
+            for i in range(m):
+                start = builder.gep(first, [builder.add(builder.mul(line, _i64(i)), at)])
+                for j in range(m):
+                    spot = builder.gep(start, [builder.mul(pixel, _i64(j))])
+                    prefetch(builder, spot, write)
 
     return request
 
