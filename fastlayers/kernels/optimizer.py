@@ -293,11 +293,11 @@ def _adam_chunk(chunk, worker, like, table, f):
                 d = f.sign * g[j] + f.decay * p[j]
                 m[j] = f.beta1 * m[j] + f.fresh1 * d
                 v[j] = f.beta2 * v[j] + f.fresh2 * d * d
-                # One instruction; with >=, LLVM makes a masked store of it, 12 times as slow on Zen 3.
-                bound = top[j] if top[j] > v[j] else v[j]
-                top[j] = bound
+                bound = top[j] if top[j] >= v[j] else v[j]
                 step = m[j] / (np.sqrt(bound) * f.scale + f.eps)
                 p[j] = f.shrink * p[j] - f.step_size * step
+                # Last: directly after it was read, LLVM would make a masked store of the choice.
+                top[j] = bound
         else:
             for j in range(count):
                 d = f.sign * g[j] + f.decay * p[j]
