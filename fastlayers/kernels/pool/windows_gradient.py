@@ -243,7 +243,7 @@ class _Pairs:
         return builder.select(builder.icmp_signed(">", whole, _i64(0)), whole, _i64(0))
 
     def row(self, narrow: bool, store, first, followed: bool = False) -> None:
-        """Two rows of dx from pixel `first` on; `narrow` where one is a vector that is not whole."""
+        """Two rows of dx from pixel `first` on; `narrow` where a pixel is a part of a vector."""
         builder, given = self._builder, self._given
         last = builder.sub(given.pixels, _i64(1))
         with rolled(builder, _i64(0), _i64(2)) as part:  # all but the last pixel, then that
