@@ -294,9 +294,10 @@ def _adam_chunk(chunk, worker, like, table, f):
                 m[j] = f.beta1 * m[j] + f.fresh1 * d
                 v[j] = f.beta2 * v[j] + f.fresh2 * d * d
                 bound = top[j] if top[j] >= v[j] else v[j]
-                top[j] = bound
                 step = m[j] / (np.sqrt(bound) * f.scale + f.eps)
                 p[j] = f.shrink * p[j] - f.step_size * step
+                # Last: directly after it was read, LLVM would make a masked store of the choice.
+                top[j] = bound
         else:
             for j in range(count):
                 d = f.sign * g[j] + f.decay * p[j]

@@ -1,11 +1,10 @@
 """The machine code of the register tiles: all sums of a tile stay in registers."""
 
 import platform
-import re
-from collections.abc import Iterator
 
 import llvmlite.binding as llvm
 import pytest
+from assembly import tile_loops
 from numba import types
 
 from fastlayers.kernels.gemm.gemm import gemm_batch
@@ -22,55 +21,6 @@ MACHINES = {
     ("x86_64-unknown-linux-gnu", "haswell"): (32, 6),
     ("aarch64-unknown-linux-gnu", "neoverse-n1"): (16, 12),
 }
-
-COMMENT = re.compile(r"\s+(?://|;|##? )")
-LABEL = re.compile(r"^([\w.$]+):")
-JUMP = re.compile(r"^\s+(?:j\w+|b(?:\.\w+)?|cbn?z|tbn?z)\s.*?([\w.$]+)$")
-MULTIPLY_ADD = re.compile(r"^\s+(?:vfmadd\w+|fmadd|fmla)\s")
-X86_VECTOR, X86_BYTES = re.compile(r"%([xyz])mm\d+"), {"x": 16, "y": 32, "z": 64}
-ARM_VECTOR = re.compile(r"\b(?:v\d+\.|[qds]\d+\b)")
-
-
-def loops(function: str) -> Iterator[list[str]]:
-    """Give the lines of each loop of one block, which ends with a jump to its label."""
-    block: list[str] = []
-    label = None
-    for line in function.splitlines():
-        line = COMMENT.split(line.rstrip())[0]
-        if found := LABEL.match(line):
-            label, block = found[1], []
-        elif jump := JUMP.match(line):
-            if jump[1] == label:
-                yield block
-            label = None
-        else:
-            block.append(line)
-
-
-def multiply_adds(block: list[str]) -> tuple[int, int]:
-    """Bytes of the widest vector of a loop's multiply-adds, and how many there are."""
-    lines = [line for line in block if MULTIPLY_ADD.match(line)]
-    names = {name for line in lines for name in X86_VECTOR.findall(line)}
-    return max((X86_BYTES[name] for name in names), default=16), len(lines)
-
-
-def vector_spills(function: str, block: list[str]) -> list[str]:
-    """Instructions of a loop that move a vector, or an element of one, to or from the stack."""
-    # %rbp and x29 are general registers like any other where they do not hold the frame's base.
-    base = "%r[sb]p" if re.search(r"movq\s+%rsp, %rbp", function) else "%rsp"
-    arm_base = "(?:sp|x29)" if re.search(r"(?:mov|add)\s+x29, sp", function) else "sp"
-    stack = re.compile(rf"\({base}|\[{arm_base}\b")
-    moves = (line for line in block if stack.search(line))
-    return [line for line in moves if X86_VECTOR.search(line) or ARM_VECTOR.search(line)]
-
-
-def tile_loops(assembly: str) -> Iterator[tuple[tuple[int, int], list[str]]]:
-    """Give the size of each loop with multiply-adds, as `multiply_adds` does, and its spills."""
-    for function in re.split(r"\.(?:cfi|seh)_endproc|\.Lfunc_end\d+:", assembly):
-        for block in loops(function):
-            size = multiply_adds(block)
-            if size[1]:
-                yield size, vector_spills(function, block)
 
 
 def check_loops(assembly: str, vector_bytes: int, rows: int) -> None:

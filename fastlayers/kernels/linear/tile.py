@@ -14,8 +14,10 @@ from fastlayers.kernels.ir.vectors import Vectors, element_pointer, literals, op
 from fastlayers.runtime import cpu
 
 __all__ = [
+    "DOT_BATCH",
     "DOT_ROWS",
     "FEW",
+    "FEW_ROWS",
     "STRIP",
     "Factors",
     "Rows",
@@ -29,9 +31,11 @@ __all__ = [
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
 
-# Rows of the weight in a tile of dot products: 4 x 4 sums, 4 + 4 operands fit 32 registers.
-DOT_ROWS = 4 if cpu.tile_rows() == 12 else 2
-FEW = 4  # batch rows of a dot tile, rows and depth of a rank update
+FEW = 4  # batch rows of a dot tile for a few, rows and depth of a rank update
+# Rows of the weight and of the batch in a tile of dot products: 4 x 4 sums and 5 operands fit 32
+# registers, 4 x 3 and 4 fit 16: 78 of 98 GFLOP/s where 2 x 4 reach 61. A few rows have 2 x 4, as
+# some of a second tile of 3 would be idle.
+DOT_ROWS, DOT_BATCH, FEW_ROWS = (4, 4, 4) if cpu.tile_rows() == 12 else (4, 3, 2)
 STRIP = 4  # vectors of a strip of column sums, as many as an addition has cycles of latency
 
 
@@ -72,9 +76,11 @@ def sum_lanes(builder, vectors: list[Any], lanes: int) -> list[Any]:
     """Sums of each vector's lanes, as vectors in the order given.
 
     Two vectors are folded into the halves of one: 16 vectors of 16 lanes take 15 additions and
-    30 shuffles instead of 64 each. The order of additions within a vector is that of a tree.
+    30 shuffles instead of 64 each. The order of additions within a vector is that of a tree. Where
+    vectors are missing to fold, sums of zeros are behind the others.
     """
-    half = lanes // 2
+    half, missing = lanes // 2, -len(vectors) % lanes
+    vectors = vectors + [ir.Constant(vectors[0].type, None)] * missing
     while half:
         # Lane l comes from the first of two vectors where bit `half` of l is clear.
         low = [lane + (lanes - half if lane & half else 0) for lane in range(lanes)]
@@ -167,13 +173,19 @@ def dot_tile(typingctx, shape, k, a, b, start, floor, c, valid):
         b_rows = [builder.gep(b_ptr, [builder.mul(j, b_row)]) for j in j_at]
 
         def step(at, sums: list[Any], mask) -> list[Any]:
-            left = [vectors.load_vector(builder.gep(row, [at]), mask=mask) for row in a_rows]
-            right = [vectors.load_vector(builder.gep(row, [at]), mask=mask) for row in b_rows]
-            pairs = [(x, y) for y in right for x in left]
-            return [vectors.fma(*pair, old) for pair, old in zip(pairs, sums, strict=True)]
+            # In the order in which registers are needed: one for all of the longer side's.
+            longer, shorter = (b_rows, a_rows) if width > height else (a_rows, b_rows)
+            held = [vectors.load_vector(builder.gep(row, [at]), mask=mask) for row in shorter]
+            updated = list(sums)
+            for i, row in enumerate(longer):
+                value = vectors.load_vector(builder.gep(row, [at]), mask=mask)
+                for j, other in enumerate(held):
+                    place = j * height + i if longer is a_rows else i * height + j
+                    updated[place] = vectors.fma(value, other, sums[place])
+            return updated
 
         sums = _k_loop(builder, vectors, values[1], height * width, step)
-        totals = _slices(builder, sum_lanes(builder, sums, lanes), lanes, height)
+        totals = _slices(builder, sum_lanes(builder, sums, lanes), lanes, height)[:width]
         line = Vectors(builder, vectors.element, height)
         low = line.splat(values[5])
         before = [builder.gep(start_ptr, [builder.mul(j, start_row)]) for j in j_at]

@@ -14,7 +14,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from fastlayers.kernels.ir.named import named
 from fastlayers.kernels.ir.runs import clear_run, flat
 from fastlayers.kernels.layout import inside
-from fastlayers.kernels.pool.loops import Images, image_sizes, spilled_lanes
+from fastlayers.kernels.pool.loops import LANES, Images, image_sizes, spilled_lanes
 from fastlayers.kernels.pool.windows import Cells, Maxima, Sweep, max_window, max_windows
 from fastlayers.kernels.pool.windows_gradient import (
     OutputGradient,
@@ -265,7 +265,8 @@ def _paired_rows(chunk, worker, images, task_rows, gradients, floor, dx):
         odd_line = line if 2 * i + 1 < images.height else 0
         target = (dx, (n * images.height + 2 * i) * line)
         gradient = OutputGradient(dy, cells, y, row * out_line)
-        pairs = PairedRows(odd_line, below, images.out_width, even, images.depth)
+        followed = (row + 2) * out_line + LANES <= dy.size
+        pairs = PairedRows(odd_line, below, images.out_width, even, images.depth, followed)
         gather_pairs(target, gradient, pairs, floor)
 
 

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+_true = _i1(1)
 # A number that no cell of a small window has.
 NEVER = 254
 
@@ -66,6 +67,7 @@ class PairedRows(NamedTuple):
     pixels: int
     even: bool  # whether the image has the last odd column
     depth: int
+    followed: bool  # whether dy and cells have a vector more behind these rows
 
 
 class _Gradient:
@@ -219,31 +221,56 @@ class _Pairs:
     def __init__(self, builder, emit: _Gradient, dx, given: PairedRows) -> None:
         self._builder, self._emit, self._dx, self._given = builder, emit, dx, given
 
-    def row(self, narrow: bool, store) -> None:
-        """Two rows of dx; `narrow` where a pixel is one vector that is not whole."""
+    def first_pixels(self):
+        """Two rows of dx but for their ends, where a vector holds a pixel and parts of others.
+
+        Each vector is written before those behind it, and all stay in their rows. Gives the number
+        of pixels of dy. With 6 channels, 128 images of 28 x 28 take 0.17 ms, all by masks 0.53.
+        """
+        builder, given, depth = self._builder, self._given, self._given.depth
+        lanes = _i64(self._emit.floats.lanes)
+        line = builder.mul(builder.mul(_i64(2), given.pixels), depth)
+        line = builder.sub(line, builder.select(given.even, _i64(0), depth))
+        stored = builder.add(builder.sdiv(builder.sub(line, lanes), depth), _i64(1))
+        stored = builder.sdiv(stored, _i64(2))
+        stored = smaller(builder, stored, builder.sub(given.pixels, _i64(1)))
+        loaded = builder.sdiv(builder.sub(builder.mul(given.pixels, depth), lanes), depth)
+        whole = builder.select(given.followed, stored, loaded)
+        cells = self._numbers(_true)
+        with rolled(builder, _i64(0), whole) as j:
+            position = j, _i64(0), depth, depth
+            self._block(position, cells, None, self._emit.floats.store_vector, True)
+        return builder.select(builder.icmp_signed(">", whole, _i64(0)), whole, _i64(0))
+
+    def row(self, narrow: bool, store, first, followed: bool = False) -> None:
+        """Two rows of dx from pixel `first` on; `narrow` where a pixel is a part of a vector."""
         builder, given = self._builder, self._given
         last = builder.sub(given.pixels, _i64(1))
-        some_below = builder.icmp_signed("!=", given.below, _i64(0))
         with rolled(builder, _i64(0), _i64(2)) as part:  # all but the last pixel, then that
             inner = builder.icmp_signed("==", part, _i64(0))
             right = builder.select(inner, given.depth, _i64(0))
             step = builder.select(builder.or_(inner, given.even), given.depth, _i64(0))
-            cells = [
-                self._number(k, *[some_below] * (k in (0, 1, 2)), *[inner] * (k in (0, 3, 6)))
-                for k in range(9)
-            ]
-            start = builder.select(inner, _i64(0), last)
+            cells = self._numbers(inner)
+            start = builder.select(inner, first, last)
             stop = builder.select(inner, last, given.pixels)
             with rolled(builder, start, stop) as j:
                 if narrow:
                     mask = self._emit.floats.first_lanes(given.depth)
-                    position = j, _i64(0), right, step
-                    self._block(position, cells, mask, partial(store, mask=mask))
+                    position, loaded = (j, _i64(0), right, step), None if followed else mask
+                    self._block(position, cells, loaded, partial(store, mask=mask))
                 else:
                     loop, width, end = vectors_of_pixel(builder, LANES, given.depth)
                     with loop as v:
                         c = smaller(builder, builder.mul(v, width), end)
                         self._block((j, c, right, step), cells, None, store)
+
+    def _numbers(self, inner) -> list[Any]:
+        """Numbers of the cells; `inner` says whether there is an output pixel on the right."""
+        below = self._builder.icmp_signed("!=", self._given.below, _i64(0))
+        return [
+            self._number(k, *[below] * (k in (0, 1, 2)), *[inner] * (k in (0, 3, 6)))
+            for k in range(9)
+        ]
 
     def _number(self, value: int, *conditions):
         """The number of a cell, or of none unless all conditions hold."""
@@ -253,8 +280,12 @@ class _Pairs:
             number = self._builder.select(condition, number, numbers.element(NEVER))
         return numbers.splat(number)
 
-    def _block(self, position: tuple[Any, Any, Any, Any], cells: list[Any], mask, store) -> None:
-        """Four pixels of dx, from the channel c on, by output pixel j and those after it."""
+    def _block(self, position, cells: list[Any], mask, store, ascending: bool = False) -> None:
+        """Four pixels of dx, from the channel c on, by output pixel j and those after it.
+
+        Those of a row or column that may be missing are written first, or with `ascending` in the
+        order of their row.
+        """
         builder, emit, given = self._builder, self._emit, self._given
         j, c, right, step = position
         corner = builder.add(builder.mul(j, given.depth), c)
@@ -263,12 +294,14 @@ class _Pairs:
             at = builder.add(corner, offset)
             seen.append((emit.load(at, mask), emit.load_cells(at, mask)))
         at = builder.add(builder.mul(j, builder.add(given.depth, given.depth)), c)
-        for place, held_by in (
+        places = (
             (builder.add(given.odd_line, step), (8, 6, 2, 0)),
             (given.odd_line, (7, None, 1, None)),
             (step, (5, 3, None, None)),
             (_i64(0), (4, None, None, None)),
-        ):
+        )
+        for k in (1, 0, 3, 2) if ascending else range(4):
+            place, held_by = places[k]
             total = None
             for (value, held), cell in zip(seen, held_by, strict=True):
                 if cell is not None:
@@ -293,14 +326,25 @@ def gather_pairs(typingctx, target, gradient, pairs, floor):
         emit = _Gradient(cgctx, builder, gradient, values[1], LANES, values[3])
         pairs_of, floats = _Pairs(builder, emit, dx, given), emit.floats
         beyond = beyond_caches(cgctx, builder, target, values[0], given.depth)
-        with builder.if_else(builder.icmp_signed("<", given.depth, _i64(LANES))) as (narrow, wide):
-            with narrow:
-                pairs_of.row(True, floats.store_vector)
+        half = _Gradient(cgctx, builder, gradient, values[1], LANES // 2, values[3])
+        halves = _Pairs(builder, half, dx, given)
+        below = [builder.icmp_signed("<", given.depth, _i64(n)) for n in (LANES // 2 + 1, LANES)]
+        with builder.if_else(below[1]) as (narrow, wide):
+            with narrow, builder.if_else(below[0]) as (a, b):
+                with a:
+                    first, store = halves.first_pixels(), half.floats.store_vector
+                    with builder.if_else(given.followed) as (inner, last):
+                        with inner:
+                            halves.row(True, store, first, followed=True)
+                        with last:
+                            halves.row(True, store, first)
+                with b:
+                    pairs_of.row(True, floats.store_vector, _i64(0))
             with wide, builder.if_else(beyond) as (a, b):
                 with a:
-                    pairs_of.row(False, floats.stream_vector)
+                    pairs_of.row(False, floats.stream_vector, _i64(0))
                 with b:
-                    pairs_of.row(False, floats.store_vector)
+                    pairs_of.row(False, floats.store_vector, _i64(0))
         return cgctx.get_dummy_value()
 
     return types.void(target, gradient, pairs, gradient.types[0].dtype), codegen
