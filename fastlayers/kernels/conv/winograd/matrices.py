@@ -191,6 +191,9 @@ class Emitter(Vectors):
         paired = transform == self.paired_rows
         inner = len(matrix[0])
         groups = list(range(len(matrix) // 2)) if paired else [0, 1]
+        if cpu.tile_rows() == 6:
+            self._square_in_memory(transform, matrix, groups, load, store)
+            return
         for group in groups:
             rows: dict[int, list[Scaled]] = {}
             for j in range(inner):
@@ -202,6 +205,23 @@ class Emitter(Vectors):
                 values = [value for value, _ in parts]
                 for j, (value, scale) in transform(matrix, values.__getitem__, groups):
                     store(i, j, value, row_scale * scale)
+
+    def _square_in_memory(self, transform, matrix: Matrix, groups, load, store) -> None:
+        """The same where 16 registers hold no two rows: what is between the sides is in memory."""
+        builder, inner = self.builder, len(matrix[0])
+        room = cgutils.alloca_once(builder, self.vector, len(matrix) * inner)
+        kind = ir.FunctionType(room.type, [room.type])
+        room = builder.call(ir.InlineAsm(kind, "", "=r,0", side_effect=True), [room])
+        scales = {}
+        for j in range(inner):
+            column = functools.cache(functools.partial(lambda j, i: load(i, j), j))
+            for i, (value, scale) in transform(matrix, column, groups):
+                builder.store(value, builder.gep(room, [_i64(i * inner + j)]))
+                scales[i] = scale
+        for i in range(len(matrix)):
+            values = [builder.load(builder.gep(room, [_i64(i * inner + j)])) for j in range(inner)]
+            for j, (value, scale) in transform(matrix, values.__getitem__, groups):
+                store(i, j, value, scales[i] * scale)
 
 
 def rounded(scale: float) -> float:
