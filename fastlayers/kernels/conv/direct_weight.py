@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastlayers.kernels.conv.panels import Region, copy_pixels, pack_region
+from fastlayers.kernels.conv.panels import (
+    Panels,
+    Pixels,
+    Region,
+    copy_pixels,
+    pack_region,
+    prepare_pixels,
+)
 from fastlayers.kernels.conv.slabs import ImageSize, Slabs, open_slab, slab_at
 from fastlayers.kernels.gemm.gemm import gemm, panel_width, prepare_gemm
 from fastlayers.kernels.gemm.operands import FETCH, Bias, Epilogue, Left, Right, Size, Target
@@ -66,9 +73,9 @@ def _pack_gradient(dy, facts, slab, channels, width, out, at):
     """Pack a slab's pixels of dy in panels, for ``channels = (first, count)``."""
     m = facts.target.channels
     row = slab.image * facts.target.height + slab.row
-    source = (dy, row * facts.target.width * m + channels[0], m, width)
+    source = Pixels(dy, row * facts.target.width * m + channels[0], m, width)
     pixels = slab.images * slab.rows * facts.target.width
-    copy_pixels((out, at, width, facts.dy_panel), source, pixels, channels[1])
+    copy_pixels(Panels(out, at, width, facts.dy_panel), source, pixels, channels[1])
 
 
 @kernel
@@ -166,6 +173,7 @@ def conv2d_backward_weight(x, dy, zeros, facts, workers, work, parts, dw):
     the result, is the same for any number of threads. `facts` are `WeightFacts`.
     """
     prepare_gemm(dw)
+    prepare_pixels(dw)
     facts = named(WeightFacts, facts)
     arguments = (x, dy, zeros, facts, work, parts)
     m, taps, depth = facts.target.channels, facts.taps, facts.source.channels // facts.groups
