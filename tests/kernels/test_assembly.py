@@ -27,8 +27,8 @@ NOT_COMPILED = {
     "speed.multiply_adds",
 }
 # Vectors that loops with multiply-adds may move to or from the stack, of kernels that have more
-# values than AVX2 has registers: Winograd's weight gradient and rows of tiles, and exponentials of
-# several vectors at a time. None is a loop over k.
+# values than AVX2 has registers: Winograd's weight gradient and rows of tiles, exponentials of
+# several vectors at a time, and what is kept over the store of a part. None is a loop over k.
 SPILLS = {
     "activation.log_softmax_backward": 17,
     "activation.silu_backward": 27,
@@ -36,6 +36,7 @@ SPILLS = {
     "conv.winograd.rows.conv2d_winograd_rows_backward_weight": 2,
     "conv.winograd.weight.winograd_backward_weight": 5,
     "conv.winograd.weight.winograd_backward_weight_by_panels": 5,
+    "norm.pooled.batch_norm_max_pool2d_backward": 6,
 }
 
 
