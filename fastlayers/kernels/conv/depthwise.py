@@ -1,8 +1,10 @@
 """Convolution of few channels a group, depthwise above all, on channels-last arrays.
 
-Lanes run over channels: a vector holds `per_vector` whole groups, whose inputs are permuted to
-the order in which the vector's output channels read them. `grouped_tile` has the tile and its
-steps, `ops.conv.depthwise` makes the tables that tell where the taps of an output pixel lie.
+Lanes run over channels: a vector holds `per_vector` whole groups. A task goes down a band of rows
+with a cache line of channels at a time. It packs each row that is read once, to a slab that stays
+in L1: with zeros around it, and with a copy for each input channel of a group, permuted to the
+order in which the vector's output channels read them. `grouped_tile` has the tiles and their steps,
+`ops.conv.depthwise` makes the table that tells where in the slab the taps of an output pixel lie.
 
 The input gradient is such a convolution too, of dy. Its rows and columns are those of one phase
 for each remainder by the stride, with the taps that fall on it; forward has one phase.
@@ -15,18 +17,27 @@ from typing import Any, NamedTuple
 from fastlayers.kernels.conv.grouped_tile import (
     Channels,
     Steps,
-    Tile,
-    correlate_tile,
-    weight_tile,
+    correlate_pixels,
+    pack_pixels,
+    weight_pixels,
 )
 from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.named import named
 from fastlayers.kernels.ir.runs import clear_run, flat, prefetch_run
+from fastlayers.kernels.ir.vectors import LINE
 from fastlayers.kernels.reduce import add_rows, sum_workers
+from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
-__all__ = ["Call", "Facts", "Phase", "Sizes", "correlate", "correlate_weight"]
+__all__ = ["BLOCK", "Call", "Facts", "Phase", "Sizes", "Slab", "correlate", "correlate_weight"]
+
+# Vectors of channels that go down a band together: a cache line of each pixel.
+BLOCK = max(1, LINE // cpu.vector_bytes())
+
+
+import os
+PF = int(os.environ.get("DWPF", "3"))
 
 
 class Phase(NamedTuple):
@@ -38,7 +49,6 @@ class Phase(NamedTuple):
     columns: int
     first: int  # its steps are those from the first to before the last
     last: int
-    masks: int  # where step 0's for the first tile would be in the table of steps; see `Steps`
 
 
 class Sizes(NamedTuple):
@@ -63,23 +73,37 @@ class Sizes(NamedTuple):
     per_vector: int
 
 
-class Facts(NamedTuple):
-    """A pass over groups of channels, cut into tiles, and into tasks of an image or a part."""
+class Slab(NamedTuple):
+    """Packed rows of one vector of channels: row, input channel of a group, plane, pixel, lane.
 
-    tile: Tile
+    Column c of the input is pixel ``(c + left) // column_in`` of plane ``(c + left) % column_in``.
+    """
+
+    top: int  # its first row, counted from the row of the first output row
+    reach: int  # rows that an output row reads
+    left: int
+    columns: int  # with the zeros
+    plane: int  # elements
+    row: int
+    elements: int
+
+
+class Facts(NamedTuple):
+    """A pass over groups of channels, cut into bands, and into tasks of an image or a part."""
+
+    shuffled: Any  # empty where a group has one input and one output channel
     sizes: Sizes
+    slab: Slab
     transposed: int  # 1 for the input gradient, which reads the output's channels
     kernel: int  # elements of a kernel
-    tile_pixels: int
     band_rows: int
     piece_rows: int  # of a task, whole bands
     chunk_rows: int  # of a partial sum of the weight gradient, of all images' rows
-    reach: int  # from a row's first input row to behind the last that it reads
-    phases: Any  # (phases, 7), see `Phase`
+    phases: Any  # (phases, 6), see `Phase`
     deltas: Any  # of each step's row
-    steps: Any  # see `grouped_tile.Steps`
+    offsets: Any  # of each step, in the slab
     order: Any  # in 32-bit words, of the channels in a vector of x
-    taps: Any  # (taps, 2): an element of the kernel, and a channel read, counted in its group
+    taps: Any  # (steps, 2): an element of the kernel, and a channel read, counted in its group
 
 
 class Call(NamedTuple):
@@ -98,7 +122,6 @@ def _phase(phases, i):
         phases[i, 3],
         phases[i, 4],
         phases[i, 5],
-        phases[i, 6],
     )
 
 
@@ -121,12 +144,12 @@ def _steps_inside(facts, first, last, row):
         first += 1
     while first < last and top + deltas[last - 1] >= height:
         last -= 1
-    return first, last
+    return Steps(facts.offsets, first, last)
 
 
 @kernel
 def _pack_taps(v, worker, weight, facts, packed):
-    """Pack one vector of a flat (M, C/G, R*S) weight as ``[vector][tap][lane]``.
+    """Pack one vector of a flat (M, C/G, R*S) weight as ``[vector][step][lane]``.
 
     Lanes are channels that are written: those of M, or of C for the input gradient.
     """
@@ -148,124 +171,170 @@ def _pack_taps(v, worker, weight, facts, packed):
 
 
 @kernel
-def _correlate_piece(task, worker, arrays, facts, floor):
-    """One piece of an image, band by band, in all phases.
+def _pack_rows(x, image, first, last, v, facts, slab_row, work, at):
+    """Pack rows ``[first, last)`` of an image, the first of which is row `slab_row` of the slab."""
+    sizes, slab, lanes = facts.sizes, facts.slab, lanes_of(x)
+    group_in, step = sizes.read // sizes.groups, sizes.column_in
+    channel, exist = _first_group(sizes, v) * group_in, sizes.per_vector * group_in
+    end = min(sizes.width + slab.left, slab.columns)
+    at += slab_row * slab.row
+    for row in range(image * sizes.height + first, image * sizes.height + last):
+        target = at
+        for depth in range(group_in):
+            order = (facts.order, depth * lanes * x.itemsize // 4)
+            for plane in range(step):
+                # The first column of the plane that exists.
+                pixel = (max(0, slab.left - plane) + step - 1) // step
+                column = pixel * step + plane
+                if column < end:
+                    pack_pixels(
+                        facts.shuffled,
+                        (end - column + step - 1) // step,
+                        Channels(
+                            x,
+                            (row * sizes.width + column - slab.left) * sizes.read + channel,
+                            step * sizes.read,
+                            exist,
+                        ),
+                        order,
+                        (work, target + pixel * lanes),
+                    )
+                target += slab.plane
+        at += slab.row
 
-    Tiles go down a band, so most of their inputs are in L1. Pieces are whole images where there
-    are many: two threads in neighbouring bands took each other's lines of y, twice as slow.
+
+@kernel
+def _correlate_piece(task, worker, arrays, facts, floor):
+    """One piece of an image, band by band.
+
+    Pieces are whole images where there are many: two threads in neighbouring bands took each
+    other's lines of y, twice as slow.
     """
-    sizes, rows, size = facts.sizes, facts.phases[0, 2], facts.piece_rows
+    rows, size, work = facts.phases[0, 2], facts.piece_rows, arrays[4]
     pieces = (rows + size - 1) // size
     n, top = task // pieces, task % pieces * size
+    base = worker * BLOCK * facts.slab.elements
+    clear_run(work, base, BLOCK * facts.slab.elements)
+    vectors = _vectors(facts.sizes)
     for start in range(top, min(top + size, rows), facts.band_rows):
-        for i in range(facts.phases.shape[0]):
-            phase = _phase(facts.phases, i)
-            stop = start + max(0, min(facts.band_rows, top + size - start, phase.rows - start))
-            tiles = (phase.columns + facts.tile_pixels - 1) // facts.tile_pixels
-            # Of the rows below the band, prefetched by the first phase.
-            share = sizes.row_in * sizes.width * sizes.read // (_vectors(sizes) * tiles)
-            band = (n, start, stop, share if i == 0 else 0)
-            _correlate_band(band, arrays, facts, phase, floor)
+        stop = min(start + facts.band_rows, top + size, rows)
+        for v in range(0, vectors, BLOCK):
+            block = (v, min(v + BLOCK, vectors))
+            _correlate_band(n, start, stop, block, base, arrays, facts, floor)
 
 
 @kernel
-def _correlate_band(band, arrays, facts, phase, floor):
-    """Rows ``[start, stop)`` of a phase, for ``band = (image, start, stop, prefetched share)``."""
-    n, start, stop, share = band
-    x, packed, bias, y = arrays
-    sizes, pixels = facts.sizes, facts.tile_pixels
-    read, written, per_vector = sizes.read, sizes.written, sizes.per_vector
-    group_in, group_out = read // sizes.groups, written // sizes.groups
-    x_pixel, y_pixel = sizes.column_in * read, sizes.column_out * written
-    vector_size = facts.deltas.size * len(facts.tile.span) * lanes_of(x)
-    x_image, y_image = n * sizes.height, n * sizes.out_height
-    masks = phase.masks
-    ahead = (x_image + (stop - 1) * sizes.row_in + facts.reach) * sizes.width * read
-    for t in range(0, phase.columns, pixels):
-        for v in range(_vectors(sizes)):
-            group = _first_group(sizes, v)
-            weights, vector_bias = (packed, v * vector_size), (bias, group * group_out)
-            x_first, y_first = t * x_pixel + group * group_in, t * y_pixel + group * group_out
-            for u in range(start, stop):
-                first, last = _steps_inside(facts, phase.first, phase.last, u)
-                x_row = (x_image + u * sizes.row_in) * sizes.width * read
-                y_row = y_image + phase.row + u * sizes.row_out
-                y_row = (y_row * sizes.out_width + phase.column) * written
-                prefetch_run(x, ahead, share)
-                ahead += share
-                correlate_tile(
-                    facts.tile,
-                    phase.columns - t,
-                    Channels(x, x_row + x_first, x_pixel, per_vector * group_in),
-                    Steps(facts.steps, first, last, masks, facts.order),
-                    weights,
-                    vector_bias,
+def _correlate_band(n, start, stop, block, base, arrays, facts, floor):
+    """Rows ``[start, stop)`` of all phases of an image, for a block of vectors."""
+    x, packed, bias, y, work = arrays
+    sizes, slab, lanes = facts.sizes, facts.slab, lanes_of(x)
+    group_out = sizes.written // sizes.groups
+    top = start * sizes.row_in + slab.top
+    ready = max(0, top)
+    calls = (_vectors(sizes) + BLOCK - 1) // BLOCK
+    share = (sizes.row_in * sizes.width * sizes.read) // calls
+    ahead = (n * sizes.height + stop * sizes.row_in - slab.top) * sizes.width * sizes.read + (block[0]//BLOCK) * share * (stop-start)
+    yshare = (sizes.row_out * sizes.out_width * sizes.written) // calls
+    yahead = (n * sizes.out_height + stop * sizes.row_out) * sizes.out_width * sizes.written + (block[0]//BLOCK) * yshare * (stop-start)
+    for u in range(start, stop):
+        first = max(ready, u * sizes.row_in + slab.top)
+        last = min(sizes.height, u * sizes.row_in + slab.top + slab.reach)
+        if PF & 1:
+            prefetch_run(x, ahead, share)
+            ahead += share
+        if PF & 2:
+            prefetch_run(y, yahead, yshare)
+            yahead += yshare
+        for v in range(block[0], block[1]):
+            at = base + (v - block[0]) * slab.elements
+            _pack_rows(x, n, first, last, v, facts, first - top, work, at)
+            at += (u - start) * sizes.row_in * slab.row
+            channel = _first_group(sizes, v) * group_out
+            for i in range(facts.phases.shape[0]):
+                phase = _phase(facts.phases, i)
+                if u >= phase.rows:
+                    continue
+                row = n * sizes.out_height + phase.row + u * sizes.row_out
+                pixel = row * sizes.out_width + phase.column
+                correlate_pixels(
+                    phase.columns,
+                    (work, at),
+                    _steps_inside(facts, phase.first, phase.last, u),
+                    (packed, v * facts.deltas.size * lanes),
+                    (bias, channel),
                     floor,
-                    Channels(y, y_row + y_first, y_pixel, per_vector * group_out),
+                    Channels(
+                        y,
+                        pixel * sizes.written + channel,
+                        sizes.column_out * sizes.written,
+                        sizes.per_vector * group_out,
+                    ),
                 )
-        masks += phase.last - phase.first
+        ready = max(ready, last)
 
 
 @kernel
-def correlate(x, weight, bias, facts, call, packed, y):
+def correlate(x, weight, bias, facts, call, packed, work, y):
     """``y = max(floor, bias + weight * x)`` for the taps of the tables; all arrays are flat.
 
-    `facts` are `Facts`, `call` is a `Call`; the weight is packed to `packed`.
+    `facts` are `Facts`, `call` is a `Call`; the weight is packed to `packed`, and `work` has `BLOCK`
+    slabs for each worker.
     """
     facts, call = named(Facts, facts), named(Call, call)
     few = sum_workers(packed.size, call.workers)
     parallel_for(_pack_taps, _vectors(facts.sizes), few, (weight, facts, packed))
     pieces = (facts.phases[0, 2] + facts.piece_rows - 1) // facts.piece_rows
-    arguments = ((x, packed, bias, y), facts, call.floor)
+    arguments = ((x, packed, bias, y, work), facts, call.floor)
     parallel_for(_correlate_piece, facts.sizes.images * pieces, call.workers, arguments)
 
 
 @kernel
-def _weight_chunk(chunk, worker, x, dy, facts, parts):
+def _weight_chunk(chunk, worker, x, dy, facts, work, parts):
     """Sums over some rows of all images."""
-    size = parts.shape[1]
-    sums = flat(parts)
+    sizes, size, slabs = facts.sizes, parts.shape[1], BLOCK * facts.slab.elements
+    sums, vectors = flat(parts), _vectors(sizes)
     clear_run(sums, chunk * size, size)
-    start = chunk * facts.chunk_rows
-    stop = min(start + facts.chunk_rows, facts.sizes.images * facts.sizes.out_height)
-    for row in range(start, stop):
-        _weight_row(row, x, dy, facts, sums, chunk * size)
+    clear_run(work, worker * slabs, slabs)
+    row = chunk * facts.chunk_rows
+    end = min(row + facts.chunk_rows, sizes.images * sizes.out_height)
+    while row < end:
+        n, start = row // sizes.out_height, row % sizes.out_height
+        stop = min(start + facts.band_rows, sizes.out_height, start + end - row)
+        for v in range(0, vectors, BLOCK):
+            block = (v, min(v + BLOCK, vectors))
+            operands = (x, dy, work, sums)
+            _weight_band(n, start, stop, block, worker * slabs, operands, facts, chunk * size)
+        row += stop - start
 
 
 @kernel
-def _weight_row(row, x, dy, facts, sums, sums_at):
-    """Add the products of a row of dy to a chunk's sums."""
-    sizes, pixels = facts.sizes, facts.tile_pixels
-    read, written, per_vector = sizes.read, sizes.written, sizes.per_vector
-    group_in, group_out = read // sizes.groups, written // sizes.groups
-    n, u = row // sizes.out_height, row % sizes.out_height
-    first, last = _steps_inside(facts, 0, facts.deltas.size, u)
-    x_row = (n * sizes.height + u * sizes.row_in) * sizes.width * read
-    vectors, total = _vectors(sizes), facts.taps.shape[0] * lanes_of(x)
-    calls = vectors * ((sizes.out_width + pixels - 1) // pixels)
-    ahead = x_row + facts.reach * sizes.width * read
-    share = sizes.row_in * sizes.width * read // calls
-    dy_ahead = (row + 1) * sizes.out_width * written
-    dy_share = sizes.out_width * written // calls
-    masks = facts.phases[0, 6]
-    for t in range(0, sizes.out_width, pixels):
-        for v in range(vectors):
-            prefetch_run(x, ahead, share)
-            ahead += share
-            prefetch_run(dy, dy_ahead, dy_share)
-            dy_ahead += dy_share
-            group = _first_group(sizes, v)
-            x_at = x_row + t * sizes.column_in * read + group * group_in
-            dy_at = (row * sizes.out_width + t) * written + group * group_out
-            weight_tile(
-                facts.tile,
-                sizes.out_width - t,
-                Channels(x, x_at, sizes.column_in * read, per_vector * group_in),
-                Steps(facts.steps, first, last, masks, facts.order),
-                (sums, sums_at + v * (total + lanes_of(x)), total),
-                Channels(dy, dy_at, written, per_vector * group_out),
+def _weight_band(n, start, stop, block, base, arrays, facts, sums_at):
+    """Add the products of rows ``[start, stop)`` of dy, for a block of vectors, to a chunk's sums."""
+    x, dy, work, sums = arrays
+    sizes, slab, lanes = facts.sizes, facts.slab, lanes_of(x)
+    group_out = sizes.written // sizes.groups
+    total = facts.deltas.size * lanes
+    top = start * sizes.row_in + slab.top
+    ready = max(0, top)
+    for u in range(start, stop):
+        first = max(ready, u * sizes.row_in + slab.top)
+        last = min(sizes.height, u * sizes.row_in + slab.top + slab.reach)
+        for v in range(block[0], block[1]):
+            at = base + (v - block[0]) * slab.elements
+            _pack_rows(x, n, first, last, v, facts, first - top, work, at)
+            at += (u - start) * sizes.row_in * slab.row
+            channel = _first_group(sizes, v) * group_out
+            pixel = (n * sizes.out_height + u) * sizes.out_width
+            weight_pixels(
+                sizes.out_width,
+                (work, at),
+                _steps_inside(facts, 0, facts.deltas.size, u),
+                (sums, sums_at + v * (total + lanes), total),
+                Channels(
+                    dy, pixel * sizes.written + channel, sizes.written, sizes.per_vector * group_out
+                ),
             )
-        masks += facts.deltas.size
+        ready = max(ready, last)
 
 
 @kernel
@@ -284,14 +353,14 @@ def _unpack_taps(v, worker, sums, facts, dw, db):
 
 
 @kernel
-def correlate_weight(x, dy, facts, workers, parts, dw, db):
+def correlate_weight(x, dy, facts, workers, work, parts, dw, db):
     """Weight gradient (M, C/G, R*S) and bias gradient (M,), of flat arrays and forward `Facts`.
 
-    Each chunk of rows has a row of `parts`, which has one vector more than there are taps for each
-    vector of channels: the sum of dy.
+    Each chunk of rows has a row of `parts`, which has one vector more than there are steps for each
+    vector of channels: the sum of dy. `work` has `BLOCK` slabs for each worker.
     """
     facts = named(Facts, facts)
-    parallel_for(_weight_chunk, parts.shape[0], workers, (x, dy, facts, parts))
+    parallel_for(_weight_chunk, parts.shape[0], workers, (x, dy, facts, work, parts))
     sums, size = flat(parts), parts.shape[1]
     add_rows(sums, size, parts.shape[0], workers)
     few = sum_workers(size, workers)

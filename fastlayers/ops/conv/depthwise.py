@@ -10,6 +10,7 @@ import numpy as np
 from fastlayers.kernels import conv as kernels
 from fastlayers.ops.conv.algorithm import Algorithm, Pass
 from fastlayers.ops.conv.shape import ConvShape
+from fastlayers.ops.conv.slabs import Axis, backward_axis, forward_axis
 from fastlayers.ops.cuts import chunks
 from fastlayers.ops.layout import to_channels_last
 from fastlayers.runtime import cpu, memory, threads
@@ -17,17 +18,11 @@ from fastlayers.runtime.facts import plain
 
 __all__ = ["Depthwise"]
 
-# Output pixels along an axis with the same taps: the first, how many, and of each tap the offset of
-# the input pixel that it reads and its place in the kernel.
-Axis = tuple[int, int, list[tuple[int, int]]]
-
-# The longest kernel row that slides over its inputs; longer ones load each tap's.
-LONGEST_SPAN = 7
 # Tasks to cut a pass into at most, where images are fewer, and partial sums of the weight gradient:
 # with 64, 128 images of 128 x 16 x 16 take 1.1 times as long.
 MOST_TASKS, MOST_CHUNKS = 64, 32
-# Rows of a band: down its rows a tile finds most of its inputs in L1, 10-15 % against one row.
-BAND = 8
+# Rows of a band.
+BAND = int(__import__("os").environ.get("DWBAND", "8"))
 
 
 class Depthwise(Algorithm):
@@ -76,12 +71,15 @@ class Depthwise(Algorithm):
         """Weight gradient, and bias gradient, which is a vector more of each tile's sums."""
         plan, shape, dtype = self._plan, self.shape, dy.dtype
         dw, db = memory.empty(shape.weight, dtype), memory.empty(shape.out_channels, dtype)
+        workers = threads.workers_for(plan.work)
+        work, parts = memory.scratch((workers * plan.slabs, math.prod(plan.parts)), dtype)
         kernels.depthwise.correlate_weight(
             to_channels_last(x).reshape(-1),
             dy.reshape(-1),
             plan.facts,
-            threads.workers_for(plan.work),
-            memory.empty(plan.parts, dtype),
+            workers,
+            work,
+            parts.reshape(plan.parts),
             dw.reshape(-1),
             db,
         )
@@ -96,10 +94,11 @@ def _group(shape: ConvShape) -> tuple[int, int]:
 def _correlate(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, floor: float, plan: _Plan
 ) -> np.ndarray:
-    y, packed = memory.empty(plan.out_shape, x.dtype), memory.empty(plan.packed, x.dtype)
-    call = (x.dtype.type(floor), threads.workers_for(plan.work))
+    y, workers = memory.empty(plan.out_shape, x.dtype), threads.workers_for(plan.work)
+    packed, work = memory.scratch((plan.packed, workers * plan.slabs), x.dtype)
+    call = (x.dtype.type(floor), workers)
     kernels.depthwise.correlate(
-        x.reshape(-1), weight.reshape(-1), bias, plan.facts, call, packed, y.reshape(-1)
+        x.reshape(-1), weight.reshape(-1), bias, plan.facts, call, packed, work, y.reshape(-1)
     )
     return y
 
@@ -108,117 +107,95 @@ class _Plan:
     """Facts of the forward pass and weight gradient, or of the input gradient if `transposed`."""
 
     def __init__(self, shape: ConvShape, transposed: bool) -> None:
-        n, height, width, _ = shape.images
-        depth, each = _group(shape)
-        (oh, ow), steps = shape.out_size, (shape.stride, (1, 1))
+        n, lanes = shape.images[0], cpu.lanes(shape.itemsize)
+        (depth, each), make = _group(shape), backward_axis if transposed else forward_axis
+        rows, columns = (
+            make(shape.images[1 + i], out, kernel, stride, padding, dilation)
+            for i, (kernel, stride, padding, dilation, out) in enumerate(
+                zip(*shape.geometry, strict=True)
+            )
+        )
         if transposed:
-            (height, width), (oh, ow) = (oh, ow), (height, width)
-            depth, each, steps = each, depth, steps[::-1]
-        lanes = cpu.lanes(shape.itemsize)
+            depth, each = each, depth
         per_vector = min(lanes // depth, lanes // each, shape.groups)
         read, written = depth * shape.groups, each * shape.groups
+        oh, ow = rows.out_size, columns.out_size
         sizes = kernels.depthwise.Sizes(
-            n, height, width, oh, ow, *steps[0], *steps[1], read, written, shape.groups, per_vector
+            *(n, rows.size, columns.size, oh, ow),
+            *(rows.stride, columns.stride, rows.step, columns.step),
+            *(read, written, shape.groups, per_vector),
         )
-        slides = shape.stride[1] == shape.dilation[1] == 1 and shape.kernel[1] <= LONGEST_SPAN
-        span = shape.kernel[1] if slides else 1
-        tables = _Tables(shape, sizes, transposed, span)
         # Multiply-adds, by 8 lanes.
         self.work = n * oh * ow * written * shape.weight[1] * math.prod(shape.kernel) / 8
         tasks = chunks(self.work, most=MOST_TASKS)
-        rows = max(1, -(-n * oh // min(tasks, MOST_CHUNKS)))  # of a partial sum
-        piece = -(-int(tables.phases[0, 2]) // (-(-tasks // max(1, n)) * BAND)) * BAND
-        shuffled = () if depth == each == 1 else (0,)
+        chunk = max(1, -(-n * oh // min(tasks, MOST_CHUNKS)))  # rows of a partial sum
+        piece = -(-rows.count // (-(-tasks // max(1, n)) * BAND)) * BAND
+        slab = _slab(rows, columns, depth, lanes)
+        phases, deltas, offsets, taps = _tables(shape, rows, columns, depth, slab, lanes)
         facts = kernels.depthwise.Facts(
-            kernels.depthwise.Tile((0,) * span, shuffled),
+            () if depth == each == 1 else (0,),
             sizes,
+            slab,
             int(transposed),
-            shape.kernel[0] * shape.kernel[1],
-            kernels.grouped_tile.tile_pixels(span),
+            math.prod(shape.kernel),
             BAND,
             piece,
-            rows,
-            tables.deltas[-1] + 1 if tables.deltas else 0,
-            tables.phases,
-            np.array(tables.deltas, np.int64),
-            np.array([*np.ravel(tables.steps), *tables.masks], np.int64),
+            chunk,
+            phases,
+            deltas,
+            offsets,
             _order(depth, each, per_vector, shape.itemsize),
-            np.array(tables.taps, np.int64).reshape(-1, 2),
+            taps,
         )
         self.facts = plain(facts)
         self.out_shape = (n, oh, ow, written)
-        vectors, taps = -(-shape.groups // per_vector), len(tables.taps)
-        self.packed = vectors * taps * lanes
-        self.parts = (max(1, -(-n * oh // rows)), vectors * (taps + 1) * lanes)
+        vectors = -(-shape.groups // per_vector)
+        self.packed = vectors * len(taps) * lanes
+        self.parts = (max(1, -(-n * oh // chunk)), vectors * (len(taps) + 1) * lanes)
+        self.slabs = kernels.depthwise.BLOCK * slab.elements
 
 
-def _forward_axis(kernel: int, stride: int, padding: int, dilation: int, out: int) -> list[Axis]:
-    return [(0, out, [(k * dilation - padding, k) for k in range(kernel)])]
+def _slab(rows: Axis, columns: Axis, depth: int, lanes: int) -> kernels.depthwise.Slab:
+    """The packed rows of a band."""
+    extent = columns.extent(columns.count)
+    plane = -(-extent // columns.stride) * lanes
+    row = depth * columns.stride * plane
+    elements = rows.extent(BAND) * row
+    return kernels.depthwise.Slab(
+        rows.first, rows.reach, -columns.first, extent, plane, row, elements
+    )
 
 
-def _transposed_axis(
-    kernel: int, stride: int, padding: int, dilation: int, size: int
-) -> list[Axis]:
-    """Input pixel ``first + u * stride`` meets output pixel ``u + offset`` by element k."""
-    phases = []
-    for first in range(min(stride, size)):
-        offsets = [(first + padding - k * dilation, k) for k in range(kernel)]
-        taps = sorted((offset // stride, k) for offset, k in offsets if offset % stride == 0)
-        phases.append((first, -(-(size - first) // stride), taps))
-    return phases
-
-
-class _Tables:
-    """Tables of the phases and of their steps, each of which is `span` taps of a kernel's row."""
-
-    def __init__(
-        self, shape: ConvShape, sizes: kernels.depthwise.Sizes, transposed: bool, span: int
-    ) -> None:
-        self.deltas: list[int] = []
-        self.steps: list[tuple[int, int]] = []
-        self.masks: list[int] = []
-        self.taps: list[tuple[int, int]] = []
-        self._sizes, self._span = sizes, span
-        self._depth = sizes.read // sizes.groups
-        axis = _transposed_axis if transposed else _forward_axis
-        out = (sizes.out_height, sizes.out_width)
-        rows, columns = (axis(*options) for options in zip(*shape.geometry[:4], out, strict=True))
-        phases = []
-        for i, row_count, row_taps in rows:
-            for j, column_count, column_taps in columns:
-                first = len(self.deltas)
-                masks = len(self.masks) - first  # added to the number of a step
-                starts = self._add_steps(shape.kernel[1], row_taps, column_taps)
-                self._add_masks(column_count, starts)
-                phases.append((i, j, row_count, column_count, first, len(self.deltas), masks))
-        self.phases = np.array(phases, np.int64).reshape(-1, 7)
-        self.phases[:, 6] += 2 * len(self.deltas)
-
-    def _add_steps(
-        self, kernel: int, row_taps: list[tuple[int, int]], column_taps: list[tuple[int, int]]
-    ) -> list[int]:
-        """Add the steps of a phase; the column of each step's first tap."""
-        starts = []
-        for row, r in row_taps:
-            for begin in range(0, len(column_taps), self._span):
-                run = column_taps[begin : begin + self._span]
-                column = run[0][0]
-                for d in range(self._depth):
-                    self.deltas.append(row)
-                    self.steps.append(((row * self._sizes.width + column) * self._sizes.read, d))
-                    self.taps += [(r * kernel + s, d) for _, s in run]
-                    starts.append(column)
-        return starts
-
-    def _add_masks(self, columns: int, starts: list[int]) -> None:
-        """Add the masks of a phase: which pixels of the input exist, for each tile and step."""
-        sizes, beyond = self._sizes, self._span - 1
-        pixels = kernels.grouped_tile.tile_pixels(self._span)
-        inputs = np.arange(pixels + beyond)
-        for t in range(0, columns, pixels):
-            column = (t + inputs) * sizes.column_in + np.array(starts, np.int64)[:, None]
-            exists = (column >= 0) & (column < sizes.width) & (inputs < columns - t + beyond)
-            self.masks += list(exists @ (1 << inputs))
+def _tables(
+    shape: ConvShape,
+    rows: Axis,
+    columns: Axis,
+    depth: int,
+    slab: kernels.depthwise.Slab,
+    lanes: int,
+) -> tuple[np.ndarray, ...]:
+    """Phases, and of the steps of each: the row, the offset in the slab, and tap and channel."""
+    phases, deltas, offsets, taps = [], [], [], []
+    for down in rows.phases:
+        for across in columns.phases:
+            first = len(deltas)
+            for r, row in zip(down.taps, down.offsets, strict=True):
+                for s, column in zip(across.taps, across.offsets, strict=True):
+                    pixel, plane = divmod(column + slab.left, columns.stride)
+                    place = (row - slab.top) * slab.row + plane * slab.plane + pixel * lanes
+                    for d in range(depth):
+                        deltas.append(row)
+                        offsets.append(place + d * columns.stride * slab.plane)
+                        taps.append((r * shape.kernel[1] + s, d))
+            phases.append(
+                (down.start, across.start, down.count, across.count, first, len(deltas))
+            )
+    return (
+        np.array(phases, np.int64).reshape(-1, 6),
+        np.array(deltas, np.int64),
+        np.array(offsets, np.int64),
+        np.array(taps, np.int64).reshape(-1, 2),
+    )
 
 
 def _order(depth: int, each: int, per_vector: int, itemsize: int) -> np.ndarray:
