@@ -30,14 +30,20 @@ from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
-__all__ = ["BLOCK", "Call", "Facts", "Phase", "Sizes", "Slab", "correlate", "correlate_weight"]
+__all__ = [
+    "BLOCK",
+    "Call",
+    "Facts",
+    "Groups",
+    "Phase",
+    "Sizes",
+    "Slab",
+    "correlate",
+    "correlate_weight",
+]
 
 # Vectors of channels that go down a band together: a cache line of each pixel.
 BLOCK = max(1, LINE // cpu.vector_bytes())
-
-
-import os
-PF = int(os.environ.get("DWPF", "3"))
 
 
 class Phase(NamedTuple):
@@ -47,15 +53,17 @@ class Phase(NamedTuple):
     column: int
     rows: int
     columns: int
-    first: int  # its steps are those from the first to before the last
-    last: int
+    first_run: int  # its steps are those from the first to before the last
+    last_run: int
+    first_tap: int
+    last_tap: int
 
 
 class Sizes(NamedTuple):
-    """Images that are read and written, and how groups of their channels fill vectors.
+    """Images that are read and written.
 
     Row u of a phase is row ``phase.row + u * row_out`` of the output, and its taps are rows
-    ``u * row_in + deltas[step]`` of the input; the columns alike.
+    ``u * row_in + ...`` of the input; the columns alike.
     """
 
     images: int
@@ -69,8 +77,16 @@ class Sizes(NamedTuple):
     column_out: int
     read: int
     written: int
+
+
+class Groups(NamedTuple):
+    """How groups of channels fill vectors."""
+
     groups: int
     per_vector: int
+    vectors: int  # that hold all; the last one begins early where groups are left over
+    depth: int  # input channels of a group
+    each: int  # output channels of a group
 
 
 class Slab(NamedTuple):
@@ -81,11 +97,10 @@ class Slab(NamedTuple):
 
     top: int  # its first row, counted from the row of the first output row
     reach: int  # rows that an output row reads
-    left: int
-    columns: int  # with the zeros
-    plane: int  # elements
-    row: int
+    row: int  # elements
     elements: int
+    copies: int  # to a row: for each input channel of a group, and each plane
+    table: Any  # (copies, 4): where a copy's order is, its source, its pixels, and its target
 
 
 class Facts(NamedTuple):
@@ -93,17 +108,20 @@ class Facts(NamedTuple):
 
     shuffled: Any  # empty where a group has one input and one output channel
     sizes: Sizes
+    groups: Groups
     slab: Slab
     transposed: int  # 1 for the input gradient, which reads the output's channels
     kernel: int  # elements of a kernel
     band_rows: int
     piece_rows: int  # of a task, whole bands
     chunk_rows: int  # of a partial sum of the weight gradient, of all images' rows
-    phases: Any  # (phases, 6), see `Phase`
-    deltas: Any  # of each step's row
-    offsets: Any  # of each step, in the slab
+    phases: Any  # (phases, 8), see `Phase`
+    run_rows: Any  # of each run of taps
+    runs: Any  # where in the slab it begins
+    tap_rows: Any  # the same of single taps
+    taps: Any
     order: Any  # in 32-bit words, of the channels in a vector of x
-    taps: Any  # (steps, 2): an element of the kernel, and a channel read, counted in its group
+    elements: Any  # (taps, 2): of the kernel, and a channel read, counted in its group
 
 
 class Call(NamedTuple):
@@ -122,85 +140,69 @@ def _phase(phases, i):
         phases[i, 3],
         phases[i, 4],
         phases[i, 5],
+        phases[i, 6],
+        phases[i, 7],
     )
 
 
 @kernel
-def _vectors(sizes):
-    """Vectors that hold all groups; the last one begins early where groups are left over."""
-    return (sizes.groups + sizes.per_vector - 1) // sizes.per_vector
+def _first_group(groups, vector):
+    return min(vector * groups.per_vector, groups.groups - groups.per_vector)
 
 
 @kernel
-def _first_group(sizes, vector):
-    return min(vector * sizes.per_vector, sizes.groups - sizes.per_vector)
-
-
-@kernel
-def _steps_inside(facts, first, last, row):
-    """Those of the steps whose rows exist."""
-    deltas, top, height = facts.deltas, row * facts.sizes.row_in, facts.sizes.height
-    while first < last and top + deltas[first] < 0:
+def _inside(rows, first, last, top, height):
+    """Those of the steps from the first to before the last whose rows exist."""
+    while first < last and top + rows[first] < 0:
         first += 1
-    while first < last and top + deltas[last - 1] >= height:
+    while first < last and top + rows[last - 1] >= height:
         last -= 1
-    return Steps(facts.offsets, first, last)
+    return first, last
+
+
+@kernel
+def _steps_inside(facts, phase, row):
+    """The steps of a phase whose rows exist."""
+    top, height = row * facts.sizes.row_in, facts.sizes.height
+    first, last = _inside(facts.run_rows, phase.first_run, phase.last_run, top, height)
+    taps = _inside(facts.tap_rows, phase.first_tap, phase.last_tap, top, height)
+    return Steps(facts.runs, first, last, facts.taps, taps[0], taps[1])
 
 
 @kernel
 def _pack_taps(v, worker, weight, facts, packed):
-    """Pack one vector of a flat (M, C/G, R*S) weight as ``[vector][step][lane]``.
+    """Pack one vector of a flat (M, C/G, R*S) weight as ``[vector][tap][lane]``.
 
     Lanes are channels that are written: those of M, or of C for the input gradient.
     """
-    sizes, taps, lanes = facts.sizes, facts.taps, lanes_of(packed)
-    count, per_vector = taps.shape[0], sizes.per_vector
-    group_in, group_out = sizes.read // sizes.groups, sizes.written // sizes.groups
-    group_stride = group_out * group_in * facts.kernel
-    out_stride, in_stride = group_in * facts.kernel, facts.kernel
+    groups, taps, lanes = facts.groups, facts.elements, lanes_of(packed)
+    count, group_out = taps.shape[0], groups.each
+    group_stride = group_out * groups.depth * facts.kernel
+    out_stride, in_stride = groups.depth * facts.kernel, facts.kernel
     if facts.transposed:
         out_stride, in_stride = facts.kernel, group_out * facts.kernel
-    first, at = _first_group(sizes, v), v * count * lanes
-    for lane in range(per_vector * group_out):
+    first, at = _first_group(groups, v), v * count * lanes
+    for lane in range(groups.per_vector * group_out):
         source = (first + lane // group_out) * group_stride + lane % group_out * out_stride
         for k in range(count):
             packed[at + k * lanes + lane] = weight[source + taps[k, 0] + taps[k, 1] * in_stride]
-    for lane in range(per_vector * group_out, lanes):
+    for lane in range(groups.per_vector * group_out, lanes):
         for k in range(count):
             packed[at + k * lanes + lane] = 0
 
 
 @kernel
-def _pack_rows(x, image, first, last, v, facts, slab_row, work, at):
-    """Pack rows ``[first, last)`` of an image, the first of which is row `slab_row` of the slab."""
-    sizes, slab, lanes = facts.sizes, facts.slab, lanes_of(x)
-    group_in, step = sizes.read // sizes.groups, sizes.column_in
-    channel, exist = _first_group(sizes, v) * group_in, sizes.per_vector * group_in
-    end = min(sizes.width + slab.left, slab.columns)
-    at += slab_row * slab.row
-    for row in range(image * sizes.height + first, image * sizes.height + last):
-        target = at
-        for depth in range(group_in):
-            order = (facts.order, depth * lanes * x.itemsize // 4)
-            for plane in range(step):
-                # The first column of the plane that exists.
-                pixel = (max(0, slab.left - plane) + step - 1) // step
-                column = pixel * step + plane
-                if column < end:
-                    pack_pixels(
-                        facts.shuffled,
-                        (end - column + step - 1) // step,
-                        Channels(
-                            x,
-                            (row * sizes.width + column - slab.left) * sizes.read + channel,
-                            step * sizes.read,
-                            exist,
-                        ),
-                        order,
-                        (work, target + pixel * lanes),
-                    )
-                target += slab.plane
-        at += slab.row
+def _pack_row(shuffled, x, x_at, step, lanes, order, slab, work, at):
+    """Pack a row of a vector of channels."""
+    table = slab.table
+    for j in range(slab.copies):
+        pack_pixels(
+            shuffled,
+            table[j, 2],
+            Channels(x, x_at + table[j, 1], step, lanes),
+            (order, table[j, 0]),
+            (work, at + table[j, 3]),
+        )
 
 
 @kernel
@@ -215,7 +217,7 @@ def _correlate_piece(task, worker, arrays, facts, floor):
     n, top = task // pieces, task % pieces * size
     base = worker * BLOCK * facts.slab.elements
     clear_run(work, base, BLOCK * facts.slab.elements)
-    vectors = _vectors(facts.sizes)
+    vectors = facts.groups.vectors
     for start in range(top, min(top + size, rows), facts.band_rows):
         stop = min(start + facts.band_rows, top + size, rows)
         for v in range(0, vectors, BLOCK):
@@ -227,50 +229,41 @@ def _correlate_piece(task, worker, arrays, facts, floor):
 def _correlate_band(n, start, stop, block, base, arrays, facts, floor):
     """Rows ``[start, stop)`` of all phases of an image, for a block of vectors."""
     x, packed, bias, y, work = arrays
-    sizes, slab, lanes = facts.sizes, facts.slab, lanes_of(x)
-    group_out = sizes.written // sizes.groups
+    sizes, groups, slab, lanes = facts.sizes, facts.groups, facts.slab, lanes_of(x)
+    x_step, y_step = sizes.column_in * sizes.read, sizes.column_out * sizes.written
+    x_lanes, y_lanes = groups.per_vector * groups.depth, groups.per_vector * groups.each
+    vector_size = facts.elements.shape[0] * lanes
     top = start * sizes.row_in + slab.top
-    ready = max(0, top)
-    calls = (_vectors(sizes) + BLOCK - 1) // BLOCK
-    share = (sizes.row_in * sizes.width * sizes.read) // calls
-    ahead = (n * sizes.height + stop * sizes.row_in - slab.top) * sizes.width * sizes.read + (block[0]//BLOCK) * share * (stop-start)
-    yshare = (sizes.row_out * sizes.out_width * sizes.written) // calls
-    yahead = (n * sizes.out_height + stop * sizes.row_out) * sizes.out_width * sizes.written + (block[0]//BLOCK) * yshare * (stop-start)
+    ready, x_row = max(0, top), sizes.width * sizes.read
     for u in range(start, stop):
         first = max(ready, u * sizes.row_in + slab.top)
         last = min(sizes.height, u * sizes.row_in + slab.top + slab.reach)
-        if PF & 1:
-            prefetch_run(x, ahead, share)
-            ahead += share
-        if PF & 2:
-            prefetch_run(y, yahead, yshare)
-            yahead += yshare
-        for v in range(block[0], block[1]):
-            at = base + (v - block[0]) * slab.elements
-            _pack_rows(x, n, first, last, v, facts, first - top, work, at)
-            at += (u - start) * sizes.row_in * slab.row
-            channel = _first_group(sizes, v) * group_out
-            for i in range(facts.phases.shape[0]):
-                phase = _phase(facts.phases, i)
-                if u >= phase.rows:
-                    continue
-                row = n * sizes.out_height + phase.row + u * sizes.row_out
-                pixel = row * sizes.out_width + phase.column
-                correlate_pixels(
-                    phase.columns,
-                    (work, at),
-                    _steps_inside(facts, phase.first, phase.last, u),
-                    (packed, v * facts.deltas.size * lanes),
-                    (bias, channel),
-                    floor,
-                    Channels(
-                        y,
-                        pixel * sizes.written + channel,
-                        sizes.column_out * sizes.written,
-                        sizes.per_vector * group_out,
-                    ),
-                )
+        for row in range(first, last):
+            x_at, at = (n * sizes.height + row) * x_row, base + (row - top) * slab.row
+            for v in range(block[0], block[1]):
+                channel = _first_group(groups, v) * groups.depth
+                _pack_row(facts.shuffled, x, x_at + channel, x_step, x_lanes, facts.order, slab, work, at)
+                at += slab.elements
         ready = max(ready, last)
+        for i in range(facts.phases.shape[0]):
+            phase = _phase(facts.phases, i)
+            if u < phase.rows:
+                row = n * sizes.out_height + phase.row + u * sizes.row_out
+                y_at = (row * sizes.out_width + phase.column) * sizes.written
+                steps = _steps_inside(facts, phase, u)
+                at = base + (u - start) * sizes.row_in * slab.row
+                for v in range(block[0], block[1]):
+                    channel = _first_group(groups, v) * groups.each
+                    correlate_pixels(
+                        phase.columns,
+                        (work, at),
+                        steps,
+                        (packed, v * vector_size),
+                        (bias, channel),
+                        floor,
+                        Channels(y, y_at + channel, y_step, y_lanes),
+                    )
+                    at += slab.elements
 
 
 @kernel
@@ -282,7 +275,7 @@ def correlate(x, weight, bias, facts, call, packed, work, y):
     """
     facts, call = named(Facts, facts), named(Call, call)
     few = sum_workers(packed.size, call.workers)
-    parallel_for(_pack_taps, _vectors(facts.sizes), few, (weight, facts, packed))
+    parallel_for(_pack_taps, facts.groups.vectors, few, (weight, facts, packed))
     pieces = (facts.phases[0, 2] + facts.piece_rows - 1) // facts.piece_rows
     arguments = ((x, packed, bias, y, work), facts, call.floor)
     parallel_for(_correlate_piece, facts.sizes.images * pieces, call.workers, arguments)
@@ -292,7 +285,7 @@ def correlate(x, weight, bias, facts, call, packed, work, y):
 def _weight_chunk(chunk, worker, x, dy, facts, work, parts):
     """Sums over some rows of all images."""
     sizes, size, slabs = facts.sizes, parts.shape[1], BLOCK * facts.slab.elements
-    sums, vectors = flat(parts), _vectors(sizes)
+    sums, vectors = flat(parts), facts.groups.vectors
     clear_run(sums, chunk * size, size)
     clear_run(work, worker * slabs, slabs)
     row = chunk * facts.chunk_rows
@@ -311,44 +304,49 @@ def _weight_chunk(chunk, worker, x, dy, facts, work, parts):
 def _weight_band(n, start, stop, block, base, arrays, facts, sums_at):
     """Add the products of rows ``[start, stop)`` of dy, for a block of vectors, to a chunk's sums."""
     x, dy, work, sums = arrays
-    sizes, slab, lanes = facts.sizes, facts.slab, lanes_of(x)
-    group_out = sizes.written // sizes.groups
-    total = facts.deltas.size * lanes
+    sizes, groups, slab, lanes = facts.sizes, facts.groups, facts.slab, lanes_of(x)
+    x_step = sizes.column_in * sizes.read
+    x_lanes, dy_lanes = groups.per_vector * groups.depth, groups.per_vector * groups.each
+    total = facts.elements.shape[0] * lanes
     top = start * sizes.row_in + slab.top
-    ready = max(0, top)
+    ready, x_row = max(0, top), sizes.width * sizes.read
+    phase = _phase(facts.phases, 0)
     for u in range(start, stop):
         first = max(ready, u * sizes.row_in + slab.top)
         last = min(sizes.height, u * sizes.row_in + slab.top + slab.reach)
+        for row in range(first, last):
+            x_at, at = (n * sizes.height + row) * x_row, base + (row - top) * slab.row
+            for v in range(block[0], block[1]):
+                channel = _first_group(groups, v) * groups.depth
+                _pack_row(facts.shuffled, x, x_at + channel, x_step, x_lanes, facts.order, slab, work, at)
+                at += slab.elements
+        ready = max(ready, last)
+        steps = _steps_inside(facts, phase, u)
+        at = base + (u - start) * sizes.row_in * slab.row
+        dy_at = (n * sizes.out_height + u) * sizes.out_width * sizes.written
         for v in range(block[0], block[1]):
-            at = base + (v - block[0]) * slab.elements
-            _pack_rows(x, n, first, last, v, facts, first - top, work, at)
-            at += (u - start) * sizes.row_in * slab.row
-            channel = _first_group(sizes, v) * group_out
-            pixel = (n * sizes.out_height + u) * sizes.out_width
+            channel = _first_group(groups, v) * groups.each
             weight_pixels(
                 sizes.out_width,
                 (work, at),
-                _steps_inside(facts, 0, facts.deltas.size, u),
+                steps,
                 (sums, sums_at + v * (total + lanes), total),
-                Channels(
-                    dy, pixel * sizes.written + channel, sizes.written, sizes.per_vector * group_out
-                ),
+                Channels(dy, dy_at + channel, sizes.written, dy_lanes),
             )
-        ready = max(ready, last)
+            at += slab.elements
 
 
 @kernel
 def _unpack_taps(v, worker, sums, facts, dw, db):
     """One vector of the weight gradient (M, C/G, R*S) and bias gradient of their sums, all flat."""
-    sizes, taps, lanes = facts.sizes, facts.taps, lanes_of(sums)
-    group_in, group_out = sizes.read // sizes.groups, sizes.written // sizes.groups
-    first, at = _first_group(sizes, v) * group_out, v * (taps.shape[0] + 1) * lanes
+    groups, taps, lanes = facts.groups, facts.elements, lanes_of(sums)
+    first, at = _first_group(groups, v) * groups.each, v * (taps.shape[0] + 1) * lanes
     for k in range(taps.shape[0]):
-        for lane in range(sizes.per_vector * group_out):
-            place = ((first + lane) * group_in + taps[k, 1]) * facts.kernel + taps[k, 0]
+        for lane in range(groups.per_vector * groups.each):
+            place = ((first + lane) * groups.depth + taps[k, 1]) * facts.kernel + taps[k, 0]
             dw[place] = sums[at + lane]
         at += lanes
-    for lane in range(sizes.per_vector * group_out):
+    for lane in range(groups.per_vector * groups.each):
         db[first + lane] = sums[at + lane]
 
 
@@ -356,7 +354,7 @@ def _unpack_taps(v, worker, sums, facts, dw, db):
 def correlate_weight(x, dy, facts, workers, work, parts, dw, db):
     """Weight gradient (M, C/G, R*S) and bias gradient (M,), of flat arrays and forward `Facts`.
 
-    Each chunk of rows has a row of `parts`, which has one vector more than there are steps for each
+    Each chunk of rows has a row of `parts`, which has one vector more than there are taps for each
     vector of channels: the sum of dy. `work` has `BLOCK` slabs for each worker.
     """
     facts = named(Facts, facts)
@@ -364,4 +362,4 @@ def correlate_weight(x, dy, facts, workers, work, parts, dw, db):
     sums, size = flat(parts), parts.shape[1]
     add_rows(sums, size, parts.shape[0], workers)
     few = sum_workers(size, workers)
-    parallel_for(_unpack_taps, _vectors(facts.sizes), few, (sums, facts, dw, db))
+    parallel_for(_unpack_taps, facts.groups.vectors, few, (sums, facts, dw, db))

@@ -17,9 +17,11 @@ from numba.extending import intrinsic
 from fastlayers.kernels.ir.vectors import Vectors, operand
 from fastlayers.runtime import cpu
 
-__all__ = ["Channels", "Steps", "correlate_pixels", "pack_pixels", "weight_pixels"]
+__all__ = ["RUN", "Channels", "Steps", "correlate_pixels", "pack_pixels", "weight_pixels"]
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
+# Taps of a run: each vector of input that is loaded meets as many weights.
+RUN = 3
 
 
 class Channels(NamedTuple):
@@ -32,11 +34,18 @@ class Channels(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Some of the steps of a tile: step k reads packed pixels from ``offsets[k]`` on."""
+    """Some of the steps of a tile: by `RUN` taps side by side, and then by single taps.
 
-    offsets: Any
-    first: int
-    last: int
+    Step k reads packed pixels from ``runs[k]`` or ``taps[k]`` on. Weights, or their sums, are a
+    vector for each tap of all runs, and then those of single taps.
+    """
+
+    runs: Any
+    first_run: int
+    last_run: int
+    taps: Any
+    first_tap: int
+    last_tap: int
 
 
 def _sizes() -> tuple[int, ...]:
@@ -62,15 +71,24 @@ class _Pixels(Vectors):
             first = end
 
     def steps(self, kind, value, x, weights, body) -> None:
-        """Emit ``body(x + offset, weights of the step)`` for each step."""
+        """Emit ``body(x + offset, weights of the step, taps)`` for each step."""
         builder = self.builder
         given = Steps(*cgutils.unpack_tuple(builder, value))
-        offsets = self.cgctx.make_array(kind.types[0])(self.cgctx, builder, given.offsets).data
-        one = _i64(1)
-        with cgutils.for_range_slice(builder, given.first, given.last, one, _i64) as (step, _):
-            offset = builder.load(builder.gep(offsets, [step]))
-            at = builder.mul(step, _i64(self.lanes))
-            body(builder.gep(x, [offset]), builder.gep(weights, [at]))
+
+        runs, taps = (
+            self.cgctx.make_array(kind.types[i])(self.cgctx, builder, given[i]) for i in (0, 3)
+        )
+        of_taps = builder.mul(runs.nitems, _i64(RUN))
+        each = (
+            (runs, given.first_run, given.last_run, RUN, _i64(0)),
+            (taps, given.first_tap, given.last_tap, 1, of_taps),
+        )
+        for offsets, first, last, count, before in each:
+            with cgutils.for_range_slice(builder, first, last, _i64(1), _i64) as (step, _):
+                offset = builder.load(builder.gep(offsets.data, [step]))
+                tap = builder.add(before, builder.mul(step, _i64(count)))
+                at = builder.mul(tap, _i64(self.lanes))
+                body(builder.gep(x, [offset]), builder.gep(weights, [at]), count)
 
     def variable(self, value):
         """A vector that loops change, which optimisation keeps in a register."""
@@ -100,12 +118,16 @@ def pack_pixels(typingctx, shuffled, count, x, order, out):
         )
         mask = pixels.first_lanes(lanes)
         load = _shuffled(pixels, words, mask) if len(shuffled) else None
-        with cgutils.for_range(builder, count) as loop:
-            at = builder.gep(source, [builder.mul(step, loop.index)])
-            value = load(at) if load else pixels.load_vector(at, mask=mask)
-            pixels.store_vector(
-                value, builder.gep(target, [builder.mul(loop.index, _i64(pixels.lanes))])
-            )
+
+        def copy(first, size: int) -> None:
+            out_at = builder.gep(target, [builder.mul(first, _i64(pixels.lanes))])
+            for p in range(size):
+                pixel = builder.mul(step, builder.add(first, _i64(p)))
+                at = builder.gep(source, [pixel])
+                value = load(at) if load else pixels.load_vector(at, mask=mask)
+                pixels.store_vector(value, out_at, p)
+
+        pixels.tiles(count, copy)
         return cgctx.get_dummy_value()
 
     return types.void(shuffled, types.int64, x, order, out), codegen
@@ -163,10 +185,13 @@ def correlate_pixels(typingctx, count, x, steps, weights, bias, floor, y):
         def tile(at, size: int) -> None:
             sums = [pixels.variable(first) for _ in range(size)]
 
-            def step(x_at, weight_at) -> None:
-                weight = pixels.load_vector(weight_at)
-                for p, total in enumerate(sums):
-                    pixels.multiply_add(pixels.load_vector(x_at, p), weight, total)
+            def step(x_at, weight_at, taps: int) -> None:
+                weight = [pixels.load_vector(weight_at, i) for i in range(taps)]
+                for q in range(size + taps - 1):
+                    value = pixels.load_vector(x_at, q)
+                    for i in range(taps):
+                        if 0 <= q - i < size:
+                            pixels.multiply_add(value, weight[i], sums[q - i])
 
             begin = builder.gep(source, [builder.mul(at, _i64(pixels.lanes))])
             pixels.steps(steps, operands[1], begin, factors, step)
@@ -208,13 +233,19 @@ def weight_pixels(typingctx, count, x, steps, sums, dy):
                 q = builder.mul(pixel, builder.add(at, _i64(p)))
                 loaded.append(pixels.load_vector(builder.gep(gradient, [q]), mask=mask))
 
-            def step(x_at, sum_at) -> None:
-                # Two chains, as each multiply-add waits for the one before it.
-                chains = [pixels.load_vector(sum_at), ir.Constant(pixels.vector, None)]
-                for p, value in enumerate(loaded):
-                    product = pixels.fma(pixels.load_vector(x_at, p), value, chains[p % 2])
-                    chains[p % 2] = product
-                pixels.store_vector(builder.fadd(*chains) if size > 1 else chains[0], sum_at)
+            def step(x_at, sum_at, taps: int) -> None:
+                # Two chains a tap, as each multiply-add waits for the one before it.
+                zero = ir.Constant(pixels.vector, None)
+                chains = [[pixels.load_vector(sum_at, i), zero] for i in range(taps)]
+                for q in range(size + taps - 1):
+                    value = pixels.load_vector(x_at, q)
+                    for i in range(taps):
+                        p = q - i
+                        if 0 <= p < size:
+                            chains[i][p % 2] = pixels.fma(value, loaded[p], chains[i][p % 2])
+                for i, (even, odd) in enumerate(chains):
+                    total = builder.fadd(even, odd) if size > 1 else even
+                    pixels.store_vector(total, sum_at, i)
 
             begin = builder.gep(source, [builder.mul(at, _i64(pixels.lanes))])
             pixels.steps(steps, steps_value, begin, target, step)

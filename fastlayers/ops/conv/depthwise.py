@@ -10,7 +10,7 @@ import numpy as np
 from fastlayers.kernels import conv as kernels
 from fastlayers.ops.conv.algorithm import Algorithm, Pass
 from fastlayers.ops.conv.shape import ConvShape
-from fastlayers.ops.conv.slabs import Axis, backward_axis, forward_axis
+from fastlayers.ops.conv.slabs import Axis, Phase, backward_axis, forward_axis
 from fastlayers.ops.cuts import chunks
 from fastlayers.ops.layout import to_channels_last
 from fastlayers.runtime import cpu, memory, threads
@@ -122,47 +122,62 @@ class _Plan:
         oh, ow = rows.out_size, columns.out_size
         sizes = kernels.depthwise.Sizes(
             *(n, rows.size, columns.size, oh, ow),
-            *(rows.stride, columns.stride, rows.step, columns.step),
-            *(read, written, shape.groups, per_vector),
+            *(rows.stride, columns.stride, rows.step, columns.step, read, written),
         )
+        vectors = -(-shape.groups // per_vector)
+        groups = kernels.depthwise.Groups(shape.groups, per_vector, vectors, depth, each)
         # Multiply-adds, by 8 lanes.
         self.work = n * oh * ow * written * shape.weight[1] * math.prod(shape.kernel) / 8
         tasks = chunks(self.work, most=MOST_TASKS)
         chunk = max(1, -(-n * oh // min(tasks, MOST_CHUNKS)))  # rows of a partial sum
         piece = -(-rows.count // (-(-tasks // max(1, n)) * BAND)) * BAND
-        slab = _slab(rows, columns, depth, lanes)
-        phases, deltas, offsets, taps = _tables(shape, rows, columns, depth, slab, lanes)
+        slab = _slab(rows, columns, read, depth, lanes * shape.itemsize, lanes)
+        tables = _tables(shape, rows, columns, depth, slab, lanes)
+        taps = len(tables[-1])
         facts = kernels.depthwise.Facts(
             () if depth == each == 1 else (0,),
             sizes,
+            groups,
             slab,
             int(transposed),
             math.prod(shape.kernel),
             BAND,
             piece,
             chunk,
-            phases,
-            deltas,
-            offsets,
+            *tables[:-1],
             _order(depth, each, per_vector, shape.itemsize),
-            taps,
+            tables[-1],
         )
         self.facts = plain(facts)
         self.out_shape = (n, oh, ow, written)
-        vectors = -(-shape.groups // per_vector)
-        self.packed = vectors * len(taps) * lanes
-        self.parts = (max(1, -(-n * oh // chunk)), vectors * (len(taps) + 1) * lanes)
+        self.packed = vectors * taps * lanes
+        self.parts = (max(1, -(-n * oh // chunk)), vectors * (taps + 1) * lanes)
         self.slabs = kernels.depthwise.BLOCK * slab.elements
 
 
-def _slab(rows: Axis, columns: Axis, depth: int, lanes: int) -> kernels.depthwise.Slab:
+def _slab(
+    rows: Axis, columns: Axis, channels: int, depth: int, nbytes: int, lanes: int
+) -> kernels.depthwise.Slab:
     """The packed rows of a band."""
-    extent = columns.extent(columns.count)
-    plane = -(-extent // columns.stride) * lanes
-    row = depth * columns.stride * plane
-    elements = rows.extent(BAND) * row
+    extent, left, step = columns.extent(columns.count), -columns.first, columns.stride
+    plane = -(-extent // step) * lanes
+    end = min(columns.size + left, extent)
+    copies = []
+    for d in range(depth):
+        for i in range(step):
+            pixel = -(-max(0, left - i) // step)  # the first that exists
+            column = pixel * step + i
+            count = max(0, -(-(end - column) // step))
+            target = (d * step + i) * plane + pixel * lanes
+            copies.append((d * nbytes // 4, (column - left) * channels, count, target))
+    row = depth * step * plane
     return kernels.depthwise.Slab(
-        rows.first, rows.reach, -columns.first, extent, plane, row, elements
+        rows.first,
+        rows.reach,
+        row,
+        rows.extent(BAND) * row,
+        len(copies),
+        np.array(copies, np.int64),
     )
 
 
@@ -173,29 +188,44 @@ def _tables(
     depth: int,
     slab: kernels.depthwise.Slab,
     lanes: int,
-) -> tuple[np.ndarray, ...]:
-    """Phases, and of the steps of each: the row, the offset in the slab, and tap and channel."""
-    phases, deltas, offsets, taps = [], [], [], []
+) -> list[np.ndarray]:
+    """Phases, rows and offsets of runs of taps and of single taps, and their elements."""
+    run, step, left = kernels.grouped_tile.RUN, columns.stride, -columns.first
+    plane = slab.row // (depth * step)
+    phases, runs, singles = [], [], []
     for down in rows.phases:
         for across in columns.phases:
-            first = len(deltas)
+            first = len(runs), len(singles)
             for r, row in zip(down.taps, down.offsets, strict=True):
-                for s, column in zip(across.taps, across.offsets, strict=True):
-                    pixel, plane = divmod(column + slab.left, columns.stride)
-                    place = (row - slab.top) * slab.row + plane * slab.plane + pixel * lanes
+                begin = (row - slab.top) * slab.row
+                for taps in _runs(across, step, run):
+                    pixel, i = divmod(across.offsets[taps[0]] + left, step)
+                    place = begin + i * plane + pixel * lanes
+                    kernel = [r * shape.kernel[1] + across.taps[i] for i in taps]
                     for d in range(depth):
-                        deltas.append(row)
-                        offsets.append(place + d * columns.stride * slab.plane)
-                        taps.append((r * shape.kernel[1] + s, d))
-            phases.append(
-                (down.start, across.start, down.count, across.count, first, len(deltas))
-            )
-    return (
-        np.array(phases, np.int64).reshape(-1, 6),
-        np.array(deltas, np.int64),
-        np.array(offsets, np.int64),
-        np.array(taps, np.int64).reshape(-1, 2),
-    )
+                        found = row, place + d * step * plane, [(element, d) for element in kernel]
+                        (singles if len(taps) < run else runs).append(found)
+            spans = first[0], len(runs), first[1], len(singles)
+            phases.append((down.start, across.start, down.count, across.count, *spans))
+    tables = [[step[i] for step in steps] for steps in (runs, singles) for i in (0, 1)]
+    elements = [pair for step in (*runs, *singles) for pair in step[2]]
+    shapes: tuple[tuple[int, ...], ...] = ((-1, 8), (-1,), (-1,), (-1,), (-1,), (-1, 2))
+    return [
+        np.array(table, np.int64).reshape(shape)
+        for table, shape in zip((phases, *tables, elements), shapes, strict=True)
+    ]
+
+
+def _runs(across: Phase, stride: int, run: int) -> list[list[int]]:
+    """The taps of a row, by their number: as many runs of neighbours as there are, and singles."""
+    steps, k = [], 0
+    while k < len(across.taps):
+        end = k + run
+        near = end <= len(across.taps) and stride == 1
+        slides = near and across.offsets[end - 1] - across.offsets[k] == run - 1
+        steps.append(list(range(k, end if slides else k + 1)))
+        k += len(steps[-1])
+    return steps
 
 
 def _order(depth: int, each: int, per_vector: int, itemsize: int) -> np.ndarray:
