@@ -1,10 +1,10 @@
 """Convolution of few channels a group, depthwise above all, on channels-last arrays.
 
-Lanes run over channels: a vector holds `per_vector` whole groups. A task goes down a band of rows
-with a cache line of channels at a time. It packs each row that is read once, to a slab that stays
-in L1: with zeros around it, and with a copy for each input channel of a group, permuted to the
-order in which the vector's output channels read them. `grouped_tile` has the tiles and their steps,
-`ops.conv.depthwise` makes the table that tells where in the slab the taps of an output pixel lie.
+Lanes run over channels: a vector holds `per_vector` whole groups. A task goes down the rows of an
+image with as many vectors as fit in L1. It packs each row that is read once, to a ring of rows:
+with zeros on both sides, and with a copy for each input channel of a group, permuted to the order
+in which the vector's output channels read them. `grouped_tile` has the tiles and their steps,
+`ops.conv.depthwise` makes the tables that tell where in the ring the taps of an output pixel lie.
 
 The input gradient is such a convolution too, of dy. Its rows and columns are those of one phase
 for each remainder by the stride, with the taps that fall on it; forward has one phase.
@@ -23,28 +23,21 @@ from fastlayers.kernels.conv.grouped_tile import (
 )
 from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import clear_run, flat, prefetch_run
-from fastlayers.kernels.ir.vectors import LINE
+from fastlayers.kernels.ir.runs import clear_run, flat, view
 from fastlayers.kernels.reduce import add_rows, sum_workers
-from fastlayers.runtime import cpu
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
 __all__ = [
-    "BLOCK",
     "Call",
     "Facts",
     "Groups",
     "Phase",
+    "Ring",
     "Sizes",
-    "Slab",
     "correlate",
     "correlate_weight",
 ]
-
-# Vectors of channels that go down a band together: a cache line of each pixel.
-BLOCK = max(1, LINE // cpu.vector_bytes())
-
 
 class Phase(NamedTuple):
     """Output pixels with the same taps, a row of the table of phases."""
@@ -89,14 +82,15 @@ class Groups(NamedTuple):
     each: int  # output channels of a group
 
 
-class Slab(NamedTuple):
+class Ring(NamedTuple):
     """Packed rows of one vector of channels: row, input channel of a group, plane, pixel, lane.
 
-    Column c of the input is pixel ``(c + left) // column_in`` of plane ``(c + left) % column_in``.
+    Row r of the input is row ``(r - top) % rows``. Column c is pixel ``(c + left) // column_in`` of
+    plane ``(c + left) % column_in``, where the first column with zeros is that of ``-left``.
     """
 
-    top: int  # its first row, counted from the row of the first output row
-    reach: int  # rows that an output row reads
+    top: int  # the first row that the first output row reads
+    rows: int  # as many as an output row reads
     row: int  # elements
     elements: int
     copies: int  # to a row: for each input channel of a group, and each plane
@@ -104,20 +98,20 @@ class Slab(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """A pass over groups of channels, cut into bands, and into tasks of an image or a part."""
+    """A pass over groups of channels, cut into tasks of an image or a part of its rows."""
 
     shuffled: Any  # empty where a group has one input and one output channel
     sizes: Sizes
     groups: Groups
-    slab: Slab
+    ring: Ring
     transposed: int  # 1 for the input gradient, which reads the output's channels
     kernel: int  # elements of a kernel
-    band_rows: int
-    piece_rows: int  # of a task, whole bands
+    block: int  # vectors of channels that go down an image together
+    piece_rows: int  # of a task
     chunk_rows: int  # of a partial sum of the weight gradient, of all images' rows
     phases: Any  # (phases, 8), see `Phase`
     run_rows: Any  # of each run of taps
-    runs: Any  # where in the slab it begins
+    runs: Any  # where in the ring it begins, by the place of the row of the first tap
     tap_rows: Any  # the same of single taps
     taps: Any
     order: Any  # in 32-bit words, of the channels in a vector of x
@@ -166,7 +160,15 @@ def _steps_inside(facts, phase, row):
     top, height = row * facts.sizes.row_in, facts.sizes.height
     first, last = _inside(facts.run_rows, phase.first_run, phase.last_run, top, height)
     taps = _inside(facts.tap_rows, phase.first_tap, phase.last_tap, top, height)
-    return Steps(facts.runs, first, last, facts.taps, taps[0], taps[1])
+    place, runs, singles = top % facts.ring.rows, facts.run_rows.size, facts.tap_rows.size
+    return Steps(
+        view(facts.runs, place * runs, runs),
+        first,
+        last,
+        view(facts.taps, place * singles, singles),
+        taps[0],
+        taps[1],
+    )
 
 
 @kernel
@@ -192,22 +194,30 @@ def _pack_taps(v, worker, weight, facts, packed):
 
 
 @kernel
-def _pack_row(shuffled, x, x_at, step, lanes, order, slab, work, at):
-    """Pack a row of a vector of channels."""
-    table = slab.table
-    for j in range(slab.copies):
-        pack_pixels(
-            shuffled,
-            table[j, 2],
-            Channels(x, x_at + table[j, 1], step, lanes),
-            (order, table[j, 0]),
-            (work, at + table[j, 3]),
-        )
+def _pack_rows(x, row, count, block, facts, work, base):
+    """Pack `count` rows from one of all images' on, for a block of vectors."""
+    sizes, groups, ring = facts.sizes, facts.groups, facts.ring
+    step, lanes = sizes.column_in * sizes.read, groups.per_vector * groups.depth
+    table = ring.table
+    for r in range(row, row + count):
+        x_at = r * sizes.width * sizes.read
+        at = base + (r % sizes.height - ring.top) % ring.rows * ring.row
+        for v in range(block[0], block[1]):
+            channel = _first_group(groups, v) * groups.depth
+            for j in range(ring.copies):
+                pack_pixels(
+                    facts.shuffled,
+                    table[j, 2],
+                    Channels(x, x_at + channel + table[j, 1], step, lanes),
+                    (facts.order, table[j, 0]),
+                    (work, at + table[j, 3]),
+                )
+            at += ring.elements
 
 
 @kernel
 def _correlate_piece(task, worker, arrays, facts, floor):
-    """One piece of an image, band by band.
+    """One piece of an image, a block of channels after the other.
 
     Pieces are whole images where there are many: two threads in neighbouring bands took each
     other's lines of y, twice as slow.
@@ -215,35 +225,25 @@ def _correlate_piece(task, worker, arrays, facts, floor):
     rows, size, work = facts.phases[0, 2], facts.piece_rows, arrays[4]
     pieces = (rows + size - 1) // size
     n, top = task // pieces, task % pieces * size
-    base = worker * BLOCK * facts.slab.elements
-    clear_run(work, base, BLOCK * facts.slab.elements)
-    vectors = facts.groups.vectors
-    for start in range(top, min(top + size, rows), facts.band_rows):
-        stop = min(start + facts.band_rows, top + size, rows)
-        for v in range(0, vectors, BLOCK):
-            block = (v, min(v + BLOCK, vectors))
-            _correlate_band(n, start, stop, block, base, arrays, facts, floor)
+    base, vectors = worker * facts.block * facts.ring.elements, facts.groups.vectors
+    clear_run(work, base, facts.block * facts.ring.elements)
+    for v in range(0, vectors, facts.block):
+        block = (v, min(v + facts.block, vectors))
+        _correlate_block(n, top, min(top + size, rows), block, base, arrays, facts, floor)
 
 
 @kernel
-def _correlate_band(n, start, stop, block, base, arrays, facts, floor):
+def _correlate_block(n, start, stop, block, base, arrays, facts, floor):
     """Rows ``[start, stop)`` of all phases of an image, for a block of vectors."""
     x, packed, bias, y, work = arrays
-    sizes, groups, slab, lanes = facts.sizes, facts.groups, facts.slab, lanes_of(x)
-    x_step, y_step = sizes.column_in * sizes.read, sizes.column_out * sizes.written
-    x_lanes, y_lanes = groups.per_vector * groups.depth, groups.per_vector * groups.each
+    sizes, groups, ring, lanes = facts.sizes, facts.groups, facts.ring, lanes_of(x)
+    y_step, y_lanes = sizes.column_out * sizes.written, groups.per_vector * groups.each
     vector_size = facts.elements.shape[0] * lanes
-    top = start * sizes.row_in + slab.top
-    ready, x_row = max(0, top), sizes.width * sizes.read
+    ready = 0
     for u in range(start, stop):
-        first = max(ready, u * sizes.row_in + slab.top)
-        last = min(sizes.height, u * sizes.row_in + slab.top + slab.reach)
-        for row in range(first, last):
-            x_at, at = (n * sizes.height + row) * x_row, base + (row - top) * slab.row
-            for v in range(block[0], block[1]):
-                channel = _first_group(groups, v) * groups.depth
-                _pack_row(facts.shuffled, x, x_at + channel, x_step, x_lanes, facts.order, slab, work, at)
-                at += slab.elements
+        top = u * sizes.row_in + ring.top
+        first, last = max(ready, top), min(sizes.height, top + ring.rows)
+        _pack_rows(x, n * sizes.height + first, last - first, block, facts, work, base)
         ready = max(ready, last)
         for i in range(facts.phases.shape[0]):
             phase = _phase(facts.phases, i)
@@ -251,7 +251,7 @@ def _correlate_band(n, start, stop, block, base, arrays, facts, floor):
                 row = n * sizes.out_height + phase.row + u * sizes.row_out
                 y_at = (row * sizes.out_width + phase.column) * sizes.written
                 steps = _steps_inside(facts, phase, u)
-                at = base + (u - start) * sizes.row_in * slab.row
+                at = base
                 for v in range(block[0], block[1]):
                     channel = _first_group(groups, v) * groups.each
                     correlate_pixels(
@@ -263,15 +263,15 @@ def _correlate_band(n, start, stop, block, base, arrays, facts, floor):
                         floor,
                         Channels(y, y_at + channel, y_step, y_lanes),
                     )
-                    at += slab.elements
+                    at += ring.elements
 
 
 @kernel
 def correlate(x, weight, bias, facts, call, packed, work, y):
     """``y = max(floor, bias + weight * x)`` for the taps of the tables; all arrays are flat.
 
-    `facts` are `Facts`, `call` is a `Call`; the weight is packed to `packed`, and `work` has `BLOCK`
-    slabs for each worker.
+    `facts` are `Facts`, `call` is a `Call`; the weight is packed to `packed`, and `work` has a
+    block of rings for each worker.
     """
     facts, call = named(Facts, facts), named(Call, call)
     few = sum_workers(packed.size, call.workers)
@@ -284,45 +284,35 @@ def correlate(x, weight, bias, facts, call, packed, work, y):
 @kernel
 def _weight_chunk(chunk, worker, x, dy, facts, work, parts):
     """Sums over some rows of all images."""
-    sizes, size, slabs = facts.sizes, parts.shape[1], BLOCK * facts.slab.elements
-    sums, vectors = flat(parts), facts.groups.vectors
+    sizes, size, vectors = facts.sizes, parts.shape[1], facts.groups.vectors
+    rings = facts.block * facts.ring.elements
+    base, sums = worker * rings, flat(parts)
     clear_run(sums, chunk * size, size)
-    clear_run(work, worker * slabs, slabs)
+    clear_run(work, base, rings)
     row = chunk * facts.chunk_rows
     end = min(row + facts.chunk_rows, sizes.images * sizes.out_height)
     while row < end:
         n, start = row // sizes.out_height, row % sizes.out_height
-        stop = min(start + facts.band_rows, sizes.out_height, start + end - row)
-        for v in range(0, vectors, BLOCK):
-            block = (v, min(v + BLOCK, vectors))
-            operands = (x, dy, work, sums)
-            _weight_band(n, start, stop, block, worker * slabs, operands, facts, chunk * size)
+        stop = min(sizes.out_height, start + end - row)
+        for v in range(0, vectors, facts.block):
+            block = (v, min(v + facts.block, vectors))
+            _weight_block(n, start, stop, block, base, (x, dy, work, sums), facts, chunk * size)
         row += stop - start
 
 
 @kernel
-def _weight_band(n, start, stop, block, base, arrays, facts, sums_at):
+def _weight_block(n, start, stop, block, base, arrays, facts, sums_at):
     """Add the products of rows ``[start, stop)`` of dy, for a block of vectors, to a chunk's sums."""
     x, dy, work, sums = arrays
-    sizes, groups, slab, lanes = facts.sizes, facts.groups, facts.slab, lanes_of(x)
-    x_step = sizes.column_in * sizes.read
-    x_lanes, dy_lanes = groups.per_vector * groups.depth, groups.per_vector * groups.each
-    total = facts.elements.shape[0] * lanes
-    top = start * sizes.row_in + slab.top
-    ready, x_row = max(0, top), sizes.width * sizes.read
-    phase = _phase(facts.phases, 0)
+    sizes, groups, ring, lanes = facts.sizes, facts.groups, facts.ring, lanes_of(x)
+    dy_lanes, total = groups.per_vector * groups.each, facts.elements.shape[0] * lanes
+    ready, phase = 0, _phase(facts.phases, 0)
     for u in range(start, stop):
-        first = max(ready, u * sizes.row_in + slab.top)
-        last = min(sizes.height, u * sizes.row_in + slab.top + slab.reach)
-        for row in range(first, last):
-            x_at, at = (n * sizes.height + row) * x_row, base + (row - top) * slab.row
-            for v in range(block[0], block[1]):
-                channel = _first_group(groups, v) * groups.depth
-                _pack_row(facts.shuffled, x, x_at + channel, x_step, x_lanes, facts.order, slab, work, at)
-                at += slab.elements
+        top = u * sizes.row_in + ring.top
+        first, last = max(ready, top), min(sizes.height, top + ring.rows)
+        _pack_rows(x, n * sizes.height + first, last - first, block, facts, work, base)
         ready = max(ready, last)
-        steps = _steps_inside(facts, phase, u)
-        at = base + (u - start) * sizes.row_in * slab.row
+        steps, at = _steps_inside(facts, phase, u), base
         dy_at = (n * sizes.out_height + u) * sizes.out_width * sizes.written
         for v in range(block[0], block[1]):
             channel = _first_group(groups, v) * groups.each
@@ -333,7 +323,7 @@ def _weight_band(n, start, stop, block, base, arrays, facts, sums_at):
                 (sums, sums_at + v * (total + lanes), total),
                 Channels(dy, dy_at + channel, sizes.written, dy_lanes),
             )
-            at += slab.elements
+            at += ring.elements
 
 
 @kernel
@@ -355,7 +345,7 @@ def correlate_weight(x, dy, facts, workers, work, parts, dw, db):
     """Weight gradient (M, C/G, R*S) and bias gradient (M,), of flat arrays and forward `Facts`.
 
     Each chunk of rows has a row of `parts`, which has one vector more than there are taps for each
-    vector of channels: the sum of dy. `work` has `BLOCK` slabs for each worker.
+    vector of channels: the sum of dy. `work` has a block of rings for each worker.
     """
     facts = named(Facts, facts)
     parallel_for(_weight_chunk, parts.shape[0], workers, (x, dy, facts, work, parts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +22,7 @@ __all__ = ["Depthwise"]
 # Tasks to cut a pass into at most, where images are fewer, and partial sums of the weight gradient:
 # with 64, 128 images of 128 x 16 x 16 take 1.1 times as long.
 MOST_TASKS, MOST_CHUNKS = 64, 32
-# Rows of a band.
-BAND = int(__import__("os").environ.get("DWBAND", "8"))
+SHARE = float(__import__("os").environ.get("DWSHARE", "0.5"))
 
 
 class Depthwise(Algorithm):
@@ -72,7 +72,7 @@ class Depthwise(Algorithm):
         plan, shape, dtype = self._plan, self.shape, dy.dtype
         dw, db = memory.empty(shape.weight, dtype), memory.empty(shape.out_channels, dtype)
         workers = threads.workers_for(plan.work)
-        work, parts = memory.scratch((workers * plan.slabs, math.prod(plan.parts)), dtype)
+        work, parts = memory.scratch((workers * plan.rings, math.prod(plan.parts)), dtype)
         kernels.depthwise.correlate_weight(
             to_channels_last(x).reshape(-1),
             dy.reshape(-1),
@@ -95,7 +95,7 @@ def _correlate(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, floor: float, plan: _Plan
 ) -> np.ndarray:
     y, workers = memory.empty(plan.out_shape, x.dtype), threads.workers_for(plan.work)
-    packed, work = memory.scratch((plan.packed, workers * plan.slabs), x.dtype)
+    packed, work = memory.scratch((plan.packed, workers * plan.rings), x.dtype)
     call = (x.dtype.type(floor), workers)
     kernels.depthwise.correlate(
         x.reshape(-1), weight.reshape(-1), bias, plan.facts, call, packed, work, y.reshape(-1)
@@ -130,18 +130,23 @@ class _Plan:
         self.work = n * oh * ow * written * shape.weight[1] * math.prod(shape.kernel) / 8
         tasks = chunks(self.work, most=MOST_TASKS)
         chunk = max(1, -(-n * oh // min(tasks, MOST_CHUNKS)))  # rows of a partial sum
-        piece = -(-rows.count // (-(-tasks // max(1, n)) * BAND)) * BAND
-        slab = _slab(rows, columns, read, depth, lanes * shape.itemsize, lanes)
-        tables = _tables(shape, rows, columns, depth, slab, lanes)
+        piece = max(1, -(-rows.count // -(-tasks // max(1, n))))
+        ring = _ring(rows, columns, read, depth, lanes * shape.itemsize, lanes)
+        fit = max(1, int(SHARE * cpu.l1_bytes()) // max(1, ring.elements * shape.itemsize))
+        line = max(1, 64 // cpu.vector_bytes())
+        fit = max(line, fit // line * line)
+        block = -(-vectors // -(-vectors // fit))
+        block = -(-block // line) * line
+        tables = _tables(shape, rows, columns, depth, ring, lanes)
         taps = len(tables[-1])
         facts = kernels.depthwise.Facts(
             () if depth == each == 1 else (0,),
             sizes,
             groups,
-            slab,
+            ring,
             int(transposed),
             math.prod(shape.kernel),
-            BAND,
+            block,
             piece,
             chunk,
             *tables[:-1],
@@ -152,13 +157,13 @@ class _Plan:
         self.out_shape = (n, oh, ow, written)
         self.packed = vectors * taps * lanes
         self.parts = (max(1, -(-n * oh // chunk)), vectors * (taps + 1) * lanes)
-        self.slabs = kernels.depthwise.BLOCK * slab.elements
+        self.rings = block * ring.elements
 
 
-def _slab(
+def _ring(
     rows: Axis, columns: Axis, channels: int, depth: int, nbytes: int, lanes: int
-) -> kernels.depthwise.Slab:
-    """The packed rows of a band."""
+) -> kernels.depthwise.Ring:
+    """The packed rows that an output row reads."""
     extent, left, step = columns.extent(columns.count), -columns.first, columns.stride
     plane = -(-extent // step) * lanes
     end = min(columns.size + left, extent)
@@ -171,11 +176,11 @@ def _slab(
             target = (d * step + i) * plane + pixel * lanes
             copies.append((d * nbytes // 4, (column - left) * channels, count, target))
     row = depth * step * plane
-    return kernels.depthwise.Slab(
+    return kernels.depthwise.Ring(
         rows.first,
         rows.reach,
         row,
-        rows.extent(BAND) * row,
+        rows.reach * row,
         len(copies),
         np.array(copies, np.int64),
     )
@@ -186,28 +191,37 @@ def _tables(
     rows: Axis,
     columns: Axis,
     depth: int,
-    slab: kernels.depthwise.Slab,
+    ring: kernels.depthwise.Ring,
     lanes: int,
 ) -> list[np.ndarray]:
     """Phases, rows and offsets of runs of taps and of single taps, and their elements."""
     run, step, left = kernels.grouped_tile.RUN, columns.stride, -columns.first
-    plane = slab.row // (depth * step)
+    plane = ring.row // (depth * step)
     phases, runs, singles = [], [], []
     for down in rows.phases:
         for across in columns.phases:
             first = len(runs), len(singles)
             for r, row in zip(down.taps, down.offsets, strict=True):
-                begin = (row - slab.top) * slab.row
+                begin = row - ring.top
                 for taps in _runs(across, step, run):
                     pixel, i = divmod(across.offsets[taps[0]] + left, step)
-                    place = begin + i * plane + pixel * lanes
+                    place = i * plane + pixel * lanes
                     kernel = [r * shape.kernel[1] + across.taps[i] for i in taps]
                     for d in range(depth):
-                        found = row, place + d * step * plane, [(element, d) for element in kernel]
+                        found = row, (begin, place + d * step * plane), [(element, d) for element in kernel]
                         (singles if len(taps) < run else runs).append(found)
             spans = first[0], len(runs), first[1], len(singles)
             phases.append((down.start, across.start, down.count, across.count, *spans))
-    tables = [[step[i] for step in steps] for steps in (runs, singles) for i in (0, 1)]
+    tables: list[Any] = []
+    for steps in (runs, singles):
+        tables.append([step[0] for step in steps])
+        tables.append(
+            [
+                (first + step[1][0]) % ring.rows * ring.row + step[1][1]
+                for first in range(ring.rows)
+                for step in steps
+            ]
+        )
     elements = [pair for step in (*runs, *singles) for pair in step[2]]
     shapes: tuple[tuple[int, ...], ...] = ((-1, 8), (-1,), (-1,), (-1,), (-1,), (-1, 2))
     return [
