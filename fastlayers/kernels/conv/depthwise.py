@@ -39,6 +39,10 @@ __all__ = [
     "correlate_weight",
 ]
 
+import os
+DIST = int(os.environ.get("DWDIST", "1"))
+
+
 class Phase(NamedTuple):
     """Output pixels with the same taps, a row of the table of phases."""
 
@@ -245,6 +249,8 @@ def _correlate_block(n, start, stop, block, base, arrays, facts, floor):
         first, last = max(ready, top), min(sizes.height, top + ring.rows)
         _pack_rows(x, n * sizes.height + first, last - first, block, facts, work, base)
         ready = max(ready, last)
+        row_elements = sizes.row_in * sizes.width * sizes.read
+        ahead = (n * sizes.height + ready) * sizes.width * sizes.read + row_elements * (DIST - 1)
         for i in range(facts.phases.shape[0]):
             phase = _phase(facts.phases, i)
             if u < phase.rows:
@@ -252,6 +258,7 @@ def _correlate_block(n, start, stop, block, base, arrays, facts, floor):
                 y_at = (row * sizes.out_width + phase.column) * sizes.written
                 steps = _steps_inside(facts, phase, u)
                 at = base
+                ahead_step = row_elements // (facts.groups.vectors * phase.columns) if block[1] - block[0] == facts.groups.vectors else 0
                 for v in range(block[0], block[1]):
                     channel = _first_group(groups, v) * groups.each
                     correlate_pixels(
@@ -262,8 +269,11 @@ def _correlate_block(n, start, stop, block, base, arrays, facts, floor):
                         (bias, channel),
                         floor,
                         Channels(y, y_at + channel, y_step, y_lanes),
+                        (x, ahead, ahead_step if i == 0 else 0),
                     )
                     at += ring.elements
+                    if i == 0:
+                        ahead += ahead_step * phase.columns
 
 
 @kernel
@@ -312,7 +322,10 @@ def _weight_block(n, start, stop, block, base, arrays, facts, sums_at):
         first, last = max(ready, top), min(sizes.height, top + ring.rows)
         _pack_rows(x, n * sizes.height + first, last - first, block, facts, work, base)
         ready = max(ready, last)
+        row_elements = sizes.row_in * sizes.width * sizes.read
+        ahead = (n * sizes.height + ready) * sizes.width * sizes.read + row_elements * (DIST - 1)
         steps, at = _steps_inside(facts, phase, u), base
+        ahead_step = row_elements // (facts.groups.vectors * sizes.out_width) if block[1] - block[0] == facts.groups.vectors else 0
         dy_at = (n * sizes.out_height + u) * sizes.out_width * sizes.written
         for v in range(block[0], block[1]):
             channel = _first_group(groups, v) * groups.each
@@ -322,8 +335,11 @@ def _weight_block(n, start, stop, block, base, arrays, facts, sums_at):
                 steps,
                 (sums, sums_at + v * (total + lanes), total),
                 Channels(dy, dy_at + channel, sizes.written, dy_lanes),
+                sizes.out_width * sizes.written,
+                (x, ahead, ahead_step),
             )
             at += ring.elements
+            ahead += ahead_step * sizes.out_width
 
 
 @kernel

@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastlayers.kernels.ir.vectors import Vectors, operand
+from fastlayers.kernels.ir.vectors import LINE, Vectors, operand, prefetch
 from fastlayers.runtime import cpu
 
 __all__ = ["RUN", "Channels", "Steps", "correlate_pixels", "pack_pixels", "weight_pixels"]
@@ -90,6 +90,15 @@ class _Pixels(Vectors):
                 at = builder.mul(tap, _i64(self.lanes))
                 body(builder.gep(x, [offset]), builder.gep(weights, [at]), count)
 
+    def prefetch(self, kind, value, first, size: int) -> None:
+        """Emit prefetches for `size` pixels: ``array[at + pixel * step : at + (pixel + 1) * step]``."""
+        builder = self.builder
+        at, step = operand(self.cgctx, builder, kind, value)
+        start, stop = (builder.mul(p, step) for p in (first, builder.add(first, _i64(size))))
+        line = _i64(LINE * 8 // kind.types[0].dtype.bitwidth)
+        with cgutils.for_range_slice(builder, start, stop, line, _i64) as (offset, _):
+            prefetch(builder, builder.gep(at, [offset]))
+
     def variable(self, value):
         """A vector that loops change, which optimisation keeps in a register."""
         place = cgutils.alloca_once(self.builder, self.vector)
@@ -163,7 +172,7 @@ def _shuffled(vectors: _Pixels, order, mask):
 
 
 @intrinsic
-def correlate_pixels(typingctx, count, x, steps, weights, bias, floor, y):
+def correlate_pixels(typingctx, count, x, steps, weights, bias, floor, y, ahead):
     """``y[p] = max(floor, bias + sum over steps k of weights[k] * x[offsets[k] + p])``.
 
     p is one of the first `count` pixels of a row, all are vectors of channels. x, `weights` and
@@ -171,7 +180,7 @@ def correlate_pixels(typingctx, count, x, steps, weights, bias, floor, y):
     """
 
     def codegen(cgctx, builder, sig, values):
-        count, *operands, floor_value, y_value = values
+        count, *operands, floor_value, y_value, ahead_value = values
         pixels = _Pixels(cgctx, builder, x.types[0].dtype)
         (source,), (factors,), (start,) = (
             operand(cgctx, builder, kind, value)
@@ -184,6 +193,7 @@ def correlate_pixels(typingctx, count, x, steps, weights, bias, floor, y):
 
         def tile(at, size: int) -> None:
             sums = [pixels.variable(first) for _ in range(size)]
+            pixels.prefetch(ahead, ahead_value, at, size)
 
             def step(x_at, weight_at, taps: int) -> None:
                 weight = [pixels.load_vector(weight_at, i) for i in range(taps)]
@@ -207,18 +217,18 @@ def correlate_pixels(typingctx, count, x, steps, weights, bias, floor, y):
         pixels.tiles(count, tile)
         return cgctx.get_dummy_value()
 
-    return types.void(types.int64, x, steps, weights, bias, floor, y), codegen
+    return types.void(types.int64, x, steps, weights, bias, floor, y, ahead), codegen
 
 
 @intrinsic
-def weight_pixels(typingctx, count, x, steps, sums, dy):
+def weight_pixels(typingctx, count, x, steps, sums, dy, row, ahead):
     """``sums[k] += sum over pixels p of dy[p] * x[offsets[k] + p]``; see `correlate_pixels`.
 
     ``sums = (array, offset, total)``, and the sum of dy is added at ``offset + total``.
     """
 
     def codegen(cgctx, builder, sig, values):
-        count, x_value, steps_value, sums_value, dy_value = values
+        count, x_value, steps_value, sums_value, dy_value, row, ahead_value = values
         pixels = _Pixels(cgctx, builder, x.types[0].dtype)
         (source,) = operand(cgctx, builder, x, x_value)
         target, total = operand(cgctx, builder, sums, sums_value)
@@ -228,10 +238,12 @@ def weight_pixels(typingctx, count, x, steps, sums, dy):
         bias = pixels.variable(pixels.load_vector(all_of_dy))
 
         def tile(at, size: int) -> None:
+            pixels.prefetch(ahead, ahead_value, at, size)
             loaded = []
             for p in range(size):
                 q = builder.mul(pixel, builder.add(at, _i64(p)))
                 loaded.append(pixels.load_vector(builder.gep(gradient, [q]), mask=mask))
+                prefetch(builder, builder.gep(gradient, [builder.add(q, row)]))
 
             def step(x_at, sum_at, taps: int) -> None:
                 # Two chains a tap, as each multiply-add waits for the one before it.
@@ -258,4 +270,4 @@ def weight_pixels(typingctx, count, x, steps, sums, dy):
         pixels.store_vector(builder.load(bias), all_of_dy)
         return cgctx.get_dummy_value()
 
-    return types.void(types.int64, x, steps, sums, dy), codegen
+    return types.void(types.int64, x, steps, sums, dy, types.int64, ahead), codegen
