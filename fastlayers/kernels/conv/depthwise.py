@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from fastlayers.kernels.conv.grouped_tile import (
+    Ahead,
     Channels,
     Steps,
     correlate_pixels,
@@ -38,9 +39,6 @@ __all__ = [
     "correlate",
     "correlate_weight",
 ]
-
-import os
-DIST = int(os.environ.get("DWDIST", "1"))
 
 
 class Phase(NamedTuple):
@@ -198,14 +196,18 @@ def _pack_taps(v, worker, weight, facts, packed):
 
 
 @kernel
-def _pack_rows(x, row, count, block, facts, work, base):
-    """Pack `count` rows from one of all images' on, for a block of vectors."""
+def _pack_rows(x, n, u, ready, block, facts, work, base):
+    """Pack the rows from `ready` on that output row u reads, for a block of vectors.
+
+    Returns the first row that is not packed.
+    """
     sizes, groups, ring = facts.sizes, facts.groups, facts.ring
     step, lanes = sizes.column_in * sizes.read, groups.per_vector * groups.depth
-    table = ring.table
-    for r in range(row, row + count):
-        x_at = r * sizes.width * sizes.read
-        at = base + (r % sizes.height - ring.top) % ring.rows * ring.row
+    table, top = ring.table, u * sizes.row_in + ring.top
+    last = min(sizes.height, top + ring.rows)
+    for row in range(max(ready, top), last):
+        x_at = (n * sizes.height + row) * sizes.width * sizes.read
+        at = base + (row - ring.top) % ring.rows * ring.row
         for v in range(block[0], block[1]):
             channel = _first_group(groups, v) * groups.depth
             for j in range(ring.copies):
@@ -217,6 +219,20 @@ def _pack_rows(x, row, count, block, facts, work, base):
                     (work, at + table[j, 3]),
                 )
             at += ring.elements
+    return max(ready, last)
+
+
+@kernel
+def _next_rows(x, n, row, block, facts, columns):
+    """The rows from one on that the next output row reads, prefetched while this one is computed.
+
+    Only where a block has all channels, so that they are read in the order of memory.
+    """
+    sizes, vectors = facts.sizes, facts.groups.vectors
+    at = (n * sizes.height + row) * sizes.width * sizes.read
+    whole = block[1] - block[0] == vectors
+    each = sizes.row_in * sizes.width * sizes.read // (vectors * columns) if whole else 0
+    return Ahead(x, at, each)
 
 
 @kernel
@@ -245,20 +261,15 @@ def _correlate_block(n, start, stop, block, base, arrays, facts, floor):
     vector_size = facts.elements.shape[0] * lanes
     ready = 0
     for u in range(start, stop):
-        top = u * sizes.row_in + ring.top
-        first, last = max(ready, top), min(sizes.height, top + ring.rows)
-        _pack_rows(x, n * sizes.height + first, last - first, block, facts, work, base)
-        ready = max(ready, last)
-        row_elements = sizes.row_in * sizes.width * sizes.read
-        ahead = (n * sizes.height + ready) * sizes.width * sizes.read + row_elements * (DIST - 1)
+        ready = _pack_rows(x, n, u, ready, block, facts, work, base)
         for i in range(facts.phases.shape[0]):
             phase = _phase(facts.phases, i)
             if u < phase.rows:
                 row = n * sizes.out_height + phase.row + u * sizes.row_out
                 y_at = (row * sizes.out_width + phase.column) * sizes.written
-                steps = _steps_inside(facts, phase, u)
-                at = base
-                ahead_step = row_elements // (facts.groups.vectors * phase.columns) if block[1] - block[0] == facts.groups.vectors else 0
+                steps, at = _steps_inside(facts, phase, u), base
+                ahead = _next_rows(x, n, ready, block, facts, phase.columns)
+                each = ahead.each if i == 0 else 0
                 for v in range(block[0], block[1]):
                     channel = _first_group(groups, v) * groups.each
                     correlate_pixels(
@@ -269,11 +280,9 @@ def _correlate_block(n, start, stop, block, base, arrays, facts, floor):
                         (bias, channel),
                         floor,
                         Channels(y, y_at + channel, y_step, y_lanes),
-                        (x, ahead, ahead_step if i == 0 else 0),
+                        Ahead(x, ahead.at + (v - block[0]) * phase.columns * each, each),
                     )
                     at += ring.elements
-                    if i == 0:
-                        ahead += ahead_step * phase.columns
 
 
 @kernel
@@ -318,14 +327,9 @@ def _weight_block(n, start, stop, block, base, arrays, facts, sums_at):
     dy_lanes, total = groups.per_vector * groups.each, facts.elements.shape[0] * lanes
     ready, phase = 0, _phase(facts.phases, 0)
     for u in range(start, stop):
-        top = u * sizes.row_in + ring.top
-        first, last = max(ready, top), min(sizes.height, top + ring.rows)
-        _pack_rows(x, n * sizes.height + first, last - first, block, facts, work, base)
-        ready = max(ready, last)
-        row_elements = sizes.row_in * sizes.width * sizes.read
-        ahead = (n * sizes.height + ready) * sizes.width * sizes.read + row_elements * (DIST - 1)
+        ready = _pack_rows(x, n, u, ready, block, facts, work, base)
+        ahead = _next_rows(x, n, ready, block, facts, sizes.out_width)
         steps, at = _steps_inside(facts, phase, u), base
-        ahead_step = row_elements // (facts.groups.vectors * sizes.out_width) if block[1] - block[0] == facts.groups.vectors else 0
         dy_at = (n * sizes.out_height + u) * sizes.out_width * sizes.written
         for v in range(block[0], block[1]):
             channel = _first_group(groups, v) * groups.each
@@ -336,10 +340,9 @@ def _weight_block(n, start, stop, block, base, arrays, facts, sums_at):
                 (sums, sums_at + v * (total + lanes), total),
                 Channels(dy, dy_at + channel, sizes.written, dy_lanes),
                 sizes.out_width * sizes.written,
-                (x, ahead, ahead_step),
+                Ahead(x, ahead.at + (v - block[0]) * sizes.out_width * ahead.each, ahead.each),
             )
             at += ring.elements
-            ahead += ahead_step * sizes.out_width
 
 
 @kernel
