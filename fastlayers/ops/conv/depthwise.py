@@ -9,7 +9,6 @@ import math
 import numpy as np
 
 from fastlayers.kernels import conv as kernels
-from fastlayers.kernels.ir.vectors import LINE
 from fastlayers.ops.conv.algorithm import Algorithm, Pass
 from fastlayers.ops.conv.shape import ConvShape
 from fastlayers.ops.conv.slabs import Axis, Phase, backward_axis, forward_axis
@@ -25,6 +24,7 @@ _Step = tuple[int, int, list[tuple[int, int]]]
 # Tasks to cut a pass into at most, where images are fewer, and partial sums of the weight gradient:
 # with 64, 128 images of 128 x 16 x 16 take 1.1 times as long.
 MOST_TASKS, MOST_CHUNKS = 64, 32
+LINE = 64  # bytes of a cache line
 
 
 class Depthwise(Algorithm):
