@@ -1,8 +1,10 @@
 """Convolution of few channels a group, depthwise above all, on channels-last arrays.
 
-Lanes run over channels: a vector holds `per_vector` whole groups, whose inputs are permuted to
-the order in which the vector's output channels read them. `grouped_tile` has the tile and its
-steps, `ops.conv.depthwise` makes the tables that tell where the taps of an output pixel lie.
+Lanes run over channels: a vector holds `per_vector` whole groups. A task goes down the rows of an
+image with as many vectors as fit in L1. It packs each row that is read once, to a ring of rows:
+with zeros on both sides, and with a copy for each input channel of a group, permuted to the order
+in which the vector's output channels read them. `grouped_tile` has the tiles and their steps,
+`ops.conv.depthwise` makes the tables that tell where in the ring the taps of an output pixel lie.
 
 The input gradient is such a convolution too, of dy. Its rows and columns are those of one phase
 for each remainder by the stride, with the taps that fall on it; forward has one phase.
@@ -13,20 +15,30 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from fastlayers.kernels.conv.grouped_tile import (
+    Ahead,
     Channels,
     Steps,
-    Tile,
-    correlate_tile,
-    weight_tile,
+    correlate_pixels,
+    pack_pixels,
+    weight_pixels,
 )
 from fastlayers.kernels.ir.lanes import lanes_of
 from fastlayers.kernels.ir.named import named
-from fastlayers.kernels.ir.runs import clear_run, flat, prefetch_run
+from fastlayers.kernels.ir.runs import clear_run, flat, view
 from fastlayers.kernels.reduce import add_rows, sum_workers
 from fastlayers.runtime.cache import kernel
 from fastlayers.runtime.parallel import parallel_for
 
-__all__ = ["Call", "Facts", "Phase", "Sizes", "correlate", "correlate_weight"]
+__all__ = [
+    "Call",
+    "Facts",
+    "Groups",
+    "Phase",
+    "Ring",
+    "Sizes",
+    "correlate",
+    "correlate_weight",
+]
 
 
 class Phase(NamedTuple):
@@ -36,16 +48,17 @@ class Phase(NamedTuple):
     column: int
     rows: int
     columns: int
-    first: int  # its steps are those from the first to before the last
-    last: int
-    masks: int  # where step 0's for the first tile would be in the table of steps; see `Steps`
+    first_run: int  # its steps are those from the first to before the last
+    last_run: int
+    first_tap: int
+    last_tap: int
 
 
 class Sizes(NamedTuple):
-    """Images that are read and written, and how groups of their channels fill vectors.
+    """Images that are read and written.
 
     Row u of a phase is row ``phase.row + u * row_out`` of the output, and its taps are rows
-    ``u * row_in + deltas[step]`` of the input; the columns alike.
+    ``u * row_in + ...`` of the input; the columns alike.
     """
 
     images: int
@@ -59,27 +72,52 @@ class Sizes(NamedTuple):
     column_out: int
     read: int
     written: int
+
+
+class Groups(NamedTuple):
+    """How groups of channels fill vectors."""
+
     groups: int
     per_vector: int
+    vectors: int  # that hold all; the last one begins early where groups are left over
+    depth: int  # input channels of a group
+    each: int  # output channels of a group
+
+
+class Ring(NamedTuple):
+    """Packed rows of one vector of channels: row, input channel of a group, plane, pixel, lane.
+
+    Row r of the input is row ``(r - top) % rows``. Column c is pixel ``(c + left) // column_in`` of
+    plane ``(c + left) % column_in``, where the first column with zeros is that of ``-left``.
+    """
+
+    top: int  # the first row that the first output row reads
+    rows: int  # as many as an output row reads
+    row: int  # elements
+    elements: int
+    copies: int  # to a row: for each input channel of a group, and each plane
+    table: Any  # (copies, 4): where a copy's order is, its source, its pixels, and its target
 
 
 class Facts(NamedTuple):
-    """A pass over groups of channels, cut into tiles, and into tasks of an image or a part."""
+    """A pass over groups of channels, cut into tasks of an image or a part of its rows."""
 
-    tile: Tile
+    shuffled: Any  # empty where a group has one input and one output channel
     sizes: Sizes
+    groups: Groups
+    ring: Ring
     transposed: int  # 1 for the input gradient, which reads the output's channels
     kernel: int  # elements of a kernel
-    tile_pixels: int
-    band_rows: int
-    piece_rows: int  # of a task, whole bands
+    block: int  # vectors of channels that go down an image together
+    piece_rows: int  # of a task
     chunk_rows: int  # of a partial sum of the weight gradient, of all images' rows
-    reach: int  # from a row's first input row to behind the last that it reads
-    phases: Any  # (phases, 7), see `Phase`
-    deltas: Any  # of each step's row
-    steps: Any  # see `grouped_tile.Steps`
+    phases: Any  # (phases, 8), see `Phase`
+    run_rows: Any  # of each run of taps
+    runs: Any  # where in the ring it begins, by the place of the row of the first tap
+    tap_rows: Any  # the same of single taps
+    taps: Any
     order: Any  # in 32-bit words, of the channels in a vector of x
-    taps: Any  # (taps, 2): an element of the kernel, and a channel read, counted in its group
+    elements: Any  # (taps, 2): of the kernel, and a channel read, counted in its group
 
 
 class Call(NamedTuple):
@@ -99,29 +137,40 @@ def _phase(phases, i):
         phases[i, 4],
         phases[i, 5],
         phases[i, 6],
+        phases[i, 7],
     )
 
 
 @kernel
-def _vectors(sizes):
-    """Vectors that hold all groups; the last one begins early where groups are left over."""
-    return (sizes.groups + sizes.per_vector - 1) // sizes.per_vector
+def _first_group(groups, vector):
+    return min(vector * groups.per_vector, groups.groups - groups.per_vector)
 
 
 @kernel
-def _first_group(sizes, vector):
-    return min(vector * sizes.per_vector, sizes.groups - sizes.per_vector)
-
-
-@kernel
-def _steps_inside(facts, first, last, row):
-    """Those of the steps whose rows exist."""
-    deltas, top, height = facts.deltas, row * facts.sizes.row_in, facts.sizes.height
-    while first < last and top + deltas[first] < 0:
+def _inside(rows, first, last, top, height):
+    """Those of the steps from the first to before the last whose rows exist."""
+    while first < last and top + rows[first] < 0:
         first += 1
-    while first < last and top + deltas[last - 1] >= height:
+    while first < last and top + rows[last - 1] >= height:
         last -= 1
     return first, last
+
+
+@kernel
+def _steps_inside(facts, phase, row):
+    """The steps of a phase whose rows exist."""
+    top, height = row * facts.sizes.row_in, facts.sizes.height
+    first, last = _inside(facts.run_rows, phase.first_run, phase.last_run, top, height)
+    taps = _inside(facts.tap_rows, phase.first_tap, phase.last_tap, top, height)
+    place, runs, singles = top % facts.ring.rows, facts.run_rows.size, facts.tap_rows.size
+    return Steps(
+        view(facts.runs, place * runs, runs),
+        first,
+        last,
+        view(facts.taps, place * singles, singles),
+        taps[0],
+        taps[1],
+    )
 
 
 @kernel
@@ -130,169 +179,196 @@ def _pack_taps(v, worker, weight, facts, packed):
 
     Lanes are channels that are written: those of M, or of C for the input gradient.
     """
-    sizes, taps, lanes = facts.sizes, facts.taps, lanes_of(packed)
-    count, per_vector = taps.shape[0], sizes.per_vector
-    group_in, group_out = sizes.read // sizes.groups, sizes.written // sizes.groups
-    group_stride = group_out * group_in * facts.kernel
-    out_stride, in_stride = group_in * facts.kernel, facts.kernel
+    groups, taps, lanes = facts.groups, facts.elements, lanes_of(packed)
+    count, group_out = taps.shape[0], groups.each
+    group_stride = group_out * groups.depth * facts.kernel
+    out_stride, in_stride = groups.depth * facts.kernel, facts.kernel
     if facts.transposed:
         out_stride, in_stride = facts.kernel, group_out * facts.kernel
-    first, at = _first_group(sizes, v), v * count * lanes
-    for lane in range(per_vector * group_out):
+    first, at = _first_group(groups, v), v * count * lanes
+    for lane in range(groups.per_vector * group_out):
         source = (first + lane // group_out) * group_stride + lane % group_out * out_stride
         for k in range(count):
             packed[at + k * lanes + lane] = weight[source + taps[k, 0] + taps[k, 1] * in_stride]
-    for lane in range(per_vector * group_out, lanes):
+    for lane in range(groups.per_vector * group_out, lanes):
         for k in range(count):
             packed[at + k * lanes + lane] = 0
 
 
 @kernel
-def _correlate_piece(task, worker, arrays, facts, floor):
-    """One piece of an image, band by band, in all phases.
+def _pack_rows(x, n, u, ready, block, facts, work, base):
+    """Pack the rows from `ready` on that output row u reads, for a block of vectors.
 
-    Tiles go down a band, so most of their inputs are in L1. Pieces are whole images where there
-    are many: two threads in neighbouring bands took each other's lines of y, twice as slow.
+    Returns the first row that is not packed.
     """
-    sizes, rows, size = facts.sizes, facts.phases[0, 2], facts.piece_rows
+    sizes, groups, ring = facts.sizes, facts.groups, facts.ring
+    step, lanes = sizes.column_in * sizes.read, groups.per_vector * groups.depth
+    table, top = ring.table, u * sizes.row_in + ring.top
+    last = min(sizes.height, top + ring.rows)
+    for row in range(max(ready, top), last):
+        x_at = (n * sizes.height + row) * sizes.width * sizes.read
+        at = base + (row - ring.top) % ring.rows * ring.row
+        for v in range(block[0], block[1]):
+            channel = _first_group(groups, v) * groups.depth
+            for j in range(ring.copies):
+                pack_pixels(
+                    facts.shuffled,
+                    table[j, 2],
+                    Channels(x, x_at + channel + table[j, 1], step, lanes),
+                    (facts.order, table[j, 0]),
+                    (work, at + table[j, 3]),
+                )
+            at += ring.elements
+    return max(ready, last)
+
+
+@kernel
+def _next_rows(x, n, row, block, facts, columns):
+    """The rows from one on that the next output row reads, prefetched while this one is computed.
+
+    Only where a block has all channels, so that they are read in the order of memory.
+    """
+    sizes, vectors = facts.sizes, facts.groups.vectors
+    at = (n * sizes.height + row) * sizes.width * sizes.read
+    whole = block[1] - block[0] == vectors
+    each = sizes.row_in * sizes.width * sizes.read // (vectors * columns) if whole else 0
+    return Ahead(x, at, each)
+
+
+@kernel
+def _correlate_piece(task, worker, arrays, facts, floor):
+    """One piece of an image, a block of channels after the other.
+
+    Pieces are whole images where there are many: two threads in neighbouring bands took each
+    other's lines of y, twice as slow.
+    """
+    rows, size, work = facts.phases[0, 2], facts.piece_rows, arrays[4]
     pieces = (rows + size - 1) // size
     n, top = task // pieces, task % pieces * size
-    for start in range(top, min(top + size, rows), facts.band_rows):
+    base, vectors = worker * facts.block * facts.ring.elements, facts.groups.vectors
+    clear_run(work, base, facts.block * facts.ring.elements)
+    for v in range(0, vectors, facts.block):
+        block = (v, min(v + facts.block, vectors))
+        _correlate_block(n, top, min(top + size, rows), block, base, arrays, facts, floor)
+
+
+@kernel
+def _correlate_block(n, start, stop, block, base, arrays, facts, floor):
+    """Rows ``[start, stop)`` of all phases of an image, for a block of vectors."""
+    x, packed, bias, y, work = arrays
+    sizes, groups, ring, lanes = facts.sizes, facts.groups, facts.ring, lanes_of(x)
+    y_step, y_lanes = sizes.column_out * sizes.written, groups.per_vector * groups.each
+    vector_size = facts.elements.shape[0] * lanes
+    ready = 0
+    for u in range(start, stop):
+        ready = _pack_rows(x, n, u, ready, block, facts, work, base)
         for i in range(facts.phases.shape[0]):
             phase = _phase(facts.phases, i)
-            stop = start + max(0, min(facts.band_rows, top + size - start, phase.rows - start))
-            tiles = (phase.columns + facts.tile_pixels - 1) // facts.tile_pixels
-            # Of the rows below the band, prefetched by the first phase.
-            share = sizes.row_in * sizes.width * sizes.read // (_vectors(sizes) * tiles)
-            band = (n, start, stop, share if i == 0 else 0)
-            _correlate_band(band, arrays, facts, phase, floor)
+            if u < phase.rows:
+                row = n * sizes.out_height + phase.row + u * sizes.row_out
+                y_at = (row * sizes.out_width + phase.column) * sizes.written
+                steps, at = _steps_inside(facts, phase, u), base
+                ahead = _next_rows(x, n, ready, block, facts, phase.columns)
+                each = ahead.each if i == 0 else 0
+                for v in range(block[0], block[1]):
+                    channel = _first_group(groups, v) * groups.each
+                    correlate_pixels(
+                        phase.columns,
+                        (work, at),
+                        steps,
+                        (packed, v * vector_size),
+                        (bias, channel),
+                        floor,
+                        Channels(y, y_at + channel, y_step, y_lanes),
+                        Ahead(x, ahead.at + (v - block[0]) * phase.columns * each, each),
+                    )
+                    at += ring.elements
 
 
 @kernel
-def _correlate_band(band, arrays, facts, phase, floor):
-    """Rows ``[start, stop)`` of a phase, for ``band = (image, start, stop, prefetched share)``."""
-    n, start, stop, share = band
-    x, packed, bias, y = arrays
-    sizes, pixels = facts.sizes, facts.tile_pixels
-    read, written, per_vector = sizes.read, sizes.written, sizes.per_vector
-    group_in, group_out = read // sizes.groups, written // sizes.groups
-    x_pixel, y_pixel = sizes.column_in * read, sizes.column_out * written
-    vector_size = facts.deltas.size * len(facts.tile.span) * lanes_of(x)
-    x_image, y_image = n * sizes.height, n * sizes.out_height
-    masks = phase.masks
-    ahead = (x_image + (stop - 1) * sizes.row_in + facts.reach) * sizes.width * read
-    for t in range(0, phase.columns, pixels):
-        for v in range(_vectors(sizes)):
-            group = _first_group(sizes, v)
-            weights, vector_bias = (packed, v * vector_size), (bias, group * group_out)
-            x_first, y_first = t * x_pixel + group * group_in, t * y_pixel + group * group_out
-            for u in range(start, stop):
-                first, last = _steps_inside(facts, phase.first, phase.last, u)
-                x_row = (x_image + u * sizes.row_in) * sizes.width * read
-                y_row = y_image + phase.row + u * sizes.row_out
-                y_row = (y_row * sizes.out_width + phase.column) * written
-                prefetch_run(x, ahead, share)
-                ahead += share
-                correlate_tile(
-                    facts.tile,
-                    phase.columns - t,
-                    Channels(x, x_row + x_first, x_pixel, per_vector * group_in),
-                    Steps(facts.steps, first, last, masks, facts.order),
-                    weights,
-                    vector_bias,
-                    floor,
-                    Channels(y, y_row + y_first, y_pixel, per_vector * group_out),
-                )
-        masks += phase.last - phase.first
-
-
-@kernel
-def correlate(x, weight, bias, facts, call, packed, y):
+def correlate(x, weight, bias, facts, call, packed, work, y):
     """``y = max(floor, bias + weight * x)`` for the taps of the tables; all arrays are flat.
 
-    `facts` are `Facts`, `call` is a `Call`; the weight is packed to `packed`.
+    `facts` are `Facts`, `call` is a `Call`; the weight is packed to `packed`, and `work` has a
+    block of rings for each worker.
     """
     facts, call = named(Facts, facts), named(Call, call)
     few = sum_workers(packed.size, call.workers)
-    parallel_for(_pack_taps, _vectors(facts.sizes), few, (weight, facts, packed))
+    parallel_for(_pack_taps, facts.groups.vectors, few, (weight, facts, packed))
     pieces = (facts.phases[0, 2] + facts.piece_rows - 1) // facts.piece_rows
-    arguments = ((x, packed, bias, y), facts, call.floor)
+    arguments = ((x, packed, bias, y, work), facts, call.floor)
     parallel_for(_correlate_piece, facts.sizes.images * pieces, call.workers, arguments)
 
 
 @kernel
-def _weight_chunk(chunk, worker, x, dy, facts, parts):
+def _weight_chunk(chunk, worker, x, dy, facts, work, parts):
     """Sums over some rows of all images."""
-    size = parts.shape[1]
-    sums = flat(parts)
+    sizes, size, vectors = facts.sizes, parts.shape[1], facts.groups.vectors
+    rings = facts.block * facts.ring.elements
+    base, sums = worker * rings, flat(parts)
     clear_run(sums, chunk * size, size)
-    start = chunk * facts.chunk_rows
-    stop = min(start + facts.chunk_rows, facts.sizes.images * facts.sizes.out_height)
-    for row in range(start, stop):
-        _weight_row(row, x, dy, facts, sums, chunk * size)
+    clear_run(work, base, rings)
+    row = chunk * facts.chunk_rows
+    end = min(row + facts.chunk_rows, sizes.images * sizes.out_height)
+    while row < end:
+        n, start = row // sizes.out_height, row % sizes.out_height
+        stop = min(sizes.out_height, start + end - row)
+        for v in range(0, vectors, facts.block):
+            block = (v, min(v + facts.block, vectors))
+            _weight_block(n, start, stop, block, base, (x, dy, work, sums), facts, chunk * size)
+        row += stop - start
 
 
 @kernel
-def _weight_row(row, x, dy, facts, sums, sums_at):
-    """Add the products of a row of dy to a chunk's sums."""
-    sizes, pixels = facts.sizes, facts.tile_pixels
-    read, written, per_vector = sizes.read, sizes.written, sizes.per_vector
-    group_in, group_out = read // sizes.groups, written // sizes.groups
-    n, u = row // sizes.out_height, row % sizes.out_height
-    first, last = _steps_inside(facts, 0, facts.deltas.size, u)
-    x_row = (n * sizes.height + u * sizes.row_in) * sizes.width * read
-    vectors, total = _vectors(sizes), facts.taps.shape[0] * lanes_of(x)
-    calls = vectors * ((sizes.out_width + pixels - 1) // pixels)
-    ahead = x_row + facts.reach * sizes.width * read
-    share = sizes.row_in * sizes.width * read // calls
-    dy_ahead = (row + 1) * sizes.out_width * written
-    dy_share = sizes.out_width * written // calls
-    masks = facts.phases[0, 6]
-    for t in range(0, sizes.out_width, pixels):
-        for v in range(vectors):
-            prefetch_run(x, ahead, share)
-            ahead += share
-            prefetch_run(dy, dy_ahead, dy_share)
-            dy_ahead += dy_share
-            group = _first_group(sizes, v)
-            x_at = x_row + t * sizes.column_in * read + group * group_in
-            dy_at = (row * sizes.out_width + t) * written + group * group_out
-            weight_tile(
-                facts.tile,
-                sizes.out_width - t,
-                Channels(x, x_at, sizes.column_in * read, per_vector * group_in),
-                Steps(facts.steps, first, last, masks, facts.order),
-                (sums, sums_at + v * (total + lanes_of(x)), total),
-                Channels(dy, dy_at, written, per_vector * group_out),
+def _weight_block(n, start, stop, block, base, arrays, facts, sums_at):
+    """Add the products of rows ``[start, stop)`` of dy, for a block of vectors, to a chunk's sums."""
+    x, dy, work, sums = arrays
+    sizes, groups, ring, lanes = facts.sizes, facts.groups, facts.ring, lanes_of(x)
+    dy_lanes, total = groups.per_vector * groups.each, facts.elements.shape[0] * lanes
+    ready, phase = 0, _phase(facts.phases, 0)
+    for u in range(start, stop):
+        ready = _pack_rows(x, n, u, ready, block, facts, work, base)
+        ahead = _next_rows(x, n, ready, block, facts, sizes.out_width)
+        steps, at = _steps_inside(facts, phase, u), base
+        dy_at = (n * sizes.out_height + u) * sizes.out_width * sizes.written
+        for v in range(block[0], block[1]):
+            channel = _first_group(groups, v) * groups.each
+            weight_pixels(
+                sizes.out_width,
+                (work, at),
+                steps,
+                (sums, sums_at + v * (total + lanes), total),
+                Channels(dy, dy_at + channel, sizes.written, dy_lanes),
+                sizes.out_width * sizes.written,
+                Ahead(x, ahead.at + (v - block[0]) * sizes.out_width * ahead.each, ahead.each),
             )
-        masks += facts.deltas.size
+            at += ring.elements
 
 
 @kernel
 def _unpack_taps(v, worker, sums, facts, dw, db):
     """One vector of the weight gradient (M, C/G, R*S) and bias gradient of their sums, all flat."""
-    sizes, taps, lanes = facts.sizes, facts.taps, lanes_of(sums)
-    group_in, group_out = sizes.read // sizes.groups, sizes.written // sizes.groups
-    first, at = _first_group(sizes, v) * group_out, v * (taps.shape[0] + 1) * lanes
+    groups, taps, lanes = facts.groups, facts.elements, lanes_of(sums)
+    first, at = _first_group(groups, v) * groups.each, v * (taps.shape[0] + 1) * lanes
     for k in range(taps.shape[0]):
-        for lane in range(sizes.per_vector * group_out):
-            place = ((first + lane) * group_in + taps[k, 1]) * facts.kernel + taps[k, 0]
+        for lane in range(groups.per_vector * groups.each):
+            place = ((first + lane) * groups.depth + taps[k, 1]) * facts.kernel + taps[k, 0]
             dw[place] = sums[at + lane]
         at += lanes
-    for lane in range(sizes.per_vector * group_out):
+    for lane in range(groups.per_vector * groups.each):
         db[first + lane] = sums[at + lane]
 
 
 @kernel
-def correlate_weight(x, dy, facts, workers, parts, dw, db):
+def correlate_weight(x, dy, facts, workers, work, parts, dw, db):
     """Weight gradient (M, C/G, R*S) and bias gradient (M,), of flat arrays and forward `Facts`.
 
     Each chunk of rows has a row of `parts`, which has one vector more than there are taps for each
-    vector of channels: the sum of dy.
+    vector of channels: the sum of dy. `work` has a block of rings for each worker.
     """
     facts = named(Facts, facts)
-    parallel_for(_weight_chunk, parts.shape[0], workers, (x, dy, facts, parts))
+    parallel_for(_weight_chunk, parts.shape[0], workers, (x, dy, facts, work, parts))
     sums, size = flat(parts), parts.shape[1]
     add_rows(sums, size, parts.shape[0], workers)
     few = sum_workers(size, workers)
-    parallel_for(_unpack_taps, _vectors(facts.sizes), few, (sums, facts, dw, db))
+    parallel_for(_unpack_taps, facts.groups.vectors, few, (sums, facts, dw, db))
