@@ -161,8 +161,8 @@ def sum_rows(typingctx, out, source, count, width):
             last = builder.add(first, whole)
             with rolled(builder, first, last, width) as row:
                 at = builder.gep(start, [row])
-                prefetch(builder, builder.gep(at, [_i64(AHEAD)]))
                 for v in range(len(sums)):
+                    prefetch(builder, builder.gep(at, [_i64(AHEAD + v * LANES)]))
                     add(at, v)
             left = builder.sub(count, last)
             with builder.if_then(builder.icmp_signed(">", left, _i64(0))):
