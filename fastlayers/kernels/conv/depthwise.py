@@ -321,7 +321,7 @@ def _weight_chunk(chunk, worker, x, dy, facts, work, parts):
 
 @kernel
 def _weight_block(n, start, stop, block, base, arrays, facts, sums_at):
-    """Add the products of rows ``[start, stop)`` of dy, for a block of vectors, to a chunk's sums."""
+    """Add the products of rows ``[start, stop)`` of dy, of some vectors, to a chunk's sums."""
     x, dy, work, sums = arrays
     sizes, groups, ring, lanes = facts.sizes, facts.groups, facts.ring, lanes_of(x)
     dy_lanes, total = groups.per_vector * groups.each, facts.elements.shape[0] * lanes

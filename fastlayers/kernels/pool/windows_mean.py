@@ -36,6 +36,11 @@ class MeanTiles(NamedTuple):
     depth: int
 
 
+# Elements from what `sum_rows` reads to the lines that are prefetched, all of them: the mean of 25
+# MB takes 0.69 ms, with one line of four at 4096 elements 0.84.
+NEAR = 1024
+
+
 @intrinsic
 def mean_window(typingctx, out, source, rows, columns, depth, divisor, more):
     """``y[c] = sum of x[r * row_step + s * depth + c] / divisor`` for ``r < rows[0], s < columns``.
@@ -162,7 +167,7 @@ def sum_rows(typingctx, out, source, count, width):
             with rolled(builder, first, last, width) as row:
                 at = builder.gep(start, [row])
                 for v in range(len(sums)):
-                    prefetch(builder, builder.gep(at, [_i64(AHEAD + v * LANES)]))
+                    prefetch(builder, builder.gep(at, [_i64(NEAR + v * LANES)]))
                     add(at, v)
             left = builder.sub(count, last)
             with builder.if_then(builder.icmp_signed(">", left, _i64(0))):
