@@ -6,7 +6,7 @@ import struct
 import sys
 
 import pytest
-from kernels.test_micro import loops
+from assembly import loops
 
 from fastlayers.runtime import cpu
 

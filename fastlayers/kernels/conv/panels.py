@@ -120,8 +120,10 @@ def copy_pixels(out: Panels, source: Pixels, pixels: int, channels: int) -> None
         _copy_panels((1, 1), out, source, pixels, channels)
     elif width <= 2 * lanes:
         _copy_panels((2, 1), out, source, pixels, channels)
-    else:
+    elif width <= 3 * lanes:
         _copy_panels((3, 1), out, source, pixels, channels)
+    else:  # tiles of 12 rows of float64, where a vector has two
+        _copy_panels((6, 1), out, source, pixels, channels)
 
 
 prepare_pixels = copy_pixels.prepare
