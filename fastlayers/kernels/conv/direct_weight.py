@@ -110,11 +110,12 @@ def _weight_task(task, worker, x, dy, zeros, facts, work, parts):
             _pack_gradient(dy, facts, slab, (first, rows), tile, work, dy_base)
             a = Left(work, dy_base, 0, tile, view(facts.tables, facts.lines_at, rows), dy_runs)
             for c in range(0, depth, facts.columns):
-                columns, panel = min(facts.columns, depth - c), (width, facts.panel)
-                inputs = (g * depth + c, columns)
-                pack_region(
-                    x, facts.source, slab, facts.slabs, facts.region, inputs, panel, work, base
+                columns, panels = (
+                    min(facts.columns, depth - c),
+                    Panels(work, base, width, facts.panel),
                 )
+                inputs = (g * depth + c, columns)
+                pack_region(x, facts.source, slab, facts.slabs, facts.region, inputs, panels)
                 product = Size(rows, columns, runs, length)
                 for tap in range(facts.taps):
                     at, out = base + facts.tables[tap], (chunk * m + first) * k + tap * depth + c

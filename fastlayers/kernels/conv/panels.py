@@ -130,38 +130,40 @@ prepare_pixels = copy_pixels.prepare
 
 
 @kernel(inner=True)
-def pack_region(x, size, slab, slabs, region, channels, panel, out, at):
+def pack_region(x, size, slab, slabs, region, channels, out):
     """Pack the pixels of a slab that taps read, with zeros outside of the images.
 
-    ``channels = (first, count)`` of x, and ``panel = (channels, step)`` of `out`. The columns of
-    each remainder by the stride are successive, so that a tap reads successive pixels.
+    ``channels = (first, count)`` of x, and `out` are `Panels` that are as wide as its pixels are
+    apart. The columns of each remainder by the stride are successive, so that a tap reads
+    successive pixels.
     """
-    width, step = panel
-    panels = (channels[1] + width - 1) // width
-    line = region.kept_columns * region.columns * width
+    panels = (channels[1] + out.pixel - 1) // out.pixel
+    line, at = region.kept_columns * region.columns * out.pixel, out.offset
     top = slab.row * slabs.row_step + slabs.top
     for image in range(slab.image, slab.image + slab.images):
         for i in range((slab.rows - 1) * region.kept_rows + region.reach):
             y = top + i // region.kept_rows * region.row_stride + i % region.kept_rows
             if y < 0 or y >= size.height:
                 for p in range(panels):
-                    clear_run(out, at + p * step, line)
+                    clear_run(out.array, at + p * out.panel, line)
             else:
                 row = (image * size.height + y) * size.width * size.channels + channels[0]
-                _pack_row(x, row, size, slabs.left, region, channels[1], panel, out, at)
+                to = Panels(out.array, at, out.pixel, out.panel)
+                _pack_row(x, row, size, slabs.left, region, channels[1], to)
             at += line
 
 
 @kernel
-def _pack_row(x, row, size, left, region, channels, panel, out, at):
+def _pack_row(x, row, size, left, region, channels, out):
     """Pack one row of an image; the columns of each remainder by the stride at a time."""
-    (width, step), columns, stride = panel, region.columns, region.column_stride
+    width, at, columns, stride = out.pixel, out.offset, region.columns, region.column_stride
     for q in range(region.kept_columns):
         low, high = inside(left + q, stride, columns, size.width)
         for p in range((channels + width - 1) // width):
-            clear_run(out, at + p * step, low * width)
-            clear_run(out, at + p * step + high * width, (columns - high) * width)
+            clear_run(out.array, at + p * out.panel, low * width)
+            clear_run(out.array, at + p * out.panel + high * width, (columns - high) * width)
         first = row + (left + q + low * stride) * size.channels
         source = Pixels(x, first, stride * size.channels, width)
-        copy_pixels(Panels(out, at + low * width, width, step), source, high - low, channels)
+        to = Panels(out.array, at + low * width, width, out.panel)
+        copy_pixels(to, source, high - low, channels)
         at += columns * width
