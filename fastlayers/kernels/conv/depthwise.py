@@ -5,9 +5,11 @@ image with as many vectors as fit in L1. It packs each row that is read once, to
 with zeros on both sides, and with a copy for each input channel of a group, permuted to the order
 in which the vector's output channels read them. `grouped_tile` has the tiles and their steps,
 `ops.conv.depthwise` makes the tables that tell where in the ring the taps of an output pixel lie.
+Where packing would cost too much, at a stride of 2, taps read x in place.
 
 The input gradient is such a convolution too, of dy. Its rows and columns are those of one phase
-for each remainder by the stride, with the taps that fall on it; forward has one phase.
+for each remainder by the stride, with the taps that fall on it. Forward has one phase; in place it
+has one more for each way in which an output pixel lacks taps at the edges.
 """
 
 from __future__ import annotations
@@ -87,6 +89,8 @@ class Groups(NamedTuple):
 class Ring(NamedTuple):
     """Packed rows of one vector of channels: row, input channel of a group, plane, pixel, lane.
 
+    It is empty where taps read x in place.
+
     Row r of the input is row ``(r - top) % rows``. Column c is pixel ``(c + left) // column_in`` of
     plane ``(c + left) % column_in``, where the first column with zeros is that of ``-left``.
     """
@@ -95,7 +99,8 @@ class Ring(NamedTuple):
     rows: int  # as many as an output row reads
     row: int  # elements
     elements: int
-    copies: int  # to a row: for each input channel of a group, and each plane
+    pixel: int  # from one pixel to the next
+    copies: int  # to a row: for each input channel of a group, and each plane; 0 in place
     table: Any  # (copies, 4): where a copy's order is, its source, its pixels, and its target
 
 
@@ -117,7 +122,7 @@ class Facts(NamedTuple):
     tap_rows: Any  # the same of single taps
     taps: Any
     order: Any  # in 32-bit words, of the channels in a vector of x
-    elements: Any  # (taps, 2): of the kernel, and a channel read, counted in its group
+    elements: Any  # (taps, 3): of the kernel, channel of a group, and the first tap with both
 
 
 class Call(NamedTuple):
@@ -162,7 +167,8 @@ def _steps_inside(facts, phase, row):
     top, height = row * facts.sizes.row_in, facts.sizes.height
     first, last = _inside(facts.run_rows, phase.first_run, phase.last_run, top, height)
     taps = _inside(facts.tap_rows, phase.first_tap, phase.last_tap, top, height)
-    place, runs, singles = top % facts.ring.rows, facts.run_rows.size, facts.tap_rows.size
+    place = top % facts.ring.rows if facts.ring.copies else 0
+    runs, singles = facts.run_rows.size, facts.tap_rows.size
     return Steps(
         view(facts.runs, place * runs, runs),
         first,
@@ -205,7 +211,7 @@ def _pack_rows(x, n, u, ready, block, facts, work, base):
     step, lanes = sizes.column_in * sizes.read, groups.per_vector * groups.depth
     table, top = ring.table, u * sizes.row_in + ring.top
     last = min(sizes.height, top + ring.rows)
-    for row in range(max(ready, top), last):
+    for row in range(max(ready, top), last if ring.copies else 0):
         x_at = (n * sizes.height + row) * sizes.width * sizes.read
         at = base + (row - ring.top) % ring.rows * ring.row
         for v in range(block[0], block[1]):
@@ -220,6 +226,16 @@ def _pack_rows(x, n, u, ready, block, facts, work, base):
                 )
             at += ring.elements
     return max(ready, last)
+
+
+@kernel
+def _place(n, u, phase, v, first, facts, base):
+    """Where what output row u reads of vector v lies: in its ring, or in x, flat."""
+    sizes, ring = facts.sizes, facts.ring
+    if ring.copies:
+        return base + (v - first) * ring.elements
+    pixel = (n * sizes.height + u * sizes.row_in) * sizes.width + phase.column * sizes.column_in
+    return pixel * sizes.read + _first_group(facts.groups, v)
 
 
 @kernel
@@ -267,14 +283,14 @@ def _correlate_block(n, start, stop, block, base, arrays, facts, floor):
             if u < phase.rows:
                 row = n * sizes.out_height + phase.row + u * sizes.row_out
                 y_at = (row * sizes.out_width + phase.column) * sizes.written
-                steps, at = _steps_inside(facts, phase, u), base
+                steps = _steps_inside(facts, phase, u)
                 ahead = _next_rows(x, n, ready, block, facts, phase.columns)
                 each = ahead.each if i == 0 else 0
                 for v in range(block[0], block[1]):
                     channel = _first_group(groups, v) * groups.each
                     correlate_pixels(
                         phase.columns,
-                        (work, at),
+                        (work, _place(n, u, phase, v, block[0], facts, base), ring.pixel),
                         steps,
                         (packed, v * vector_size),
                         (bias, channel),
@@ -282,7 +298,6 @@ def _correlate_block(n, start, stop, block, base, arrays, facts, floor):
                         Channels(y, y_at + channel, y_step, y_lanes),
                         Ahead(x, ahead.at + (v - block[0]) * phase.columns * each, each),
                     )
-                    at += ring.elements
 
 
 @kernel
@@ -325,38 +340,44 @@ def _weight_block(n, start, stop, block, base, arrays, facts, sums_at):
     x, dy, work, sums = arrays
     sizes, groups, ring, lanes = facts.sizes, facts.groups, facts.ring, lanes_of(x)
     dy_lanes, total = groups.per_vector * groups.each, facts.elements.shape[0] * lanes
-    ready, phase = 0, _phase(facts.phases, 0)
+    ready = 0
     for u in range(start, stop):
         ready = _pack_rows(x, n, u, ready, block, facts, work, base)
-        ahead = _next_rows(x, n, ready, block, facts, sizes.out_width)
-        steps, at = _steps_inside(facts, phase, u), base
-        dy_at = (n * sizes.out_height + u) * sizes.out_width * sizes.written
-        for v in range(block[0], block[1]):
-            channel = _first_group(groups, v) * groups.each
-            weight_pixels(
-                sizes.out_width,
-                (work, at),
-                steps,
-                (sums, sums_at + v * (total + lanes), total),
-                Channels(dy, dy_at + channel, sizes.written, dy_lanes),
-                sizes.out_width * sizes.written,
-                Ahead(x, ahead.at + (v - block[0]) * sizes.out_width * ahead.each, ahead.each),
-            )
-            at += ring.elements
+        for i in range(facts.phases.shape[0]):
+            phase = _phase(facts.phases, i)
+            ahead = _next_rows(x, n, ready, block, facts, phase.columns)
+            steps, each = _steps_inside(facts, phase, u), ahead.each if i == 0 else 0
+            dy_at = (n * sizes.out_height + u) * sizes.out_width + phase.column
+            for v in range(block[0], block[1]):
+                channel = _first_group(groups, v) * groups.each
+                weight_pixels(
+                    phase.columns,
+                    (work, _place(n, u, phase, v, block[0], facts, base), ring.pixel),
+                    steps,
+                    (sums, sums_at + v * (total + lanes), total),
+                    Channels(dy, dy_at * sizes.written + channel, sizes.written, dy_lanes),
+                    sizes.out_width * sizes.written,
+                    Ahead(x, ahead.at + (v - block[0]) * phase.columns * each, each),
+                )
 
 
 @kernel
 def _unpack_taps(v, worker, sums, facts, dw, db):
     """One vector of the weight gradient (M, C/G, R*S) and bias gradient of their sums, all flat."""
     groups, taps, lanes = facts.groups, facts.elements, lanes_of(sums)
-    first, at = _first_group(groups, v) * groups.each, v * (taps.shape[0] + 1) * lanes
-    for k in range(taps.shape[0]):
-        for lane in range(groups.per_vector * groups.each):
-            place = ((first + lane) * groups.depth + taps[k, 1]) * facts.kernel + taps[k, 0]
-            dw[place] = sums[at + lane]
-        at += lanes
+    count, at = taps.shape[0], v * (taps.shape[0] + 1) * lanes
+    first = _first_group(groups, v) * groups.each
+    for k in range(count):  # of phases with the same tap
+        if taps[k, 2] != k:
+            for lane in range(lanes):
+                sums[at + taps[k, 2] * lanes + lane] += sums[at + k * lanes + lane]
     for lane in range(groups.per_vector * groups.each):
-        db[first + lane] = sums[at + lane]
+        row = (first + lane) * groups.depth
+        for k in range(count):
+            if taps[k, 2] == k:
+                place = (row + taps[k, 1]) * facts.kernel + taps[k, 0]
+                dw[place] = sums[at + k * lanes + lane]
+        db[first + lane] = sums[at + count * lanes + lane]
 
 
 @kernel

@@ -79,8 +79,11 @@ class _Pixels(Vectors):
                 body(at, size)
             first = end
 
-    def steps(self, kind, value, x, weights, body) -> None:
-        """Emit ``body(x + offset, weights of the step, taps)`` for each step."""
+    def steps(self, kind, value, x, step, weights, body) -> None:
+        """Emit ``body(load, weights of the step, taps)`` for each step.
+
+        ``load(q)`` is the vector of pixel q behind ``x + offset``, `step` elements a pixel.
+        """
         builder = self.builder
         given = Steps(*cgutils.unpack_tuple(builder, value))
 
@@ -93,11 +96,25 @@ class _Pixels(Vectors):
             (taps, given.first_tap, given.last_tap, 1, of_taps),
         )
         for offsets, first, last, count, before in each:
-            with cgutils.for_range_slice(builder, first, last, _i64(1), _i64) as (step, _):
-                offset = builder.load(builder.gep(offsets.data, [step]))
-                tap = builder.add(before, builder.mul(step, _i64(count)))
+            with cgutils.for_range_slice(builder, first, last, _i64(1), _i64) as (k, _):
+                offset = builder.load(builder.gep(offsets.data, [k]))
+                tap = builder.add(before, builder.mul(k, _i64(count)))
                 at = builder.mul(tap, _i64(self.lanes))
-                body(builder.gep(x, [offset]), builder.gep(weights, [at]), count)
+                load = self.loader(builder.gep(x, [offset]), step)
+                body(load, builder.gep(weights, [at]), count)
+
+    def loader(self, x, step):
+        """``load(q)``, the vector `q` times `step` elements behind x."""
+        builder = self.builder
+        by_three = builder.mul(step, _i64(3))
+        bases = [x]
+
+        def load(q: int):
+            while len(bases) <= q // 3:
+                bases.append(builder.gep(bases[-1], [by_three]))
+            return self.load_vector(builder.gep(bases[q // 3], [builder.mul(step, _i64(q % 3))]))
+
+        return load
 
     def prefetch(self, kind, value, first, size: int) -> None:
         """Emit the prefetches of `size` pixels; `kind` and `value` are of an `Ahead`."""
@@ -183,15 +200,16 @@ def _shuffled(vectors: _Pixels, order, mask):
 def correlate_pixels(typingctx, count, x, steps, weights, bias, floor, y, ahead):
     """``y[p] = max(floor, bias + sum over steps k of weights[k] * x[offsets[k] + p])``.
 
-    p is one of the first `count` pixels of a row, all are vectors of channels. x, `weights` and
-    `bias` are ``(array, offset)``, `steps` are `Steps`, y are `Channels` and `ahead` is an `Ahead`.
+    p is one of the first `count` pixels of a row, all are vectors of channels. x is ``(array,
+    offset, elements from pixel to pixel)``, `weights` and `bias` are ``(array, offset)``, `steps`
+    are `Steps`, y are `Channels` and `ahead` is an `Ahead`.
     """
 
     def codegen(cgctx, builder, sig, values):
         count, *operands, floor_value, y_value, ahead_value = values
         pixels = _Pixels(cgctx, builder, x.types[0].dtype)
         x_value, steps_value, weights_value, bias_value = operands
-        (source,) = operand(cgctx, builder, x, x_value)
+        source, x_step = operand(cgctx, builder, x, x_value)
         (factors,) = operand(cgctx, builder, weights, weights_value)
         (start,) = operand(cgctx, builder, bias, bias_value)
         target, pixel, lanes = operand(cgctx, builder, y, y_value)
@@ -203,16 +221,16 @@ def correlate_pixels(typingctx, count, x, steps, weights, bias, floor, y, ahead)
             sums = [pixels.variable(first) for _ in range(size)]
             pixels.prefetch(ahead, ahead_value, at, size)
 
-            def step(x_at, weight_at, taps: int) -> None:
+            def step(load, weight_at, taps: int) -> None:
                 weight = [pixels.load_vector(weight_at, i) for i in range(taps)]
                 for q in range(size + taps - 1):
-                    value = pixels.load_vector(x_at, q)
+                    value = load(q)
                     for i in range(taps):
                         if 0 <= q - i < size:
                             pixels.multiply_add(value, weight[i], sums[q - i])
 
-            begin = builder.gep(source, [builder.mul(at, _i64(pixels.lanes))])
-            pixels.steps(steps, steps_value, begin, factors, step)
+            begin = builder.gep(source, [builder.mul(at, x_step)])
+            pixels.steps(steps, steps_value, begin, x_step, factors, step)
             results, places = [], []
             for p, place in enumerate(sums):
                 total = builder.load(place)
@@ -240,7 +258,7 @@ def weight_pixels(typingctx, count, x, steps, sums, dy, row, ahead):
     def codegen(cgctx, builder, sig, values):
         count, x_value, steps_value, sums_value, dy_value, row, ahead_value = values
         pixels = _Pixels(cgctx, builder, x.types[0].dtype)
-        (source,) = operand(cgctx, builder, x, x_value)
+        source, x_step = operand(cgctx, builder, x, x_value)
         target, total = operand(cgctx, builder, sums, sums_value)
         gradient, pixel, lanes = operand(cgctx, builder, dy, dy_value)
         mask = pixels.first_lanes(lanes)
@@ -255,12 +273,12 @@ def weight_pixels(typingctx, count, x, steps, sums, dy, row, ahead):
                 loaded.append(pixels.load_vector(builder.gep(gradient, [q]), mask=mask))
                 prefetch(builder, builder.gep(gradient, [builder.add(q, row)]))
 
-            def step(x_at, sum_at, taps: int) -> None:
+            def step(load, sum_at, taps: int) -> None:
                 # Two chains a tap, as each multiply-add waits for the one before it.
                 zero = ir.Constant(pixels.vector, None)
                 chains = [[pixels.load_vector(sum_at, i), zero] for i in range(taps)]
                 for q in range(size + taps - 1):
-                    value = pixels.load_vector(x_at, q)
+                    value = load(q)
                     for i in range(taps):
                         p = q - i
                         if 0 <= p < size:
@@ -269,8 +287,8 @@ def weight_pixels(typingctx, count, x, steps, sums, dy, row, ahead):
                     total = builder.fadd(even, odd) if size > 1 else even
                     pixels.store_vector(total, sum_at, i)
 
-            begin = builder.gep(source, [builder.mul(at, _i64(pixels.lanes))])
-            pixels.steps(steps, steps_value, begin, target, step)
+            begin = builder.gep(source, [builder.mul(at, x_step)])
+            pixels.steps(steps, steps_value, begin, x_step, target, step)
             while len(loaded) > 1:  # pairs: a chain of additions waits for each
                 pairs = zip(loaded[::2], loaded[1::2], strict=False)
                 loaded = [builder.fadd(a, b) for a, b in pairs] + loaded[len(loaded) // 2 * 2 :]
