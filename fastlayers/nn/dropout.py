@@ -42,7 +42,7 @@ class Dropout1d(_Dropout):
 
 
 class Dropout2d(_Dropout):
-    """Zero whole channels of (N, C, H, W) or (C, H, W); see `fastlayers.ops.dropout2d`."""
+    """Zero whole channels of (N, C, H, W) or (N, C, L); see `fastlayers.ops.dropout2d`."""
 
     def forward(self, input: Any) -> Tensor:
         """Drop channels in training."""

@@ -230,12 +230,12 @@ def dropout(input: Input, p: float = 0.5, training: bool = True, inplace: bool =
     return record(y, (x,), lambda dy: (ops.dropout_backward(dy, mask, p),), saved=())
 
 
-def _feature_dropout(input: Input, p: float, training: bool, op: str, batched: int) -> Tensor:
+def _feature_dropout(input: Input, p: float, training: bool, op: str) -> Tensor:
     x = tensor(input)
     getattr(ops, op)(x.array(), p, False)  # checks rank, dtype and p in both modes
     if not training:
         return x
-    axis = 1 if x.ndim == batched else 0
+    axis = 1 if x.ndim > 2 else 0
     y, scale = ops.feature_dropout_forward(x.array(), p, axis)
 
     def backward(dy: np.ndarray) -> tuple[np.ndarray]:
@@ -248,14 +248,14 @@ def dropout1d(input: Input, p: float = 0.5, training: bool = True, inplace: bool
     """Zero whole channels of (N, C, L) or (C, L); see `fastlayers.ops.dropout1d`."""
     if inplace and isinstance(input, Tensor):
         return autograd.inplace.apply("dropout1d_", dropout1d, input, p, training)
-    return _feature_dropout(input, p, training, "dropout1d", 3)
+    return _feature_dropout(input, p, training, "dropout1d")
 
 
 def dropout2d(input: Input, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Zero whole channels of (N, C, H, W) or (C, H, W); see `fastlayers.ops.dropout2d`."""
+    """Zero whole channels of (N, C, H, W) or (N, C, L); see `fastlayers.ops.dropout2d`."""
     if inplace and isinstance(input, Tensor):
         return autograd.inplace.apply("dropout2d_", dropout2d, input, p, training)
-    return _feature_dropout(input, p, training, "dropout2d", 4)
+    return _feature_dropout(input, p, training, "dropout2d")
 
 
 def _of_output(

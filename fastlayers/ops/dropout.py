@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -236,7 +237,7 @@ def _channel_dropout(
     check.probability(op, "p", p)
     if not training:
         return x
-    return _feature_dropout(op, x, p, 1 if x.ndim == ndims[1] else 0)[0]
+    return _feature_dropout(op, x, p, 1 if x.ndim > 2 else 0)[0]
 
 
 def dropout1d(input: np.ndarray, p: float = 0.5, training: bool = True) -> np.ndarray:
@@ -252,7 +253,7 @@ def dropout2d(input: np.ndarray, p: float = 0.5, training: bool = True) -> np.nd
     Parameters
     ----------
     input : ndarray
-        (N, C, H, W) or (C, H, W), float32 or float64.
+        (N, C, H, W), or (N, C, L) as in `dropout1d`; float32 or float64.
     p : float
         In [0, 1].
     training : bool
@@ -268,9 +269,19 @@ def dropout2d(input: np.ndarray, p: float = 0.5, training: bool = True) -> np.nd
     TypeError, ValueError
         For a wrong rank or dtype, or p outside of [0, 1].
 
+    Warns
+    -----
+    UserWarning
+        For three axes, which PyTorch 2.13 takes for (N, C, L) too, and will take for (C, H, W).
+
     References
     ----------
     Tompson et al., "Efficient object localization using convolutional networks", CVPR 2015,
     https://arxiv.org/abs/1411.4280
     """
-    return _channel_dropout("dropout2d", input, p, training, (3, 4))
+    op = "dropout2d"
+    y = _channel_dropout(op, input, p, training, (3, 4))
+    if y.ndim == 3:
+        text = "input of three axes is (N, C, L), and will be (C, H, W) in future; call dropout1d"
+        warnings.warn(f"{op}: {text} for (N, C, L)", stacklevel=2)
+    return y

@@ -3,6 +3,7 @@ import pytest
 from cases import unpacked
 
 from fastlayers import ops, random
+from fastlayers.nn import functional as F
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,7 @@ def test_masks_are_seeded_and_differ_between_calls():
 
 @pytest.mark.parametrize("op", [ops.dropout, ops.dropout1d, ops.dropout2d])
 def test_p_zero_keeps_and_p_one_drops_everything(op):
-    x = np.random.default_rng(0).standard_normal((2, 3, 4))
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 1)[: 3 + (op is ops.dropout2d)])
     x[0, 0, 0] = np.nan
     np.testing.assert_array_equal(op(x, 0), x)
     np.testing.assert_array_equal(op(x, 1), np.zeros_like(x))
@@ -63,7 +64,6 @@ def test_dropped_cells_are_zero_even_if_not_finite():
         (ops.dropout1d, (40, 5, 3)),
         (ops.dropout1d, (200, 3)),
         (ops.dropout2d, (40, 5, 3, 2)),
-        (ops.dropout2d, (200, 3, 2)),
     ],
 )
 def test_whole_channels_are_dropped(op, shape):
@@ -72,3 +72,13 @@ def test_whole_channels_are_dropped(op, shape):
     assert set(np.unique(y)) == {0, 2}
     np.testing.assert_array_equal(y, np.broadcast_to(y[..., :1], y.shape))
     assert 0.3 < (y[..., 0] == 0).mean() < 0.7
+
+
+@pytest.mark.parametrize("op", [ops.dropout2d, F.dropout2d])
+def test_three_axes_of_dropout2d_are_those_of_dropout1d(op):
+    x = np.ones((40, 5, 3), np.float32)
+    random.manual_seed(0)
+    want = ops.dropout1d(x)
+    random.manual_seed(0)
+    with pytest.warns(UserWarning, match=r"dropout2d: input of three axes is \(N, C, L\)"):
+        np.testing.assert_array_equal(np.asarray(op(x)), want)
