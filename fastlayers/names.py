@@ -6,14 +6,14 @@ import difflib
 import re
 from collections.abc import Collection
 
-__all__ = ["absent"]
+__all__ = ["absent", "out_of_scope"]
 
 # What is out of scope, by words in PyTorch's names.
 _OUT_OF_SCOPE = {
     "recurrent layers": r"RNN|LSTM|GRU|^(rnn|lstm|gru)_",
     "attention layers": r"Transformer|[Aa]ttention",
     "embeddings": r"[Ee]mbedding",
-    "quantised layers": r"[Qq]uant|qat",
+    "quantised layers": r"[Qq]uanti[sz]|QuantStub|qat",
 }
 # The rest of what PyTorch 2.13 has and this library lacks.
 _PYTORCH = {
@@ -89,9 +89,17 @@ def absent(module: str, name: str, known: Collection[str]) -> AttributeError:
     close = difflib.get_close_matches(name.lower().replace("_", ""), folded, 1, 0.75)
     if close:
         return AttributeError(f"{text}; did you mean {folded[close[0]]!r}?")
+    what = out_of_scope(name)
+    if what:
+        return AttributeError(
+            f"{text}, which is not in this library and won't be: {what} are out of its scope"
+        )
+    return AttributeError(text)
+
+
+def out_of_scope(name: str) -> str | None:
+    """What a name of PyTorch's is for, such as "recurrent layers", if that won't be here."""
     for what, pattern in _OUT_OF_SCOPE.items():
         if re.search(pattern, name):
-            return AttributeError(
-                f"{text}, which is not in this library and won't be: {what} are out of its scope"
-            )
-    return AttributeError(text)
+            return what
+    return None

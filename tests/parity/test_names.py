@@ -1,20 +1,14 @@
 """Of every class and function of PyTorch's modules, whether it is here can be told."""
 
-import inspect
+from pathlib import Path
 
 import pytest
 
 from fastlayers import nn, optim
 
 torch = pytest.importorskip("torch")
+document = pytest.importorskip("parity.document")
 
-# Helpers of PyTorch's own files, which no program asks for.
-INTERNAL = """
-    DType ScalingType SwizzleType boolean_dispatch assert_int_or_pair Any Counter Optimizer
-    SupportsFloat Tensor TypedDict bisect_right cast override partial ref wraps factory_kwargs
-    conv_tbc grouped_mm swap_in_optimizer_params_and_state
-"""
-HIDDEN = ("_", "has_torch", "handle_torch", "native_", "scaled_")
 PLACES = [
     (nn, torch.nn),
     (nn.functional, torch.nn.functional),
@@ -26,13 +20,15 @@ PLACES = [
 @pytest.mark.parametrize(("ours", "theirs"), PLACES)
 def test_every_name_is_there_or_explained(ours, theirs):
     wrong = []
-    for name, value in vars(theirs).items():
-        is_public = inspect.isclass(value) or inspect.isroutine(value)
-        if not is_public or name.startswith(HIDDEN) or hasattr(ours, name):
-            continue
+    for name in document.public(theirs):
         try:
             getattr(ours, name)
         except AttributeError as error:
-            if name not in INTERNAL.split() and "is not in this library" not in str(error):
+            if "is not in this library" not in str(error):
                 wrong.append(str(error))
     assert not wrong
+
+
+def test_the_document_says_so():
+    path = Path(__file__).parents[2] / "docs/parity.md"
+    assert path.read_text("utf-8") == document.document() + "\n"
