@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.compare.cases import LR, MOMENTUM, Batches, Case, initial_value
 from benchmarks.compare.harness import Contestant, resident_memory
-from benchmarks.compare.mobile import mobile
+from benchmarks.compare.networks import networks
 
 __all__ = ["CONTESTANTS", "TORCH_FLOAT32", "Start", "Step", "start"]
 
@@ -48,7 +48,7 @@ def prepare_fastlayers(threads: int, case: Case) -> tuple[Step, Start]:
 
     fl.set_num_threads(threads)
     resident = resident_memory()
-    model = _made(case, vars(fl.models), fl.nn)
+    model = (vars(fl.models) | networks(fl))[case.factory](**case.options)
     state = model.state_dict()
     model.load_state_dict({k: initial_value(k, np.shape(v)) for k, v in state.items()})
     del state
@@ -56,13 +56,6 @@ def prepare_fastlayers(threads: int, case: Case) -> tuple[Step, Start]:
     optimizer = fl.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
     batches = [(fl.tensor(x), fl.tensor(y)) for x, y in case.batches()]
     return _started(_stepper(model, loss, optimizer), model, batches, resident)
-
-
-def _made(case: Case, factories: dict[str, Any], nn: Any) -> Any:
-    """The model of a case, from one library's factories or layers."""
-    if case.factory == "mobile":
-        return mobile(nn, **case.options)
-    return factories[case.factory](**case.options)
 
 
 def prepare_torch(threads: int, mode: str, case: Case) -> tuple[Step, Start]:
@@ -73,7 +66,7 @@ def prepare_torch(threads: int, mode: str, case: Case) -> tuple[Step, Start]:
 
     torch.set_num_threads(threads)
     resident = resident_memory()
-    model = _made(case, torch_models(), torch.nn)
+    model = (torch_models() | networks(torch))[case.factory](**case.options)
     state = model.state_dict()
     model.load_state_dict(
         {k: torch.from_numpy(initial_value(k, tuple(v.shape))) for k, v in state.items()}

@@ -27,18 +27,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks.compare import models
-from benchmarks.compare.cases import CASES, Case
+from benchmarks.compare.cases import CASES, MORE, Case
 from benchmarks.compare.contestants import Start, Step, prepare_fastlayers, prepare_torch
 from benchmarks.compare.harness import Contestant, repeated_times, table
 from fastlayers.runtime import cores
 
 __all__ = ["CONTESTANTS", "MODELS", "busy", "fair", "main", "measure", "table_of"]
 
-_KNOWN = {(case.name, case.batch): case for case in CASES}
+_KNOWN = {(case.name, case.batch): case for case in CASES + MORE}
 MODELS = [
     _KNOWN["ResNet-20", 32],
     _KNOWN["CIFAR CNN, batch norm", 128],
-    Case("mobile (depthwise)", "mobile", {}, (3, 32, 32), 32),
+    _KNOWN["mobile (depthwise)", 32],
 ]
 
 

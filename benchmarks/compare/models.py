@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare.cases import CASES, Case
+from benchmarks.compare.cases import CASES, MORE, Case
 from benchmarks.compare.contestants import CONTESTANTS, TORCH_FLOAT32, start
 from benchmarks.compare.harness import Contestant, alternate_for, table
 
@@ -159,8 +159,8 @@ def report(rows: list[dict[str, Any]], names: list[str]) -> str:
 
 
 def chosen_cases(names: list[str] | None, batch: int | None) -> list[Case]:
-    """Cases of these models, each once if a batch size is given."""
-    cases = [c for c in CASES if names is None or c.name in names]
+    """Cases of these models, of `CASES` by default, each once if a batch size is given."""
+    cases = CASES if names is None else [c for c in CASES + MORE if c.name in names]
     if batch is None:
         return cases
     return list({case.name: case.at(batch) for case in cases}.values())
@@ -169,7 +169,7 @@ def chosen_cases(names: list[str] | None, batch: int | None) -> list[Case]:
 def main() -> None:
     """Print a line as each row is done, then the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    models = list(dict.fromkeys(case.name for case in CASES))
+    models = list(dict.fromkeys(case.name for case in CASES + MORE))
     usual = [name for name in CONTESTANTS if name != "bfloat16"]
     add = parser.add_argument
     add("--models", nargs="+", choices=models, metavar="NAME", help=f"of: {', '.join(models)}")

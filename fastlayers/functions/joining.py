@@ -14,6 +14,7 @@ from fastlayers.functions.reduction import axis
 from fastlayers.functions.registry import NUMPY, numpy_names
 from fastlayers.functions.shape import reshape
 from fastlayers.functions.table import result
+from fastlayers.ops.layout import ordered
 
 __all__ = [
     "atleast_1d",
@@ -78,7 +79,9 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
             )
     arrays = [x.array() for x in parts]
     ends = np.cumsum([array.shape[at] for array in arrays])[:-1]
-    out = np.concatenate([np.asarray(array, dtype) for array in arrays], at)
+    length = sum(array.shape[at] for array in arrays)
+    out = ordered(arrays[0], (*first[:at], length, *first[at + 1 :]), dtype)
+    np.concatenate(arrays, at, out=out, casting="unsafe")
 
     def gradient(dy: np.ndarray) -> tuple[np.ndarray | None, ...]:
         found = iter(np.split(dy, ends, at))

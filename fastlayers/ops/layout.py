@@ -21,6 +21,7 @@ __all__ = [
     "from_channels_last",
     "kernel_ready",
     "like",
+    "ordered",
     "raveled",
     "swapped",
     "to_channels_last",
@@ -87,6 +88,17 @@ def contiguous(x: np.ndarray) -> np.ndarray:
 def raveled(x: np.ndarray) -> np.ndarray:
     """Flat array of the elements in `like`'s order: the array's own where it is dense."""
     return (to_channels_last(x) if x.ndim > 2 else kernel_ready(x)).reshape(-1)
+
+
+def ordered(x: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array of a shape, with its axes in memory in the order of those of `x`.
+
+    From the pool: joining the layers of DenseNet-121 at batch 32 took 165 ms of 2 s in new memory,
+    most of it in page faults.
+    """
+    order = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
+    inverse = sorted(range(x.ndim), key=order.__getitem__)
+    return memory.empty(tuple(shape[axis] for axis in order), dtype).transpose(inverse)
 
 
 def like(x: np.ndarray, dtype: np.dtype | type | None = None) -> tuple[np.ndarray, np.ndarray]:
