@@ -23,19 +23,7 @@ Batches = list[tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a comparison.
-
-    Attributes
-    ----------
-    factory : str
-        Of `fastlayers.vision.models`, or of `networks`.
-    options : dict
-        The factory's.
-    shape : tuple of int
-        Of an input.
-    labels : tuple of int
-        Of a target: () for one class a sample, (H, W) for one a pixel.
-    """
+    """One row of a comparison: a factory of `fastlayers.vision.models` or `networks`; its input."""
 
     name: str
     factory: str
@@ -43,19 +31,18 @@ class Case:
     shape: tuple[int, ...]
     batch: int
     classes: int = 10
-    labels: tuple[int, ...] = ()
 
     def at(self, batch: int) -> Case:
         """The same model at another batch size."""
         return replace(self, batch=batch)
 
     def batches(self, count: int = 4) -> Batches:
-        """Random inputs (N, ...) and class indices (N, *labels)."""
+        """Random images (N, C, H, W) and class indices (N)."""
         generator = np.random.default_rng(0)
         return [
             (
                 generator.standard_normal((self.batch, *self.shape), np.float32),
-                generator.integers(0, self.classes, (self.batch, *self.labels)),
+                generator.integers(0, self.classes, self.batch),
             )
             for _ in range(count)
         ]
@@ -75,13 +62,10 @@ CASES = [
     Case("ResNet-18", "resnet18", {}, _IMAGENET, 16, 1000),
     Case("VGG-16", "vgg16", {}, _IMAGENET, 4, 1000),
 ]
-# Of more layers; measured by `models` if they are named.
+# Measured by `models` if they are named.
 MORE = [
     Case("mobile (depthwise)", "mobile", {}, _CIFAR, 32),
-    Case("MobileNetV2", "mobilenet_v2", {}, _IMAGENET, 8, 1000),
     Case("DenseNet-121", "densenet121", {}, _CIFAR, 64),
-    Case("U-Net", "unet", {}, (3, 128, 128), 8, labels=(128, 128)),
-    Case("ResNet, 1-d", "resnet1d", {}, (8, 1024), 32),
 ]
 
 

@@ -93,9 +93,10 @@ def raveled(x: np.ndarray) -> np.ndarray:
 def ordered(x: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An uninitialised array of a shape, with its axes in memory in the order of those of `x`.
 
-    From the pool: joining the layers of DenseNet-121 at batch 32 took 165 ms of 2 s in new memory,
-    most of it in page faults.
+    From the pool, as page faults of new memory took 0.4 s of a step of DenseNet-121 at batch 32.
     """
+    if x.flags.c_contiguous:
+        return memory.empty(shape, dtype)
     order = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
     inverse = sorted(range(x.ndim), key=order.__getitem__)
     return memory.empty(tuple(shape[axis] for axis in order), dtype).transpose(inverse)

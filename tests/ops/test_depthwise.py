@@ -134,3 +134,20 @@ def test_relu_keeps_nan():
     x, weight, bias = arrays(case, np.float32)
     y = run(case, np.full_like(x, np.nan), weight, bias, relu=True)[0]
     assert np.isnan(y).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "in_place"),
+    [
+        ({"stride": 2}, True),
+        ({"stride": 1}, False),
+        ({"stride": 2, "kernel": 5, "padding": 2}, False),  # more taps than packing costs
+        ({"stride": 2, "groups": 4096}, False),  # pixels share too few sets of L1
+        ({"stride": 2, "groups": 1}, False),  # lanes are left over
+    ],
+)
+def test_few_taps_at_a_stride_read_in_place(options, in_place):
+    x, weight, _ = arrays(case := config(**{"groups": 64, "size": (9, 12)} | options), np.float32)
+    groups, *_, stride, padding, dilation = case
+    shape = conv_shape("conv2d", x.shape, weight.shape, stride, padding, dilation, groups, 4)
+    assert (Depthwise(shape)._plan.rings == 0) == in_place

@@ -20,11 +20,13 @@ from fastlayers.runtime.facts import plain
 
 __all__ = ["Depthwise"]
 
+# Row, offset in a row of the ring or in x, and elements of the kernel and its channels.
 _Step = tuple[int, int, list[tuple[int, int]]]
 
 # Tasks to cut a pass into at most, where images are fewer, and partial sums of the weight gradient:
 # with 64, 128 images of 128 x 16 x 16 take 1.1 times as long.
 MOST_TASKS, MOST_CHUNKS = 64, 32
+FEW_TAPS = 9  # of a kernel that reads x in place
 LINE, PAGE = 64, 4096  # bytes of a cache line, and of a way of L1
 
 
@@ -188,15 +190,18 @@ def _block(groups: kernels.depthwise.Groups, ring: int) -> int:
 def _in_place(rows: Axis, columns: Axis, groups: kernels.depthwise.Groups, itemsize: int) -> bool:
     """Whether taps read x itself, with what is missing at the edges left out.
 
-    Where rows and columns are skipped each pixel is read about twice, so that packing is half of
-    the work: 32 images of 128 x 16 x 16 take 0.46 ms at a stride of 2, and 0.28 in place. At a
-    stride of 1 in place takes 1.1 times as long. The pixels' lines must fit in twice L1, of which a
-    page and each multiple of it share the sets: 16 images of 512 x 14 x 14 take 0.75 and 0.93.
+    Where pixels are skipped and taps are few, each pixel is read about twice, so that packing is
+    half of the work: 32 images of 128 x 16 x 16 take 0.44 ms at a stride of 2, and 0.28 in place;
+    with 5 x 5 taps 0.58 and 0.68. At a stride of 1 in place takes 1.1 times as long. The pixels'
+    lines must fit in twice L1, of which a page and each multiple of it share the sets: 16 images of
+    512 x 14 x 14 take 0.74 and 0.90.
     """
     if groups.depth * groups.each > 1 or groups.per_vector < cpu.lanes(itemsize):
         return False
+    taps = len(rows.phases[0].taps) * len(columns.phases[0].taps)
     apart = max(LINE, math.gcd(groups.groups * itemsize, PAGE))
-    return columns.stride > 1 and rows.reach * columns.size * apart <= 2 * cpu.l1_bytes()
+    near = rows.reach * columns.size * apart <= 2 * cpu.l1_bytes()
+    return columns.stride > 1 and taps <= FEW_TAPS and near
 
 
 def _ring(
@@ -232,21 +237,21 @@ def _tables(
     ring: kernels.depthwise.Ring,
 ) -> list[np.ndarray]:
     """Phases, rows and offsets of runs of taps and of single taps, and their elements."""
-    run, place = kernels.grouped_tile.RUN, _places(columns, groups, ring, shape.itemsize)
+    place = _places(columns, groups, ring, shape.itemsize)
     phases: list[tuple[int, ...]] = []
-    # Of each step: its row, the offset in a row of the ring or in x, and its elements.
     runs: list[_Step] = []
     singles: list[_Step] = []
     for down, across in itertools.product(rows.phases, columns.phases):
         for start, count, inside in _classes(across, columns, ring):
             first = len(runs), len(singles)
-            for r, row in zip(down.taps, down.offsets, strict=True):
-                for taps in _runs(inside, across.offsets, columns.stride, run):
-                    column = across.offsets[taps[0]]
-                    for d in range(groups.depth):
-                        found = [(r * shape.kernel[1] + across.taps[k], d) for k in taps]
-                        steps = runs if len(taps) == run else singles
-                        steps.append((row, place(row, column, d), found))
+            for (r, row), taps in itertools.product(
+                zip(down.taps, down.offsets, strict=True),
+                _runs(inside, across.offsets, columns.stride),
+            ):
+                kind = singles if len(taps) == 1 else runs
+                for d in range(groups.depth):
+                    found = [(r * shape.kernel[1] + across.taps[k], d) for k in taps]
+                    kind.append((row, place(row, across.offsets[taps[0]], d), found))
             spans = first[0], len(runs), first[1], len(singles)
             begin = across.start + start * columns.step
             phases.append((down.start, begin, down.count, count, *spans))
@@ -259,7 +264,8 @@ def _tables(
         ]
         tables += [np.array([row for row, *_ in steps], np.int64), np.array(places, np.int64)]
     pairs = [pair for *_, found in (*runs, *singles) for pair in found]
-    elements = [(*pair, pairs.index(pair)) for pair in pairs]
+    first_of: dict[tuple[int, int], int] = {}
+    elements = [(*pair, first_of.setdefault(pair, k)) for k, pair in enumerate(pairs)]
     return [*tables, np.array(elements, np.int64).reshape(-1, 3)]
 
 
@@ -304,8 +310,9 @@ def _classes(
     return sorted(classes, key=lambda one: -one[1])
 
 
-def _runs(taps: list[int], offsets: tuple[int, ...], stride: int, run: int) -> list[list[int]]:
+def _runs(taps: list[int], offsets: tuple[int, ...], stride: int) -> list[list[int]]:
     """Taps of a row in as many runs of neighbours as there are, and singles."""
+    run = kernels.grouped_tile.RUN
     steps: list[list[int]] = []
     k = 0
     while k < len(taps):
