@@ -181,7 +181,12 @@ def places() -> list[Place]:
         ),
         Place("torchvision.transforms", transforms, TRANSFORMS.split()),
     ]
-    return [place._replace(names=sorted(set(place.names), key=str.lower)) for place in found]
+    return [place._replace(names=sorted(set(place.names), key=_by_letters)) for place in found]
+
+
+def _by_letters(name: str) -> tuple[str, str]:
+    """Where a name stands; `T` is before `t`, whatever the order of a set."""
+    return name.lower(), name
 
 
 def reason(name: str) -> str:
